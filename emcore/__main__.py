@@ -1,0 +1,59 @@
+"""python -m emcore COMMAND: the three scripts and the small tools."""
+
+import runpy
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from emcore.errors import run_command
+
+SCRIPTS = {
+    "train": "train a network from a TOML config (also under torchrun -m emcore train)",
+    "infer": "predict a volume and decode it into labels",
+    "evaluate": "score predictions against truth, and tune the decoding",
+}
+# command -> (module with main(arguments), what it does)
+TOOLS = {
+    "config": ("emcore.config", "print every setting of a script with its default and meaning, as TOML"),
+    "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
+    "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
+    "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
+    "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
+    "score": ("emcore.metrics.score", "score two label files against each other"),
+    "augment": ("emcore.data.sheet", "write a PNG sheet of every augmentation of a config"),
+    "report": ("emcore.report", "write the page of a finished run"),
+}
+
+
+def usage() -> str:
+    lines = ["usage: python -m emcore COMMAND [ARGUMENTS]   (COMMAND --help says more)", ""]
+    lines += [f"  {name:<10}{text}" for name, text in SCRIPTS.items()]
+    lines += [f"  {name:<10}{text}" for name, (_, text) in TOOLS.items()]
+    return "\n".join(lines)
+
+
+def script_path(name: str) -> Path:
+    """The script beside the package in a checkout, or the copy that a wheel carries."""
+    package = Path(__file__).resolve().parent
+    installed = package / "scripts" / f"{name}.py"
+    return installed if installed.exists() else package.parent / f"{name}.py"
+
+
+def main() -> int:
+    name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
+    if name in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if name in SCRIPTS:
+        path = script_path(name)
+        sys.argv = [str(path), *arguments]
+        runpy.run_path(str(path), run_name="__main__")
+        return 0
+    if name not in TOOLS:
+        print(f"error: unknown command {name!r}; there are {', '.join([*SCRIPTS, *TOOLS])}", file=sys.stderr)
+        return 2
+    return run_command(import_module(TOOLS[name][0]).main, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""The one exception for a user's mistake, and how a command turns it into a sentence and exit code 2."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(ValueError):
+    """What is wrong with which input, what was found, what would work: one sentence."""
+
+
+def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
+    """The exit code of a command: 2 with one sentence for a user's mistake, 130 when interrupted."""
+    try:
+        return main(arguments) or 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

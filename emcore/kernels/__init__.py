@@ -1,0 +1,1 @@
+"""Compiled kernels; their sources are kernels/*.pyx, their Python faces emcore.segment."""

@@ -1,0 +1,1 @@
+"""Slow, obvious versions of what the kernels do; one file a topic."""
