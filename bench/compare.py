@@ -67,7 +67,8 @@ def compare(work: str, ours: Callable[[], object], peer_name: str, peer: Callabl
 def print_header() -> None:
     cores = len(os.sched_getaffinity(0))
     print(f"{platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}")
-    print(f"{'work':<46}{'peer':<16}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'ours MiB':>10}{'peer MiB':>10}  goal, agreement")
+    print(f"{'work':<46}{'peer':<16}{'ours s':>9}{'peer s':>9}{'ratio':>8}{'ours MiB':>10}{'peer MiB':>10}"
+          "  goal, agreement")
 
 
 def print_row(row: Row) -> None:

@@ -1,0 +1,61 @@
+# Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and starts over cheaply.
+#   make demo|test VENV=       use the active Python (with its packages) instead of .venv
+#   make demo DEMO="train.steps=100"   settings of configs/demo.toml to override
+#   make test TESTS="-m 'not slow'"    arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?=
+DEMO ?=
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup kernels demo test fast lint bench wheel clean
+
+ifeq ($(strip $(VENV)),)
+python := $(PYTHON)
+packages :=
+else
+python := $(VENV)/bin/python
+packages := $(VENV)/.packages
+endif
+
+# $(call step,what it does,command): says it, runs it, says how long it took
+define step
+@echo "== $(1)"; start=$$(date +%s); $(2); echo "== done in $$(( $$(date +%s) - start )) s: $(1)"
+endef
+
+help:
+	@sed -n 's/^# \?//p' Makefile | head -5
+	@echo "targets: demo test fast lint bench wheel clean"
+
+# the packages of constraints.txt, once; a stamp that changes with the pins
+$(VENV)/.packages: constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"emcore needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}: say make PYTHON=python3.12")'
+	@command -v c++ >/dev/null || { echo "no C++ compiler found: install g++ (Debian: apt-get install g++)"; exit 2; }
+	$(call step,virtual environment in $(VENV),$(PYTHON) -m venv $(VENV))
+	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr pyyaml ruff)
+	@touch $@
+
+build/.kernels: $(wildcard kernels/*.pyx) setup.py $(packages)
+	$(call step,compiling kernels/*.pyx,$(python) setup.py -q build_ext --inplace)
+	@mkdir -p build && touch $@
+
+kernels: build/.kernels
+
+setup: kernels
+
+test: kernels
+	$(call step,the whole test suite,$(python) -m pytest $(TESTS))
+
+fast: kernels
+	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))
+
+lint: $(packages)
+	$(call step,ruff check,$(python) -m ruff check .)
+
+wheel: $(packages)
+	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)
+
+clean:
+	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp outputs/demo
