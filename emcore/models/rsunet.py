@@ -1,0 +1,145 @@
+"""Residual symmetric U-Net for anisotropic volumes: pre-activation blocks, additive skips, fixed bilinear up-sampling.
+
+After Lee et al. 2017 (arXiv 1706.00120). Shapes: (n, c, z, y, x) in and out, logits out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from emcore.errors import InputError
+
+Triple = tuple[int, int, int]
+
+
+def normalisation(kind: str, channels: int, groups: int) -> nn.Module:
+    """The norm layer of a block; `groups` is lowered until it divides the channels."""
+    if kind == "batch":
+        return nn.BatchNorm3d(channels)
+    if kind == "group":
+        return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
+    if kind == "instance":
+        return nn.InstanceNorm3d(channels, affine=True)
+    if kind == "none":
+        return nn.Identity()
+    raise InputError(f"model norm must be batch, group, instance or none; got {kind!r}")
+
+
+def activation(kind: str) -> nn.Module:
+    choices = {"relu": lambda: nn.ReLU(inplace=True), "leakyrelu": lambda: nn.LeakyReLU(0.01, inplace=True),
+               "prelu": nn.PReLU, "elu": lambda: nn.ELU(inplace=True)}
+    if kind not in choices:
+        raise InputError(f"model activation must be one of {', '.join(choices)}; got {kind!r}")
+    return choices[kind]()
+
+
+def triple(size: int | Sequence[int]) -> Triple:
+    return (size,) * 3 if isinstance(size, int) else tuple(size)
+
+
+class NormActConv(nn.Sequential):
+    """Normalise, activate, convolve to the same size; no bias."""
+
+    def __init__(self, inside: int, outside: int, kernel: Triple, norm: str, groups: int, act: str):
+        super().__init__(normalisation(norm, inside, groups), activation(act),
+                         nn.Conv3d(inside, outside, kernel, padding=tuple(k // 2 for k in kernel), bias=False))
+
+
+class ConvBlock(nn.Module):
+    """Four convolutions: into the width, a residual pair, and one behind it."""
+
+    def __init__(self, inside: int, outside: int, kernel: Triple, *style):
+        super().__init__()
+        self.pre = NormActConv(inside, outside, kernel, *style)
+        self.residual = nn.Sequential(NormActConv(outside, outside, kernel, *style),
+                                      NormActConv(outside, outside, kernel, *style))
+        self.post = NormActConv(outside, outside, kernel, *style)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pre(x)
+        return self.post(x + self.residual(x))
+
+
+def bilinear_up(x: Tensor, factor: Triple) -> Tensor:
+    """x enlarged as a transposed convolution with the bilinear kernel does it, which fades the border.
+
+    That kernel sees zeros outside the volume, where interpolation repeats the last voxel: the outermost voxels keep
+    only their own share. Interpolating and scaling the border is several times faster than a depth-wise convolution.
+    """
+    out = functional.interpolate(x, scale_factor=tuple(float(f) for f in factor), mode="trilinear")
+    for axis, f in enumerate(factor, start=2):
+        if f > 1:
+            share = torch.ones(out.shape[axis], device=x.device, dtype=out.dtype)
+            fade = (torch.arange(f // 2, device=x.device, dtype=out.dtype) + 0.5 + f / 2) / f
+            share[: f // 2] *= fade
+            share[out.shape[axis] - f // 2:] *= fade.flip(0)
+            out = out * share.view([-1 if a == axis else 1 for a in range(out.dim())])
+    return out
+
+
+class RSUNet(nn.Module):
+    """Logits of the input's size; with deep supervision a dict of "output" and ds_1 (bottleneck) to ds_4 (finer)."""
+
+    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: Sequence[int] = (18, 36, 48, 64, 80), *,
+                 down: Sequence[Triple] | None = None, kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0,
+                 kernel_2d: Triple = (1, 3, 3), norm: str = "batch", groups: int = 8, act: str = "elu",
+                 deep_supervision: bool = False, checkpointing: bool = False):
+        super().__init__()
+        depth = len(width) - 1
+        if depth < 1:
+            raise InputError(f"RSUNet needs at least 2 widths; got {list(width)}")
+        self.down = tuple(tuple(factor) for factor in (down or [(1, 2, 2)] * depth))
+        if len(self.down) != depth:
+            raise InputError(f"RSUNet of {len(width)} widths needs {depth} down-sampling factors; got {len(self.down)}")
+        kernels = [triple(kernel)] * len(width) if isinstance(kernel, int) else [triple(size) for size in kernel]
+        kernels += [kernels[-1]] * (len(width) - len(kernels))
+        kernels[:depth_2d] = [triple(kernel_2d)] * min(depth_2d, len(width))
+        style = (norm, groups, act)
+        self.checkpointing = checkpointing
+        self.encoder = nn.ModuleList([ConvBlock(inside, outside, size, *style) for inside, outside, size
+                                      in zip((in_channels, *width[:-1]), width, kernels)])
+        self.lateral = nn.ModuleList([nn.Conv3d(width[level + 1], width[level], 1, bias=False) for level in range(depth)])
+        self.decoder = nn.ModuleList([ConvBlock(width[level], width[level], kernels[level], *style)
+                                      for level in range(depth)])
+        self.tail = nn.Sequential(normalisation(norm, width[0], groups), activation(act),
+                                  nn.Conv3d(width[0], out_channels, 1))
+        self.supervised = nn.ModuleList([nn.Conv3d(width[level + 1], out_channels, 1)
+                                         for level in reversed(range(depth))][:4] if deep_supervision else [])
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    @property
+    def multiple(self) -> Triple:
+        """A patch must be a multiple of this on every axis."""
+        z, y, x = 1, 1, 1
+        for factor in self.down:
+            z, y, x = z * factor[0], y * factor[1], x * factor[2]
+        return z, y, x
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.checkpointing and self.training:
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        skips = []
+        for level, block in enumerate(self.encoder):
+            if level:
+                skips.append(x)
+                x = functional.max_pool3d(x, self.down[level - 1], self.down[level - 1])
+            x = self._run(block, x)
+        aside = {}
+        for level in reversed(range(len(self.decoder))):
+            if len(aside) < len(self.supervised):
+                aside[f"ds_{len(aside) + 1}"] = self.supervised[len(aside)](x)
+            # the 1x1x1 convolution and the fixed enlargement commute; this order is the cheap one
+            x = bilinear_up(self.lateral[level](x), self.down[level]) + skips[level]
+            x = self._run(self.decoder[level], x)
+        x = self.tail(x)
+        return {"output": x, **aside} if aside else x
