@@ -101,7 +101,8 @@ class RSUNet(nn.Module):
         self.checkpointing = checkpointing
         self.encoder = nn.ModuleList([ConvBlock(inside, outside, size, *style) for inside, outside, size
                                       in zip((in_channels, *width[:-1]), width, kernels)])
-        self.lateral = nn.ModuleList([nn.Conv3d(width[level + 1], width[level], 1, bias=False) for level in range(depth)])
+        self.lateral = nn.ModuleList([nn.Conv3d(width[level + 1], width[level], 1, bias=False)
+                                      for level in range(depth)])
         self.decoder = nn.ModuleList([ConvBlock(width[level], width[level], kernels[level], *style)
                                       for level in range(depth)])
         self.tail = nn.Sequential(normalisation(norm, width[0], groups), activation(act),
