@@ -1,0 +1,178 @@
+"""Affinities as every kernel takes them: checks, channels and edge conventions, and 8 bits that keep what saturates.
+
+Affinities are (c, z, y, x). Channel c at voxel v says whether v and v + offset belong together; the nearest-neighbour
+offsets are NEAREST. uint8 stands for the 256 values of a table: PLAIN_TABLE (code / 255) unless another is given.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import affinities as kernel
+from emcore.threads import run_parallel, slabs, thread_count
+
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+PLAIN_TABLE = (np.arange(256) / 255).astype(np.float32)
+TABLE_ATTRIBUTE = "affinity_table"  # a file of encoded affinities carries its table under this name
+_LOGIT_LIMIT = 12.0  # codes 1 and 254 stand for 6e-6 and 1 - 6e-6, beyond every threshold in use
+
+
+class Affinities(NamedTuple):
+    """Checked affinities: the array as given, and where the edges towards smaller z, y and x lie in it."""
+
+    values: np.ndarray
+    channels: tuple[int, int, int]
+    shifts: tuple[int, int, int]  # the edge (v - 1, v) of an axis lies at v - shift along that axis: 0 or 1
+    table: np.ndarray | None  # 256 float32 for uint8, else None
+
+
+def _edge_sign(edge: str) -> int:
+    if edge not in ("later", "earlier"):
+        raise InputError(f"edge must be 'later' or 'earlier'; got {edge!r}")
+    return 1 if edge == "later" else -1
+
+
+def signed_offsets(offsets: Sequence[Sequence[int]] | None, channels: int, edge: str = "later") -> np.ndarray:
+    """One (z, y, x) triple a channel such that channel c at v joins v and v + offset; NEAREST for None.
+
+    edge="earlier": each value lies at the other voxel of its pair, so v is joined with v - offset.
+    """
+    sign = _edge_sign(edge)
+    if offsets is None:
+        return sign * np.array(NEAREST, np.int64)
+    table = np.asarray(offsets)
+    if table.shape != (channels, 3) or table.dtype.kind not in "iu":
+        raise InputError(f"offsets must be one (z, y, x) triple of whole numbers for each of the {channels} channels; "
+                         f"got {np.shape(offsets)} {table.dtype}")
+    return sign * table.astype(np.int64)
+
+
+def nearest_channels(offsets: Sequence[Sequence[int]] | None, channels: int,
+                     edge: str = "later") -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """The channels of the edges along z, y and x, and each one's shift (1 where it lies at the earlier voxel)."""
+    triples = [tuple(triple) for triple in signed_offsets(offsets, channels, edge).tolist()]
+    found, shifts = [], []
+    for axis, name in enumerate("zyx"):
+        later = NEAREST[axis]
+        earlier = tuple(-step for step in later)
+        channel = next((c for c, triple in enumerate(triples) if triple in (later, earlier)), None)
+        if channel is None:
+            raise InputError(f"offsets hold no nearest neighbour along {name}, {later} or {earlier}; got {triples}")
+        found.append(channel)
+        shifts.append(int(triples[channel] == earlier))
+    return tuple(found), tuple(shifts)
+
+
+def check_table(table: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
+    """256 float32 from 0 up to 1 for uint8 affinities (PLAIN_TABLE for None), None for floating point."""
+    if dtype != np.uint8:
+        if table is not None:
+            raise InputError(f"table decodes uint8 affinities, but affs are {dtype}; leave table out")
+        return None
+    if table is None:
+        return PLAIN_TABLE
+    values = np.ascontiguousarray(table, np.float32)
+    if values.shape != (256,) or values[0] != 0 or values[255] != 1 or not (np.diff(values) > 0).all():
+        raise InputError(f"table must be 256 values that rise from 0 to 1; got shape {values.shape}"
+                         + (f", {values[0]} to {values[-1]}" if values.size else ""))
+    return values
+
+
+def check_affinities(affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None, edge: str = "later",
+                     table: np.ndarray | None = None, values: bool = True, threads: int | None = None) -> Affinities:
+    """affs with its nearest-neighbour channels found; values=True also looks for numbers outside 0..1."""
+    affs = np.asarray(affs)
+    if affs.ndim != 4:
+        raise InputError(f"affs must be (channels, z, y, x); got shape {affs.shape}")
+    if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
+        raise InputError(f"affs must be float32, float16 or uint8; got {affs.dtype}; convert it, "
+                         "or encode_affinities makes uint8 of it")
+    if affs.shape[0] < 3:
+        raise InputError(f"affs must have at least the 3 channels z, y, x; got shape {affs.shape}")
+    table = check_table(table, affs.dtype)
+    channels, shifts = nearest_channels(offsets, affs.shape[0], edge)
+    checked = Affinities(affs, channels, shifts, table)
+    if values:
+        check_values(affs, channels, threads)
+    return checked
+
+
+def kernel_view(affs: np.ndarray) -> np.ndarray:
+    """affs as the kernels take it: float16 as the int16 of its bits, everything else as it is; no copy."""
+    return affs.view(np.int16) if affs.dtype == np.float16 else affs
+
+
+def check_values(affs: np.ndarray, channels: Sequence[int], threads: int | None = None) -> None:
+    """Raises InputError naming a value below 0, above 1 or not a number in the given channels, if there is one."""
+    if affs.dtype == np.uint8:
+        return
+    bits = kernel_view(affs)
+    threads = thread_count(threads)
+    jobs = [(c, start, stop) for c in channels for start, stop in slabs(affs.shape[1], 4 * threads)]
+    bad = run_parallel(lambda c, start, stop: kernel.outside(bits[c, start:stop]), jobs, threads)
+    for (c, start, stop), found in zip(jobs, bad):
+        if found:
+            block = affs[c, start:stop]
+            z, y, x = (int(i) for i in np.argwhere(~((block >= 0) & (block <= 1)))[0])
+            raise InputError(f"affs must lie in 0..1; found {block[z, y, x]} in channel {c} at voxel "
+                             f"({start + z}, {y}, {x}); pass the output of a sigmoid, or clip it")
+
+
+def _logistic(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logit))
+
+
+def _make_table() -> np.ndarray:
+    lower = _logistic(np.linspace(-_LOGIT_LIMIT, _LOGIT_LIMIT, 254)[:127])
+    return np.concatenate([[0], lower, 1 - lower[::-1], [1]]).astype(np.float32)
+
+
+def _make_boundaries() -> tuple[np.ndarray, np.ndarray]:
+    """The 127 numbers below 1/2 where the code steps up, and the code at the start of each bucket of 2**16 floats."""
+    step = 2 * _LOGIT_LIMIT / 253
+    boundaries = np.full(128, np.inf, np.float32)
+    boundaries[:127] = _logistic(-_LOGIT_LIMIT + step * (np.arange(127) - 0.5))
+    buckets = (int(np.float32(0.5).view(np.uint32)) >> 16) + 1
+    bucket_starts = (np.arange(buckets, dtype=np.uint32) << 16).view(np.float32)
+    return boundaries, np.searchsorted(boundaries[:127], bucket_starts, side="right").astype(np.uint8)
+
+
+LOGIT_TABLE = _make_table()
+_BOUNDARIES, _BUCKET_CODES = _make_boundaries()
+
+
+def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, table): affinities in 8 bits, in equal steps of the logit, and the 256 float32 that they stand for.
+
+    0 and 1 are exact, order is kept, and each value gets the code nearest on the logit scale, so that what a
+    network saturates (.998, .9999) stays apart. Store the table beside the codes (attribute TABLE_ATTRIBUTE).
+    """
+    affs = np.asarray(affs)
+    if affs.dtype.kind != "f":
+        raise InputError(f"affs must be floating point to be encoded; got {affs.dtype}")
+    codes = np.empty(affs.shape, np.uint8)
+    if codes.size == 0:
+        return codes, LOGIT_TABLE.copy()
+    planes, code_planes = np.atleast_2d(affs), np.atleast_2d(codes)  # views, also of strided arrays
+    where = list(np.ndindex(planes.shape[:-2]))
+
+    def encode(index: tuple[int, ...]) -> bool:
+        plane = np.ascontiguousarray(planes[index], np.float32).reshape(-1)
+        return kernel.encode(plane, _BOUNDARIES, _BUCKET_CODES, code_planes[index].reshape(-1))
+
+    for index, bad in zip(where, run_parallel(encode, [(index,) for index in where], thread_count(threads))):
+        if bad:
+            plane = planes[index]
+            value = plane[~((plane >= 0) & (plane <= 1))][0]
+            raise InputError(f"affs must lie in 0..1 to be encoded; found {value} in plane {index}")
+    return codes, LOGIT_TABLE.copy()
+
+
+def decode_affinities(codes: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
+    """The float32 affinities that uint8 codes stand for; table=None is code / 255."""
+    codes = np.asarray(codes)
+    if codes.dtype != np.uint8:
+        raise InputError(f"codes must be uint8; got {codes.dtype}")
+    return check_table(table, codes.dtype)[codes]

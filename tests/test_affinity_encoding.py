@@ -1,0 +1,122 @@
+"""Checks of affinities, their channels and edge conventions, and the 8-bit encoding."""
+
+import numpy as np
+import pytest
+
+from emcore.errors import InputError
+from emcore.segment import decode_affinities, encode_affinities
+from emcore.segment.affinities import LOGIT_TABLE, NEAREST, check_affinities, nearest_channels
+
+
+def random_affinities(shape=(3, 4, 5, 6), dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).random(shape).astype(dtype)
+
+
+def test_encoding_gives_the_code_nearest_on_the_logit_scale():
+    values = random_affinities((3, 8, 20, 30)) ** 8
+    values = np.concatenate([values, 1 - values])
+    codes, table = encode_affinities(values)
+    interior = np.clip(values.astype(np.float64), 1e-12, 1 - 1e-12)
+    logit = np.log(interior / (1 - interior))
+    steps = (logit + 12) * 253 / 24 + 1
+    assert codes.dtype == np.uint8
+    assert np.abs(codes - np.clip(steps, 0, 255)).max() <= 0.5 + 1e-3
+    assert np.array_equal(table, LOGIT_TABLE)
+
+
+def test_encoding_keeps_zero_one_and_the_order_and_returns_to_itself():
+    values = np.sort(np.concatenate([[0.0, -0.0, 1.0, 0.5, 1e-30, np.float32(1 - 2**-24)],
+                                     random_affinities((2000,))]).astype(np.float32))
+    codes, table = encode_affinities(values)
+    assert (np.diff(codes.astype(int)) >= 0).all()
+    assert codes[0] == 0
+    assert codes[-1] == 255
+    assert table[0] == 0
+    assert table[255] == 1
+    assert np.array_equal(encode_affinities(table)[0], np.arange(256))
+    assert np.array_equal(encode_affinities(decode_affinities(codes, table))[0], codes)
+
+
+def test_encoding_keeps_saturated_values_apart_where_plain_bytes_do_not():
+    saturated = np.array([0.998, 0.999, 0.9995, 0.9999, 0.99995], np.float32)
+    assert len(set(encode_affinities(saturated)[0].tolist())) == 5
+    assert len(set(np.round(255 * saturated).astype(int).tolist())) <= 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_encoding_is_the_same_for_any_threads_and_strides(threads):
+    values = random_affinities((3, 5, 7, 9))
+    expected = encode_affinities(values, threads=1)[0]
+    assert np.array_equal(encode_affinities(values[:, ::-1, :, ::2], threads=threads)[0], expected[:, ::-1, :, ::2])
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 4, 4), (3, 1, 1, 1), ()])
+def test_encoding_keeps_the_shape_of_small_and_empty_arrays(shape):
+    codes, table = encode_affinities(np.full(shape, 0.25, np.float32))
+    assert codes.shape == shape
+    assert np.allclose(decode_affinities(codes, table), 0.25, atol=0.02)
+
+
+def test_plain_bytes_decode_to_code_over_255():
+    assert np.array_equal(decode_affinities(np.arange(256, dtype=np.uint8)), (np.arange(256) / 255).astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [np.nan, -0.001, 1.001, np.inf])
+def test_encoding_refuses_numbers_outside_the_unit_interval(value):
+    values = random_affinities()
+    values[1, 2, 3, 4] = value
+    with pytest.raises(InputError, match=r"affs must lie in 0\.\.1 to be encoded; found"):
+        encode_affinities(values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("value", [np.nan, -np.nan, -0.001, 1.001, np.inf, -np.inf])
+def test_one_bad_number_anywhere_is_found_and_named(dtype, value):
+    for seed in range(5):
+        values = random_affinities((4, 5, 6, 7), dtype, seed)
+        values[0, 0, 0, 0] = -0.0
+        channel, z, y, x = np.random.default_rng(seed).integers(0, (3, 5, 6, 7))
+        values[channel, z, y, x] = value
+        for given in (values, np.ascontiguousarray(values[..., ::-1])[..., ::-1]):
+            with pytest.raises(InputError, match=rf"channel {channel} at voxel \({z}, {y}, {x}\)"):
+                check_affinities(given)
+        values[channel, z, y, x] = 1
+        check_affinities(values)
+
+
+def test_values_of_other_channels_are_not_looked_at():
+    values = random_affinities((4, 3, 3, 3))
+    values[3] = np.nan
+    check_affinities(values)
+
+
+def test_nearest_channels_are_found_in_any_order_and_sign():
+    assert nearest_channels(None, 3) == ((0, 1, 2), (0, 0, 0))
+    assert nearest_channels(None, 5, "earlier") == ((0, 1, 2), (1, 1, 1))
+    offsets = [(0, 0, -9), (0, 0, 1), (0, -1, 0), (-1, 0, 0)]
+    assert nearest_channels(offsets, 4) == ((3, 2, 1), (0, 0, 1))
+    assert nearest_channels(offsets, 4, "earlier") == ((3, 2, 1), (1, 1, 0))
+
+
+@pytest.mark.parametrize("affs, keywords, sentence", [
+    (np.zeros((3, 4, 5), np.float32), {}, r"affs must be \(channels, z, y, x\); got shape \(3, 4, 5\)"),
+    (np.zeros((2, 4, 5, 6), np.float32), {}, r"at least the 3 channels z, y, x; got shape \(2, 4, 5, 6\)"),
+    (np.zeros((3, 4, 5, 6)), {}, "must be float32, float16 or uint8; got float64"),
+    (np.zeros((3, 4, 5, 6), ">f4"), {}, "must be float32, float16 or uint8; got >f4"),
+    (np.zeros((3, 4, 5, 6), np.float32), {"edge": "source"}, "edge must be 'later' or 'earlier'; got 'source'"),
+    (np.zeros((3, 4, 5, 6), np.float32), {"offsets": NEAREST[:2]}, "for each of the 3 channels"),
+    (np.zeros((3, 4, 5, 6), np.float32), {"offsets": [*NEAREST[:2], (0, 0, -2)]}, "no nearest neighbour along x"),
+    (np.zeros((3, 4, 5, 6), np.float32), {"table": LOGIT_TABLE}, "leave table out"),
+    (np.zeros((3, 4, 5, 6), np.uint8), {"table": LOGIT_TABLE[:200]}, "must be 256 values that rise from 0 to 1"),
+    (np.zeros((3, 4, 5, 6), np.uint8), {"table": LOGIT_TABLE[::-1]}, "must be 256 values that rise from 0 to 1"),
+])
+def test_wrong_affinities_are_refused_in_one_sentence(affs, keywords, sentence):
+    with pytest.raises(InputError, match=sentence):
+        check_affinities(affs, **keywords)
+
+
+def test_codes_of_another_type_are_refused():
+    with pytest.raises(InputError, match="codes must be uint8; got int64"):
+        decode_affinities(np.zeros(3, np.int64))
+    with pytest.raises(InputError, match="must be floating point to be encoded; got uint8"):
+        encode_affinities(np.zeros(3, np.uint8))
