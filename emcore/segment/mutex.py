@@ -1,0 +1,142 @@
+"""Mutex watershed: a segmentation from long-range affinities without seeds and thresholds (Wolf et al. 2018)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels.mutex import BINS, MutexForest
+from emcore.threads import run_parallel, slabs, thread_count
+
+INFINITE_KEY = 0x7F800000  # bits of the float32 infinity: above every weight
+MOST_VOXELS = 2**32 - 2
+
+
+def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attractive: int | Sequence[bool] = 3,
+                    strides: Sequence | None = None, mask: np.ndarray | None = None,
+                    bias: Sequence[float] | float | None = None, table: np.ndarray | None = None,
+                    threads: int | None = None) -> np.ndarray:
+    """Labels (z, y, x), uint32, 1.. in the order of first voxels; 0 only outside the mask.
+
+    Channel c of affs (c, z, y, x), float32, float16 or uint8, joins v and v + offsets[c]. Edges act strongest first:
+    an attractive one merges two clusters unless they are held apart, a repulsive one holds them apart for good.
+    Without bias the first `attractive` channels (or those marked True) attract with weight a, the others repel with
+    weight 1 - a. With bias (one number, or one a channel) each edge weighs |a + bias| and attracts where a + bias > 0.
+    Edges of weight 0 say nothing. Equal weights: the lower channel first, then the earlier voxel in raster order.
+
+    strides, one (z, y, x) triple or one a channel, keep only the edges stored at multiples of them; a single triple
+    thins the channels that are not `attractive`. table gives the affinity that each uint8 code stands for (code / 255).
+    """
+    affs, table = _affinities(affs, table)
+    offsets = _offsets(offsets, affs)
+    attracts = _attractive(attractive, len(affs))
+    strides = _strides(strides, attracts)
+    limits = (0.0, 1.0) if bias is None else (np.finfo(np.float32).min, np.finfo(np.float32).max)
+    bias = np.where(attracts, 0, -1).astype(np.float32) if bias is None else _bias(bias, len(affs))
+    if mask is not None:
+        mask = np.asarray(mask)
+        if mask.shape != affs.shape[1:]:
+            raise InputError(f"mask must have the shape {affs.shape[1:]} of the volume; got {mask.shape}")
+        mask = mask.view(np.uint8) if mask.dtype == bool else (mask != 0).view(np.uint8)
+    labels = np.empty(affs.shape[1:], np.uint32)
+    if labels.size == 0:
+        return labels
+
+    threads = thread_count(threads)
+    weights = None
+    if table is not None:
+        weights = np.ascontiguousarray(table[None] + bias[:, None], np.float32)
+    rows = slabs(affs.shape[1] * affs.shape[2], threads)
+    forest = MutexForest(affs, weights, mask, offsets, strides, bias, len(affs) * len(rows))
+    if not all(run_parallel(forest.point, [(*slab, *limits) for slab in rows], threads)):
+        raise InputError("affinities hold NaN or values outside "
+                         f"{'0..1' if limits[1] == 1 else 'float32'}; apply the sigmoid or repair them first")
+    forest.settle()
+    counts = np.zeros((len(rows), BINS), np.int64)
+    run_parallel(forest.histogram, [(*slab, count) for slab, count in zip(rows, counts)], threads)
+    for low, high in batches(counts.sum(0), labels.size):
+        jobs = [(c, *slab, low, high) for c in range(len(affs)) for slab in rows]
+        run_parallel(forest.gather, [(part, *job) for part, job in enumerate(jobs)], threads)
+        forest.process(low, high)
+    forest.labels(labels.reshape(-1))
+    return labels
+
+
+def batches(counts: np.ndarray, budget: int) -> list[tuple[int, int]]:
+    """Ranges [low, high) of key bits, highest first, that hold at most `budget` edges unless one bin holds more."""
+    width = 2**31 // len(counts)
+    ranges, high, held = [], None, 0
+    for index in np.flatnonzero(counts)[::-1].tolist():
+        if high is not None and held + counts[index] > budget:
+            ranges.append(((index + 1) * width, high))
+            high = None
+        if high is None:
+            high, held = min((index + 1) * width, INFINITE_KEY), 0
+        held += counts[index]
+    if high is not None:
+        ranges.append((1, high))
+    return ranges
+
+
+def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """affs as float32, uint8 or the bits of float16, and for the last two the affinity of each code."""
+    affs = np.asarray(affs)
+    if affs.ndim != 4 or affs.dtype not in (np.float32, np.float16, np.uint8):
+        raise InputError(f"affs must be (c, z, y, x) of float32, float16 or uint8; got {affs.shape} {affs.dtype}")
+    if affs[0:1].size > MOST_VOXELS:
+        raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {affs[0].size}, "
+                         "cut the volume into blocks")
+    if affs.dtype == np.uint8:
+        table = np.arange(256, dtype=np.float32) / np.float32(255) if table is None else np.asarray(table, np.float32)
+        if table.shape != (256,) or not (np.isfinite(table).all() and table.min() >= 0 and table.max() <= 1):
+            raise InputError(f"table must hold 256 affinities between 0 and 1; got shape {table.shape}")
+        return affs, table
+    if table is not None:
+        raise InputError(f"table is only for uint8 affinities; got {affs.dtype}")
+    if affs.dtype == np.float16:
+        return affs.view(np.uint16), np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return affs, None
+
+
+def _offsets(offsets: Sequence[Sequence[int]], affs: np.ndarray) -> np.ndarray:
+    try:
+        triples = np.ascontiguousarray(offsets, np.int64)
+    except (TypeError, ValueError):
+        triples = np.empty(0, np.int64)
+    if triples.shape != (len(affs), 3) or not np.array_equal(triples, np.asarray(offsets)):
+        raise InputError(f"offsets must be one whole (z, y, x) triple for each of the {len(affs)} channels; got {offsets}")
+    for c, triple in enumerate(triples.tolist()):
+        if triple == [0, 0, 0]:
+            raise InputError(f"offsets must lead to another voxel; channel {c} has (0, 0, 0)")
+    return triples
+
+
+def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:
+    if isinstance(attractive, (int, np.integer)) and not isinstance(attractive, bool):
+        if not 0 <= attractive <= channels:
+            raise InputError(f"attractive must be between 0 and the {channels} channels; got {attractive}")
+        return np.arange(channels) < attractive
+    marks = np.asarray(attractive)
+    if marks.shape != (channels,) or marks.dtype != bool:
+        raise InputError(f"attractive must be a count or one True/False for each of the {channels} channels; "
+                         f"got {attractive}")
+    return marks
+
+
+def _strides(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
+    if strides is None:
+        return np.ones((len(attracts), 3), np.int64)
+    steps = np.asarray(strides)
+    if steps.shape not in ((3,), (len(attracts), 3)) or steps.dtype.kind not in "iu" or steps.min() < 1:
+        raise InputError("strides must be whole numbers from 1 up, one (z, y, x) triple or one for each of the "
+                         f"{len(attracts)} channels; got {strides}")
+    if steps.ndim == 1:
+        steps = np.where(attracts[:, None], 1, steps)
+    return np.ascontiguousarray(steps, np.int64)
+
+
+def _bias(bias: Sequence[float] | float, channels: int) -> np.ndarray:
+    values = np.asarray(bias, np.float32)
+    if values.shape not in ((), (channels,)) or not np.isfinite(values).all():
+        raise InputError(f"bias must be one finite number or one for each of the {channels} channels; got {bias}")
+    return np.ascontiguousarray(np.broadcast_to(values, (channels,)))
