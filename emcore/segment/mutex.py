@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.kernels.mutex import BINS, MutexForest
+from emcore.kernels.mutex import MutexForest
+from emcore.kernels.voxel_edges import BINS, VoxelEdges
 from emcore.threads import run_parallel, slabs, thread_count
 
 INFINITE_KEY = 0x7F800000  # bits of the float32 infinity: above every weight
+BIN_WIDTH = 2**31 // BINS  # keys that share a bin of the histogram of weights
 MOST_VOXELS = 2**32 - 2
 
 
@@ -31,7 +33,7 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attra
     offsets = _offsets(offsets, affs)
     attracts = _attractive(attractive, len(affs))
     strides = _strides(strides, attracts)
-    limits = (0.0, 1.0) if bias is None else (np.finfo(np.float32).min, np.finfo(np.float32).max)
+    limits = (0.0, 1.0) if bias is None else (-1e30, 1e30)
     bias = np.where(attracts, 0, -1).astype(np.float32) if bias is None else _bias(bias, len(affs))
     if mask is not None:
         mask = np.asarray(mask)
@@ -43,39 +45,36 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attra
         return labels
 
     threads = thread_count(threads)
-    weights = None
-    if table is not None:
-        weights = np.ascontiguousarray(table[None] + bias[:, None], np.float32)
+    with np.errstate(invalid="ignore"):  # the codes of float16 include NaN
+        weights = None if table is None else np.ascontiguousarray(table[None] + bias[:, None], np.float32)
+    edges = VoxelEdges(affs, weights, mask, offsets, strides, bias)
     rows = slabs(affs.shape[1] * affs.shape[2], threads)
-    forest = MutexForest(affs, weights, mask, offsets, strides, bias, len(affs) * len(rows))
-    if not all(run_parallel(forest.point, [(*slab, *limits) for slab in rows], threads)):
-        raise InputError("affinities hold NaN or values outside "
-                         f"{'0..1' if limits[1] == 1 else 'float32'}; apply the sigmoid or repair them first")
-    forest.settle()
+    parent = np.empty(labels.size, np.uint32)
+    if not all(run_parallel(edges.point, [(parent, *slab, *limits) for slab in rows], threads)):
+        raise InputError("affs must be between {:g} and {:g}; found NaN or values outside, apply the sigmoid "
+                         "or repair them first".format(*limits))
+    forest = MutexForest(parent)
     counts = np.zeros((len(rows), BINS), np.int64)
-    run_parallel(forest.histogram, [(*slab, count) for slab, count in zip(rows, counts)], threads)
-    for low, high in batches(counts.sum(0), labels.size):
-        jobs = [(c, *slab, low, high) for c in range(len(affs)) for slab in rows]
-        run_parallel(forest.gather, [(part, *job) for part, job in enumerate(jobs)], threads)
-        forest.process(low, high)
-    forest.labels(labels.reshape(-1))
+    run_parallel(edges.histogram, [(parent, *slab, count) for slab, count in zip(rows, counts)], threads)
+
+    def gather(*job) -> np.ndarray:
+        found = edges.gather(parent, *job)
+        return found[:forest.live(found)].copy()
+
+    counts = counts.sum(0)
+    bins, target = np.flatnonzero(counts)[::-1], max(1, labels.size // 4)
+    survival, high = 1.0, INFINITE_KEY
+    while len(bins):
+        # later batches reach further down: most of their edges no longer act, as the last batch showed
+        held = np.cumsum(counts[bins])
+        taken = max(1, int(np.searchsorted(held, target / survival, "right")))
+        low = max(1, int(bins[taken - 1]) * BIN_WIDTH)
+        parts = run_parallel(gather, [(c, *slab, low, high) for c in range(len(affs)) for slab in rows], threads)
+        survival = max(sum(map(len, parts)) / held[taken - 1], survival / 8, 1e-6)
+        forest.process(parts, low, high)
+        bins, high = bins[taken:], low
+    forest.labels(None if mask is None else mask.reshape(-1), labels.reshape(-1))
     return labels
-
-
-def batches(counts: np.ndarray, budget: int) -> list[tuple[int, int]]:
-    """Ranges [low, high) of key bits, highest first, that hold at most `budget` edges unless one bin holds more."""
-    width = 2**31 // len(counts)
-    ranges, high, held = [], None, 0
-    for index in np.flatnonzero(counts)[::-1].tolist():
-        if high is not None and held + counts[index] > budget:
-            ranges.append(((index + 1) * width, high))
-            high = None
-        if high is None:
-            high, held = min((index + 1) * width, INFINITE_KEY), 0
-        held += counts[index]
-    if high is not None:
-        ranges.append((1, high))
-    return ranges
 
 
 def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -104,7 +103,8 @@ def _offsets(offsets: Sequence[Sequence[int]], affs: np.ndarray) -> np.ndarray:
     except (TypeError, ValueError):
         triples = np.empty(0, np.int64)
     if triples.shape != (len(affs), 3) or not np.array_equal(triples, np.asarray(offsets)):
-        raise InputError(f"offsets must be one whole (z, y, x) triple for each of the {len(affs)} channels; got {offsets}")
+        raise InputError(f"offsets must be one whole (z, y, x) triple for each of the {len(affs)} channels; "
+                         f"got {offsets}")
     for c, triple in enumerate(triples.tolist()):
         if triple == [0, 0, 0]:
             raise InputError(f"offsets must lead to another voxel; channel {c} has (0, 0, 0)")
