@@ -1,0 +1,113 @@
+"""How far a long piece of work is: a live line on a terminal, plain lines now and then in a log file."""
+
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+SECONDS_BETWEEN_LIVE_LINES = 1.0
+SECONDS_BETWEEN_LOG_LINES = 30.0
+
+
+class Progress:
+    """A context in which `add(amount)` counts work done; prints rate, remaining time and resident memory.
+
+    The last line comes always, also when the work stops with an exception. `add` may be called from any thread.
+    """
+
+    def __init__(self, total: int | None, what: str, unit: str = "", stream: TextIO | None = None,
+                 every: float = SECONDS_BETWEEN_LOG_LINES, clock: Callable[[], float] = time.monotonic):
+        self.total, self.what, self.unit, self.clock = total, what, unit, clock
+        self.stream = sys.stderr if stream is None else stream
+        self.live = self.stream.isatty()
+        self.between = SECONDS_BETWEEN_LIVE_LINES if self.live else max(every, SECONDS_BETWEEN_LIVE_LINES)
+        self.done = 0
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Progress":
+        self.started = self.printed = self.clock()
+        return self
+
+    def add(self, amount: int = 1) -> None:
+        """Counts `amount` more units as done, and prints a line when one is due."""
+        with self.lock:
+            self.done += amount
+            now = self.clock()
+            if now - self.printed >= self.between:
+                self.printed = now
+                self._print(self.line(now))
+
+    def __exit__(self, kind, error, trace) -> None:
+        elapsed = self.clock() - self.started
+        state = "stopped after" if kind else "in"
+        self._print(f"{self._so_far(elapsed)}, {state} {duration(elapsed)}{memory_text()}", last=True)
+
+    def line(self, now: float) -> str:
+        """The line for the time `now`; the remaining time supposes the mean rate since the start."""
+        elapsed = now - self.started
+        remaining = ""
+        if self.total is not None and self.done:
+            remaining = f", {duration(elapsed * max(0, self.total - self.done) / self.done)} left"
+        return f"{self._so_far(elapsed)}{remaining}{memory_text()}"
+
+    def _so_far(self, elapsed: float) -> str:
+        share = f" {100 * self.done // self.total}%" if self.total else ""
+        of = f" of {quantity(self.total)}" if self.total is not None else ""
+        rate = f", {with_unit(self.done / elapsed, self.unit)}/s" if elapsed > 0 else ""
+        return f"{self.what}:{share} {quantity(self.done)}{of} {self.unit}".rstrip() + rate
+
+    def _print(self, text: str, last: bool = False) -> None:
+        if self.live:
+            # a line longer than the terminal would wrap and could not be overwritten
+            text = "\r" + text[:shutil.get_terminal_size().columns - 1] + "\x1b[K" + ("\n" if last else "")
+        else:
+            text += "\n"
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            pass  # a closed terminal or a full log disk must not end a day of work
+
+
+def quantity(value: float) -> str:
+    """Three significant digits with a thousands letter: 950, 12.3k, 4.56M."""
+    for letter in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5 or letter == "T":
+            break
+        value /= 1000
+    if not letter and float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.{0 if abs(value) >= 99.95 else 1 if abs(value) >= 9.995 else 2}f}{letter}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A quantity and its unit: 12.3M voxels."""
+    return f"{quantity(value)} {unit}".rstrip()
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, minutes and seconds, or seconds: 2h05m, 3m20s, 4.2s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def memory_text() -> str:
+    resident = resident_bytes()
+    return f", memory {quantity(resident)}B" if resident else ""
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process now, or 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

@@ -1,0 +1,107 @@
+"""Progress lines: how many, when, and what they say."""
+
+import io
+import re
+
+import pytest
+
+from emcore.progress import Progress, duration, quantity, resident_bytes
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(stream, seconds_per_step, steps, total="steps", **settings):
+    clock = Clock()
+    with Progress(steps if total == "steps" else total, "copy", "voxels", stream, clock=clock, **settings) as progress:
+        for _ in range(steps):
+            clock.now += seconds_per_step
+            progress.add(1)
+    return stream.getvalue()
+
+
+def test_a_terminal_gets_one_line_that_is_rewritten_at_most_once_a_second():
+    text = run(Terminal(), 0.01, 1000)  # ten seconds
+    assert text.count("\n") == 1
+    assert text.endswith("\n")
+    assert 9 <= text.count("\r") <= 11
+    assert text.count("\r") == text.count("\x1b[K")
+
+
+def test_a_log_file_gets_plain_lines_every_thirty_seconds_and_one_at_the_end():
+    text = run(io.StringIO(), 1, 100)
+    lines = text.splitlines()
+    assert len(lines) == 4
+    assert "\r" not in text
+    assert "\x1b" not in text
+    assert lines[0].startswith("copy: 30% 30 of 100 voxels, 1 voxels/s, 1m10s left, memory ")
+    assert lines[-1].startswith("copy: 100% 100 of 100 voxels, 1 voxels/s, in 1m40s, memory ")
+
+
+def test_a_log_file_never_gets_more_than_one_line_a_second_even_when_asked():
+    assert len(run(io.StringIO(), 0.01, 200, every=0.0).splitlines()) in (2, 3)
+
+
+def test_the_last_line_comes_for_work_of_no_steps_and_of_unknown_total():
+    assert len(run(io.StringIO(), 1, 0).splitlines()) == 1
+    line, = run(io.StringIO(), 0.5, 4, total=None).splitlines()
+    assert line.startswith("copy: 4 voxels, 2 voxels/s, in 2.0s")
+
+
+def test_work_that_fails_leaves_a_last_line_that_says_where_it_stopped():
+    stream, clock = io.StringIO(), Clock()
+
+    def work():
+        with Progress(10, "copy", "blocks", stream, clock=clock) as progress:
+            clock.now += 5
+            progress.add(3)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    assert stream.getvalue().startswith("copy: 30% 3 of 10 blocks, 0.60 blocks/s, stopped after 5.0s")
+
+
+def test_a_line_never_wraps_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    for part in run(Terminal(), 1, 5).split("\r")[1:]:
+        assert len(part.replace("\x1b[K", "").rstrip("\n")) < 20
+
+
+def test_a_full_log_disk_does_not_end_the_work():
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    run(Full(), 40, 3)
+
+
+@pytest.mark.parametrize("value,text", [(0, "0"), (7, "7"), (0.25, "0.25"), (9.996, "10.0"), (950, "950"),
+                                        (999.7, "1.00k"), (1000, "1.00k"), (12345, "12.3k"), (4.56e6, "4.56M"),
+                                        (123456789, "123M"), (3e9, "3.00G"), (5e15, "5000T")])
+def test_quantities_have_three_significant_digits(value, text):
+    assert quantity(value) == text
+
+
+@pytest.mark.parametrize("seconds,text", [(0, "0.0s"), (9.97, "10s"), (59.6, "1m00s"), (200, "3m20s"), (7500, "2h05m"),
+                                          (3599.6, "1h00m")])
+def test_durations_read_like_speech(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_the_resident_memory_is_that_of_this_process():
+    if not resident_bytes():
+        pytest.skip("this system does not tell the resident memory")
+    before = resident_bytes()
+    block = bytearray(b"x") * (1 << 26)
+    assert resident_bytes() - before > len(block) // 2
+    assert re.fullmatch(r"[\d.]+[MG]", quantity(resident_bytes()))
