@@ -1,0 +1,1 @@
+"""Every setting of a run: one file a table of the TOML."""
