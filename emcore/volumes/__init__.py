@@ -1,0 +1,209 @@
+"""Volumes in any format: `open_volume` reads what is sliced, `create_volume` writes block by block.
+
+    raw = open_volume("sample.h5:volumes/raw")        # also .npy, .tif, a folder of .tif, .zarr, or an array
+    raw.shape, raw.dtype, raw.resolution, raw.offset, raw.attrs, raw.chunks
+    block = raw[10:20, :512, :512]                     # a new numpy array, the dtype as stored
+    with create_volume("out.h5:labels", raw.shape, "uint64", raw.resolution, raw.offset) as out:
+        out[10:20, :512, :512] = labels                # the name out.h5 appears when the block ends without an error
+
+Axes are (z, y, x) or (c, z, y, x); resolution and offset in nm, z y x. Nothing is read on opening, nothing here
+imports torch, and a volume may be pickled and may cross a fork: every process opens its own handle on first use.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
+from os import PathLike, fspath
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.volumes import metadata
+from emcore.volumes.volume import (
+    KEYS,
+    Listed,
+    Volume,
+    check_labels,
+    check_volume,
+    native,
+    placement,
+)
+from emcore.volumes.writing import Writer
+
+__all__ = [
+    "Listed",
+    "Volume",
+    "Writer",
+    "check_labels",
+    "create_volume",
+    "list_datasets",
+    "open_volume",
+    "placement",
+    "split_reference",
+]
+
+SUFFIXES = {
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".hdf": "hdf5",
+    ".npy": "npy",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+    ".zarr": "zarr_format",
+}
+SIGNATURES = {
+    b"\x89HDF\r\n\x1a\n": "hdf5",
+    b"\x93NUMPY": "npy",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"II+\0": "tiff",
+    b"MM\0+": "tiff",
+}
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
+CONTAINERS = ("hdf5", "zarr_format")
+FORMATS = "HDF5 (.h5), npy, TIFF (a stack, or a folder of slices) and zarr"
+
+
+def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None) -> Volume:
+    """The volume that `path`, `path:dataset` or an array (shape, dtype, slicing) refers to; reads no voxel.
+
+    Without a dataset: the only one of the file, else the first of the usual keys for kind "image" or "labels"
+    (None: either). kind "labels" also refuses what cannot be labels.
+    resolution is None where the file does not say it; offset is then (0, 0, 0).
+    """
+    if kind not in KEYS:
+        raise InputError(f'kind is "image", "labels" or None; got {kind!r}')
+    if isinstance(reference, Volume):
+        volume = reference
+    elif isinstance(reference, str | PathLike):
+        path, named = split_reference(reference)
+        volume = open_path(path, dataset or named, kind)
+    else:
+        volume = from_array(reference)
+    return check_labels(volume) if kind == "labels" else volume
+
+
+def open_path(path: Path, dataset: str | None, kind: str | None) -> Volume:
+    found = format_of(path)
+    refuse_dataset(path, dataset, found)
+    return format_module(found).open_file(path, dataset, kind)
+
+
+def list_datasets(path: str | PathLike) -> list[Listed]:
+    """Every array in a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
+    path = Path(path)
+    found = format_of(path)
+    if found in CONTAINERS:
+        return format_module(found).list_file(path)
+    volume = open_path(path, None, None)
+    return [Listed("", volume.shape, volume.dtype, volume.chunks)]
+
+
+def format_module(name: str) -> ModuleType:
+    """The module that reads and writes a format: tifffile and zarr are not imported for the others."""
+    return import_module(f"emcore.volumes.{name}")
+
+
+def refuse_dataset(path: Path, dataset: str | None, found: str) -> None:
+    if dataset and found not in CONTAINERS:
+        raise InputError(f"{path} is a single volume, it has no dataset {dataset!r}; only HDF5 and zarr hold several")
+
+
+def from_array(array: Any) -> Volume:
+    """An object with shape, dtype and slicing as it is; attributes are taken where it has some (h5py, zarr)."""
+    if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
+        raise InputError(f"a volume is a path or an object with shape, dtype and slicing; got {type(array).__name__}")
+    name = str(getattr(array, "name", None) or type(array).__name__)
+    try:
+        shape, dtype = tuple(int(length) for length in array.shape), np.dtype(array.dtype)
+    except TypeError:
+        raise InputError(f"a volume has a numpy dtype; got {array.dtype} of {type(array).__name__}") from None
+    check_volume(name, shape, dtype)
+    attributes = {key: metadata.plain(value) for key, value in dict(getattr(array, "attrs", None) or {}).items()}
+    given = {key: getattr(array, key) for key in ("resolution", "offset") if getattr(array, key, None) is not None}
+    resolution, offset = metadata.read_grid([metadata.plain(given), attributes], name)
+    chunks = getattr(array, "chunks", None)
+    chunks = tuple(chunks) if chunks and all(isinstance(size, int) for size in chunks) else None
+    connect = partial(itself, array)
+    return Volume(name, shape, native(dtype), resolution, offset, metadata.without_grid(attributes), chunks, connect)
+
+
+def itself(array: Any) -> Any:
+    return array
+
+
+def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
+    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
+    text = fspath(reference)
+    head, colon, dataset = text.rpartition(":")
+    # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
+    is_container = Path(head).suffix.lower() in SUFFIXES or Path(head).is_file()
+    if not colon or Path(text).exists() or not (is_container or Path(head).is_dir()):
+        return Path(text), None
+    return Path(head), dataset or None
+
+
+def format_of(path: Path) -> str:
+    """The format of an existing file or folder, by its first bytes, else by its name."""
+    if path.is_dir():
+        if path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ZARR_FILES):
+            return "zarr_format"
+        return "tiff"
+    try:
+        with open(path, "rb") as file:
+            begins = file.read(8)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    for signature, name in SIGNATURES.items():
+        if begins.startswith(signature):
+            return name
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    raise InputError(f"{path} is in no format known here, which are {FORMATS}; it begins with {begins!r}")
+
+
+@contextmanager
+def create_volume(
+    reference: str | PathLike,
+    shape: Sequence[int],
+    dtype: Any,
+    resolution: Sequence[float] | None = None,
+    offset: Sequence[float] | None = None,
+    attributes: dict[str, Any] | None = None,
+    chunks: Sequence[int] | None = None,
+    compression: str | None = "auto",
+) -> Iterator[Writer]:
+    """A writer for `path` or `path:dataset`, to be used in a with statement: `writer[z0:z1, ...] = block`.
+
+    The format follows the name. All is written beside the path under a temporary name and gets the final name when the
+    with block ends; after an error nothing of it stays. Voxels never written are 0. Other datasets of an existing HDF5
+    or zarr file stay as they are (HDF5: the file is copied once). attributes: anything to keep, e.g. {"offsets": ...}
+    of affinities. compression: "gzip", None, or "auto", which is gzip for labels (integers of 16 bits and more).
+    """
+    path, dataset = split_reference(reference)
+    shape, dtype = tuple(int(length) for length in shape), native(dtype)
+    check_volume(str(path), shape, dtype)
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise InputError(f"{path} names no format to write by its ending; there are .h5, .npy, .tif and .zarr")
+    if compression not in ("auto", "gzip", None):
+        raise InputError(f'compression is "auto", "gzip" or None; got {compression!r}')
+    refuse_dataset(path, dataset, kind)
+    if compression == "gzip" and kind not in CONTAINERS:
+        raise InputError(f"{path} is written uncompressed, so that it can be mapped; for gzip choose .h5 or .zarr")
+    if chunks is not None:
+        if len(chunks) != len(shape) or min(chunks) < 1:
+            raise InputError(f"chunks must be one positive size for each axis of {shape}; got {tuple(chunks)}")
+        chunks = tuple(min(int(size), length) for size, length in zip(chunks, shape))
+    stored = metadata.written(resolution, offset, attributes)
+    if compression == "auto":
+        compression = "gzip" if dtype.kind in "iu" and dtype.itemsize > 1 else None
+    opened = format_module(kind).create_file(path, dataset, shape, dtype, stored, chunks, compression)
+    with opened as (target, used_chunks):
+        yield Writer(path, shape, dtype, used_chunks, target)

@@ -1,0 +1,203 @@
+"""A volume as the rest of emcore sees it: what it is, and the voxels that are sliced out of it."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.volumes.metadata import Triple
+
+IMAGE_KEYS = ("main", "raw", "volumes/raw", "image", "stack", "data")
+LABEL_KEYS = ("main", "labels", "volumes/labels/neuron_ids", "volumes/labels/clefts", "label", "gt", "stack")
+KEYS = {"image": IMAGE_KEYS, "labels": LABEL_KEYS, None: (*IMAGE_KEYS, *LABEL_KEYS)}
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One array of a file, as listed without reading it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...] | None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.shape} {self.dtype}"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A (z, y, x) or (c, z, y, x) volume; reads what is sliced, when it is sliced, into a new array.
+
+    Slices are numpy's: integers, slices with positive steps, an ellipsis. `connect` opens the data; it is called once
+    in each process, on first use, so a volume may be pickled and may cross a fork.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    resolution: Triple | None  # nm per voxel; None where the file does not say
+    offset: Triple  # nm of the first voxel's corner
+    attrs: dict[str, Any]  # everything else that the file says, e.g. the offsets of affinities
+    chunks: tuple[int, ...] | None  # the blocks in which the data is stored; None where any slice is as good
+    connect: Callable[[], Any]
+    connection: list = field(default_factory=list, init=False, repr=False)  # process id and what connect() gave it
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=object))
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        box, dropped = as_slices(index, self.shape)
+        if any(span.start == span.stop for span in box):
+            values = np.empty([len(range(span.start, span.stop, span.step)) for span in box], self.dtype)
+        else:
+            values = self.read(box)
+        return values[tuple(0 if axis in dropped else slice(None) for axis in range(len(box)))] if dropped else values
+
+    def read(self, box: tuple[slice, ...]) -> np.ndarray:
+        """A new array of the voxels in the box, in the machine's byte order."""
+        try:
+            if not self.connection or self.connection[0] != os.getpid():
+                self.connection[:] = [os.getpid(), self.connect()]
+            values = np.asarray(self.connection[1][box])
+        except InputError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            where = ", ".join(f"{span.start}:{span.stop}" for span in box)
+            raise InputError(f"{self.name} cannot be read at [{where}]: {first_line(error)}") from error
+        values = values.astype(self.dtype, copy=False)
+        return values if values.flags.owndata else values.copy()
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if copy is False:
+            raise ValueError(f"{self.name} is not in memory; an array of it is a copy")
+        return self[...].astype(dtype or self.dtype, copy=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "connection": []}
+
+
+def as_slices(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], set[int]]:
+    """One slice(start, stop, step) within the shape for every axis, and the axes that were indexed by an integer."""
+    index = index if isinstance(index, tuple) else (index,)
+    ellipses = [place for place, item in enumerate(index) if item is Ellipsis]
+    if len(ellipses) > 1 or len(index) - len(ellipses) > len(shape):
+        raise IndexError(f"too many indices {index!r} for a volume of shape {shape}")
+    place = ellipses[0] if ellipses else len(index)
+    missing = len(shape) - (len(index) - len(ellipses))
+    index = index[:place] + (slice(None),) * missing + index[place + len(ellipses) :]
+    spans, dropped = [], set()
+    for axis, (item, length) in enumerate(zip(index, shape)):
+        if isinstance(item, slice):
+            start, stop, step = item.indices(length)
+            if step < 1:
+                raise IndexError(f"volumes are sliced with positive steps; got {item}")
+            spans.append(slice(start, max(start, stop), step))
+            continue
+        if not isinstance(item, int | np.integer) or isinstance(item, bool):
+            raise IndexError(f"volumes are indexed by integers and slices; got {item!r}")
+        number = int(item)
+        if not -length <= number < length:
+            raise IndexError(f"index {number} is outside axis {axis} of length {length}")
+        number %= length
+        spans.append(slice(number, number + 1, 1))
+        dropped.add(axis)
+    return tuple(spans), dropped
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for use inside a sentence."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def native(dtype: Any) -> np.dtype:
+    """The dtype in the machine's byte order."""
+    return np.dtype(dtype).newbyteorder("=")
+
+
+def is_volume(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether an array has the axes (z, y, x) or (c, z, y, x) and holds numbers."""
+    return len(shape) in (3, 4) and dtype.kind in "biuf"
+
+
+def choose_dataset(listing: list[Listed], path: Any, kind: str | None) -> str:
+    """The name of the only volume in a file, else of the first usual key of that kind that it has."""
+    names = [item.name for item in listing if is_volume(item.shape, item.dtype)]
+    if len(names) == 1:
+        return names[0]
+    for key in KEYS[kind]:
+        if key in names:
+            return key
+    if names:
+        raise InputError(f"{path} holds several volumes, name one as {path}:{names[0]}; {contents(listing)}")
+    raise InputError(f"{path} holds no volume of axes (z, y, x) or (c, z, y, x); {contents(listing)}")
+
+
+def contents(listing: list[Listed]) -> str:
+    """What a file holds, as the end of a sentence."""
+    shown = ", ".join(str(item) for item in listing[:20])
+    more = f" and {len(listing) - 20} more" if len(listing) > 20 else ""
+    return f"it has: {shown}{more}" if listing else "it has no datasets"
+
+
+def check_volume(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuses what is no volume of numbers, or holds no voxel."""
+    if dtype.kind not in "biuf":
+        raise InputError(f"{name} holds {dtype}, not numbers; a volume is made of integers, floats or booleans")
+    if len(shape) not in (3, 4):
+        raise InputError(
+            f"{name} has {len(shape)} axes, shape {shape}; a volume is (z, y, x), or (c, z, y, x) with channels first"
+        )
+    if 0 in shape:
+        raise InputError(f"{name} is empty: its shape is {shape}")
+
+
+def check_labels(volume: Volume) -> Volume:
+    """The volume, refused unless it can be labels: (z, y, x) integers or booleans."""
+    if volume.dtype.kind not in "biu":
+        raise InputError(
+            f"{volume.name} holds {volume.dtype}, but labels are integers; "
+            "is it an image or a prediction? Otherwise convert it with .astype('uint64')"
+        )
+    if volume.ndim != 3:
+        raise InputError(f"{volume.name} has the shape {volume.shape}, but labels are (z, y, x)")
+    return volume
+
+
+def placement(inner: Volume, outer: Volume) -> tuple[slice, slice, slice]:
+    """Where the voxels of inner lie in outer (z, y, x), from their offsets: CREMI labels within a larger raw."""
+    resolution = inner.resolution or outer.resolution or (1.0, 1.0, 1.0)
+    if not np.allclose(resolution, outer.resolution or resolution, rtol=1e-3):
+        raise InputError(
+            f"{inner.name} has the resolution {inner.resolution} and {outer.name} {outer.resolution} nm; "
+            "they must agree to be laid on each other"
+        )
+    shift = (np.array(inner.offset) - outer.offset) / resolution
+    start = np.rint(shift).astype(np.int64)
+    if np.abs(shift - start).max() > 0.01:
+        raise InputError(
+            f"{inner.name} lies {tuple(shift.tolist())} voxels (z, y, x) off {outer.name}, which is not a whole number"
+        )
+    stop = start + inner.shape[-3:]
+    if (start < 0).any() or (stop > outer.shape[-3:]).any():
+        raise InputError(
+            f"{inner.name} covers the voxels {tuple(start.tolist())} to {tuple(stop.tolist())} (z, y, x) of "
+            f"{outer.name}, which ends at {outer.shape[-3:]}; check the attributes offset and resolution of both"
+        )
+    z, y, x = (slice(int(begin), int(end)) for begin, end in zip(start, stop))
+    return z, y, x

@@ -1,0 +1,159 @@
+"""Writing block by block under a temporary name: the final name appears when everything is on the disk, or never."""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.volumes.volume import as_slices, first_line
+
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it would grow beyond the file size limit (ulimit -f, or the file system's)",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOENT: "its folder does not exist",
+    errno.ENOTDIR: "its folder is a file",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Writer:
+    """The open end of create_volume: `writer[z0:z1, ...] = block`, in any order; a number fills the slice."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunks: tuple[int, ...] | None  # blocks that are whole multiples of these are written once, without rereading
+    target: Any
+
+    def __setitem__(self, index, block) -> None:
+        box, dropped = as_slices(index, self.shape)
+        block = np.asarray(block)
+        if not np.can_cast(block.dtype, self.dtype, "same_kind") and block.ndim:
+            raise InputError(f"{self.path} holds {self.dtype}; a block of {block.dtype} would lose values, convert it")
+        extent = [len(range(span.start, span.stop, span.step)) for span in box]
+        kept = tuple(length for axis, length in enumerate(extent) if axis not in dropped)
+        if block.ndim and block.shape != kept:
+            raise InputError(f"a block of shape {block.shape} does not fit the slice of shape {kept} of {self.path}")
+        if any(span.step != 1 for span in box):
+            raise InputError(f"{self.path} is written in whole blocks; got a slice with a step")
+        if 0 in extent:
+            return
+        block = np.broadcast_to(block.reshape(extent) if block.ndim else block, extent).astype(self.dtype, copy=False)
+        with reported(self.path):
+            self.target[box] = block
+
+
+@contextmanager
+def reported(path: Path) -> Iterator[None]:
+    """Turns a failing disk into one sentence that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 reports some failures of the disk as RuntimeError
+        number = getattr(error, "errno", None)
+        if number is None and (named := re.search(r"errno = (\d+)", str(error))):
+            number = int(named[1])
+        raise InputError(f"cannot write {path}: {REASONS.get(number) or first_line(error)}") from error
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary name beside path; what lies there at the end gets the final name, after an error it is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
+    try:
+        yield temporary
+        with reported(path):
+            publish(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Gives a finished file or folder its final name, in place of what had it, once its bytes are on the disk."""
+    if temporary.is_dir():
+        os.sync()  # thousands of chunk files: one call instead of one each
+        if path.is_dir():
+            old = temporary.with_suffix(".old")
+            os.replace(path, old)  # a folder that is not empty cannot be replaced in one step
+            os.replace(temporary, path)
+            shutil.rmtree(old)
+            return
+    else:
+        flush_to_disk(temporary)
+    os.replace(temporary, path)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Returns when the file or folder is on the disk (folders: where the system can)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def choose_chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
+    """Blocks of one channel and about 64 x 64 x 64 voxels and at most 1 MB; flat volumes get wider ones."""
+    chunk = [min(64, length) for length in shape[-3:]]
+    while np.prod(chunk) * 4 <= 64**3 and any(size < length for size, length in zip(chunk[1:], shape[-2:])):
+        chunk = [chunk[0], min(chunk[1] * 2, shape[-2]), min(chunk[2] * 2, shape[-1])]
+    while np.prod(chunk) * dtype.itemsize > 1 << 20:
+        chunk[chunk.index(max(chunk))] //= 2
+    return (1,) * (len(shape) - 3) + tuple(chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatFile:
+    """Voxels in C order behind a header: npy files and uncompressed TIFF stacks."""
+
+    file: BinaryIO
+    start: int
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __setitem__(self, box: tuple[slice, ...], block: np.ndarray) -> None:
+        # The trailing axes that are written whole make one run of bytes with the axis before them.
+        axis = len(self.shape) - 1
+        while axis > 0 and box[axis].start == 0 and box[axis].stop == self.shape[axis]:
+            axis -= 1
+        strides = [int(np.prod(self.shape[place + 1 :], dtype=object)) for place in range(len(self.shape))]
+        first = sum(span.start * stride for span, stride in zip(box[axis:], strides[axis:]))
+        for row in np.ndindex(*block.shape[:axis]):
+            voxel = first + sum((span.start + step) * stride for span, step, stride in zip(box, row, strides))
+            self.file.seek(self.start + voxel * self.dtype.itemsize)
+            self.file.write(np.ascontiguousarray(block[row], self.dtype).data.cast("B"))
+
+
+@contextmanager
+def flat_file(temporary: Path, path: Path, start: int, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[FlatFile]:
+    """A file of its full length (holes read as 0) whose header is written, opened for its voxels."""
+    with reported(path):
+        file = open(temporary, "r+b")  # noqa: SIM115
+    try:
+        with reported(path):
+            file.truncate(max(start + int(np.prod(shape, dtype=object)) * dtype.itemsize, temporary.stat().st_size))
+        yield FlatFile(file, start, shape, dtype)
+        with reported(path):
+            file.flush()
+    finally:
+        with suppress(OSError):  # the failure of the last flush again, which has been reported
+            file.close()
