@@ -1,0 +1,142 @@
+"""Watershed of each section on its own, from seeds made of its boundary map; and the priority flood for any seeds."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import flood as kernel
+from emcore.kernels import sections
+from emcore.segment.affinities import check_affinities
+from emcore.threads import run_parallel, slabs, thread_count
+
+SEEDS = {"maxima_distance": 0.5, "minima": np.inf, "hminima": 0.1, "grid": 10.0}  # and what "-value" sets
+
+
+def slice_watershed(affs: np.ndarray, *, boundary_threshold: float = 0.5, offsets: Sequence | None = None,
+                    edge: str = "later", table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+    """Fragments (z, y, x) of each section, uint32, 1.. through the volume; no fragment crosses sections.
+
+    Seeds are the maxima of the distance to the boundary, where 1 - mean(y and x affinity) >= boundary_threshold.
+    The semantics are those of dbMiM with mahotas: see seeded_slices and flood for order and ties.
+    """
+    return seeded_slices(affs, f"maxima_distance-{float(boundary_threshold)!r}", offsets=offsets, edge=edge,
+                         table=table, threads=threads)
+
+
+def seeded_slices(affs: np.ndarray, seeds: str = "maxima_distance", *, offsets: Sequence | None = None,
+                  edge: str = "later", table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+    """Fragments (z, y, x) of each section by a flood of its boundary map 1 - mean(y and x affinity), uint32, 1...
+
+    seeds, each as it stands or with its number after a dash:
+    maxima_distance-0.5: maxima of the distance to the boundary, that is to pixels at or above the number;
+    minima: minima of the boundary map, with a number those below it only (all where a section has none below);
+    hminima-0.1: minima deeper than this; grid-10: pixels at rows and columns 0, 10, 20 and so on.
+    Maxima and minima are 4-connected plateaus, numbered in raster order.
+    """
+    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+    find_seeds = _seed_finder(seeds)
+    values, (_, along_y, along_x) = checked.values, checked.channels
+    _, shift_y, shift_x = checked.shifts
+    labels = np.zeros(values.shape[1:], np.uint32)
+    if labels.size == 0:
+        return labels
+
+    def section(z: int) -> int:
+        boundary = 1 - (_later(values[along_y, z], shift_y, 0, checked.table)
+                        + _later(values[along_x, z], shift_x, 1, checked.table)) * np.float32(0.5)
+        count = find_seeds(boundary, labels[z])
+        kernel.flood(boundary[None], labels[z:z + 1], None)
+        return count
+
+    threads = thread_count(threads)
+    counts = run_parallel(section, [(z,) for z in range(len(labels))], threads)
+    before = np.concatenate([[0], np.cumsum(counts)])
+    if before[-1] > np.iinfo(np.uint32).max:
+        raise InputError(f"the volume has {before[-1]} fragments, more than uint32 names; cut it into blocks")
+
+    def shift(start: int, stop: int) -> None:
+        labels[start:stop] += before[start:stop, None, None].astype(np.uint32)
+
+    run_parallel(shift, slabs(len(labels), threads), threads)
+    return labels
+
+
+def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """seeds grown over the height map (y, x) or (z, y, x) to every voxel of mask that they reach; same dtype.
+
+    Watershed without lines over 4 (6) neighbours. The lowest reached voxel spreads first, compared as float32; of
+    equal ones the first reached, seeds in raster order before all. A voxel takes its label when it is first reached,
+    neighbours in the order -z -y -x +x +y +z. Seeds outside the mask are dropped.
+    """
+    height, seeds = np.asarray(height), np.asarray(seeds)
+    if height.ndim not in (2, 3) or height.dtype.kind not in "fiub":
+        raise InputError(f"height must be (y, x) or (z, y, x) real numbers; got {height.shape} {height.dtype}")
+    if seeds.shape != height.shape or seeds.dtype.kind not in "iu":
+        raise InputError(f"seeds must be whole numbers of shape {height.shape}; got {seeds.shape} {seeds.dtype}")
+    if height.size >= 2**32:
+        raise InputError(f"flood takes fewer than 2**32 voxels at once; got {height.size}, cut the volume into blocks")
+    if mask is not None:
+        mask = np.asarray(mask) != 0
+        if mask.shape != height.shape:
+            raise InputError(f"mask must have the shape {height.shape} of height; got {mask.shape}")
+    height = height.astype(np.float32, copy=False)
+    if np.isnan(height if mask is None else height[mask]).any():
+        raise InputError("height holds NaN, which has no place in an order; replace it or mask it out")
+    labels = seeds.astype(np.uint64 if seeds.dtype.itemsize == 8 else np.uint32)
+    if mask is not None:
+        labels[~mask] = 0
+        mask = mask.view(np.uint8)
+    if height.ndim == 2:
+        kernel.flood(height[None], labels[None], None if mask is None else mask[None])
+    else:
+        kernel.flood(height, labels, mask)
+    return labels.astype(seeds.dtype, copy=False)
+
+
+def _later(plane: np.ndarray, shift: int, axis: int, table: np.ndarray | None) -> np.ndarray:
+    """The float32 affinities of a section with each edge at the later pixel; no edge there: 0."""
+    plane = plane.astype(np.float32, copy=False) if table is None else table[plane]
+    if not shift:
+        return plane
+    moved = np.zeros_like(plane)
+    moved[(slice(None),) * axis + (slice(1, None),)] = plane[(slice(None),) * axis + (slice(None, -1),)]
+    return moved
+
+
+def _seed_finder(seeds: str) -> Callable[[np.ndarray, np.ndarray], int]:
+    """A function that writes the seeds of a boundary map into labels and returns their number."""
+    name, dash, text = seeds.partition("-")
+    try:
+        value = float(text) if dash else SEEDS[name]
+    except (KeyError, ValueError):
+        value = np.nan
+    if name not in SEEDS or np.isnan(value) or (name == "grid" and not (value >= 1 and value == int(value))):
+        raise InputError(f"seeds must be one of {', '.join(SEEDS)}, with a number after a dash if wanted; got {seeds!r}")
+
+    def maxima_distance(boundary: np.ndarray, labels: np.ndarray) -> int:
+        distance = np.empty(boundary.shape, np.int64)
+        sections.squared_distance(boundary, value, distance)
+        return sections.label_maxima(distance, labels)
+
+    def minima(boundary: np.ndarray, labels: np.ndarray) -> int:
+        count = sections.label_maxima(-boundary, labels)
+        low = (labels > 0) & (boundary < value)
+        if not low.any():
+            return count
+        kept, numbers = np.unique(labels[low], return_inverse=True)
+        labels[:] = 0
+        labels[low] = numbers + 1
+        return len(kept)
+
+    def hminima(boundary: np.ndarray, labels: np.ndarray) -> int:
+        filled = np.empty_like(boundary)
+        sections.fill_shallow(boundary, value, filled)
+        return sections.label_maxima(-filled, labels)
+
+    def grid(boundary: np.ndarray, labels: np.ndarray) -> int:
+        points = labels[::int(value), ::int(value)]
+        points[:] = np.arange(1, points.size + 1).reshape(points.shape)
+        return points.size
+
+    return {"maxima_distance": maxima_distance, "minima": minima, "hminima": hminima, "grid": grid}[name]

@@ -1,0 +1,125 @@
+"""Seeds for the watershed of one section: distance to the boundary, extremal plateaus, shallow minima filled."""
+
+from libc.stdint cimport int64_t, uint32_t
+from libcpp.queue cimport priority_queue
+from libcpp.utility cimport pair
+from libcpp.vector cimport vector
+
+ctypedef fused value_t:
+    float
+    int64_t
+
+
+def squared_distance(const float[:, :] height, float threshold, int64_t[:, ::1] out):
+    """Fills out with the squared distance of every pixel to the nearest one with height >= threshold.
+
+    A section without such a pixel gets one and the same large number everywhere. Columns first, then the lower
+    envelope of the columns' parabolas along each row (Meijster et al. 2000), in integers.
+    """
+    cdef int64_t ny = height.shape[0], nx = height.shape[1], far = ny + nx, y, x, run, top, width
+    cdef vector[int64_t] corner, start, column
+    with nogil:
+        for x in range(nx):
+            run = far
+            for y in range(ny):
+                run = 0 if height[y, x] >= threshold else min(run + 1, far)
+                out[y, x] = run
+            for y in range(ny - 2, -1, -1):
+                out[y, x] = min(out[y, x], out[y + 1, x] + 1)
+        corner.resize(nx)
+        start.resize(nx)
+        column.resize(nx)
+        for y in range(ny):
+            top = -1
+            for x in range(nx):
+                column[x] = out[y, x] * out[y, x]
+                # drops the parabolas that lie above the new one already where they begin
+                while top >= 0 and ((start[top] - corner[top]) * (start[top] - corner[top]) + column[corner[top]]
+                                    > (start[top] - x) * (start[top] - x) + column[x]):
+                    top -= 1
+                if top < 0:
+                    top = 0
+                    corner[0] = x
+                    start[0] = 0
+                else:
+                    width = x * x - corner[top] * corner[top] + column[x] - column[corner[top]]
+                    run = width // (2 * (x - corner[top])) + 1  # width >= 0 unless the new one starts at 0
+                    if run < nx:
+                        top += 1
+                        corner[top] = x
+                        start[top] = run
+            for x in range(nx - 1, -1, -1):
+                out[y, x] = min(far * far, (x - corner[top]) * (x - corner[top]) + column[corner[top]])
+                if x == start[top]:
+                    top -= 1
+
+
+def label_maxima(const value_t[:, :] values, uint32_t[:, ::1] labels):
+    """Fills labels with 1.. for the 4-connected plateaus that no neighbour overtops, in raster order; their number."""
+    cdef int64_t ny = values.shape[0], nx = values.shape[1], y, x, b, c, first
+    cdef int way
+    cdef size_t i
+    cdef uint32_t count = 0
+    cdef bint highest
+    cdef vector[int64_t] plateau
+    cdef vector[char] seen
+    with nogil:
+        seen.assign(ny * nx, 0)
+        for first in range(ny * nx):
+            if seen[first]:
+                continue
+            plateau.assign(1, first)
+            seen[first] = 1
+            highest = True
+            i = 0
+            while i < plateau.size():
+                y = plateau[i] // nx
+                x = plateau[i] % nx
+                i += 1
+                for way in range(4):
+                    b = y - (way == 0) + (way == 3)
+                    c = x - (way == 1) + (way == 2)
+                    if b < 0 or b >= ny or c < 0 or c >= nx:
+                        continue
+                    if values[b, c] > values[y, x]:
+                        highest = False
+                    elif values[b, c] == values[y, x] and not seen[b * nx + c]:
+                        seen[b * nx + c] = 1
+                        plateau.push_back(b * nx + c)
+            count += highest
+            for i in range(plateau.size()):
+                labels[plateau[i] // nx, plateau[i] % nx] = count if highest else 0
+    return count
+
+
+def fill_shallow(const float[:, :] height, float depth, float[:, ::1] out):
+    """Fills out with height where every minimum is filled up by depth, or to where it spills over if that is less.
+
+    out is the lowest of max(height on the way, height at its start + depth) over all ways to a pixel.
+    """
+    cdef int64_t ny = height.shape[0], nx = height.shape[1], y, x, b, c
+    cdef int way
+    cdef float level, candidate
+    cdef pair[float, int64_t] entry
+    cdef priority_queue[pair[float, int64_t]] queue  # largest first: holds -level
+    with nogil:
+        for y in range(ny):
+            for x in range(nx):
+                out[y, x] = height[y, x] + depth
+                queue.push(pair[float, int64_t](-out[y, x], y * nx + x))
+        while not queue.empty():
+            entry = queue.top()
+            queue.pop()
+            y = entry.second // nx
+            x = entry.second % nx
+            level = -entry.first
+            if level > out[y, x]:
+                continue
+            for way in range(4):
+                b = y - (way == 0) + (way == 3)
+                c = x - (way == 1) + (way == 2)
+                if b >= 0 and b < ny and c >= 0 and c < nx:
+                    candidate = max(level, height[b, c])
+                    if candidate < out[b, c]:
+                        out[b, c] = candidate
+                        queue.push(pair[float, int64_t](-candidate, b * nx + c))
