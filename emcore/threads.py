@@ -36,7 +36,7 @@ def slabs(length: int, parts: int) -> list[tuple[int, int]]:
 def run_parallel(function: Callable[..., Result], jobs: Iterable[tuple], threads: int) -> list[Result]:
     """function(*job) for every job, on threads (the function releases the GIL); results in order of the jobs."""
     jobs = list(jobs)
-    if threads == 1 or len(jobs) == 1:
+    if threads == 1 or len(jobs) <= 1:
         return [function(*job) for job in jobs]
     with ThreadPoolExecutor(min(threads, len(jobs))) as pool:
         return list(pool.map(lambda job: function(*job), jobs))

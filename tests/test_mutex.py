@@ -121,9 +121,9 @@ def test_a_table_says_what_codes_mean():
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"offsets": LONG[:-1]}, "one whole (z, y, x) triple for each of the 8 channels"),
+    ({"offsets": LONG[:-1]}, "offsets must be one (z, y, x) triple of whole numbers for each of the 8 channels"),
     ({"offsets": [(0, 0, 0), *LONG[1:]]}, "channel 0 has (0, 0, 0)"),
-    ({"offsets": [(0.5, 0, 0), *LONG[1:]]}, "one whole (z, y, x) triple"),
+    ({"offsets": [(0.5, 0, 0), *LONG[1:]]}, "(z, y, x) triple of whole numbers"),
     ({"strides": (1, 0, 1)}, "strides must be whole numbers from 1 up"),
     ({"strides": (1.5, 1, 1)}, "strides must be whole numbers from 1 up"),
     ({"attractive": 9}, "attractive must be between 0 and the 8 channels; got 9"),
@@ -133,7 +133,7 @@ def test_a_table_says_what_codes_mean():
     ({"affs": np.full((8, 3, 3, 3), 1.5, np.float16)}, "affs must be between 0 and 1"),
     ({"affs": np.ones((8, 3, 3, 3))}, "float32, float16 or uint8; got (8, 3, 3, 3) float64"),
     ({"affs": np.ones((8, 3, 3), np.float32)}, "affs must be (c, z, y, x)"),
-    ({"table": np.ones(256)}, "table is only for uint8 affinities"),
+    ({"table": np.ones(256)}, "table decodes uint8 affinities, but affs are float32"),
     ({"threads": 0}, "threads must be at least 1"),
 ])
 def test_a_wrong_argument_is_named(change, sentence):

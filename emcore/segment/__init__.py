@@ -9,6 +9,7 @@ _HOME = {
     "decode_affinities": "affinities",
     "slice_watershed": "slices",
     "seeded_slices": "slices",
+    "flood": "slices",
     "region_graph": "graph",
     "RegionGraph": "graph",
     "agglomerate": "merge_tree",

@@ -7,6 +7,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels.mutex import MutexForest
 from emcore.kernels.voxel_edges import BINS, VoxelEdges
+from emcore.segment.affinities import check_table, signed_offsets
 from emcore.threads import run_parallel, slabs, thread_count
 
 INFINITE_KEY = 0x7F800000  # bits of the float32 infinity: above every weight
@@ -30,7 +31,7 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attra
     thins the channels that are not `attractive`. table gives the affinity that each uint8 code stands for (code / 255).
     """
     affs, table = _affinities(affs, table)
-    offsets = _offsets(offsets, affs)
+    offsets = _offsets(offsets, len(affs))
     attracts = _attractive(attractive, len(affs))
     strides = _strides(strides, attracts)
     limits = (0.0, 1.0) if bias is None else (-1e30, 1e30)
@@ -85,29 +86,17 @@ def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray,
     if affs[0:1].size > MOST_VOXELS:
         raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {affs[0].size}, "
                          "cut the volume into blocks")
-    if affs.dtype == np.uint8:
-        table = np.arange(256, dtype=np.float32) / np.float32(255) if table is None else np.asarray(table, np.float32)
-        if table.shape != (256,) or not (np.isfinite(table).all() and table.min() >= 0 and table.max() <= 1):
-            raise InputError(f"table must hold 256 affinities between 0 and 1; got shape {table.shape}")
-        return affs, table
-    if table is not None:
-        raise InputError(f"table is only for uint8 affinities; got {affs.dtype}")
+    table = check_table(table, affs.dtype)
     if affs.dtype == np.float16:
         return affs.view(np.uint16), np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return affs, None
+    return affs, table
 
 
-def _offsets(offsets: Sequence[Sequence[int]], affs: np.ndarray) -> np.ndarray:
-    try:
-        triples = np.ascontiguousarray(offsets, np.int64)
-    except (TypeError, ValueError):
-        triples = np.empty(0, np.int64)
-    if triples.shape != (len(affs), 3) or not np.array_equal(triples, np.asarray(offsets)):
-        raise InputError(f"offsets must be one whole (z, y, x) triple for each of the {len(affs)} channels; "
-                         f"got {offsets}")
-    for c, triple in enumerate(triples.tolist()):
-        if triple == [0, 0, 0]:
-            raise InputError(f"offsets must lead to another voxel; channel {c} has (0, 0, 0)")
+def _offsets(offsets: Sequence[Sequence[int]], channels: int) -> np.ndarray:
+    triples = signed_offsets(offsets, channels)
+    if len(triples) and not triples.any(axis=1).all():
+        channel = int(np.argmin(triples.any(axis=1)))
+        raise InputError(f"offsets must lead to another voxel; channel {channel} has (0, 0, 0)")
     return triples
 
 

@@ -111,8 +111,9 @@ def _seed_finder(seeds: str) -> Callable[[np.ndarray, np.ndarray], int]:
         value = float(text) if dash else SEEDS[name]
     except (KeyError, ValueError):
         value = np.nan
-    if name not in SEEDS or np.isnan(value) or (name == "grid" and not (value >= 1 and value == int(value))):
-        raise InputError(f"seeds must be one of {', '.join(SEEDS)}, with a number after a dash if wanted; got {seeds!r}")
+    if name not in SEEDS or np.isnan(value) or (name == "grid" and not (value >= 1 and value.is_integer())):
+        raise InputError(f"seeds must be one of {', '.join(SEEDS)}, with a number after a dash if wanted; "
+                         f"got {seeds!r}")
 
     def maxima_distance(boundary: np.ndarray, labels: np.ndarray) -> int:
         distance = np.empty(boundary.shape, np.int64)
