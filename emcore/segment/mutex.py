@@ -93,7 +93,7 @@ def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray,
 
 
 def _offsets(offsets: Sequence[Sequence[int]], channels: int) -> np.ndarray:
-    triples = signed_offsets(offsets, channels)
+    triples = signed_offsets([] if offsets is None else offsets, channels)
     if len(triples) and not triples.any(axis=1).all():
         channel = int(np.argmin(triples.any(axis=1)))
         raise InputError(f"offsets must lead to another voxel; channel {channel} has (0, 0, 0)")
