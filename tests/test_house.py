@@ -24,9 +24,9 @@ FLOOR = {
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
     "legacy": GROUND | {"config", "settings"},
 }
-FLOOR["losses"] = GROUND | {"config", "settings", "kernels", "volumes", "segment", "metrics"}
-FLOOR["models"] = FLOOR["losses"]
-FLOOR["data"] = FLOOR["losses"] | {"synth"}
+FLOOR["models"] = GROUND | {"config", "settings", "kernels", "volumes", "segment", "metrics"}
+FLOOR["losses"] = FLOOR["models"] | {"models"}  # the edge map of masked pretraining also weighs losses
+FLOOR["data"] = FLOOR["models"] | {"synth"}
 UPPER = FLOOR["data"] | {"data", "models", "losses"}
 FLOOR["engine"] = FLOOR["report"] = FLOOR["blocks"] = UPPER | {"engine", "blocks"}
 FLOOR["predict"] = UPPER | {"engine", "blocks"}
