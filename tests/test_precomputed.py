@@ -1,6 +1,7 @@
 """Neuroglancer's precomputed folders: the bytes on disk, the scales, and folders that lie."""
 
 import gzip
+import io
 import itertools
 import json
 import pickle
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
+from emcore.progress import Progress
 from emcore.volumes.precomputed import (
     DTYPES,
     create_precomputed,
-    list_precomputed,
+    list_file,
     mean_of_four,
     mode_of_four,
-    open_precomputed,
+    open_file,
 )
 from emcore.volumes.writing import Writer
 
@@ -48,7 +50,7 @@ def edit(path, change):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 9, 14), (3, 4, 5, 6), (1, 2, 3, 4)])
 def test_every_type_and_shape_comes_back_bit_equal(tmp_path, dtype, shape):
     array = sample(shape, dtype)
-    volume = open_precomputed(write(tmp_path / "a.precomputed", array, chunks=(9,) * (len(shape) - 3) + (2, 4, 5)))
+    volume = open_file(write(tmp_path / "a.precomputed", array, chunks=(9,) * (len(shape) - 3) + (2, 4, 5)))
     assert (volume.shape, volume.dtype) == (shape, np.dtype(dtype))
     assert (volume.resolution, volume.offset) == ((40, 8, 4), (80, 24, 20))
     np.testing.assert_array_equal(volume[...], array)
@@ -81,7 +83,7 @@ def test_an_installed_reader_agrees(tmp_path):
 def test_any_slice_is_the_slice_of_the_array(tmp_path):
     random = np.random.default_rng(3)
     array = sample((3, 7, 11, 13), "int32")
-    volume = open_precomputed(write(tmp_path / "a.precomputed", array, chunks=(3, 2, 4, 5)))
+    volume = open_file(write(tmp_path / "a.precomputed", array, chunks=(3, 2, 4, 5)))
     assert volume.chunks == (3, 2, 4, 5)
     for _ in range(200):
         index = []
@@ -100,17 +102,18 @@ def test_blocks_may_come_in_any_order_and_cut_through_chunks(tmp_path):
     expected = np.zeros_like(array)
     with create_precomputed(tmp_path / "a.precomputed", array.shape, array.dtype, {}, (4, 4, 4)) as (target, chunks):
         writer = Writer(tmp_path / "a.precomputed", array.shape, array.dtype, chunks, target)
-        for _ in range(12):
+        for number in range(16):
             box = tuple(slice(*sorted(random.integers(0, n + 1, 2).tolist())) for n in array.shape)
+            box = (box[0], slice(None), slice(None)) if number % 4 == 0 else box  # sections are written without reading
             writer[box] = array[box]
             expected[box] = array[box]
-    np.testing.assert_array_equal(open_precomputed(tmp_path / "a.precomputed")[...], expected)
+    np.testing.assert_array_equal(open_file(tmp_path / "a.precomputed")[...], expected)
 
 
 def test_voxels_never_written_are_zero(tmp_path):
     with create_precomputed(tmp_path / "a.precomputed", (3, 70, 5), np.dtype("uint32"), {}):
         pass
-    assert not open_precomputed(tmp_path / "a.precomputed")[...].any()
+    assert not open_file(tmp_path / "a.precomputed")[...].any()
 
 
 def shrunk(array, start, reduce):
@@ -142,11 +145,11 @@ def test_coarser_scales_are_the_mode_or_the_mean_on_a_grid_fixed_to_the_origin(t
     array = random.integers(0, 4, (2, 13, 18)).astype(dtype)
     grid = {"resolution": [40, 8, 8], "offset": [start[0] * 40, start[1] * 8, start[2] * 8]}
     path = write(tmp_path / "a.precomputed", array, grid, chunks=(1, 4, 4), layer=layer)
-    listing = list_precomputed(path)
+    listing = list_file(path)
     assert [item.name for item in listing][:2] == ["8_8_40", "16_16_40"]
     assert max(listing[-1].shape[1:]) <= 4 < max(listing[-2].shape[1:])
     for number, item in enumerate(listing):
-        volume = open_precomputed(path, item.name)
+        volume = open_file(path, item.name)
         assert volume.shape == item.shape
         assert volume.resolution == (40, 8 * 2**number, 8 * 2**number)
         assert volume.offset == tuple(a * b for a, b in zip(start, volume.resolution))
@@ -171,7 +174,7 @@ def test_the_mean_of_four_does_not_overflow():
 def test_attributes_and_an_offset_between_voxels_survive(tmp_path):
     attributes = {"offsets": [[-1, 0, 0], [0, -1, 0]], "name": "affinities", "resolution": [30, 4.6, 4.6],
                   "offset": [7, 1.5, 0]}
-    volume = open_precomputed(write(tmp_path / "a.precomputed", sample((2, 3, 4, 5), "float32"), attributes))
+    volume = open_file(write(tmp_path / "a.precomputed", sample((2, 3, 4, 5), "float32"), attributes))
     assert volume.attrs == {"offsets": [[-1, 0, 0], [0, -1, 0]], "name": "affinities"}
     assert (volume.resolution, volume.offset) == ((30, 4.6, 4.6), (7, 1.5, 0))
 
@@ -179,9 +182,9 @@ def test_attributes_and_an_offset_between_voxels_survive(tmp_path):
 def test_a_resolution_that_nobody_knew_stays_unknown(tmp_path):
     path = write(tmp_path / "a.precomputed", sample((2, 3, 4), "uint8"), {})
     assert json.loads((path / "info").read_text())["scales"][0]["resolution"] == [1, 1, 1]
-    assert open_precomputed(path).resolution is None
+    assert open_file(path).resolution is None
     edit(path, lambda info: info["scales"][0].update(resolution=[4, 4, 40]))
-    assert open_precomputed(path).resolution == (40, 4, 4)
+    assert open_file(path).resolution == (40, 4, 4)
 
 
 def test_labels_are_a_segmentation_and_float_labels_are_refused(tmp_path):
@@ -230,13 +233,13 @@ def test_gzipped_chunks_are_read_and_a_bomb_is_not_unpacked(tmp_path):
     packed = chunk.with_name(chunk.name + ".gz")
     packed.write_bytes(gzip.compress(chunk.read_bytes()))
     chunk.unlink()
-    np.testing.assert_array_equal(open_precomputed(path)[...], array)
+    np.testing.assert_array_equal(open_file(path)[...], array)
     packed.write_bytes(gzip.compress(bytes(50_000_000)))
     with pytest.raises(InputError, match="holds more than the 120 bytes"):
-        open_precomputed(path)[...]
+        open_file(path)[...]
     packed.write_bytes(gzip.compress(bytes(120))[:-12])
     with pytest.raises(InputError, match="cannot be unpacked"):
-        open_precomputed(path)[...]
+        open_file(path)[...]
 
 
 @pytest.mark.parametrize("size,text", [(119, "fewer"), (121, "more"), (0, "fewer")])
@@ -244,14 +247,14 @@ def test_a_chunk_of_the_wrong_size_is_named(tmp_path, size, text):
     path = write(tmp_path / "a.precomputed", sample((4, 5, 6), "uint8"), {})
     (path / "1_1_1" / "0-6_0-5_0-4").write_bytes(bytes(size))
     with pytest.raises(InputError, match=rf"0-6_0-5_0-4 holds {text} than the 120 bytes"):
-        open_precomputed(path)[...]
+        open_file(path)[...]
 
 
 def test_a_missing_chunk_is_no_silent_zero(tmp_path):
     path = write(tmp_path / "a.precomputed", sample((4, 5, 6), "uint8"), {})
     (path / "1_1_1" / "0-6_0-5_0-4").unlink()
     with pytest.raises(InputError, match=r"0-6_0-5_0-4 is missing"):
-        open_precomputed(path)[0]
+        open_file(path)[0]
 
 
 LIES = [
@@ -284,7 +287,7 @@ def test_an_info_that_lies_is_refused_with_what_it_says(tmp_path, change, text):
     path = write(tmp_path / "a.precomputed", sample((2, 3, 4), "uint8"), {})
     edit(path, change)
     with pytest.raises(InputError, match=text):
-        open_precomputed(path)
+        open_file(path)
 
 
 BROKEN = ["", "[1]", "{", "[" * 100_000, "9" * 5000, '{"a": ' + " " * (5 << 20) + "1}", "\0\xff"]
@@ -294,13 +297,13 @@ BROKEN = ["", "[1]", "{", "[" * 100_000, "9" * 5000, '{"a": ' + " " * (5 << 20) 
 def test_an_info_that_is_no_json_object_is_refused(tmp_path, text):
     (tmp_path / "info").write_text(text)
     with pytest.raises(InputError, match="info"):
-        open_precomputed(tmp_path)
+        open_file(tmp_path)
 
 
 def test_a_huge_size_costs_no_memory_until_its_chunks_exist(tmp_path):
     path = write(tmp_path / "a.precomputed", sample((2, 3, 4), "uint8"), {})
     edit(path, lambda info: info["scales"][0].update(size=[10**9] * 3))
-    volume = open_precomputed(path)
+    volume = open_file(path)
     assert volume.shape == (10**9,) * 3
     with pytest.raises(InputError, match="missing"):
         volume[5:6, 5:6, 5:6]
@@ -309,23 +312,19 @@ def test_a_huge_size_costs_no_memory_until_its_chunks_exist(tmp_path):
 def test_an_unknown_scale_lists_the_scales(tmp_path):
     path = write(tmp_path / "a.precomputed", sample((2, 3, 4), "uint8"), {})
     with pytest.raises(InputError, match="no scale '5'; it has: 1_1_1"):
-        open_precomputed(path, "5")
+        open_file(path, "5")
 
 
 def test_a_volume_can_be_sent_to_another_process(tmp_path):
     array = sample((2, 3, 4), "uint8")
-    volume = pickle.loads(pickle.dumps(open_precomputed(write(tmp_path / "a.precomputed", array))))
+    volume = pickle.loads(pickle.dumps(open_file(write(tmp_path / "a.precomputed", array))))
     np.testing.assert_array_equal(volume[1], array[1])
 
 
 def test_the_progress_counts_every_voxel_of_the_coarser_scales(tmp_path):
-    class Count:
-        done = 0
-
-        def add(self, amount):
-            self.done += amount
-
-    count = Count()
-    path = write(tmp_path / "a.precomputed", sample((2, 30, 40), "uint8"), {}, chunks=(2, 8, 8), progress=count)
-    assert count.done == sum(int(np.prod(item.shape)) for item in list_precomputed(path)[1:])
+    with Progress(2400, "write", "voxels", io.StringIO()) as progress:
+        path = write(tmp_path / "a.precomputed", sample((2, 30, 40), "uint8"), {}, chunks=(2, 8, 8), progress=progress)
+    voxels = [int(np.prod(item.shape)) for item in list_file(path)]
+    assert progress.total == sum(voxels)
+    assert progress.done == sum(voxels[1:])
     assert not list(Path(tmp_path).glob(".*"))

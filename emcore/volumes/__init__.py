@@ -54,6 +54,7 @@ SUFFIXES = {
     ".tif": "tiff",
     ".tiff": "tiff",
     ".zarr": "zarr_format",
+    ".precomputed": "precomputed",
 }
 SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": "hdf5",
@@ -65,7 +66,7 @@ SIGNATURES = {
 }
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 CONTAINERS = ("hdf5", "zarr_format")
-FORMATS = "HDF5 (.h5), npy, TIFF (a stack, or a folder of slices) and zarr"
+FORMATS = "HDF5 (.h5), npy, TIFF (a stack, or a folder of slices), zarr and Neuroglancer precomputed"
 
 
 def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None) -> Volume:
@@ -97,7 +98,7 @@ def list_datasets(path: str | PathLike) -> list[Listed]:
     """Every array in a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
     path = Path(path)
     found = format_of(path)
-    if found in CONTAINERS:
+    if found in (*CONTAINERS, "precomputed"):
         return format_module(found).list_file(path)
     volume = open_path(path, None, None)
     return [Listed("", volume.shape, volume.dtype, volume.chunks)]
@@ -109,7 +110,7 @@ def format_module(name: str) -> ModuleType:
 
 
 def refuse_dataset(path: Path, dataset: str | None, found: str) -> None:
-    if dataset and found not in CONTAINERS:
+    if dataset and found not in (*CONTAINERS, "precomputed"):  # whose datasets are its scales
         raise InputError(f"{path} is a single volume, it has no dataset {dataset!r}; only HDF5 and zarr hold several")
 
 
@@ -152,7 +153,7 @@ def format_of(path: Path) -> str:
     if path.is_dir():
         if path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ZARR_FILES):
             return "zarr_format"
-        return "tiff"
+        return "precomputed" if (path / "info").is_file() or path.suffix.lower() == ".precomputed" else "tiff"
     try:
         with open(path, "rb") as file:
             begins = file.read(8)
@@ -191,7 +192,7 @@ def create_volume(
     check_volume(str(path), shape, dtype)
     kind = SUFFIXES.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{path} names no format to write by its ending; there are .h5, .npy, .tif and .zarr")
+        raise InputError(f"{path} ends in no format to write; there are .h5, .npy, .tif, .zarr and .precomputed")
     if compression not in ("auto", "gzip", None):
         raise InputError(f'compression is "auto", "gzip" or None; got {compression!r}')
     refuse_dataset(path, dataset, kind)

@@ -80,13 +80,20 @@ class ChunkFolder:
         for low, high in self.scale.chunks_of(spans):
             inner, outer = zip(*(meet(span, a, b) for span, a, b in zip(spans, low, high)))
             path, shape = self.path(low, high), self.chunk_shape(low, high)
-            part = block[:, *outer]
-            if part.shape != shape:
-                whole = self.read(low, high).copy() if path.exists() else np.zeros(shape, self.dtype)
+            part = np.ascontiguousarray(block[:, *outer], self.dtype.newbyteorder("<"))
+            if part.shape == shape:
+                path.write_bytes(part.data)
+                continue
+            if not path.exists():
+                path.write_bytes(bytes(math.prod(shape) * self.dtype.itemsize))
+            if (part.shape[0], *part.shape[2:]) == (1, *shape[2:]) and self.channels == 1:  # sections: one run of bytes
+                with open(path, "r+b") as file:
+                    file.seek(inner[0].start * part[0, 0].nbytes)
+                    file.write(part.data)
+            else:
+                whole = self.read(low, high).copy()
                 whole[channels, *inner] = part
-                part = whole
-            with open(path, "wb") as file:
-                file.write(np.ascontiguousarray(part).data.cast("B"))
+                path.write_bytes(whole.data)
 
     def chunk_shape(self, low: Triple, high: Triple) -> tuple[int, int, int, int]:
         return self.channels, *(b - a for a, b in zip(low, high))
@@ -170,7 +177,7 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def list_precomputed(path: Path) -> list[Listed]:
+def list_file(path: Path) -> list[Listed]:
     """Every scale of the folder."""
     info, scales = read_info(path)
     return [Listed(scale.key, shape_of(info, scale), np.dtype(info["data_type"]), chunks_of(info, scale))
@@ -195,7 +202,7 @@ def ours(info: dict[str, Any]) -> dict[str, Any]:
     return info["emcore"] if isinstance(info.get("emcore"), dict) else {}
 
 
-def open_precomputed(path: Path, dataset: str | None = None) -> Volume:
+def open_file(path: Path, dataset: str | None = None, kind: str | None = None) -> Volume:
     """A scale of the folder (named by its key; else the first, which is the finest) as a volume."""
     info, scales = read_info(path)
     scale = next((scale for scale in scales if scale.key == dataset), None) if dataset else scales[0]
@@ -240,8 +247,8 @@ def create_precomputed(path: Path, shape: tuple[int, ...], dtype: np.dtype, attr
     """The finest scale to write into, and its chunks; the coarser ones and `info` follow when the block ends.
 
     layer "image" averages four voxels into one, "segmentation" takes the most frequent of the four labels (the first in
-    the order of reading among equals); by default uint32 and uint64 are a segmentation. progress counts voxels of
-    the coarser scales.
+    the order of reading among equals); by default uint32 and uint64 are a segmentation. The voxels of the coarser
+    scales are added to the total of the progress, and then counted.
     """
     layer = layer or ("segmentation" if dtype in (np.uint32, np.uint64) else "image")
     if layer not in LAYERS:
@@ -250,6 +257,8 @@ def create_precomputed(path: Path, shape: tuple[int, ...], dtype: np.dtype, attr
         raise InputError(f"{path} cannot be a segmentation of {dtype}: labels are unsigned integers")
     if dtype.name not in DTYPES:
         raise InputError(f"{path} cannot hold {dtype}; Neuroglancer's precomputed format has {', '.join(DTYPES)}")
+    if math.prod(chunks or ()) * dtype.itemsize > MOST_CHUNK_BYTES:
+        raise InputError(f"chunks of {chunks} {dtype} exceed {MOST_CHUNK_BYTES >> 20} MB; 64 64 64 suits viewers")
     if path.is_dir() and any(path.iterdir()) and not (path / "info").is_file():
         raise InputError(f"{path} is a folder without info, so no precomputed volume; choose a name that is free")
     channels = shape[0] if len(shape) == 4 else 1
@@ -265,6 +274,8 @@ def create_precomputed(path: Path, shape: tuple[int, ...], dtype: np.dtype, attr
         "emcore": {"attributes": metadata.without_grid(attributes), "offset": list(offset), "resolution_known": known,
                    "channel_axis": len(shape) == 4},
     }
+    if progress and progress.total is not None:
+        progress.total += sum(channels * math.prod(scale.shape) for scale in scales[1:])
     with replaced(path) as temporary:
         folders = [ChunkFolder(temporary, scale, channels, dtype) for scale in scales]
         with reported(path):
@@ -280,6 +291,14 @@ def create_precomputed(path: Path, shape: tuple[int, ...], dtype: np.dtype, attr
             for finer, coarser in itertools.pairwise(folders):
                 shrink(finer, coarser, layer == "segmentation" or dtype.itemsize == 8, progress)
             (temporary / "info").write_text(json.dumps(info, indent=1))
+
+
+def create_file(path: Path, dataset: str | None, shape: tuple[int, ...], dtype: np.dtype, attributes: dict[str, Any],
+                chunks: tuple[int, ...] | None, compression: str | None):
+    """create_precomputed as create_volume calls it."""
+    if dataset:
+        raise InputError(f"{path} holds one volume at several scales, no dataset {dataset!r}")
+    return create_precomputed(path, shape, dtype, attributes, chunks)
 
 
 def info_of(scale: Scale) -> dict[str, Any]:
