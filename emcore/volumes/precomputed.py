@@ -257,13 +257,13 @@ def create_precomputed(path: Path, shape: tuple[int, ...], dtype: np.dtype, attr
         raise InputError(f"{path} cannot be a segmentation of {dtype}: labels are unsigned integers")
     if dtype.name not in DTYPES:
         raise InputError(f"{path} cannot hold {dtype}; Neuroglancer's precomputed format has {', '.join(DTYPES)}")
-    if math.prod(chunks or ()) * dtype.itemsize > MOST_CHUNK_BYTES:
-        raise InputError(f"chunks of {chunks} {dtype} exceed {MOST_CHUNK_BYTES >> 20} MB; 64 64 64 suits viewers")
     if path.is_dir() and any(path.iterdir()) and not (path / "info").is_file():
         raise InputError(f"{path} is a folder without info, so no precomputed volume; choose a name that is free")
     channels = shape[0] if len(shape) == 4 else 1
     voxel = np.dtype((np.void, dtype.itemsize * channels))  # a chunk file holds all channels
     chunk = chunks[-3:] if chunks else choose_chunks(shape[-3:], voxel)
+    if math.prod(chunk) * voxel.itemsize > MOST_CHUNK_BYTES:
+        raise InputError(f"chunks of {chunk} {dtype} exceed {MOST_CHUNK_BYTES >> 20} MB; 64 64 64 suits viewers")
     resolution, offset = metadata.read_grid([attributes], str(path))
     known, resolution = resolution is not None, resolution or (1.0, 1.0, 1.0)
     start = tuple(round(value / size) for value, size in zip(offset, resolution))
