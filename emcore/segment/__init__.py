@@ -23,6 +23,7 @@ _HOME = {
     "boundary_threshold": "cleanup",
     "link_sections": "linking",
     "merge_faces": "linking",
+    "join_pairs": "linking",
     "relabel": "relabeling",
     "remap": "relabeling",
     "unique": "relabeling",

@@ -1,0 +1,180 @@
+"""Segments joined across sections and across block faces, by how much of them lies on one another."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import overlaps as kernel
+from emcore.segment.affinities import check_affinities
+from emcore.threads import run_parallel, thread_count
+
+
+class Joined(NamedTuple):
+    """Pairs of labels that belong together, and the new name of every label that gets one."""
+
+    pairs: np.ndarray  # (n, 2) uint64, sorted
+    old: np.ndarray  # uint64, sorted
+    new: np.ndarray  # the smallest label of each one's group
+
+
+def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: float = 0.5, best_buddy: bool = True,
+                  one_sided: float = 0.8, one_sided_min_size: int = 100, affinity: float = 0.0, min_size: int = 0,
+                  offsets: Sequence | None = None, edge: str = "later", table: np.ndarray | None = None,
+                  threads: int | None = None) -> np.ndarray:
+    """labels (z, y, x) with segments joined through consecutive sections; a group takes its smallest label.
+
+    Label a of section z and another label b of section z + 1 are joined where a ends at z or b begins at z + 1, and
+    their overlap over their union is at least `iou`, or their overlap over the smaller of their areas is at least
+    `one_sided` and that area at least one_sided_min_size; and, with best_buddy, where a ends and b begins and each
+    overlaps the other most (of equals, the smaller label counts). With affs every join also needs a mean z affinity
+    of at least `affinity` over the overlap. 0 switches a rule off. Areas below min_size in their section join nothing.
+    """
+    given, labels = np.asarray(labels), _labels(labels, 3, "labels")
+    _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
+    if affinity and affs is None:
+        raise InputError(f"affinity={affinity} needs affs; pass them, or leave affinity at 0")
+    z_affinity = None
+    if affs is not None:
+        checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+        if checked.values.shape[1:] != labels.shape:
+            raise InputError(f"affs must lie on the labels {labels.shape}; got {checked.values.shape}")
+        z_affinity = checked if affinity else None
+    depth = len(labels)
+    if labels.size == 0 or depth < 2:
+        return given.copy()
+
+    def overlaps(z: int) -> np.ndarray:
+        plane = None
+        if z_affinity is not None:
+            plane = z_affinity.values[z_affinity.channels[0], z + 1 - z_affinity.shifts[0]]
+            plane = plane.astype(np.float32) if z_affinity.table is None else z_affinity.table[plane]
+        return kernel.overlaps(labels[z], labels[z + 1], plane)
+
+    tables = run_parallel(overlaps, [(z,) for z in range(depth - 1)], thread_count(threads))
+    present = [np.unique(table["first"]) for table in tables] + [np.unique(tables[-1]["second"])]
+    ids = np.unique(np.concatenate(present))
+    begins, ends = np.full(len(ids), depth), np.full(len(ids), -1)
+    for z, names in enumerate(present):
+        where = np.searchsorted(ids, names)
+        begins[where] = np.minimum(begins[where], z)
+        ends[where] = z
+
+    pairs = []
+    for z, table in enumerate(tables):
+        pair = _measure(table)
+        pair = pair[(pair["smaller"] >= min_size) & (pair["first"] != pair["second"])]
+        a_ends = ends[np.searchsorted(ids, pair["first"])] == z
+        b_begins = begins[np.searchsorted(ids, pair["second"])] == z + 1
+        keep = np.zeros(len(pair), bool)
+        if iou:
+            keep |= pair["iou"] >= iou
+        if one_sided:
+            keep |= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_min_size)
+        keep &= a_ends | b_begins
+        if best_buddy:
+            keep |= a_ends & b_begins & _largest(pair, "first", "second") & _largest(pair, "second", "first")
+        if affinity:
+            keep &= pair["affinity"] >= affinity
+        pairs.append(_ids(pair[keep]))
+    return _rename(given, join_pairs(np.concatenate(pairs)))
+
+
+def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | None = None, *, min_overlap: int = 1,
+                iou: float = 0.0, one_sided: float = 0.9, one_sided_min_size: int = 0, affinity: float = 0.0) -> Joined:
+    """The labels of two faces of neighbouring blocks that belong together; ids are those of the whole volume.
+
+    A pair of labels on each other is kept if its overlap has at least min_overlap pixels, is at least `iou` of their
+    union and `one_sided` of the smaller area, which must reach one_sided_min_size, and if the mean of affinities,
+    those of the edges between the faces, is at least `affinity` over it. 0 switches a condition off.
+    """
+    first, second = _labels(first, 2, "first"), _labels(second, 2, "second")
+    if first.shape != second.shape:
+        raise InputError(f"the two faces must have one shape; got {first.shape} and {second.shape}")
+    _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
+    if affinity and affinities is None:
+        raise InputError(f"affinity={affinity} needs the affinities between the faces; pass them, or leave it at 0")
+    if affinities is not None:
+        affinities = np.asarray(affinities)
+        if affinities.shape != first.shape or affinities.dtype.kind != "f":
+            raise InputError(f"affinities must be floating point of shape {first.shape}; "
+                             f"got {affinities.shape} {affinities.dtype}")
+        affinities = affinities.astype(np.float32, copy=False)
+    kind = np.uint64 if 8 in (first.dtype.itemsize, second.dtype.itemsize) else np.uint32
+    pair = _measure(kernel.overlaps(first.astype(kind, copy=False), second.astype(kind, copy=False), affinities))
+    keep = (pair["pixels"] >= min_overlap) & (pair["iou"] >= iou)
+    if one_sided:
+        keep &= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_min_size)
+    if affinity:
+        keep &= pair["affinity"] >= affinity
+    return join_pairs(_ids(pair[keep]))
+
+
+def join_pairs(pairs: np.ndarray) -> Joined:
+    """The groups that pairs of labels (n, 2) form, for pairs of many faces at once."""
+    pairs = np.unique(np.asarray(pairs, np.uint64).reshape(-1, 2), axis=0)
+    ids, where = np.unique(pairs, return_inverse=True)
+    parent = np.empty(len(ids), np.int64)
+    kernel.unite(np.ascontiguousarray(where.reshape(pairs.shape), np.int64), parent)
+    return Joined(pairs, ids, ids[parent])
+
+
+def _measure(table: np.ndarray) -> np.ndarray:
+    """The pairs of two labels in an overlap table, with their IoU, share of the smaller area and mean affinity."""
+    _, a, areas_a = _areas(table, "first")
+    _, b, areas_b = _areas(table, "second")
+    fields = [*table.dtype.descr[:3], ("smaller", "i8"), ("iou", "f8"), ("one_sided", "f8"), ("affinity", "f8")]
+    pair = np.empty(len(table), fields)
+    for name in ("first", "second", "pixels"):
+        pair[name] = table[name]
+    pair["smaller"] = np.minimum(areas_a[a], areas_b[b])
+    pair["iou"] = table["pixels"] / (areas_a[a] + areas_b[b] - table["pixels"])
+    pair["one_sided"] = table["pixels"] / pair["smaller"]
+    pair["affinity"] = table["total"] / table["pixels"]
+    return pair[(pair["first"] > 0) & (pair["second"] > 0)]
+
+
+def _areas(table: np.ndarray, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ids, where = np.unique(table[side], return_inverse=True)
+    areas = np.zeros(len(ids), np.int64)
+    np.add.at(areas, where, table["pixels"])
+    return ids, where, areas
+
+
+def _largest(pair: np.ndarray, side: str, other: str) -> np.ndarray:
+    """Which pairs are the largest overlap of their label on one side; of equals the one with the smaller partner."""
+    order = np.lexsort((pair[other], -pair["pixels"], pair[side]))
+    best = np.zeros(len(pair), bool)
+    best[order[np.unique(pair[side][order], return_index=True)[1]]] = True
+    return best
+
+
+def _ids(pair: np.ndarray) -> np.ndarray:
+    return np.stack([pair["first"], pair["second"]], axis=1)
+
+
+def _rename(labels: np.ndarray, joined: Joined) -> np.ndarray:
+    changed = joined.old != joined.new
+    old, new = joined.old[changed].astype(labels.dtype), joined.new[changed].astype(labels.dtype)
+    renamed = labels.copy()
+    for section in renamed if len(old) else ():
+        where = np.minimum(np.searchsorted(old, section), len(old) - 1)
+        np.copyto(section, new[where], where=old[where] == section)
+    return renamed
+
+
+def _labels(labels: np.ndarray, dimensions: int, name: str) -> np.ndarray:
+    """labels as uint32 or uint64 where they are that wide already, else widened."""
+    labels = np.asarray(labels)
+    if labels.ndim != dimensions or labels.dtype.kind not in "iu":
+        raise InputError(f"{name} must be whole numbers with {dimensions} axes; got {labels.shape} {labels.dtype}")
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise InputError(f"{name} must not be negative; found {labels.min()}")
+    return labels.astype(np.uint64 if labels.dtype.itemsize == 8 else np.uint32, copy=False)
+
+
+def _fractions(**given: float) -> None:
+    for name, value in given.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{name} must be between 0 (off) and 1; got {value}")

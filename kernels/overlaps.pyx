@@ -1,0 +1,90 @@
+"""How two label images overlap pixel by pixel, and which ids hang together through pairs."""
+
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libcpp.vector cimport vector
+
+import numpy as np
+
+ctypedef fused label_t:
+    uint32_t
+    uint64_t
+
+cdef struct Cell:
+    uint64_t first, second
+    int64_t count
+    double total
+
+
+cdef inline uint64_t mix(uint64_t first, uint64_t second) noexcept nogil:
+    cdef uint64_t h = (first ^ (second * <uint64_t>0xD6E8FEB86659FD93)) * <uint64_t>0x9E3779B97F4A7C15
+    return h ^ (h >> 32)
+
+
+cdef void double_slots(vector[int64_t]& slots, vector[Cell]& cells) noexcept nogil:
+    """Open addressing: a slot holds the index of a cell, -1 where free."""
+    cdef int64_t i
+    cdef uint64_t at
+    slots.assign(slots.size() * 2, -1)
+    for i in range(<int64_t>cells.size()):
+        at = mix(cells[i].first, cells[i].second) & (slots.size() - 1)
+        while slots[at] >= 0:
+            at = (at + 1) & (slots.size() - 1)
+        slots[at] = i
+
+
+def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[:, :] values):
+    """Every pair of labels that lie on each other, zeros too: (first, second, pixels, sum of values), sorted."""
+    cdef int64_t ny = first.shape[0], nx = first.shape[1], y, x, current = -1
+    cdef bint weighted = values is not None
+    cdef vector[Cell] cells
+    cdef vector[int64_t] slots
+    cdef Cell cell
+    cdef uint64_t a, b, at
+    with nogil:
+        slots.assign(256, -1)
+        for y in range(ny):
+            for x in range(nx):
+                a = first[y, x]
+                b = second[y, x]
+                if current < 0 or cells[current].first != a or cells[current].second != b:
+                    at = mix(a, b) & (slots.size() - 1)
+                    while slots[at] >= 0 and (cells[slots[at]].first != a or cells[slots[at]].second != b):
+                        at = (at + 1) & (slots.size() - 1)
+                    current = slots[at]
+                    if current < 0:
+                        current = cells.size()
+                        slots[at] = current
+                        cell.first, cell.second, cell.count, cell.total = a, b, 0, 0
+                        cells.push_back(cell)
+                        if cells.size() * 2 > slots.size():
+                            double_slots(slots, cells)
+                cells[current].count += 1
+                if weighted:
+                    cells[current].total += values[y, x]
+    table = np.empty(cells.size(), [("first", "u8"), ("second", "u8"), ("pixels", "i8"), ("total", "f8")])
+    cdef Cell[::1] out = table
+    for x in range(<int64_t>cells.size()):
+        out[x] = cells[x]
+    return table[np.lexsort((table["second"], table["first"]))]
+
+
+def unite(const int64_t[:, ::1] pairs, int64_t[::1] parent):
+    """Joins the two indices of every pair; afterwards parent holds the smallest index of each one's group."""
+    cdef int64_t i, side, other, swap
+    with nogil:
+        for i in range(parent.shape[0]):
+            parent[i] = i
+        for i in range(pairs.shape[0]):
+            side, other = pairs[i, 0], pairs[i, 1]
+            while parent[side] != side:
+                parent[side] = parent[parent[side]]
+                side = parent[side]
+            while parent[other] != other:
+                parent[other] = parent[parent[other]]
+                other = parent[other]
+            if side < other:
+                parent[other] = side
+            else:
+                parent[side] = other
+        for i in range(parent.shape[0]):
+            parent[i] = parent[parent[i]]
