@@ -1,0 +1,1 @@
+"""From files to batches: sampling on the CPU, augmentations and targets on the model's device."""

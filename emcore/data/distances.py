@@ -1,0 +1,106 @@
+"""Distance targets of label batches (n, z, y, x): exact Euclidean, anisotropic, on the labels' device."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from emcore.segment import distance_transform
+
+
+def squared_distance(labels: Tensor, resolution: Sequence[float]) -> Tensor:
+    """Squared distance (n, z, y, x) to the nearest voxel of another label; 0 on label 0, infinite if there is none."""
+    if labels.device.type == "cpu":
+        return torch.stack([torch.from_numpy(distance_transform(label.numpy(), resolution, squared=True))
+                            for label in labels])
+    return _squared_distance(labels, resolution)
+
+
+def _squared_distance(labels: Tensor, resolution: Sequence[float]) -> Tensor:
+    """The same on any device: along each axis the least of (steps² + what the voxel there had), all pairs of a line.
+
+    A voxel of another label is a distance of its own; one of the same label passes on what it had. Quadratic in the
+    line's length, which a GPU does faster than any sweep for the sizes of a patch.
+    """
+    distance = torch.full(labels.shape, torch.inf, device=labels.device)
+    for axis, unit in zip((3, 2, 1), reversed(tuple(resolution))):
+        ids, had = labels.movedim(axis, -1).contiguous(), distance.movedim(axis, -1).contiguous()
+        length = ids.shape[-1]
+        steps = torch.arange(length, device=labels.device, dtype=torch.float32) * unit
+        square = (steps[:, None] - steps[None, :]).square()
+        lines, olds = ids.view(-1, length), had.view(-1, length)
+        best = torch.empty_like(olds)
+        for start in range(0, len(lines), 1 + 2**24 // length**2):  # bounds the pairs held at once to 64 MiB
+            part = slice(start, start + 1 + 2**24 // length**2)
+            other = lines[part, None, :] != lines[part, :, None]
+            best[part] = (square + torch.where(other, 0.0, olds[part, None, :])).amin(-1)
+        distance = best.view(ids.shape).movedim(-1, axis)
+    return torch.where(labels == 0, 0.0, distance).contiguous()
+
+
+def signed_distance(labels: Tensor, resolution: Sequence[float], scale: float) -> Tensor:
+    """tanh(d / scale): positive inside the foreground, negative outside, d in units of the x voxel size."""
+    relative = [r / resolution[2] for r in resolution]
+    inside = labels > 0
+    distance = squared_distance(inside.long() + 1, relative).sqrt()
+    return torch.tanh(torch.where(inside, distance, -distance) / scale)
+
+
+def foreground_distance(labels: Tensor) -> Tensor:
+    """tanh(inside / 8 - outside / 50), in voxels: steep within the foreground, flat around it."""
+    inside = labels > 0
+    distance = squared_distance(inside.long() + 1, (1.0, 1.0, 1.0)).sqrt()
+    return torch.tanh(torch.where(inside, distance / 8, -distance / 50))
+
+
+def _dense(labels: Tensor) -> tuple[Tensor, int]:
+    """Ids counted up over the whole batch, one range a sample, so that one scatter serves all; 0 stays 0."""
+    samples = torch.arange(labels.shape[0], device=labels.device).view(-1, 1, 1, 1).expand_as(labels)
+    pairs = torch.stack([samples.flatten(), labels.clamp_min(0).flatten()], 1)
+    ids, inverse = pairs.unique(dim=0, return_inverse=True)
+    return torch.where(labels > 0, inverse.view_as(labels) + 1, 0), len(ids) + 1
+
+
+def instance_distance(labels: Tensor, resolution: Sequence[float], in_plane: bool) -> Tensor:
+    """Distance to the border of each object over its largest distance, (0, 1]; -1 on background."""
+    if in_plane:
+        n, z = labels.shape[:2]
+        flat = instance_distance(labels.reshape(n * z, 1, *labels.shape[2:]), resolution, False)
+        return flat.view(labels.shape)
+    distance = squared_distance(labels.clamp_min(0), resolution).sqrt()
+    distance = torch.where(distance.isinf(), 1.0, distance)
+    ids, count = _dense(labels)
+    most = torch.zeros(count, device=labels.device).scatter_reduce(0, ids.flatten(), distance.flatten(), "amax")
+    return torch.where(labels > 0, distance / (most[ids] + 1e-6), -1.0)
+
+
+def skeleton_distance(labels: Tensor, resolution: Sequence[float], alpha: float, skeleton: Tensor | None) -> Tensor:
+    """(b / (s + b)) ** alpha with b the distance to the border and s to the object's skeleton; -1 on background.
+
+    An object without skeleton voxels in the patch takes b over its largest b instead.
+    """
+    border = squared_distance(labels.clamp_min(0), resolution).sqrt()
+    border = torch.where(border.isinf(), 1.0, border)
+    out = torch.full_like(border, -1.0)
+    for sample in range(labels.shape[0]):
+        for identity in labels[sample].unique():
+            if identity <= 0:
+                continue
+            inside = labels[sample] == identity
+            box = tuple(slice(int(line.min()), int(line.max()) + 1) for line in inside.nonzero().T)
+            own, b = inside[box], border[sample][box]
+            bones = (skeleton[sample][box] == identity) & own if skeleton is not None else torch.zeros_like(own)
+            if bones.any():
+                s = squared_distance((~bones).long()[None], resolution)[0].sqrt()
+                energy = (b / (s + b + 1e-6)) ** alpha
+            else:
+                energy = (b / b[own].max()) ** alpha
+            out[sample][box] = torch.where(own & (energy > 0), energy, out[sample][box])
+    return out
+
+
+def quantise_energy(energy: Tensor, levels: int) -> Tensor:
+    """Class 0 for background (below 0), 1..levels for equal steps of 0..1; values unchanged for levels = 0."""
+    if levels == 0:
+        return energy
+    return torch.where(energy < 0, 0, (energy * levels).floor().clamp(0, levels - 1) + 1).float()

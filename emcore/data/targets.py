@@ -1,0 +1,221 @@
+"""What the net learns, made from a batch of labels (n, z, y, x) on its device: values and which of them count.
+
+Label 0 is background, IGNORE (-1) is unknown: it takes part in no edge and counts in no channel.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from emcore.data.descriptors import local_shape
+from emcore.data.distances import (
+    foreground_distance,
+    instance_distance,
+    quantise_energy,
+    signed_distance,
+    skeleton_distance,
+)
+from emcore.errors import InputError
+from emcore.settings.target import Labels, Target, Triple
+
+IGNORE = -1
+
+
+def _pairs(size: Sequence[int], offset: Triple) -> tuple[tuple, tuple] | None:
+    """Slices of the voxels whose partner at v + offset lies inside, and of the partners; None where there are none."""
+    here, there = [slice(None)], [slice(None)]
+    for length, step in zip(size, offset):
+        if abs(step) >= length:
+            return None
+        here.append(slice(max(0, -step), length - max(0, step)))
+        there.append(slice(max(0, step), length - max(0, -step)))
+    return tuple(here), tuple(there)
+
+
+def affinities(labels: Tensor, offsets: Sequence[Triple], border: str = "ignore",
+               background: str = "negative") -> tuple[Tensor, Tensor]:
+    """Values and validity, bool (n, channels, z, y, x); channel c at v says whether v and v + offset belong together.
+
+    An edge holds where both labels are equal and not 0. A negative offset stores it at the later voxel, a positive one
+    at the earlier. The offset (0, 0, 0) is the foreground.
+    """
+    shape = (labels.shape[0], len(offsets), *labels.shape[1:])
+    values = torch.zeros(shape, dtype=torch.bool, device=labels.device)
+    valid = torch.zeros_like(values)
+    inside = labels > 0
+    known = labels != IGNORE
+    for channel, offset in enumerate(offsets):
+        if border != "ignore":
+            valid[:, channel] = known & inside if background == "ignore" else known
+            if border == "replicate":
+                values[:, channel] = inside
+        pairs = _pairs(labels.shape[1:], offset)
+        if pairs is None:
+            continue
+        here, there = pairs
+        values[:, channel][here] = (labels[here] == labels[there]) & inside[here]
+        both = known[here] & known[there]
+        if background == "ignore":
+            both = both & (labels[here] != 0) & (labels[there] != 0)
+        valid[:, channel][here] = both
+    return values, valid
+
+
+def erode_borders(labels: Tensor, radius: int) -> Tensor:
+    """Labels with 0 wherever the (2 radius + 1)² window of a section holds two different objects; IGNORE stays."""
+    if radius < 1:
+        return labels
+    top = torch.iinfo(labels.dtype).max
+    largest = labels.clamp_min(0)
+    smallest = torch.where(labels > 0, labels, top)
+    for axis in (2, 3):
+        # mirrored borders add nothing new to a window that is cut by the volume's edge: shrinking it is the same
+        largest = _window(largest, axis, radius, torch.maximum)
+        smallest = _window(smallest, axis, radius, torch.minimum)
+    return torch.where((largest != smallest) & (labels > 0), 0, labels)
+
+
+def _window(values: Tensor, axis: int, radius: int, choose) -> Tensor:
+    """The largest or smallest value within radius along an axis."""
+    out, length = values.clone(), values.shape[axis]
+    for step in range(1, min(radius, length - 1) + 1):
+        ahead = out.narrow(axis, 0, length - step)
+        ahead.copy_(choose(ahead, values.narrow(axis, step, length - step)))
+        behind = out.narrow(axis, step, length - step)
+        behind.copy_(choose(behind, values.narrow(axis, 0, length - step)))
+    return out
+
+
+def split_pieces(labels: Tensor) -> Tensor:
+    """Labels in which every 6-connected piece of an id has an id of its own, patch by patch."""
+    from emcore.segment import connected_components
+
+    pieces = [torch.from_numpy(connected_components(label.clamp_min(0).cpu().numpy(), 6).astype("int64"))
+              for label in labels]
+    return torch.where(labels == IGNORE, IGNORE, torch.stack(pieces).to(labels.device))
+
+
+def boundary(labels: Tensor, thickness: int, where: str, in_plane: bool) -> Tensor:
+    """True where a face neighbour has another label, on both sides of the change; thickness widens it."""
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in (2, 3) if in_plane else (1, 2, 3):
+        first = labels.narrow(axis, 0, labels.shape[axis] - 1)
+        second = labels.narrow(axis, 1, labels.shape[axis] - 1)
+        change = (first != second) & (first != IGNORE) & (second != IGNORE)
+        if where == "foreground":
+            change &= (first > 0) | (second > 0)
+        elif where == "contacts":
+            change &= (first > 0) & (second > 0)
+        edge.narrow(axis, 0, change.shape[axis]).logical_or_(change)
+        edge.narrow(axis, 1, change.shape[axis]).logical_or_(change)
+    if thickness > 1:
+        kernel = (1 if in_plane else 2 * thickness - 1, 2 * thickness - 1, 2 * thickness - 1)
+        edge = functional.max_pool3d(edge[:, None].float(), kernel, 1, tuple(k // 2 for k in kernel))[:, 0] > 0
+    return edge
+
+
+def polarity(labels: Tensor, exclusive: bool) -> Tensor:
+    """Channels pre (odd ids), post (even ids), either; exclusive: one channel of classes 0, 1 pre, 2 post."""
+    pre, post = (labels > 0) & (labels % 2 == 1), (labels > 0) & (labels % 2 == 0)
+    if exclusive:
+        return (pre.float() + 2 * post.float())[:, None]
+    return torch.stack([pre, post, pre | post], 1).float()
+
+
+def smooth_outlines(labels: Tensor) -> Tensor:
+    """Labels whose outlines are rounded section by section, twice: dilate, blur, dilate, threshold (2019 tutorial)."""
+    steps = torch.arange(-8, 9, device=labels.device, dtype=torch.float32)
+    bell = torch.exp(-steps.square() / (2 * 2.0**2))
+    bell = bell / bell.sum()
+
+    def cross(mask: Tensor) -> Tensor:
+        tall, wide = functional.max_pool2d(mask, (3, 1), 1, (1, 0)), functional.max_pool2d(mask, (1, 3), 1, (0, 1))
+        return torch.maximum(tall, wide)
+
+    out = torch.where(labels > 0, 0, labels)
+    for identity in labels[labels > 0].unique():
+        mask = (labels == identity).float().flatten(0, 1)[:, None]
+        for _ in range(2):
+            blurred = cross(mask)
+            for weights in (bell.view(1, 1, -1, 1), bell.view(1, 1, 1, -1)):
+                pad = (0, 0, 8, 8) if weights.shape[2] > 1 else (8, 8, 0, 0)
+                mode = "reflect" if min(mask.shape[2:]) > 8 else "replicate"
+                blurred = functional.conv2d(functional.pad(blurred, pad, mode=mode), weights)
+            mask = (cross(blurred) > 0.8).float()
+        out = torch.where(mask[:, 0].view_as(labels) > 0, identity, out)
+    return out
+
+
+def prepare_labels(labels: Tensor, settings: Labels) -> Tensor:
+    """Labels after what [labels] asks for, common to all targets."""
+    if settings.smooth:
+        labels = smooth_outlines(labels)
+    if settings.split:
+        labels = split_pieces(labels)
+    return erode_borders(labels, settings.erosion)
+
+
+def channels(targets: Sequence[Target]) -> int:
+    """How many channels the targets have together."""
+    return sum(_count(target) for target in targets)
+
+
+def _count(target: Target) -> int:
+    return {"affinity": len(target.offsets), "polarity": 1 if target.exclusive else 3, "lsd": 10}.get(target.kind, 1)
+
+
+def channel_names(targets: Sequence[Target]) -> list[str]:
+    """A short name for every channel, for previews and logs."""
+    names = []
+    for target in targets:
+        if target.kind == "affinity":
+            names += ["affinity " + " ".join(map(str, offset)) for offset in target.offsets]
+        elif target.kind == "polarity" and not target.exclusive:
+            names += ["pre", "post", "synapse"]
+        elif target.kind == "lsd":
+            names += [f"lsd {part}" for part in ("z", "y", "x", "zz", "yy", "xx", "zy", "zx", "yx", "size")]
+        else:
+            names.append(target.kind.replace("_", " "))
+    return names
+
+
+def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence[float] = (1.0, 1.0, 1.0),
+                 mask: Tensor | None = None, skeleton: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Target and validity, float32 and bool, (n, channels, z, y, x).
+
+    labels are int64 after augmentation and prepare_labels; mask is true where the volume may be used; skeleton holds
+    the object's id on its skeleton (for skeleton_distance); resolution is nm, z y x.
+    """
+    if labels.dtype != torch.int64 or labels.dim() != 4:
+        raise InputError(f"labels must be int64 (n, z, y, x); got {labels.dtype} {tuple(labels.shape)}")
+    known = labels != IGNORE
+    values, counts = [], []
+    for target in targets:
+        local = erode_borders(labels, target.erosion)
+        valid = known[:, None]
+        if target.kind == "affinity":
+            value, valid = affinities(local, target.offsets, target.border, target.background)
+        elif target.kind == "binary":
+            value = (local > 0)[:, None]
+        elif target.kind == "polarity":
+            value = polarity(local, target.exclusive)
+        elif target.kind == "boundary":
+            value = boundary(local, target.thickness, target.where, target.in_plane)[:, None]
+        elif target.kind == "signed_distance":
+            value = signed_distance(local, resolution, target.scale)[:, None]
+        elif target.kind == "foreground_distance":
+            value = foreground_distance(local)[:, None]
+        elif target.kind == "instance_distance":
+            energy = instance_distance(local, resolution, target.in_plane)
+            value = quantise_energy(energy, target.levels)[:, None]
+        elif target.kind == "skeleton_distance":
+            energy = skeleton_distance(local, resolution, target.alpha, skeleton)
+            value = quantise_energy(energy, target.levels)[:, None]
+        else:
+            value = local_shape(local, resolution, target.sigma)
+        values.append(value.float())
+        counts.append(valid.expand_as(value))
+    value, count = torch.cat(values, 1), torch.cat(counts, 1)
+    return value, count if mask is None else count & mask[:, None]
