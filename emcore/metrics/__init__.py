@@ -2,19 +2,22 @@
 
 from importlib import import_module
 
-# public name -> the file of this folder that holds it; fetched on first use
+# public name -> the file of this folder that holds it; fetched on first use. No file bears the name of a function:
+# importing it would hide the function behind the module.
 _HOME = {
-    "contingency": "contingency",
-    "Contingency": "contingency",
-    "pool": "contingency",
+    "contingency": "tables",
+    "Contingency": "tables",
+    "pool": "tables",
     "voi": "partitions",
     "rand": "partitions",
     "cremi_score": "partitions",
     "foreground_restricted": "partitions",
+    "overlap_indices": "partitions",
     "threshold_curve": "curves",
+    "fold": "curves",
     "neuron_border_mask": "borders",
     "box_border_mask": "borders",
-    "clefts": "clefts",
+    "clefts": "cleft_distances",
     "jaccard": "binary",
     "dice": "binary",
     "accuracy": "binary",

@@ -1,0 +1,119 @@
+"""Masks of the voxels near borders between labels, which contests leave out of neuron scores."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numba import types
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.compilation import compiled
+from emcore.threads import run_parallel, thread_count
+
+_bits_in = types.Array(types.boolean, 2, "C", readonly=True)
+_bits_out = types.Array(types.boolean, 2, "C")
+_reach_in = types.Array(types.int64, 1, "C", readonly=True)
+
+
+@compiled(types.void(_bits_in, _reach_in, _bits_out))
+def _dilate(border, reach, mask):
+    """Sets the mask where a border pixel is dy rows and at most reach[dy] columns away."""
+    height, width = border.shape
+    far = np.int64(height + width)
+    gaps = np.empty(width, np.int64)
+    for y in range(height):
+        gap = far
+        for x in range(width):  # columns to the nearest border pixel of this row
+            gap = 0 if border[y, x] else gap + 1
+            gaps[x] = gap
+        gap = far
+        for x in range(width - 1, -1, -1):
+            gap = 0 if border[y, x] else gap + 1
+            gaps[x] = min(gaps[x], gap)
+        for dy in range(1 - reach.shape[0], reach.shape[0]):
+            if 0 <= y + dy < height:
+                limit = reach[abs(dy)]
+                for x in range(width):
+                    mask[y + dy, x] |= gaps[x] <= limit
+
+
+def neuron_border_mask(truth: ArrayLike, resolution: Sequence[float], distance_nm: float | None = 25.0,
+                       threads: int | None = None) -> NDArray[np.bool_]:
+    """True within distance_nm of a border between two labels of the same section: CREMI's mask, for `contingency`.
+
+    A border pixel differs from one of its four neighbours in the section (all ids are ordinary ones, the image's edge
+    is no border); distances are Euclidean, in the section, and the limit is inclusive. None masks nothing, 0 the
+    border pixels alone. Unlike cremi_python, which takes 0 for None and masks a corner of sections of a single label
+    (its distance transform has a phantom there), such sections stay unmasked.
+    """
+    truth = _sections(truth)
+    resolution = np.asarray(resolution, np.float64)
+    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
+        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
+    if distance_nm is None:
+        return np.zeros(truth.shape, bool)
+    if not (math.isfinite(distance_nm) and distance_nm >= 0):
+        raise InputError(f"distance_nm must be 0 or more, or None for no mask; got {distance_nm}")
+    # in pixels along x, as the reference computes it, so that the same distances are equal to the limit
+    pixels, aspect = distance_nm / resolution[2], resolution[1] / resolution[2]
+    height, width = truth.shape[1:]
+    columns = np.arange(width + height + 1, dtype=np.float64)
+    reach = []
+    for dy in range(height):
+        within = np.sqrt(columns**2 + (dy * aspect) ** 2) <= pixels
+        if not within[0]:
+            break
+        reach.append(min(np.count_nonzero(within), len(columns) - 1) - 1)
+    return _dilated(truth, np.array(reach, np.int64), False, threads)
+
+
+def box_border_mask(truth: ArrayLike, distance_xy: int, distance_z: int = 0,
+                    threads: int | None = None) -> NDArray[np.bool_]:
+    """True within a box around each border: dbMiM's mask, larger than CREMI's at corners and from 2 pixels on.
+
+    distance_z > 0 also makes borders between sections, and widens all borders along z. (0, 0) masks nothing.
+    """
+    truth = _sections(truth)
+    for name, distance in (("distance_xy", distance_xy), ("distance_z", distance_z)):
+        if not isinstance(distance, (int, np.integer)) or distance < 0:
+            raise InputError(f"{name} must be a whole number of voxels, 0 or more; got {distance!r}")
+    if distance_xy == distance_z == 0:
+        return np.zeros(truth.shape, bool)
+    rows = min(distance_xy, truth.shape[1]) + 1
+    mask = _dilated(truth, np.full(rows, min(distance_xy, truth.shape[2]), np.int64), distance_z > 0, threads)
+    within = mask.copy()
+    for dz in range(1, min(distance_z, len(truth) - 1) + 1):
+        mask[dz:] |= within[:-dz]
+        mask[:-dz] |= within[dz:]
+    return mask
+
+
+def _sections(truth: ArrayLike) -> NDArray:
+    truth = np.asarray(truth)
+    if truth.ndim != 3:
+        raise InputError(f"a border mask needs labels of shape (z, y, x); got {truth.shape}")
+    if truth.dtype.kind not in "uib":
+        raise InputError(f"a border mask needs integer labels; got {truth.dtype}")
+    return truth
+
+
+def _dilated(truth: NDArray, reach: NDArray[np.int64], along_z: bool, threads: int | None) -> NDArray[np.bool_]:
+    """The border pixels of each section, dilated; one section a job."""
+    mask = np.zeros(truth.shape, bool)
+
+    def section(z: int) -> None:
+        labels = truth[z]
+        border = np.zeros(labels.shape, bool)
+        for one, other, differ in ((border[1:], border[:-1], labels[1:] != labels[:-1]),
+                                   (border[:, 1:], border[:, :-1], labels[:, 1:] != labels[:, :-1])):
+            one |= differ
+            other |= differ
+        if along_z and z > 0:
+            border |= labels != truth[z - 1]
+        if along_z and z + 1 < len(truth):
+            border |= labels != truth[z + 1]
+        _dilate(border, reach, mask[z])
+
+    run_parallel(section, [(z,) for z in range(len(truth))], thread_count(threads))
+    return mask

@@ -1,0 +1,205 @@
+"""VOI, Rand in every published convention, the CREMI score and ISBI's V_Rand and V_Info, from a contingency table.
+
+Sums of squares are exact integers; VOI is in bits, in the conditional form (never negative, 0 for a perfect match).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.tables import Contingency
+
+# Rand conventions: what is divided by what, with P, B, A the sums of squares over pairs, labels and truth ids,
+# P+ and B+ the same without label 0, c the voxels of label 0, N the kept and n all voxels
+CONVENTIONS = {
+    "cremi": "(P+ + c/n) / (B+ + c/n, A): label 0 is background, as in cremi_python and pytorch_connectomics",
+    "snemi3d": "(P+ + c/n) / (B+ + c/n, A): label 0 is background, as in SNEMI3D_metrics.m",
+    "skimage": "(P - N) / (B - N, A - N): pairs of voxels, label 0 is a segment; precision and recall named rightly",
+    "dbmim": "(P - N) / (B - N, A - N): as skimage, but 0 where there are no pairs",
+    "funlib": "P / (B, A): squares, label 0 is a segment; rand_merge is precision, rand_split is recall",
+    "gala": "(P - N) / (B - N, A - N): as skimage, but the error is undefined without precision and recall",
+    "isbi": "(P+ + c) / (B+ + c, A): each voxel of label 0 is an object of its own; V_Rand is 1 - error",
+}
+
+
+class Voi(NamedTuple):
+    """Bits: H(labels | truth), over-segmentation, and H(truth | labels), under-segmentation."""
+
+    split: float
+    merge: float
+
+
+class Rand(NamedTuple):
+    """Adapted Rand error; precision falls with wrong merges, recall with wrong splits."""
+
+    error: float
+    precision: float
+    recall: float
+
+
+class ForegroundRestricted(NamedTuple):
+    """ISBI 2012 scores (Arganda-Carreras et al. 2015): higher is better; the conditional entropies are in nats."""
+
+    v_rand: float
+    rand_merge: float
+    rand_split: float
+    v_info: float
+    info_merge: float
+    info_split: float
+    truth_given_labels: float
+    labels_given_truth: float
+
+
+class OverlapIndices(NamedTuple):
+    """Normalised VOI and information distance (funlib), Rand index, adjusted Rand index, Fowlkes-Mallows (gala)."""
+
+    nvi_split: float
+    nvi_merge: float
+    nid: float
+    rand_index: float
+    adjusted_rand: float
+    fowlkes_mallows: float
+
+
+class SquareSums(NamedTuple):
+    """What every Rand convention is computed from: Python integers of a table, or float64 arrays along a curve."""
+
+    pairs: int | NDArray  # without label 0
+    labels: int | NDArray  # without label 0
+    truth: int
+    background_pairs: int  # sum of squares over the pairs with label 0
+    background: int  # voxels of label 0
+    voxels: int
+    total: int
+
+
+def voi(table: Contingency) -> Voi:
+    """Split and merge in bits; nan when no voxel is left. Label 0 is a segment like any other unless it is ignored."""
+    if table.voxels == 0:
+        return Voi(math.nan, math.nan)
+    n = table.n
+    split = np.sum(n * np.log2(table.truth_sizes[table.rows] / n)) / table.voxels
+    merge = np.sum(n * np.log2(table.label_sizes[table.columns] / n)) / table.voxels
+    return Voi(float(split), float(merge))
+
+
+def rand(table: Contingency, convention: str = "cremi") -> Rand:
+    """The adapted Rand error by a named convention (see CONVENTIONS), with the values its reference returns.
+
+    A convention is a formula; which ids are ignored is the table's rule (gala's own keeps truth 0: ignore_truth=()).
+    Undefined values are nan, but dbmim says (1, 0, 0), and isbi's V_Rand of nothing is 0 (error 1).
+    """
+    return rand_of_sums(square_sums(table), convention)
+
+
+def cremi_score(table: Contingency) -> float:
+    """sqrt((split + merge) * Rand error), lower is better: 0 if either is 0, nan if either is undefined.
+
+    CREMI itself keeps truth 0 as a segment: ignore_truth=(2**64 - 1,), mask=neuron_border_mask(truth, resolution).
+    """
+    return math.sqrt(sum(voi(table)) * rand(table, "cremi").error)
+
+
+def foreground_restricted(table: Contingency) -> ForegroundRestricted:
+    """V_Rand and V_Info with their merge and split parts, for one section; each voxel of label 0 is its own object.
+
+    As in Fiji, V_Info of a trivial partition is 0, and info_merge is 1 where info_split is 0.
+    """
+    by_rand = rand(table, "isbi")
+    total = table.voxels
+    if total == 0:
+        return ForegroundRestricted(1 - by_rand.error, math.nan, math.nan, 0.0, *[math.nan] * 4)
+    singles = (table.label_ids == 0)[table.columns]
+    n = table.n.astype(np.float64)
+    truth_sizes = table.truth_sizes.astype(np.float64)
+    # H(T), H(S) and the two conditional entropies; a voxel of label 0 knows its truth and is one of `total` objects
+    h_truth = float(np.sum(truth_sizes * np.log(total / truth_sizes))) / total
+    h_labels = float(np.sum(n * np.log(total / np.where(singles, 1, table.label_sizes[table.columns])))) / total
+    truth_given_labels = float(np.sum(np.where(singles, 0, n * np.log(table.label_sizes[table.columns] / n)))) / total
+    labels_given_truth = float(np.sum(n * np.log(truth_sizes[table.rows] / np.where(singles, 1, n)))) / total
+    independent = total * np.where(singles, 1, n) == truth_sizes[table.rows] * np.where(
+        singles, 1, table.label_sizes[table.columns])
+    shared = 0.0 if independent.all() else h_truth - truth_given_labels
+    info_merge, info_split = _ratio(shared, h_truth), _ratio(shared, h_labels)
+    v_info = _ratio(2 * shared, h_truth + h_labels)
+    return ForegroundRestricted(1 - by_rand.error, by_rand.precision, by_rand.recall,
+                                0.0 if math.isnan(v_info) else v_info, 1.0 if info_split == 0 else info_merge,
+                                info_split, truth_given_labels, labels_given_truth)
+
+
+def overlap_indices(table: Contingency) -> OverlapIndices:
+    """The other published indices of a table; nan where they are undefined. gala's ignore nothing: ignore_truth=()."""
+    total, split, merge = table.voxels, *voi(table)
+    if total == 0:
+        return OverlapIndices(*[math.nan] * 6)
+    h_truth, h_labels = (float(np.sum(sizes * np.log2(total / sizes))) / total
+                         for sizes in (table.truth_sizes, table.label_sizes))
+    joint = h_truth + split
+    nid = _ratio(max(split, merge), max(h_truth, h_labels))  # 1 - I/max(H), without the difference
+    sums = square_sums(table)
+    together = sums.pairs + sums.background_pairs - total  # ordered pairs joined in both partitions
+    wrongly_joined = sums.labels + sums.background**2 - total - together
+    wrongly_split = sums.truth - total - together
+    apart = total * (total - 1) - together - wrongly_joined - wrongly_split
+    adjusted = _ratio(2 * (together * apart - wrongly_split * wrongly_joined),
+                      (together + wrongly_split) * (wrongly_split + apart)
+                      + (together + wrongly_joined) * (wrongly_joined + apart))
+    means = math.sqrt(together + wrongly_joined) * math.sqrt(together + wrongly_split)
+    return OverlapIndices(_ratio(split, joint), _ratio(merge, joint), nid,
+                          _ratio(together + apart, total * (total - 1)), adjusted, _ratio(together, means))
+
+
+def square_sums(table: Contingency) -> SquareSums:
+    """The exact sums of squares of a table."""
+    background = (table.label_ids == 0)[table.columns]
+    ordinary = table.n[~background]
+    return SquareSums(exact_sum_of_squares(ordinary), exact_sum_of_squares(table.label_sizes[table.label_ids != 0]),
+                      exact_sum_of_squares(table.truth_sizes), exact_sum_of_squares(table.n[background]),
+                      int(table.n[background].sum()), table.voxels, table.total)
+
+
+def exact_sum_of_squares(values: NDArray[np.int64]) -> int:
+    """The sum of squares as a Python integer, whatever its size."""
+    large = values >= 1 << 31
+    squares = values[~large] ** 2  # below 2^62 each; summed in halves, so that the sums stay below 2^63
+    low = int(np.sum(squares & 0xFFFFFFFF))
+    high = int(np.sum(squares >> 32))
+    return (high << 32) + low + sum(int(value) ** 2 for value in values[large])
+
+
+def rand_of_sums(sums: SquareSums, convention: str) -> Rand:
+    """Error, precision and recall by a convention, as floats or as arrays along a curve."""
+    if convention not in CONVENTIONS:
+        raise InputError(f"unknown Rand convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    if convention in ("cremi", "snemi3d"):
+        joint, labels = sums.pairs * sums.total + sums.background, sums.labels * sums.total + sums.background
+        truth = sums.truth * sums.total
+    elif convention == "isbi":
+        joint, labels, truth = sums.pairs + sums.background, sums.labels + sums.background, sums.truth
+    else:
+        self_pairs = 0 if convention == "funlib" else sums.voxels
+        joint = sums.pairs + sums.background_pairs - self_pairs
+        labels = sums.labels + sums.background**2 - self_pairs
+        truth = sums.truth - self_pairs
+    precision, recall = _ratio(joint, labels), _ratio(joint, truth)
+    error = _ratio(labels + truth - 2 * joint, labels + truth)
+    if convention == "dbmim":
+        return Rand(*(np.where(np.isnan(value), undefined, value)[()] if isinstance(value, np.ndarray)
+                      else undefined if math.isnan(value) else value
+                      for value, undefined in ((error, 1.0), (precision, 0.0), (recall, 0.0))))
+    if convention == "gala":
+        error = error + _ratio(0 * (precision + recall), precision + recall)  # nan where 2pr / (p + r) is
+    if convention == "isbi" and sums.voxels == 0:
+        error = error * 0 + 1.0 if isinstance(error, np.ndarray) else 1.0
+    return Rand(error, precision, recall)
+
+
+def _ratio(part, whole):
+    """part / whole, nan where the whole is 0 or nan; integers are divided exactly, without a step through floats."""
+    if isinstance(part, np.ndarray) or isinstance(whole, np.ndarray):
+        whole = np.broadcast_to(np.asarray(whole, np.float64), np.broadcast_shapes(np.shape(part), np.shape(whole)))
+        return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole != 0)
+    return part / whole if whole else math.nan

@@ -1,0 +1,360 @@
+"""The table that every partition score is read from: how many voxels each pair (truth id, label id) shares.
+
+One pass, any integer type, memory in the number of distinct pairs; tables of blocks add up to the table of the whole.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+
+import numba
+import numpy as np
+from numba import types
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.compilation import compiled
+from emcore.threads import run_parallel, slabs, thread_count
+
+CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache
+BLOCK_BYTES = 256 << 20  # what is read at a time of a volume that is not an array
+TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
+LARGEST_ID = (1 << 64) - 1
+
+# bit k of the index: whether the k-th of eight voxels differs -> how many come before the first that differs
+_LEADING = np.array([8, *((bits & -bits).bit_length() - 1 for bits in range(1, 256))], np.int64)
+
+_ids = types.Array(types.uint64, 1, "C", readonly=True)
+_entries = types.Array(types.uint64, 2, "C")
+_entries_in = types.Array(types.uint64, 2, "C", readonly=True)
+
+
+@numba.njit(nogil=True)
+def _slot(entries, truth, label):
+    """Where the pair is or belongs. Open addressing over rows (truth, label, count); count 0 marks a free row."""
+    mixed = (truth * np.uint64(0x9E3779B97F4A7C15)) ^ (label + np.uint64(0xD1B54A32D192ED03))
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed ^= mixed >> np.uint64(29)
+    last = np.uint64(entries.shape[0] - 1)
+    slot = np.int64(mixed & last)
+    while entries[slot, 2] != np.uint64(0) and (entries[slot, 0] != truth or entries[slot, 1] != label):
+        slot = np.int64(np.uint64(slot + 1) & last)
+    return slot
+
+
+@numba.njit(nogil=True)
+def _insert(entries, used, truth, label, count):
+    """The table with a pair that was not in it, and its number of pairs; at most half of the rows are in use."""
+    if 2 * (used + 1) > entries.shape[0]:
+        larger = np.zeros((2 * entries.shape[0], 3), np.uint64)
+        for old in range(entries.shape[0]):
+            if entries[old, 2] != np.uint64(0):
+                larger[_slot(larger, entries[old, 0], entries[old, 1])] = entries[old]
+        entries = larger
+    slot = _slot(entries, truth, label)
+    entries[slot, 0] = truth
+    entries[slot, 1] = label
+    entries[slot, 2] = count
+    return entries, used + 1
+
+
+@compiled(types.Tuple((_entries, types.int64))(_entries, types.int64, _ids, _ids))
+def _count_runs(entries, used, truth, labels):
+    """The table with these voxels added. Neighbours along x mostly repeat a pair, so runs are counted, not voxels."""
+    size = truth.shape[0]
+    start = 0
+    while start < size:
+        truth_id = truth[start]
+        label_id = labels[start]
+        stop = start + 1
+        while stop + 8 <= size:  # eight at a time: one branch a run is guessed wrong, not one a voxel
+            differs = np.uint64(0)
+            for k in range(8):
+                other = (truth[stop + k] ^ truth_id) | (labels[stop + k] ^ label_id)
+                differs |= np.uint64(other != np.uint64(0)) << np.uint64(k)
+            stop += _LEADING[differs]
+            if differs != np.uint64(0):
+                break
+        else:
+            while stop < size and truth[stop] == truth_id and labels[stop] == label_id:
+                stop += 1
+        slot = _slot(entries, truth_id, label_id)
+        if entries[slot, 2] != np.uint64(0):
+            entries[slot, 2] += np.uint64(stop - start)
+        else:
+            entries, used = _insert(entries, used, truth_id, label_id, np.uint64(stop - start))
+        start = stop
+    return entries, used
+
+
+@compiled(types.Tuple((_entries, types.int64))(_entries, types.int64, _entries_in))
+def _add_entries(entries, used, others):
+    """The table with the rows of another added."""
+    for row in range(others.shape[0]):
+        if others[row, 2] != np.uint64(0):
+            slot = _slot(entries, others[row, 0], others[row, 1])
+            if entries[slot, 2] != np.uint64(0):
+                entries[slot, 2] += others[row, 2]
+            else:
+                entries, used = _insert(entries, used, others[row, 0], others[row, 1], others[row, 2])
+    return entries, used
+
+
+@dataclass(frozen=True, eq=False)
+class Contingency:
+    """Voxels shared by each pair of ids. `truth`, `labels`, `counts`: one entry a pair, sorted by truth, then label id.
+
+    Pairs that are ignored stay in here, so `ignoring` changes the rule without another pass; scores use the
+    kept ones, by `rows` and `columns` into the sorted `truth_ids` and `label_ids`.
+    """
+
+    truth: NDArray[np.uint64]
+    labels: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    total: int  # all voxels, ignored and masked ones included
+    masked: int  # voxels that the mask left out; they are in no pair
+    ignore_truth: tuple[int, ...]
+    ignore_labels: tuple[int, ...]
+
+    def ignoring(self, truth: Sequence[int] = (0,), labels: Sequence[int] = ()) -> "Contingency":
+        """The same counts under another rule: a voxel is ignored if its truth or its label is listed."""
+        return replace(self, ignore_truth=_checked_ids(truth), ignore_labels=_checked_ids(labels))
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """True for the pairs that count."""
+        kept = np.ones(len(self.counts), bool)
+        for ids, ignored in ((self.truth, self.ignore_truth), (self.labels, self.ignore_labels)):
+            for value in ignored:
+                kept &= ids != np.uint64(value)
+        return kept
+
+    @cached_property
+    def n(self) -> NDArray[np.int64]:
+        """Voxels of each kept pair."""
+        return self.counts[self.kept]
+
+    @cached_property
+    def voxels(self) -> int:
+        """Voxels that count: neither masked nor ignored."""
+        return int(self.n.sum())
+
+    @cached_property
+    def _truth(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        ids = self.truth[self.kept]
+        first = np.ones(len(ids), bool)
+        first[1:] = ids[1:] != ids[:-1]  # the pairs are sorted by truth id
+        return ids[first], np.cumsum(first) - 1
+
+    @cached_property
+    def _labels(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return np.unique(self.labels[self.kept], return_inverse=True)
+
+    @property
+    def truth_ids(self) -> NDArray[np.uint64]:
+        """The distinct truth ids of the kept pairs, ascending."""
+        return self._truth[0]
+
+    @property
+    def label_ids(self) -> NDArray[np.uint64]:
+        """The distinct label ids of the kept pairs, ascending."""
+        return self._labels[0]
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The index into truth_ids of each kept pair."""
+        return self._truth[1]
+
+    @property
+    def columns(self) -> NDArray[np.int64]:
+        """The index into label_ids of each kept pair."""
+        return self._labels[1]
+
+    @cached_property
+    def truth_sizes(self) -> NDArray[np.int64]:
+        """Kept voxels of each truth id."""
+        return _summed(self.rows, self.n, len(self.truth_ids))
+
+    @cached_property
+    def label_sizes(self) -> NDArray[np.int64]:
+        """Kept voxels of each label id."""
+        return _summed(self.columns, self.n, len(self.label_ids))
+
+
+def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int] = (0,),
+                ignore_labels: Sequence[int] = (), mask: ArrayLike | None = None,
+                threads: int | None = None) -> Contingency:
+    """The table of two label volumes: arrays, or volumes with shape, dtype and slicing, which are read in blocks.
+
+    mask: True where a voxel is left out (what neuron_border_mask returns). No id is special: 2^64 - 1 is an
+    ordinary one unless it is listed. Voxels are paired by position, whatever the memory layouts.
+    """
+    threads = thread_count(threads)
+    volumes = [volume if _is_volume(volume) else np.asarray(volume) for volume in (truth, labels)]
+    if mask is not None:
+        mask = mask if _is_volume(mask) else np.asarray(mask)
+        if mask.dtype != bool:
+            raise InputError(f"mask must be boolean, True where a voxel is left out; it is {mask.dtype}")
+    _check(volumes[0], volumes[1], mask)
+    ignore_truth, ignore_labels = _checked_ids(ignore_truth), _checked_ids(ignore_labels)
+
+    tables = [(None, 0, 0)] * threads  # one for each thread, kept from block to block
+    for block in _blocks(volumes):
+        parts, left_out = _in_memory_order([volume[block] for volume in volumes], None if mask is None else mask[block])
+        jobs = slabs(len(parts[0]), threads) if parts[0].size > CHUNK else [(0, len(parts[0]))]
+        tables[:len(jobs)] = run_parallel(
+            _count, [(table, [part[a:b] for part in parts], None if left_out is None else left_out[a:b])
+                     for table, (a, b) in zip(tables, jobs)], threads)
+    masked = sum(table[2] for table in tables)
+    entries = _merged([table[0] for table in tables if table[0] is not None])
+    for name, volume, column in (("truth", volumes[0], 0), ("labels", volumes[1], 1)):
+        if volume.dtype.kind == "i" and len(entries) and entries[:, column].max() >> np.uint64(63):
+            found = int(entries[:, column].max()) - (1 << 64)
+            raise InputError(f"{name} must not be negative; it holds {found} as {volume.dtype}; write unlabelled "
+                             "voxels as 0, or as 2^64 - 1 in uint64 and list that id as ignored")
+    return _table(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
+
+
+def pool(tables: Sequence[Contingency], same_objects: bool = True) -> Contingency:
+    """The table of all these tables' voxels: the blocks of one volume, where equal ids are one object.
+
+    same_objects=False pools different volumes: ids but 0 and the ignored ones are renumbered so that none meet.
+    Scores of the pooled table weigh every voxel alike; they are not the mean of the tables' scores.
+    """
+    tables = list(tables)
+    if not tables:
+        raise InputError("pool needs at least one table; got none")
+    rules = {(table.ignore_truth, table.ignore_labels) for table in tables}
+    if len(rules) > 1:
+        raise InputError(f"pooled tables must ignore the same ids; got {sorted(rules)}; use table.ignoring first")
+    (ignore_truth, ignore_labels), = rules
+    rows = [np.stack([table.truth, table.labels, table.counts.astype(np.uint64)], axis=1) for table in tables]
+    if not same_objects:
+        for column, special in ((0, {0, *ignore_truth}), (1, {0, *ignore_labels})):
+            _renumber([part[:, column] for part in rows], np.array(sorted(special), np.uint64))
+    return _table(_merged(rows), sum(table.total for table in tables), sum(table.masked for table in tables),
+                  ignore_truth, ignore_labels)
+
+
+def _renumber(columns: list[NDArray[np.uint64]], special: NDArray[np.uint64]) -> None:
+    """Gives the ids of each column numbers that no other column uses, in place; special ids stay."""
+    following = np.uint64(1)
+    for column in columns:
+        ids, inverse = np.unique(column, return_inverse=True)
+        ordinary = ~np.isin(ids, special)
+        numbers = following + np.arange(np.count_nonzero(ordinary) + len(special), dtype=np.uint64)
+        numbers = numbers[~np.isin(numbers, special)][:np.count_nonzero(ordinary)]
+        if len(numbers):
+            following = numbers[-1] + np.uint64(1)
+        ids[ordinary] = numbers
+        column[:] = ids[inverse]
+
+
+def _count(table: tuple, parts: list[NDArray], left_out: NDArray | None) -> tuple:
+    """The thread's table (entries, pairs, masked voxels) with these voxels added."""
+    entries, used, masked = table
+    if entries is None:
+        entries = np.zeros((1024, 3), np.uint64)
+    arrays = parts if left_out is None else [*parts, left_out]
+    if all(array.flags.c_contiguous for array in arrays):
+        arrays = [array.reshape(-1) for array in arrays]
+    buffers = [np.empty(CHUNK, np.uint64) for _ in parts]
+    for chunk in _chunks(arrays[0].shape):
+        ids = [_as_uint64(array[chunk], buffer) for array, buffer in zip(arrays, buffers)]
+        if left_out is not None:
+            out = arrays[2][chunk].reshape(-1)
+            count = int(np.count_nonzero(out))
+            masked += count
+            if count:
+                ids = [values[~out] for values in ids]
+        entries, used = _count_runs(entries, used, *ids)
+    return entries, used, masked
+
+
+def _in_memory_order(parts: list[NDArray], left_out: NDArray | None) -> tuple[list[NDArray], NDArray | None]:
+    """The arrays with their axes turned alike so that the first lies as in memory: a table knows no order of voxels."""
+    parts = [np.atleast_1d(part) for part in parts]
+    axes = sorted(range(parts[0].ndim), key=lambda axis: -abs(parts[0].strides[axis]))
+    left_out = None if left_out is None else np.atleast_1d(left_out).transpose(axes)
+    return [part.transpose(axes) for part in parts], left_out
+
+
+def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Slices of at most CHUNK voxels that cover the shape."""
+    steps = (CHUNK,) if len(shape) == 1 else ((1,) * len(shape) + TILE)[-len(shape):]
+    return product(*([slice(start, start + step) for start in range(0, size, step)]
+                     for size, step in zip(shape, steps)))
+
+
+def _as_uint64(part: NDArray, buffer: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The voxels in C order as uint64: a view where that is possible, else the buffer."""
+    if part.dtype.kind in "ui" and part.dtype.itemsize == 8 and part.dtype.isnative and part.flags.c_contiguous:
+        return part.view(np.uint64).reshape(-1)
+    buffer = buffer[:part.size]
+    np.copyto(buffer.reshape(part.shape), part, casting="unsafe")
+    return buffer
+
+
+def _merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+    """The rows (truth, label, count) of all parts added up and sorted: the same for any cutting into parts."""
+    if not parts:
+        return np.zeros((0, 3), np.uint64)
+    entries, used = np.zeros((1024, 3), np.uint64), 0
+    if len(parts) == 1:
+        entries = parts[0]
+    else:
+        for part in parts:
+            entries, used = _add_entries(entries, used, part)
+    rows = entries[entries[:, 2] != 0]
+    return rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+
+
+def _table(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
+           ignore_labels: tuple[int, ...]) -> Contingency:
+    truth, labels, counts = np.ascontiguousarray(rows.T)
+    return Contingency(truth, labels, counts.view(np.int64), total, masked, ignore_truth, ignore_labels)
+
+
+def _summed(index: NDArray[np.int64], values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    sums = np.zeros(size, np.int64)
+    np.add.at(sums, index, values)  # bincount would add in float64
+    return sums
+
+
+def _is_volume(volume: object) -> bool:
+    return not isinstance(volume, np.ndarray) and all(hasattr(volume, name)
+                                                      for name in ("shape", "dtype", "__getitem__"))
+
+
+def _check(truth, labels, mask) -> None:
+    if truth.shape != labels.shape:
+        raise InputError(f"truth and labels must have the same shape; truth is {tuple(truth.shape)}, "
+                         f"labels are {tuple(labels.shape)}")
+    if mask is not None and tuple(mask.shape) != tuple(truth.shape):
+        raise InputError(f"the mask must have the shape of truth and labels, {tuple(truth.shape)}; "
+                         f"it is {tuple(mask.shape)}")
+    for name, volume in (("truth", truth), ("labels", labels)):
+        if volume.dtype.kind not in "uib" and not (volume.dtype.kind == "f" and 0 in volume.shape):
+            raise InputError(f"{name} must be integer labels; got {volume.dtype}; "
+                             "turn probabilities into labels first, or convert with astype('uint64')")
+
+
+def _checked_ids(ids: Sequence[int]) -> tuple[int, ...]:
+    ids = (ids,) if isinstance(ids, (int, np.integer)) else tuple(ids)
+    for value in ids:
+        if not isinstance(value, (int, np.integer)) or not 0 <= value <= LARGEST_ID:
+            raise InputError(f"ignored ids must be integers from 0 to 2^64 - 1; got {value!r}; write -1 as 2**64 - 1")
+    return tuple(sorted({int(value) for value in ids}))
+
+
+def _blocks(volumes: Sequence) -> Iterator[tuple[slice, ...]]:
+    """The whole of two arrays, or slabs of volumes that fit in BLOCK_BYTES."""
+    shape = volumes[0].shape
+    if all(isinstance(volume, np.ndarray) for volume in volumes) or not shape:
+        yield (slice(None),) * len(shape) if shape else ()
+        return
+    bytes_per_section = int(np.prod(shape[1:], dtype=object)) * sum(volume.dtype.itemsize for volume in volumes)
+    step = max(1, BLOCK_BYTES // max(1, bytes_per_section))
+    yield from ((slice(start, min(start + step, shape[0])),) + (slice(None),) * (len(shape) - 1)
+                for start in range(0, shape[0], step))
