@@ -1,0 +1,1 @@
+"""What train.py would otherwise repeat: ranks, checkpoints, schedules, averages, logs."""

@@ -1,0 +1,54 @@
+"""A moving average of the weights, kept on the bare module."""
+
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from emcore.errors import InputError
+from emcore.settings.train import Ema
+
+
+class MovingAverage:
+    """decay * average + (1 - decay) * weights after every step; a copy during warm-up; buffers are always copied."""
+
+    def __init__(self, net: nn.Module, ema: Ema):
+        self.decay, self.warmup, self.updates = ema.decay, ema.warmup, 0
+        self.weights = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        self.learned = {name for name, _ in net.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, net: nn.Module) -> None:
+        self.updates += 1
+        state = net.state_dict()
+        names = [name for name in self.weights if name in self.learned]
+        if self.updates > self.warmup:
+            for name in names:
+                self.weights[name].lerp_(state[name], 1 - self.decay)
+        else:
+            for name in names:
+                self.weights[name].copy_(state[name])
+        for name in self.weights.keys() - self.learned:
+            self.weights[name].copy_(state[name])
+
+    @contextmanager
+    def swapped(self, net: nn.Module):
+        """The net with the averaged weights, for the length of a with block."""
+        kept = {name: value.detach().clone() for name, value in net.state_dict().items()}
+        net.load_state_dict(self.weights)
+        try:
+            yield net
+        finally:
+            net.load_state_dict(kept)
+
+    def state(self) -> dict[str, Tensor | int]:
+        return {"updates": self.updates, "weights": self.weights}
+
+    def load(self, state: dict) -> None:
+        missing = self.weights.keys() ^ state["weights"].keys()
+        if missing:
+            raise InputError(f"the moving average of the checkpoint is of another net; {len(missing)} names differ, "
+                             f"first {', '.join(sorted(missing)[:5])}")
+        self.updates = int(state["updates"])
+        for name, value in self.weights.items():
+            value.copy_(state["weights"][name])

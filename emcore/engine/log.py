@@ -1,0 +1,116 @@
+"""The run folder: log.csv that a resumed run continues, the environment, previews, TensorBoard where installed."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emcore import __version__
+from emcore.errors import InputError
+from emcore.png import write_png
+
+
+class Log:
+    """Rows of numbers by step. Rows after the step a run resumes from are dropped, so the file is as if never killed.
+
+    Only what the run computes stands in log.csv; how fast it was stands in speed.csv.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str], step: int):
+        self.folder, self.columns = folder, ("step", *columns)
+        self._resume(folder / "log.csv", self.columns, step)
+        self.file = open(folder / "log.csv", "a", newline="")
+        self.writer = csv.writer(self.file)
+        self.board = self._tensorboard()
+
+    @staticmethod
+    def _resume(path: Path, columns: Sequence[str], step: int) -> None:
+        rows = []
+        if path.exists():
+            with open(path, newline="") as file:
+                reader = csv.reader(file)
+                head = next(reader, None)
+                if head is not None and tuple(head) != tuple(columns) and step > 0:
+                    raise InputError(f"{path} has the columns {', '.join(head)}; this run writes {', '.join(columns)}: "
+                                     "use another run name")
+                rows = [row for row in reader if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
+        temporary = path.with_name(f".{path.name}.tmp")
+        with open(temporary, "w", newline="") as file:
+            csv.writer(file).writerows([columns, *(rows if step > 0 else [])])
+        os.replace(temporary, path)
+
+    def _tensorboard(self):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(self.folder / "tensorboard"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One row; numbers are written so that reading them gives the same bits."""
+        self.writer.writerow([step, *(repr(float(values[name])) if name in values else "" for name in self.columns[1:])])
+        self.file.flush()
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """A preview: uint8 (y, x, 3)."""
+        folder = self.folder / "previews"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"step_{step:09d}.png", image)
+        if self.board is not None:
+            self.board.add_image("preview", image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def write_environment(folder: Path, device: torch.device) -> None:
+    """environment.json: versions, device, code revision, command line."""
+    found = {
+        "emcore": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        "command": sys.argv,
+    }
+    (folder / "environment.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _revision() -> str:
+    """The git revision of this checkout, with + where files differ from it; empty outside a checkout."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def make_run_folder(folder: Path) -> None:
+    """outputs/<name>, writable, or one sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write into the run folder {folder}: {error.strerror or error}") from None
