@@ -1,10 +1,13 @@
 """Volumes: opening, slicing, metadata, and writing of HDF5 and npy."""
 
+import importlib.util
 import multiprocessing
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 
 import h5py
 import numpy as np
@@ -14,6 +17,7 @@ from emcore.errors import InputError
 from emcore.volumes import check_labels, create_volume, list_datasets, open_volume, placement, split_reference
 
 FORMATS = ["v.h5", "v.h5:volumes/labels", "v.npy"]
+EXTRAS = [("tifffile", "v.tif"), ("zarr", "v.zarr:a/b")]
 
 
 def random_volume(shape=(7, 9, 11), dtype="uint16", seed=0):
@@ -466,6 +470,25 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(tmp_path, name, chu
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+@pytest.mark.parametrize("name", ["a.h5", "a.npy"])
+def test_an_unwritable_folder_is_one_sentence(name):
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        with create_volume(f"{folder}/{name}", (2, 2, 2), "uint8") as writer:
+            writer[...] = 1
+        os.chmod(folder, 0o555)
+        os.seteuid(user or 65534)  # the superuser may write anywhere
+        text = f"cannot write {folder}/{name}: permission denied"
+        try:
+            with pytest.raises(InputError, match=text), create_volume(f"{folder}/{name}", (2, 2, 2), "uint8"):
+                pass
+            assert (open_volume(f"{folder}/{name}")[...] == 1).all()
+        finally:
+            os.seteuid(user)
+            os.chmod(folder, 0o755)
+
+
 def test_python_ignores_the_signal_of_the_file_size_limit():
     assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN
 
@@ -510,7 +533,8 @@ class SumOfSection:
 def test_four_workers_of_a_loader_read_what_one_process_reads(tmp_path, start):
     data = pytest.importorskip("torch.utils.data")
     volumes, arrays = [], []
-    for seed, name in enumerate(FORMATS):
+    extras = [name for module, name in EXTRAS if importlib.util.find_spec(module)]
+    for seed, name in enumerate([*FORMATS, *extras]):
         arrays.append(random_volume((24, 16, 16), "uint8", seed))
         with create_volume(f"{tmp_path}/{seed}{name}", (24, 16, 16), "uint8") as writer:
             writer[...] = arrays[-1]
@@ -523,6 +547,7 @@ def test_four_workers_of_a_loader_read_what_one_process_reads(tmp_path, start):
 
 WITHOUT_TORCH = """
 import sys
+import tempfile
 sys.modules["torch"] = None
 import numpy as np
 import emcore

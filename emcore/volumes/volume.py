@@ -1,6 +1,7 @@
 """A volume as the rest of emcore sees it: what it is, and the voxels that are sliced out of it."""
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +78,7 @@ class Volume:
             values = np.asarray(self.connection[1][box])
         except InputError:
             raise
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
             where = ", ".join(f"{span.start}:{span.stop}" for span in box)
             raise InputError(f"{self.name} cannot be read at [{where}]: {first_line(error)}") from error
         values = values.astype(self.dtype, copy=False)

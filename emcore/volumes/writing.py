@@ -72,6 +72,8 @@ def reported(path: Path) -> Iterator[None]:
 def replaced(path: Path) -> Iterator[Path]:
     """A temporary name beside path; what lies there at the end gets the final name, after an error it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
+    with reported(path):
+        os.scandir(path.parent).close()
     try:
         yield temporary
         with reported(path):

@@ -1,0 +1,215 @@
+"""zarr v2 and v3 and OME-Zarr by the extra zarr; written as v2, which every reader knows."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.volumes import metadata
+from emcore.volumes.volume import Listed, Volume, check_volume, choose_dataset, contents, first_line, native
+from emcore.volumes.writing import choose_chunks, replaced, reported
+
+try:
+    import numcodecs
+    import zarr
+except ImportError:
+    raise InputError('reading and writing zarr needs the extra zarr: pip install "emcore[zarr]"') from None
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+CHUNK_LIMIT = 1 << 31  # bytes; a chunk is decoded whole, so a header that claims more must not be believed
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever is broken in a zarr folder into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise InputError(f"{path} cannot be read as zarr: {first_line(error)}") from error
+
+
+def list_file(path: Path) -> list[Listed]:
+    """Every array below the folder."""
+    with reading(path):
+        return listing_of(zarr.open(str(path), mode="r"))
+
+
+def listing_of(node: zarr.Group | zarr.Array) -> list[Listed]:
+    if isinstance(node, zarr.Array):
+        return [Listed("", node.shape, node.dtype, node.chunks)]
+    arrays = ((name, item) for name, item in node.members(max_depth=None) if isinstance(item, zarr.Array))
+    return sorted(
+        (Listed(name, item.shape, item.dtype, item.chunks) for name, item in arrays), key=lambda item: item.name
+    )
+
+
+def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
+    """An array below the folder; of a multiscale image the finest level, without axes t and c of length one."""
+    with reading(path):
+        node = root = zarr.open(str(path), mode="r")
+        name = (dataset or "").strip("/")
+        if name and (isinstance(root, zarr.Array) or name not in root):
+            raise InputError(f"{path} has no dataset {name!r}; {contents(listing_of(root))}")
+        if name:
+            node = root[name]
+        if isinstance(node, zarr.Group):
+            scales = multiscales_of(node)
+            if not scales and name:
+                raise InputError(f"{path} has a group, not a dataset, at {name!r}; {contents(listing_of(root))}")
+            level = str(scales["datasets"][0]["path"]) if scales else choose_dataset(listing_of(node), path, kind)
+            node, name = node[level], f"{name}/{level}".strip("/")
+        return volume_of(path, name, node)
+
+
+def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
+    title = f"{path}:{name}" if name else str(path)
+    attributes = plain_attributes(array)
+    scales, level, parents = surroundings(path / name)
+    axes, grid = ome_grid(title, scales, level, array.ndim)
+    leading = 0  # axes t and c of length one
+    while leading < len(axes) - 3 and array.shape[leading] == 1:
+        leading += 1
+    shape, chunks = array.shape[leading:], array.chunks[leading:]
+    check_volume(title, shape, array.dtype)
+    if np.prod(array.chunks, dtype=object) * array.dtype.itemsize > CHUNK_LIMIT:
+        raise InputError(f"{title} claims chunks of {array.chunks} {array.dtype}; more than 2 GB each are not read")
+    resolution, offset = metadata.read_grid([attributes, grid, *parents], title)
+    connect = partial(connect_zarr, path, name, leading)
+    attributes = metadata.without_grid(attributes)
+    return Volume(title, shape, native(array.dtype), resolution, offset, attributes, chunks, connect)
+
+
+@dataclass(frozen=True, eq=False)
+class Leading:
+    """An array without its first axes, which have length one."""
+
+    array: zarr.Array
+    axes: int
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.array[(0,) * self.axes + box]
+
+
+def connect_zarr(path: Path, name: str, leading: int) -> Any:
+    return Leading(zarr.open_array(str(path), path=name, mode="r"), leading)
+
+
+def plain_attributes(node: zarr.Group | zarr.Array) -> dict[str, Any]:
+    return metadata.plain(node.attrs.asdict())
+
+
+def multiscales_of(group: zarr.Group) -> dict[str, Any] | None:
+    """The first multiscale image of a group: at the top of its attributes until OME-Zarr 0.4, under `ome` from 0.5."""
+    attributes = group.attrs.asdict()
+    found = attributes.get("ome", attributes).get("multiscales")
+    return found[0] if found else None
+
+
+def surroundings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None, list[dict[str, Any]]]:
+    """The multiscale image that an array belongs to, the entry of its level there, and the groups' attributes."""
+    scales, level, attributes = None, None, []
+    for group_folder in folder.resolve().parents:
+        if not any((group_folder / name).is_file() for name in (".zgroup", "zarr.json")):
+            break
+        group = zarr.open_group(str(group_folder), mode="r")
+        attributes.append(plain_attributes(group))
+        found = None if scales else multiscales_of(group)
+        for entry in found["datasets"] if found else []:
+            if group_folder / entry["path"] == folder.resolve():
+                scales, level = found, entry
+    return scales, level, attributes
+
+
+def ome_grid(
+    title: str, scales: dict[str, Any] | None, level: dict[str, Any] | None, ndim: int
+) -> tuple[list[str], dict[str, Any]]:
+    """The names of the axes (none outside OME-Zarr), and resolution and offset in nm from scale and translation."""
+    if scales is None or level is None:
+        return [], {}
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
+    names = [str(axis["name"]) for axis in axes]
+    if names and (names[-3:] != ["z", "y", "x"] or len(names) != ndim):
+        raise InputError(f"{title} has the axes {', '.join(names)}; the last three of a volume are z, y, x")
+    scale, translation = np.ones(ndim), np.zeros(ndim)
+    # The level's own transformations come first, then those of the whole image.
+    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
+        if step.get("type") == "scale":
+            scale, translation = scale * step["scale"], translation * step["scale"]
+        elif step.get("type") == "translation":
+            translation = translation + step["translation"]
+    units = [axis.get("unit") for axis in axes[-3:]]
+    if not any(units) and (scale[-3:] == 1).all():
+        return names, {}  # neither a unit nor a number: the writer did not know
+    factors = [metadata.nanometres(unit) or 1.0 for unit in units or [None] * 3]
+    return names, {"resolution": (scale[-3:] * factors).tolist(), "offset": (translation[-3:] * factors).tolist()}
+
+
+@contextmanager
+def create_file(
+    path: Path,
+    dataset: str | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    attributes: dict[str, Any],
+    chunks: tuple[int, ...] | None,
+    compression: str | None,
+) -> Iterator[tuple[zarr.Array, tuple[int, ...]]]:
+    """The array to write into, and its chunks; a folder of its own, or one in an existing group, whose others stay."""
+    chunks, name = chunks or choose_chunks(shape, dtype), (dataset or "").strip("/")
+    group = existing_group(path, name)
+    target = path / name if group else path
+    zarr_format = group.metadata.zarr_format if group else 2
+    with reported(path):
+        if group and "/" in name:
+            zarr.open_group(str(path), mode="a", use_consolidated=False).require_group(name.rpartition("/")[0])
+    with replaced(target) as temporary:
+        with reported(path):
+            array = zarr.create_array(
+                str(temporary),
+                name=None if group else name or None,
+                shape=shape,
+                dtype=dtype,
+                chunks=chunks,
+                compressors=compressor(compression, zarr_format),
+                attributes=attributes,
+                zarr_format=zarr_format,
+                # One folder per axis: a flat one with a million chunks brings network file systems to their knees.
+                chunk_key_encoding={"name": "v2" if zarr_format == 2 else "default", "separator": "/"},
+            )
+        yield array, chunks
+    if group and group.metadata.consolidated_metadata:
+        with reported(path):
+            zarr.consolidate_metadata(str(path))
+
+
+def compressor(compression: str | None, zarr_format: int) -> Any:
+    if compression is None:
+        return None
+    return numcodecs.GZip(1) if zarr_format == 2 else zarr.codecs.GzipCodec(level=1)
+
+
+def existing_group(path: Path, name: str) -> zarr.Group | None:
+    """The group at path that the new array goes into; None where path itself is made anew."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    with reading(path):
+        node = zarr.open(str(path), mode="r")
+    if isinstance(node, zarr.Array):
+        if name:
+            raise InputError(f"{path} is an array, not a group; it cannot hold a dataset {name!r}")
+        return None
+    if not name:
+        raise InputError(f"{path} is a group; name the dataset to write as {path}:NAME; {contents(listing_of(node))}")
+    parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        step = "/".join(parts[:depth])
+        if step in node and isinstance(node[step], zarr.Array) != (depth == len(parts)):
+            raise InputError(f"{path} has {step!r}, which stands in the way of a dataset {name!r}")
+    return node
