@@ -15,7 +15,8 @@ SECONDS_BETWEEN_LOG_LINES = 30.0
 class Progress:
     """A context in which `add(amount)` counts work done; prints rate, remaining time and resident memory.
 
-    The last line comes always, also when the work stops with an exception. `add` may be called from any thread.
+    The last line always comes; after an exception only where earlier lines wait for their end, so that a mistake found
+    at once stays one sentence. `add` may be called from any thread.
     """
 
     def __init__(self, total: int | None, what: str, unit: str = "", stream: TextIO | None = None,
@@ -41,6 +42,8 @@ class Progress:
                 self._print(self.line(now))
 
     def __exit__(self, kind, error, trace) -> None:
+        if kind and self.printed == self.started:
+            return
         elapsed = self.clock() - self.started
         state = "stopped after" if kind else "in"
         self._print(f"{self._so_far(elapsed)}, {state} {duration(elapsed)}{memory_text()}", last=True)
