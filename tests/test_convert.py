@@ -57,7 +57,6 @@ FORMATS = ["b.h5", "b.h5:deep/er", "b.npy", "b.tif", "b.zarr", "b.precomputed"]
 def test_every_format_gives_back_voxels_grid_and_attributes(tmp_path, source, middle):
     if middle.endswith((".tif", ".zarr")):
         pytest.importorskip({"f": "tifffile", "r": "zarr"}[middle[-1]], reason="the extra is not installed")
-        pytest.importorskip({"f": "emcore.volumes.tiff", "r": "emcore.volumes.zarr_format"}[middle[-1]])
     convert(source, f"{tmp_path}/{middle}")
     there = open_volume(f"{tmp_path}/{middle}")
     agree(there, source)
@@ -72,7 +71,6 @@ def test_every_format_gives_back_voxels_grid_and_attributes(tmp_path, source, mi
 def test_affinities_keep_their_channels(tmp_path, middle):
     if middle == "b.zarr":
         pytest.importorskip("zarr", reason="the extra is not installed")
-        pytest.importorskip("emcore.volumes.zarr_format")
     affinities = np.random.default_rng(1).random((3, 5, 6, 7), np.float32)
     convert(open_volume(affinities), f"{tmp_path}/{middle}", chunks=(2, 4, 4))
     np.testing.assert_array_equal(open_volume(f"{tmp_path}/{middle}")[...], affinities)
@@ -203,7 +201,7 @@ def test_each_bad_input_is_one_sentence_and_exit_code_2(tmp_path, source, tool):
         expect("not numbers", "odd.h5:words")
         expect("odd.h5:none is empty", "odd.h5")  # the only one with the axes of a volume
     write_lying_tiff(tmp_path / "lie.tif")
-    if find_spec("tifffile") and find_spec("emcore.volumes.tiff"):
+    if find_spec("tifffile"):
         expect("lie.tif", "lie.tif")
 
 
