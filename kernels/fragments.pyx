@@ -127,8 +127,8 @@ def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane
 
 def join_seam(const uint8_t[:, :, ::1] marks, Py_ssize_t z, const uint32_t[:, ::1] plane, const uint32_t[::1] earlier,
               Py_ssize_t earlier_base, const uint32_t[::1] later, Py_ssize_t later_base, label[::1] table):
-    """Joins in table (a union-find over the roots of all slabs) the fragments linked across plane z - 1 | z."""
-    cdef Py_ssize_t y, x, run = -1
+    """How many joins it took, in table (a union-find over the roots of all slabs), to link planes z - 1 and z."""
+    cdef Py_ssize_t y, x, run = -1, joins = 0
     cdef label a, b, last_a = 0, last_b = 0
     with nogil:
         for y in range(marks.shape[1]):
@@ -147,14 +147,16 @@ def join_seam(const uint8_t[:, :, ::1] marks, Py_ssize_t z, const uint32_t[:, ::
                 while table[b] != b:
                     table[b] = table[table[b]]
                     b = table[b]
+                joins += a != b
                 if a < b:
                     table[b] = a
                 else:
                     table[a] = b
+    return joins
 
 
 def number(label[::1] table, label first):
-    """How many roots table has; every entry becomes the label of its root: first, first + 1, ... in order."""
+    """Every entry of table becomes the label of its root: first, first + 1, ... in order."""
     cdef Py_ssize_t i
     cdef label count = 0
     with nogil:
@@ -164,7 +166,6 @@ def number(label[::1] table, label first):
                 count += 1
             else:
                 table[i] = table[<Py_ssize_t> table[i]]
-    return count
 
 
 def spread(const uint8_t[:, :, ::1] links, const uint32_t[::1] parents, Py_ssize_t runs, const label[::1] table,

@@ -115,12 +115,15 @@ def _components(marks: np.ndarray, cuts: list[tuple[int, int]], threads: int,
     jobs = [(marks, parent, plane, *cut) for parent, plane, cut in zip(parents, planes, cuts)]
     counts = run_parallel(components.link, jobs, threads)
     bases = np.cumsum([0, *(roots for _, roots in counts)]).tolist()
-    wide = bases[-1] + first_label > 2**32
-    table = np.arange(bases[-1], dtype=np.uint64 if wide else np.uint32)
-    for s in range(1, len(cuts)):
-        components.join_seam(marks, cuts[s][0], planes[s - 1], parents[s - 1], bases[s - 1], parents[s], bases[s], table)
-    count = components.number(table, first_label)
+    table = np.arange(bases[-1], dtype=np.uint64 if bases[-1] > 2**32 else np.uint32)
+    joined = sum(components.join_seam(marks, cuts[s][0], planes[s - 1], parents[s - 1], bases[s - 1],
+                                      parents[s], bases[s], table) for s in range(1, len(cuts)))
+    count = bases[-1] - joined
+    wide = first_label + count > 2**32
+    table = table.astype(np.uint64, copy=False) if wide else table
+    components.number(table, first_label)
     out = np.empty(shape, np.uint64) if wide else labels
+    table = table.astype(out.dtype, copy=False)
     run_parallel(components.spread, [(marks, parents[s], counts[s][0], table[bases[s] : bases[s + 1]], out, *cuts[s])
                                      for s in range(len(cuts))], threads)
     return out, count
