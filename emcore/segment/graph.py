@@ -1,0 +1,201 @@
+"""The region graph: which fragments touch, and statistics of the affinities between them that pool exactly.
+
+Sums are integers in units of 2**-24, so that neither threads nor blocks nor the order of additions can be told from
+the result. Edges are sorted by (u, v) with u < v.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import region_graph as kernel
+from emcore.kernels import waterz_replay
+from emcore.segment.affinities import check_table, check_values, signed_offsets
+from emcore.segment.scores import Score, parse_score
+from emcore.threads import run_parallel, slabs, thread_count
+
+SUM_SCALE = 2.0**24
+BINS = 256
+EXTRAS = ("sizes", "boxes", "histogram", "running_mean")
+_TILE_ROWS = 64
+_LARGEST_LABEL = 2**32 - 2  # the kernels number fragments and edges in 32 bits
+
+
+@dataclass(frozen=True)
+class RegionGraph:
+    """Edges and their statistics; what was not asked for is None."""
+
+    fragments: int  # ids are 1 to fragments
+    u: np.ndarray  # uint32, u < v
+    v: np.ndarray
+    count: np.ndarray  # int64, contact faces
+    sum: np.ndarray  # int64, affinities in units of 2**-24
+    max: np.ndarray  # float32
+    min: np.ndarray
+    key: np.ndarray  # uint64, the largest key of a contact: breaks ties
+    sizes: np.ndarray | None = None  # int64, voxels of every id from 0 on
+    boxes: np.ndarray | None = None  # int64 (fragments + 1, 6): first and last z, y, x
+    bin_starts: np.ndarray | None = None  # int64: edge e has the bins bin_starts[e] to bin_starts[e + 1]
+    bins: np.ndarray | None = None  # uint32, of BINS, rising
+    bin_counts: np.ndarray | None = None  # int64
+    running_mean: np.ndarray | None = None  # float32, added up as waterz does
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The mean affinity of every edge, float64."""
+        return self.sum / (self.count * SUM_SCALE)
+
+
+def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None,
+                 channels: Sequence[int] | None = None, edge: str = "later", table: np.ndarray | None = None,
+                 score: str | Score | None = None, statistics: Sequence[str] = ("sizes",), origin: Sequence[int] = (0, 0, 0),
+                 volume_shape: Sequence[int] | None = None, threads: int | None = None) -> RegionGraph:
+    """The graph of touching fragments (z, y, x) with the affinities (c, z, y, x) between them; label 0 takes no part.
+
+    channels picks channels (default: every one that has an offset), also long-range ones. statistics adds to counts,
+    sums, extrema and keys any of "sizes", "boxes", "histogram" (256 bins) and "running_mean" (for tie_break="waterz");
+    what `score` needs is added too. origin and volume_shape place a block in its volume, so that keys are global.
+    """
+    fragments, largest = check_fragments(fragments, threads)
+    affs = np.asarray(affs)
+    if affs.ndim != 4 or affs.shape[1:] != fragments.shape:
+        raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; got {affs.shape}")
+    if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
+        raise InputError(f"affs must be float32, float16 or uint8; got {affs.dtype}")
+    wanted = set(statistics)
+    if not wanted <= set(EXTRAS):
+        raise InputError(f"statistics may name {', '.join(EXTRAS)}; got {', '.join(sorted(wanted - set(EXTRAS)))}")
+    if score is not None and parse_score(score).every_contact:
+        wanted.add("histogram")
+    rows = _channel_rows(affs.shape[0], offsets, channels, edge)
+    place = np.array([origin, volume_shape if volume_shape is not None else fragments.shape], np.int64)
+    if place.shape != (2, 3) or (place[0] < 0).any() or (place[0] + fragments.shape > place[1]).any():
+        raise InputError(f"origin {origin} and volume_shape {volume_shape} must place fragments {fragments.shape} inside")
+    threads = thread_count(threads)
+    values, decode = _decoded(affs, check_table(table, affs.dtype))
+    cuts = slabs(fragments.shape[0], threads)
+    tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts]
+    run_parallel(lambda edges, start, stop: kernel.add_faces(edges, fragments, values, decode, rows, start, stop, _TILE_ROWS,
+                                                             *place),
+                 [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
+    if any(edges.outside for edges in tables):
+        check_values(affs, [int(row[0]) for row in rows], threads)
+    sizes, boxes = _measure(fragments, largest, wanted, cuts, threads)
+    edges = _collect(tables, largest, threads)
+    if "running_mean" in wanted:
+        edges["running_mean"] = np.zeros(len(edges["u"]), np.float32)
+        waterz_replay.running_means(fragments, values, decode, rows, edges["u"], edges["v"], edges["running_mean"])
+    return RegionGraph(largest, sizes=sizes, boxes=boxes, **edges)
+
+
+def check_fragments(fragments: np.ndarray, threads: int | None = None) -> tuple[np.ndarray, int]:
+    """(fragments as label_view gives them, the largest label, which must not exceed the number of voxels)."""
+    fragments = label_view(fragments)
+    if fragments.size == 0:
+        return fragments, 0
+    parts = slabs(fragments.shape[0], thread_count(threads))
+    largest = max(run_parallel(lambda start, stop: int(fragments[start:stop].max()), parts, len(parts)))
+    if largest > max(fragments.size, 2**16) or largest > _LARGEST_LABEL:
+        raise InputError(f"fragments must be numbered densely from 1 on; found label {largest} in {fragments.size} voxels; "
+                         "segment.relabel numbers them")
+    return fragments, largest
+
+
+def label_view(labels: np.ndarray, name: str = "fragments") -> np.ndarray:
+    """labels (z, y, x) as uint32 or uint64, a view where it has that width; labels below 0 turn into huge ones."""
+    labels = np.asarray(labels)
+    if labels.ndim != 3 or labels.dtype.kind not in "ui":
+        raise InputError(f"{name} must be whole-number labels (z, y, x); got {labels.shape} {labels.dtype}")
+    if labels.itemsize < 4 or not labels.dtype.isnative or labels.strides[2] % labels.itemsize:
+        labels = labels.astype(np.uint32 if labels.itemsize <= 4 else np.uint64)
+    return labels.view(f"u{labels.itemsize}")
+
+
+def _channel_rows(count: int, offsets, channels: Sequence[int] | None, edge: str) -> np.ndarray:
+    """One row per channel for the kernel: channel, step from the earlier to the later voxel, stored at the earlier, digit."""
+    triples = signed_offsets(offsets, count, edge).tolist()
+    picked = list(range(len(triples))) if channels is None else list(channels)
+    if not picked or any(not 0 <= c < min(count, len(triples)) for c in picked) or len(set(picked)) < len(picked):
+        raise InputError(f"channels must be different numbers of channels with an offset, 0 to {min(count, len(triples)) - 1}; "
+                         f"got {channels if channels is not None else picked}")
+    steps = {}
+    for c in picked:
+        triple = tuple(triples[c])
+        step = max(triple, tuple(-s for s in triple))
+        if step == (0, 0, 0) or step in [other for other, _ in steps.values()]:
+            raise InputError(f"the offset {triple} of channel {c} is no step, or the pairs of another channel over again")
+        steps[c] = (step, int(triple == step))
+    nearest = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    order = nearest if all(s in nearest for s, _ in steps.values()) else sorted((s for s, _ in steps.values()), reverse=True)
+    return np.array([(c, *step, at, order.index(step)) for c, (step, at) in steps.items()], np.int64)
+
+
+def _decoded(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The affinities or their codes as the kernel takes them, and the value of every code."""
+    if affs.strides[3] % affs.itemsize:
+        affs = np.ascontiguousarray(affs)
+    if affs.dtype == np.uint8:
+        return affs, table
+    if affs.dtype == np.float16:
+        return affs.view(np.uint16), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return affs, np.zeros(1, np.float32)
+
+
+def _measure(fragments: np.ndarray, largest: int, wanted: set, cuts, threads: int):
+    if not wanted & {"sizes", "boxes"}:
+        return None, None
+
+    def measure(start: int, stop: int):
+        sizes = np.zeros(largest + 1, np.int64)
+        boxes = np.full((largest + 1 if "boxes" in wanted else 0, 6), -1, np.int64)
+        boxes[:, :3] = np.iinfo(np.int64).max
+        kernel.measure(fragments, start, stop, sizes, boxes)
+        return sizes, boxes
+
+    parts = run_parallel(measure, cuts, threads)
+    sizes = np.sum([part[0] for part in parts], axis=0) if parts else np.zeros(1, np.int64)
+    if "boxes" not in wanted:
+        return sizes, None
+    boxes = np.concatenate([np.min([part[1][:, :3] for part in parts], axis=0),
+                            np.max([part[1][:, 3:] for part in parts], axis=0)], axis=1)
+    boxes[sizes == 0] = (0, 0, 0, -1, -1, -1)
+    return sizes, boxes
+
+
+def _collect(tables: list, largest: int, threads: int) -> dict[str, np.ndarray]:
+    """The edges of all tables, sorted and pooled."""
+    starts = np.zeros(largest + 2, np.int64)
+    entries = np.empty(sum(edges.size for edges in tables), np.uint64)
+    kernel.collect_starts(tables, starts, entries)
+    ranges = slabs(largest + 1, 4 * threads)
+    counts = run_parallel(lambda first, last: kernel.collect_sort(starts, entries, first, last), ranges, threads)
+    places = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).tolist()
+    types = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "max": np.float32, "min": np.float32,
+             "key": np.uint64}
+    edges = {name: np.empty(places[-1], dtype) for name, dtype in types.items()}
+    histogram = bool(tables) and tables[0].histograms
+    edge_of = np.empty(sum(kernel.capacity(part) for part in tables) if histogram else 0, np.int64)
+    run_parallel(lambda first, last, place: kernel.collect_pool(tables, starts, entries, first, last, place,
+                                                                *edges.values(), edge_of),
+                 [(*ends, place) for ends, place in zip(ranges, places)], threads)
+    if histogram:
+        edges.update(_collect_bins(tables, edge_of, places[-1]))
+    return edges
+
+
+def _collect_bins(tables: list, edge_of: np.ndarray, edges: int) -> dict[str, np.ndarray]:
+    """The histograms of all tables as rows of rising bins."""
+    filled, counts, first = [], [], 0
+    for part in tables:
+        numbers, bins, count = (np.empty(part.filled_bins, np.int64) for _ in range(3))
+        kernel.collect_bins(part, numbers, bins, count)
+        filled.append(edge_of[first + numbers] * BINS + bins)
+        counts.append(count)
+        first += kernel.capacity(part)
+    places, where = np.unique(np.concatenate(filled), return_inverse=True)
+    totals = np.zeros(len(places), np.int64)
+    np.add.at(totals, where, np.concatenate(counts))
+    starts = np.searchsorted(places, np.arange(edges + 1) * BINS)
+    return {"bin_starts": starts.astype(np.int64), "bins": (places % BINS).astype(np.uint32), "bin_counts": totals}

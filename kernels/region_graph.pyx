@@ -1,0 +1,380 @@
+# Edges between touching fragments, with statistics that pool: integers, extrema and a key, so no order of visits shows.
+#
+# A thread walks a slab and keeps one record per pair of fragments it meets: records lie in the order of first touch, hence
+# those in use lie close together, and an open-addressing index of 4-byte slots finds them. collect_* bring the records
+# of all threads into (u, v) order and pool what several threads saw.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libcpp.algorithm cimport sort
+from libcpp.vector cimport vector
+
+cdef enum:
+    CHUNK_BITS = 14
+    CHUNK = 1 << CHUNK_BITS
+    FIRST_SLOTS = 1 << 14
+    BINS = 256
+
+cdef float SCALE = <float>16777216.0  # a sum counts units of 2**-24: exact for affinities from 1/2 on, else cut below
+
+ctypedef fused label_t:
+    uint32_t
+    uint64_t
+
+ctypedef fused value_t:
+    float
+    uint8_t
+    uint16_t
+
+cdef struct Edge:
+    uint32_t lower
+    uint32_t upper
+    uint64_t key
+    int64_t count
+    int64_t total
+    float most
+    float least
+
+
+cdef inline void pool(Edge* into, const Edge* other) noexcept nogil:
+    into.count += other.count
+    into.total += other.total
+    into.most = max(into.most, other.most)
+    into.least = min(into.least, other.least)
+    into.key = max(into.key, other.key)
+
+
+cdef inline uint64_t mix(uint64_t value) noexcept nogil:
+    value *= 0x9E3779B97F4A7C15ULL
+    return value ^ (value >> 32)
+
+
+cdef class EdgeTable:
+    """The edges that one thread has met."""
+
+    cdef vector[vector[Edge]] chunks
+    cdef vector[uint32_t] slots  # record number + 1, 0 where free; at most half full
+    cdef vector[uint64_t] bin_keys  # record number * 256 + bin + 1, 0 where free; at most half full
+    cdef vector[int64_t] bin_counts
+    cdef readonly int64_t size
+    cdef readonly int64_t filled_bins
+    cdef readonly bint histograms
+    cdef readonly bint outside  # an affinity was NaN or not in 0..1
+
+    def __cinit__(self, bint histograms=False):
+        self.slots.resize(FIRST_SLOTS)
+        self.histograms = histograms
+        if histograms:
+            self.bin_keys.resize(FIRST_SLOTS)
+            self.bin_counts.resize(FIRST_SLOTS)
+
+    cdef inline Edge* record(self, int64_t number) noexcept nogil:
+        return &self.chunks[number >> CHUNK_BITS][number & (CHUNK - 1)]
+
+    cdef inline uint64_t slot_of(self, uint32_t lower, uint32_t upper) noexcept nogil:
+        """The slot of a pair, or the free one where it belongs."""
+        cdef uint64_t mask = self.slots.size() - 1
+        cdef uint64_t slot = mix((<uint64_t>lower << 32) | upper) & mask
+        cdef Edge* edge
+        while self.slots[slot]:
+            edge = self.record(self.slots[slot] - 1)
+            if edge.lower == lower and edge.upper == upper:
+                break
+            slot = (slot + 1) & mask
+        return slot
+
+    cdef int64_t add(self, const Edge* part) except -1 nogil:
+        """The number of the record that `part` was pooled into."""
+        cdef uint64_t slot = self.slot_of(part.lower, part.upper)
+        cdef int64_t number
+        if self.slots[slot]:
+            number = self.slots[slot] - 1
+            pool(self.record(number), part)
+            return number
+        number = self.size
+        if number == <int64_t>self.chunks.size() * CHUNK:
+            self.chunks.resize(self.chunks.size() + 1)
+            self.chunks.back().reserve(CHUNK)
+        self.chunks.back().push_back(part[0])
+        self.size += 1
+        self.slots[slot] = <uint32_t>self.size
+        if 2 * self.size > <int64_t>self.slots.size():
+            self.widen()
+        return number
+
+    cdef int widen(self) except -1 nogil:
+        cdef int64_t number
+        cdef Edge* edge
+        cdef size_t length = 2 * self.slots.size()
+        self.slots.clear()
+        self.slots.resize(length)
+        for number in range(self.size):
+            edge = self.record(number)
+            self.slots[self.slot_of(edge.lower, edge.upper)] = <uint32_t>(number + 1)
+        return 0
+
+    cdef inline uint64_t bin_slot(self, uint64_t key) noexcept nogil:
+        cdef uint64_t mask = self.bin_keys.size() - 1
+        cdef uint64_t slot = mix(key) & mask
+        while self.bin_keys[slot] and self.bin_keys[slot] != key:
+            slot = (slot + 1) & mask
+        return slot
+
+    cdef int add_bin(self, int64_t number, float value) except -1 nogil:
+        cdef uint64_t key = <uint64_t>number * BINS + <uint64_t>min(<int>(value * BINS), BINS - 1) + 1
+        cdef uint64_t slot = self.bin_slot(key)
+        cdef vector[uint64_t] keys
+        cdef vector[int64_t] counts
+        cdef size_t i
+        if not self.bin_keys[slot]:
+            self.bin_keys[slot] = key
+            self.filled_bins += 1
+        self.bin_counts[slot] += 1
+        if 2 * self.filled_bins <= <int64_t>self.bin_keys.size():
+            return 0
+        keys.swap(self.bin_keys)
+        counts.swap(self.bin_counts)
+        self.bin_keys.resize(2 * keys.size())
+        self.bin_counts.resize(2 * keys.size())
+        for i in range(keys.size()):
+            if keys[i]:
+                slot = self.bin_slot(keys[i])
+                self.bin_keys[slot] = keys[i]
+                self.bin_counts[slot] = counts[i]
+        return 0
+
+
+cdef inline int find_contacts(const label_t* later, const label_t* earlier, Py_ssize_t stride, int length,
+                              int32_t* contacts) noexcept nogil:
+    # without a branch: contacts come too irregularly to be predicted
+    cdef int x, found = 0
+    cdef label_t a, b
+    for x in range(length):
+        a = later[x * stride]
+        b = earlier[x * stride]
+        contacts[found] = x
+        found += (a != b) & (a != 0) & (b != 0)
+    return found
+
+
+cdef int scan_row(EdgeTable table, const label_t* later, const label_t* earlier, Py_ssize_t stride,
+                  const value_t* values, Py_ssize_t value_stride, const float* decode, int length,
+                  uint64_t key, uint64_t key_step, int32_t* contacts) except -1 nogil:
+    cdef int i, first, x, found
+    cdef uint32_t a, b, lower, upper
+    cdef float value
+    cdef Edge run
+    cdef int64_t number
+    if stride == 1:
+        found = find_contacts(later, earlier, 1, length, contacts)
+    else:
+        found = find_contacts(later, earlier, stride, length, contacts)
+    first = 0
+    run.count = 0
+    for i in range(found):
+        x = contacts[i]
+        a = <uint32_t>later[x * stride]
+        b = <uint32_t>earlier[x * stride]
+        if value_t is float:
+            value = values[x * value_stride]
+        else:
+            value = decode[values[x * value_stride]]
+        if not 0 <= value <= 1:
+            table.outside = True
+            return 0
+        lower = min(a, b)
+        upper = max(a, b)
+        if run.count and lower == run.lower and upper == run.upper:
+            run.count += 1
+            run.total += <int64_t>(value * SCALE)
+            run.most = max(run.most, value)
+            run.least = min(run.least, value)
+        else:
+            if run.count:
+                table.add(&run)
+            run.lower = lower
+            run.upper = upper
+            run.count = 1
+            run.total = <int64_t>(value * SCALE)
+            run.most = value
+            run.least = value
+        run.key = key + <uint64_t>x * key_step  # keys rise along the row: the last is the largest
+        if table.histograms:
+            # the pair must have its number now: give the run away at once
+            number = table.add(&run)
+            run.count = 0
+            table.add_bin(number, value)
+    if run.count:
+        table.add(&run)
+    return 0
+
+
+def add_faces(EdgeTable table, const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[::1] decode,
+              const int64_t[:, ::1] channels, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t tile_rows,
+              const int64_t[::1] origin, const int64_t[::1] volume):
+    """Adds every contact whose later voxel lies in sections [start, stop).
+
+    A row of `channels` is (channel, dz, dy, dx, stored at the earlier voxel, digit): the channel joins a voxel and the earlier one
+    at minus (dz, dy, dx). The key of a contact is (linear index of the later voxel in the whole volume) * 3 (or the number of
+    digits) + digit.
+    """
+    cdef Py_ssize_t z, y, tile, channel, x0, x1, row
+    cdef Py_ssize_t rows = labels.shape[1], width = labels.shape[2]
+    cdef Py_ssize_t dz, dy, dx, at
+    cdef Py_ssize_t stride = labels.strides[2] // <Py_ssize_t>sizeof(label_t)
+    cdef Py_ssize_t value_stride = affs.strides[3] // <Py_ssize_t>sizeof(value_t)
+    cdef uint64_t digits = max(3, channels.shape[0]), key
+    cdef vector[int32_t] contacts
+    contacts.resize(width + 1)
+    with nogil:
+        # tiles of rows, so that the section before is still in the cache when its voxels are compared
+        tile = 0
+        while tile < rows:
+            for z in range(start, stop):
+                for y in range(tile, min(tile + tile_rows, rows)):
+                    for row in range(channels.shape[0]):
+                        channel, dz, dy, dx = channels[row, 0], channels[row, 1], channels[row, 2], channels[row, 3]
+                        x0, x1 = max(<Py_ssize_t>0, dx), min(width, width + dx)
+                        if z < dz or y < dy or y - dy >= rows or x0 >= x1:
+                            continue
+                        at = channels[row, 4]
+                        key = (((z + origin[0]) * volume[1] + y + origin[1]) * volume[2] + x0 + origin[2]) * digits
+                        scan_row(table, &labels[z, y, x0], &labels[z - dz, y - dy, x0 - dx], stride,
+                                 &affs[channel, z - at * dz, y - at * dy, x0 - at * dx], value_stride,
+                                 &decode[0], <int>(x1 - x0), key + channels[row, 5], digits, contacts.data())
+            tile += tile_rows
+
+
+def add_edges(EdgeTable table, const uint32_t[::1] lower, const uint32_t[::1] upper, const int64_t[::1] count,
+              const int64_t[::1] total, const float[::1] most, const float[::1] least, const uint64_t[::1] key):
+    """Adds edges that were measured elsewhere."""
+    cdef Py_ssize_t i
+    cdef Edge part
+    with nogil:
+        for i in range(lower.shape[0]):
+            part = Edge(lower[i], upper[i], key[i], count[i], total[i], most[i], least[i])
+            table.add(&part)
+
+
+def collect_starts(list tables, int64_t[::1] starts, uint64_t[::1] entries):
+    """Fills starts[u]..starts[u+1] with the place of the records of lower id u, and entries with (upper id, number).
+
+    Numbers run through the chunks of all tables, and skip what the last chunk of a table leaves empty.
+    """
+    cdef EdgeTable table
+    cdef int64_t i, offset = 0, ahead, here = 0
+    cdef Edge* edge
+    for table in tables:
+        with nogil:
+            for i in range(table.size):
+                starts[table.record(i).lower] += 1
+    with nogil:
+        for i in range(starts.shape[0]):
+            ahead = here + starts[i]
+            starts[i] = here
+            here = ahead
+    for table in tables:
+        with nogil:
+            for i in range(table.size):
+                edge = table.record(i)
+                entries[starts[edge.lower]] = (<uint64_t>edge.upper << 32) | <uint64_t>(offset + i)
+                starts[edge.lower] += 1
+            offset += <int64_t>table.chunks.size() * CHUNK
+    with nogil:  # filling has moved every start to the next one
+        for i in range(starts.shape[0] - 1, 0, -1):
+            starts[i] = starts[i - 1]
+        starts[0] = 0
+
+
+def collect_sort(const int64_t[::1] starts, uint64_t[::1] entries, Py_ssize_t first, Py_ssize_t last):
+    """The number of distinct edges whose lower id is in [first, last), after sorting their entries."""
+    cdef Py_ssize_t node
+    cdef int64_t i, j, distinct = 0
+    cdef uint64_t entry
+    with nogil:
+        for node in range(first, last):
+            if starts[node + 1] - starts[node] > 24:
+                sort(&entries[starts[node]], &entries[starts[node]] + (starts[node + 1] - starts[node]))
+            else:
+                for i in range(starts[node] + 1, starts[node + 1]):
+                    entry = entries[i]
+                    j = i
+                    while j > starts[node] and entries[j - 1] > entry:
+                        entries[j] = entries[j - 1]
+                        j -= 1
+                    entries[j] = entry
+            for i in range(starts[node], starts[node + 1]):
+                distinct += i == starts[node] or (entries[i] >> 32) != (entries[i - 1] >> 32)
+    return distinct
+
+
+def collect_pool(list tables, const int64_t[::1] starts, const uint64_t[::1] entries, Py_ssize_t first, Py_ssize_t last,
+                 int64_t place, uint32_t[::1] lower, uint32_t[::1] upper, int64_t[::1] count, int64_t[::1] total,
+                 float[::1] most, float[::1] least, uint64_t[::1] key, int64_t[::1] edge_of):
+    """Writes the pooled edges with lower id in [first, last) from `place` on; edge_of[number], if not empty, says where."""
+    cdef vector[Edge*] chunks
+    cdef EdgeTable table
+    cdef Py_ssize_t node
+    cdef int64_t i, number
+    cdef size_t chunk
+    cdef Edge pooled = Edge(0, 0, 0, 0, 0, 0, 0)
+    for table in tables:
+        for chunk in range(table.chunks.size()):
+            chunks.push_back(table.chunks[chunk].data())
+    with nogil:
+        place -= 1
+        for node in range(first, last):
+            for i in range(starts[node], starts[node + 1]):
+                number = <uint32_t>entries[i]
+                if i > starts[node] and (entries[i] >> 32) == (entries[i - 1] >> 32):
+                    pool(&pooled, &chunks[number >> CHUNK_BITS][number & (CHUNK - 1)])
+                else:
+                    place += 1
+                    pooled = chunks[number >> CHUNK_BITS][number & (CHUNK - 1)]
+                lower[place], upper[place] = pooled.lower, pooled.upper
+                count[place], total[place] = pooled.count, pooled.total
+                most[place], least[place], key[place] = pooled.most, pooled.least, pooled.key
+                if edge_of.shape[0]:
+                    edge_of[number] = place
+
+
+def capacity(EdgeTable table):
+    """How many numbers the records of a table take in collect_starts."""
+    return <int64_t>table.chunks.size() * CHUNK
+
+
+def collect_bins(EdgeTable table, int64_t[::1] numbers, int64_t[::1] bins, int64_t[::1] counts):
+    """Fills in (record number, bin, count) for every bin of a table that is not empty."""
+    cdef size_t slot
+    cdef int64_t i = 0
+    with nogil:
+        for slot in range(table.bin_keys.size()):
+            if table.bin_keys[slot]:
+                numbers[i] = (table.bin_keys[slot] - 1) // BINS
+                bins[i] = (table.bin_keys[slot] - 1) % BINS
+                counts[i] = table.bin_counts[slot]
+                i += 1
+
+
+def measure(const label_t[:, :, :] labels, Py_ssize_t start, Py_ssize_t stop, int64_t[::1] sizes, int64_t[:, ::1] boxes):
+    """Adds the voxels of sections [start, stop) to sizes and, where boxes is not empty, widens (first z y x, last z y x)."""
+    cdef Py_ssize_t z, y, x, first, width = labels.shape[2]
+    cdef label_t label
+    cdef bint with_boxes = boxes.shape[0] > 0
+    with nogil:
+        for z in range(start, stop):
+            for y in range(labels.shape[1]):
+                x = 0
+                while x < width:
+                    label = labels[z, y, x]
+                    first = x
+                    x += 1
+                    while x < width and labels[z, y, x] == label:
+                        x += 1
+                    sizes[label] += x - first
+                    if with_boxes:
+                        boxes[label, 0] = min(boxes[label, 0], z)
+                        boxes[label, 1] = min(boxes[label, 1], y)
+                        boxes[label, 2] = min(boxes[label, 2], first)
+                        boxes[label, 3] = max(boxes[label, 3], z)
+                        boxes[label, 4] = max(boxes[label, 4], y)
+                        boxes[label, 5] = max(boxes[label, 5], x - 1)
