@@ -5,57 +5,22 @@
 # The adjacency of a cluster is a short list, or above LIST entries a hash table; the smaller one moves into the larger.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 from libcpp.algorithm cimport sort
 from libcpp.queue cimport priority_queue
 from libcpp.vector cimport vector
 
 cdef enum:
-    LIST = 24
     BUCKETS = 1 << 16
 
 cdef enum Kind:
     MEAN, MAX, MIN, QUANTILE
 
-cdef uint32_t NONE = 0xFFFFFFFFU
 cdef double SCALE = 16777216.0  # units of a sum, as in region_graph.pyx
 
-cdef struct Bin:
-    uint32_t level
-    uint32_t count
-
-cdef struct Spread:  # the bins that are not empty, in rising order
-    uint32_t used
-    uint32_t room
-    Bin* bins
-
-cdef union Statistic:
-    int64_t total  # MEAN
-    double score  # MAX, MIN
-    uint64_t level  # QUANTILE, all counts in one bin: level * 2 + 1
-    Spread* spread  # QUANTILE otherwise
-
-cdef struct Edge:
-    uint32_t a  # clusters, by the number of the node that stores them; equal once the edge is gone
-    uint32_t b
-    uint64_t key
-    int64_t count
-    Statistic statistic
-    uint32_t top  # the edge of the input that has the key
-    uint32_t next  # the next one in the bucket
-
-cdef struct Neighbour:
-    uint32_t node
-    uint32_t edge
-
-cdef struct Node:
-    Neighbour* neighbours
-    uint32_t size
-    uint32_t room  # of a list: places it has; of a table: slots, a power of two above LIST
-    bint table
-    bint frozen
-    bint owned  # neighbours is ours to free, not a part of the common first block
+include "histograms.pxi"
+include "adjacency.pxi"
 
 cdef extern from *:
     """
@@ -66,11 +31,6 @@ cdef extern from *:
         Rank(double score, uint64_t key, uint32_t edge) : score(score), key(key), edge(edge) {}
         bool operator<(const Rank& o) const { return score != o.score ? score > o.score : key > o.key; }
     };
-    #if defined(__GNUC__)
-    #define EMCORE_PREFETCH(p) __builtin_prefetch(p)
-    #else
-    #define EMCORE_PREFETCH(p) ((void)0)
-    #endif
     """
     cdef cppclass Rank:  # the largest comes first
         double score
@@ -79,91 +39,6 @@ cdef extern from *:
         Rank() nogil
         Rank(double, uint64_t, uint32_t) nogil
         bint operator<(const Rank&)
-    void EMCORE_PREFETCH(const void*) noexcept nogil
-
-
-cdef inline uint64_t home(uint32_t node, uint32_t room) noexcept nogil:
-    return ((node * 0x9E3779B97F4A7C15ULL) >> 32) & (room - 1)
-
-
-cdef inline Neighbour* find(Node* node, uint32_t who) noexcept nogil:
-    cdef uint64_t i
-    if not node.table:
-        for i in range(node.size):
-            if node.neighbours[i].node == who:
-                return &node.neighbours[i]
-        return NULL
-    i = home(who, node.room)
-    while node.neighbours[i].node != who:
-        if node.neighbours[i].node == NONE:
-            return NULL
-        i = (i + 1) & (node.room - 1)
-    return &node.neighbours[i]
-
-
-cdef inline void place(Node* node, Neighbour what) noexcept nogil:
-    """Puts an entry into a table that has room."""
-    cdef uint64_t i = home(what.node, node.room)
-    while node.neighbours[i].node != NONE:
-        i = (i + 1) & (node.room - 1)
-    node.neighbours[i] = what
-
-
-cdef int widen(Node* node) except -1 nogil:
-    """Makes room for one more: a longer list up to LIST entries, above that a table at most half full."""
-    cdef Node wider = node[0]
-    cdef uint32_t i
-    cdef uint32_t slots = node.room if node.table else node.size
-    wider.owned = True
-    wider.table = node.size >= LIST
-    wider.room = LIST
-    if wider.table:
-        wider.room = 64
-        while wider.room < 2 * (node.size + 1):
-            wider.room *= 2
-    wider.neighbours = <Neighbour*>malloc(wider.room * sizeof(Neighbour))
-    if wider.neighbours == NULL:
-        raise MemoryError
-    if wider.table:
-        memset(wider.neighbours, 0xFF, wider.room * sizeof(Neighbour))
-    for i in range(slots):
-        if not wider.table:
-            wider.neighbours[i] = node.neighbours[i]
-        elif node.neighbours[i].node != NONE:
-            place(&wider, node.neighbours[i])
-    if node.owned:
-        free(node.neighbours)
-    node[0] = wider
-    return 0
-
-
-cdef inline int insert(Node* node, uint32_t who, uint32_t edge) except -1 nogil:
-    if (node.table and 2 * (node.size + 1) > node.room) or (not node.table and node.size == node.room):
-        widen(node)
-    if node.table:
-        place(node, Neighbour(who, edge))
-    else:
-        node.neighbours[node.size] = Neighbour(who, edge)
-    node.size += 1
-    return 0
-
-
-cdef inline void remove(Node* node, Neighbour* entry) noexcept nogil:
-    cdef uint64_t hole, i, mask = node.room - 1
-    node.size -= 1
-    if not node.table:
-        entry[0] = node.neighbours[node.size]
-        return
-    hole = entry - node.neighbours
-    i = hole
-    while True:  # close the gap, so that a search may stop at the first free slot
-        i = (i + 1) & mask
-        if node.neighbours[i].node == NONE:
-            break
-        if ((i - home(node.neighbours[i].node, node.room)) & mask) >= ((i - hole) & mask):
-            node.neighbours[hole] = node.neighbours[i]
-            hole = i
-    node.neighbours[hole].node = NONE
 
 
 cdef class Agglomeration:
@@ -182,7 +57,7 @@ cdef class Agglomeration:
     cdef Kind kind
     cdef int64_t current
 
-    def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[::1] u, const uint32_t[::1] v, const uint64_t[::1] key):
+    def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[:] u, const uint32_t[:] v, const uint64_t[:] key):
         cdef Py_ssize_t i
         cdef size_t place = 0
         cdef Edge* edge
@@ -200,6 +75,7 @@ cdef class Agglomeration:
             for i in range(nodes):
                 self.nodes[i].neighbours = self.block.data() + place
                 place += self.nodes[i].room
+                self.nodes[i].room = min(self.nodes[i].room, <uint32_t>LIST)  # a hub turns into a table on the way
             for i in range(u.shape[0]):
                 edge = &self.edges[i]
                 insert(&self.nodes[edge.a], edge.b, <uint32_t>i)
@@ -212,20 +88,20 @@ cdef class Agglomeration:
                 free(self.nodes[i].neighbours)
         if self.kind == QUANTILE:
             for i in range(self.edges.size()):
-                self.forget(&self.edges[i])
+                forget(&self.edges[i])
 
-    def set_means(self, const int64_t[::1] total, const int64_t[::1] count):
+    def set_means(self, const int64_t[:] total, const int64_t[:] count):
         cdef Py_ssize_t i
         for i in range(total.shape[0]):
             self.edges[i].statistic.total = total[i]
             self.edges[i].count = count[i]
 
-    def set_extremes(self, const float[::1] affinity):
+    def set_extremes(self, const float[:] affinity):
         cdef Py_ssize_t i
         for i in range(affinity.shape[0]):
             self.edges[i].statistic.score = 1.0 - affinity[i]
 
-    def set_levels(self, int64_t quantile, const double[::1] score_of_level, const uint32_t[::1] level):
+    def set_levels(self, int64_t quantile, const double[:] score_of_level, const uint32_t[:] level):
         """Every edge starts with one count at its level; levels rise with the affinity."""
         cdef Py_ssize_t i
         self.quantile = quantile
@@ -234,7 +110,7 @@ cdef class Agglomeration:
         for i in range(level.shape[0]):
             self.edges[i].statistic.level = 2 * <uint64_t>level[i] + 1
 
-    def add_counts(self, const int64_t[::1] starts, const uint32_t[::1] level, const int64_t[::1] counts):
+    def add_counts(self, const int64_t[:] starts, const uint32_t[:] level, const int64_t[:] counts):
         """Replaces what set_levels gave by whole histograms."""
         cdef Py_ssize_t i
         cdef int64_t j
@@ -247,71 +123,12 @@ cdef class Agglomeration:
                     self.edges[i].count = part.count
                     self.edges[i].statistic = part.statistic
                 else:
-                    self.add_spread(&self.edges[i], &part)
+                    add_spread(&self.edges[i], &part)
 
-    def freeze(self, const uint32_t[::1] which):
+    def freeze(self, const uint32_t[:] which):
         cdef Py_ssize_t i
         for i in range(which.shape[0]):
             self.nodes[which[i]].frozen = True
-
-    cdef void forget(self, Edge* edge) noexcept nogil:
-        if not edge.statistic.level & 1 and edge.statistic.spread != NULL:
-            free(edge.statistic.spread.bins)
-            free(edge.statistic.spread)
-            edge.statistic.spread = NULL
-
-    cdef int add_spread(self, Edge* into, const Edge* other) except -1 nogil:
-        """Adds the counts of a histogram to another, which is made when two levels meet for the first time."""
-        cdef Bin own, theirs
-        cdef const Bin* more
-        cdef Spread* spread
-        cdef int64_t i, j, k, extra = 0, used
-        into.count += other.count
-        if into.statistic.level & 1:
-            if into.statistic.level == other.statistic.level:
-                return 0
-            own = Bin(<uint32_t>(into.statistic.level >> 1), <uint32_t>(into.count - other.count))
-            spread = <Spread*>malloc(sizeof(Spread))
-            if spread == NULL:
-                raise MemoryError
-            spread.bins = <Bin*>malloc(4 * sizeof(Bin))
-            spread.used, spread.room = 1, 4
-            into.statistic.spread = spread
-            if spread.bins == NULL:
-                raise MemoryError
-            spread.bins[0] = own
-        spread = into.statistic.spread
-        if other.statistic.level & 1:
-            theirs = Bin(<uint32_t>(other.statistic.level >> 1), <uint32_t>other.count)
-            more, used = &theirs, 1
-        else:
-            more, used = other.statistic.spread.bins, other.statistic.spread.used
-        i = j = 0
-        while j < used:  # how many of their levels are new
-            while i < spread.used and spread.bins[i].level < more[j].level:
-                i += 1
-            extra += i == spread.used or spread.bins[i].level != more[j].level
-            j += 1
-        if spread.used + extra > spread.room:
-            spread.room = <uint32_t>(2 * (spread.used + extra))
-            spread.bins = <Bin*>realloc(spread.bins, spread.room * sizeof(Bin))
-            if spread.bins == NULL:
-                raise MemoryError
-        i, j, k = spread.used - 1, used - 1, spread.used + extra - 1
-        spread.used += <uint32_t>extra
-        while j >= 0:  # from the top, so that nothing is overwritten before it has moved
-            if i >= 0 and spread.bins[i].level > more[j].level:
-                spread.bins[k] = spread.bins[i]
-                i -= 1
-            else:
-                theirs = more[j]
-                if i >= 0 and spread.bins[i].level == theirs.level:
-                    theirs.count += spread.bins[i].count
-                    i -= 1
-                spread.bins[k] = theirs
-                j -= 1
-            k -= 1
-        return 0
 
     cdef inline double score(self, const Edge* edge) noexcept nogil:
         cdef const Spread* spread
@@ -339,8 +156,8 @@ cdef class Agglomeration:
         elif self.kind == MIN:
             into.statistic.score = max(into.statistic.score, other.statistic.score)
         else:
-            self.add_spread(into, other)
-            self.forget(other)
+            add_spread(into, other)
+            forget(other)
         if other.key > into.key:
             into.key, into.top = other.key, other.top
         other.b = other.a
@@ -472,3 +289,14 @@ cdef class Agglomeration:
     @property
     def merge_count(self):
         return self.merged.size()
+
+    def remaining(self, uint32_t[::1] numbers, double[::1] scores):
+        """The number of edges between clusters, which are written as numbers of input edges with their present scores."""
+        cdef size_t i
+        cdef Py_ssize_t left = 0
+        with nogil:
+            for i in range(self.edges.size()):
+                if self.edges[i].a != self.edges[i].b:
+                    numbers[left], scores[left] = self.edges[i].top, self.score(&self.edges[i])
+                    left += 1
+        return left

@@ -14,7 +14,7 @@ cdef inline uint32_t root_of(uint32_t[::1] parent, uint32_t node) noexcept nogil
     return node
 
 
-def link(const uint32_t[::1] a, const uint32_t[::1] b, const double[::1] score, uint32_t[::1] parent, double[::1] height):
+def link(const uint32_t[:] a, const uint32_t[:] b, const double[:] score, uint32_t[::1] parent, double[::1] height):
     """Replays merges of rising score: parent[i] < i is the cluster that i's cluster joins at height[i]."""
     cdef uint32_t[::1] shortcut = parent.copy()
     cdef Py_ssize_t i
@@ -31,7 +31,7 @@ def link(const uint32_t[::1] a, const uint32_t[::1] b, const double[::1] score, 
             height[y] = score[i]
 
 
-def number(const uint32_t[::1] parent, const double[::1] height, double threshold, uint32_t[::1] table):
+def number(const uint32_t[:] parent, const double[:] height, double threshold, uint32_t[::1] table):
     """The number of clusters after all merges below the threshold, which are numbered by their smallest fragment."""
     cdef Py_ssize_t i
     cdef uint32_t clusters = 0
@@ -46,7 +46,7 @@ def number(const uint32_t[::1] parent, const double[::1] height, double threshol
     return clusters
 
 
-def look_up(const label_t[:, :, :] labels, const uint32_t[::1] table, uint32_t[:, :, :] out, Py_ssize_t start,
+def look_up(const label_t[:, :, :] labels, const uint32_t[:] table, uint32_t[:, :, :] out, Py_ssize_t start,
             Py_ssize_t stop):
     """Whether every label of sections [start, stop) is in the table; out gets what the table says."""
     cdef Py_ssize_t z, y, x
@@ -64,7 +64,7 @@ def look_up(const label_t[:, :, :] labels, const uint32_t[::1] table, uint32_t[:
     return known
 
 
-def link_by_size(const uint32_t[::1] u, const uint32_t[::1] v, const int64_t[::1] order, int64_t[::1] sizes, int64_t limit,
+def link_by_size(const uint32_t[:] u, const uint32_t[:] v, const int64_t[:] order, int64_t[::1] sizes, int64_t limit,
                  uint32_t[::1] parent, int64_t[::1] merged):
     """The number of edges, in the given order, that join two clusters of which one is below the limit; listed in merged."""
     cdef Py_ssize_t i, count = 0

@@ -8,11 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.algorithm cimport sort
 from libcpp.vector cimport vector
 
-cdef enum:
-    CHUNK_BITS = 14
-    CHUNK = 1 << CHUNK_BITS
-    FIRST_SLOTS = 1 << 14
-    BINS = 256
+include "edge_table.pxi"
 
 cdef float SCALE = <float>16777216.0  # a sum counts units of 2**-24: exact for affinities from 1/2 on, else cut below
 
@@ -24,123 +20,6 @@ ctypedef fused value_t:
     float
     uint8_t
     uint16_t
-
-cdef struct Edge:
-    uint32_t lower
-    uint32_t upper
-    uint64_t key
-    int64_t count
-    int64_t total
-    float most
-    float least
-
-
-cdef inline void pool(Edge* into, const Edge* other) noexcept nogil:
-    into.count += other.count
-    into.total += other.total
-    into.most = max(into.most, other.most)
-    into.least = min(into.least, other.least)
-    into.key = max(into.key, other.key)
-
-
-cdef inline uint64_t mix(uint64_t value) noexcept nogil:
-    value *= 0x9E3779B97F4A7C15ULL
-    return value ^ (value >> 32)
-
-
-cdef class EdgeTable:
-    """The edges that one thread has met."""
-
-    cdef vector[vector[Edge]] chunks
-    cdef vector[uint32_t] slots  # record number + 1, 0 where free; at most half full
-    cdef vector[uint64_t] bin_keys  # record number * 256 + bin + 1, 0 where free; at most half full
-    cdef vector[int64_t] bin_counts
-    cdef readonly int64_t size
-    cdef readonly int64_t filled_bins
-    cdef readonly bint histograms
-    cdef readonly bint outside  # an affinity was NaN or not in 0..1
-
-    def __cinit__(self, bint histograms=False):
-        self.slots.resize(FIRST_SLOTS)
-        self.histograms = histograms
-        if histograms:
-            self.bin_keys.resize(FIRST_SLOTS)
-            self.bin_counts.resize(FIRST_SLOTS)
-
-    cdef inline Edge* record(self, int64_t number) noexcept nogil:
-        return &self.chunks[number >> CHUNK_BITS][number & (CHUNK - 1)]
-
-    cdef inline uint64_t slot_of(self, uint32_t lower, uint32_t upper) noexcept nogil:
-        """The slot of a pair, or the free one where it belongs."""
-        cdef uint64_t mask = self.slots.size() - 1
-        cdef uint64_t slot = mix((<uint64_t>lower << 32) | upper) & mask
-        cdef Edge* edge
-        while self.slots[slot]:
-            edge = self.record(self.slots[slot] - 1)
-            if edge.lower == lower and edge.upper == upper:
-                break
-            slot = (slot + 1) & mask
-        return slot
-
-    cdef int64_t add(self, const Edge* part) except -1 nogil:
-        """The number of the record that `part` was pooled into."""
-        cdef uint64_t slot = self.slot_of(part.lower, part.upper)
-        cdef int64_t number
-        if self.slots[slot]:
-            number = self.slots[slot] - 1
-            pool(self.record(number), part)
-            return number
-        number = self.size
-        if number == <int64_t>self.chunks.size() * CHUNK:
-            self.chunks.resize(self.chunks.size() + 1)
-            self.chunks.back().reserve(CHUNK)
-        self.chunks.back().push_back(part[0])
-        self.size += 1
-        self.slots[slot] = <uint32_t>self.size
-        if 2 * self.size > <int64_t>self.slots.size():
-            self.widen()
-        return number
-
-    cdef int widen(self) except -1 nogil:
-        cdef int64_t number
-        cdef Edge* edge
-        cdef size_t length = 2 * self.slots.size()
-        self.slots.clear()
-        self.slots.resize(length)
-        for number in range(self.size):
-            edge = self.record(number)
-            self.slots[self.slot_of(edge.lower, edge.upper)] = <uint32_t>(number + 1)
-        return 0
-
-    cdef inline uint64_t bin_slot(self, uint64_t key) noexcept nogil:
-        cdef uint64_t mask = self.bin_keys.size() - 1
-        cdef uint64_t slot = mix(key) & mask
-        while self.bin_keys[slot] and self.bin_keys[slot] != key:
-            slot = (slot + 1) & mask
-        return slot
-
-    cdef int add_bin(self, int64_t number, float value) except -1 nogil:
-        cdef uint64_t key = <uint64_t>number * BINS + <uint64_t>min(<int>(value * BINS), BINS - 1) + 1
-        cdef uint64_t slot = self.bin_slot(key)
-        cdef vector[uint64_t] keys
-        cdef vector[int64_t] counts
-        cdef size_t i
-        if not self.bin_keys[slot]:
-            self.bin_keys[slot] = key
-            self.filled_bins += 1
-        self.bin_counts[slot] += 1
-        if 2 * self.filled_bins <= <int64_t>self.bin_keys.size():
-            return 0
-        keys.swap(self.bin_keys)
-        counts.swap(self.bin_counts)
-        self.bin_keys.resize(2 * keys.size())
-        self.bin_counts.resize(2 * keys.size())
-        for i in range(keys.size()):
-            if keys[i]:
-                slot = self.bin_slot(keys[i])
-                self.bin_keys[slot] = keys[i]
-                self.bin_counts[slot] = counts[i]
-        return 0
 
 
 cdef inline int find_contacts(const label_t* later, const label_t* earlier, Py_ssize_t stride, int length,

@@ -34,8 +34,8 @@ cdef extern from *:
         Waiting(float, uint32_t) nogil
 
 
-def running_means(const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[::1] decode,
-                  const int64_t[:, ::1] channels, const uint32_t[::1] u, const uint32_t[::1] v, float[::1] means):
+def running_means(const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[:] decode,
+                  const int64_t[:, ::1] channels, const uint32_t[:] u, const uint32_t[:] v, float[::1] means):
     """Writes the mean of every edge as it comes out of float32 updates in raster order, the channels of a voxel in turn."""
     cdef vector[uint64_t] pairs
     cdef vector[int64_t] counts
@@ -85,7 +85,7 @@ cdef class Replay:
     cdef int64_t quantile
     cdef Kind kind
 
-    def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[::1] u, const uint32_t[::1] v):
+    def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[:] u, const uint32_t[:] v):
         cdef Py_ssize_t i
         self.kind = {"mean": MEAN, "max": MAX, "min": MIN, "quantile": QUANTILE}[kind]
         self.incident.resize(nodes)
@@ -98,13 +98,13 @@ cdef class Replay:
         self.stale.resize(u.shape[0])
         self.deleted.resize(u.shape[0])
 
-    def set_values(self, const float[::1] values, const int64_t[::1] counts):
+    def set_values(self, const float[:] values, const int64_t[:] counts):
         cdef Py_ssize_t i
         for i in range(values.shape[0]):
             self.values.push_back(values[i])
             self.counts.push_back(counts[i])
 
-    def set_levels(self, int64_t quantile, const float[::1] value_of_level, const uint32_t[::1] level):
+    def set_levels(self, int64_t quantile, const float[:] value_of_level, const uint32_t[:] level):
         cdef Py_ssize_t i
         self.quantile = quantile
         self.counts.assign(level.shape[0], 1)

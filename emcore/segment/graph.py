@@ -50,8 +50,9 @@ class RegionGraph:
 
 def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None,
                  channels: Sequence[int] | None = None, edge: str = "later", table: np.ndarray | None = None,
-                 score: str | Score | None = None, statistics: Sequence[str] = ("sizes",), origin: Sequence[int] = (0, 0, 0),
-                 volume_shape: Sequence[int] | None = None, threads: int | None = None) -> RegionGraph:
+                 score: str | Score | None = None, statistics: Sequence[str] = ("sizes",),
+                 origin: Sequence[int] = (0, 0, 0), volume_shape: Sequence[int] | None = None,
+                 threads: int | None = None) -> RegionGraph:
     """The graph of touching fragments (z, y, x) with the affinities (c, z, y, x) between them; label 0 takes no part.
 
     channels picks channels (default: every one that has an offset), also long-range ones. statistics adds to counts,
@@ -61,7 +62,8 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     fragments, largest = check_fragments(fragments, threads)
     affs = np.asarray(affs)
     if affs.ndim != 4 or affs.shape[1:] != fragments.shape:
-        raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; got {affs.shape}")
+        raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; "
+                         f"got {affs.shape}")
     if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
         raise InputError(f"affs must be float32, float16 or uint8; got {affs.dtype}")
     wanted = set(statistics)
@@ -72,17 +74,22 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     rows = _channel_rows(affs.shape[0], offsets, channels, edge)
     place = np.array([origin, volume_shape if volume_shape is not None else fragments.shape], np.int64)
     if place.shape != (2, 3) or (place[0] < 0).any() or (place[0] + fragments.shape > place[1]).any():
-        raise InputError(f"origin {origin} and volume_shape {volume_shape} must place fragments {fragments.shape} inside")
+        raise InputError(f"origin {origin} and volume_shape {volume_shape} "
+                         f"must place fragments {fragments.shape} inside")
     threads = thread_count(threads)
     values, decode = _decoded(affs, check_table(table, affs.dtype))
-    cuts = slabs(fragments.shape[0], threads)
+    cuts = slabs(fragments.shape[0], threads) or [(0, 0)]  # an empty volume has a graph too
     tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts]
-    run_parallel(lambda edges, start, stop: kernel.add_faces(edges, fragments, values, decode, rows, start, stop, _TILE_ROWS,
-                                                             *place),
-                 [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
+
+    def add_faces(edges: kernel.EdgeTable, start: int, stop: int) -> None:
+        kernel.add_faces(edges, fragments, values, decode, rows, start, stop, _TILE_ROWS, *place)
+
+    run_parallel(add_faces, [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
     if any(edges.outside for edges in tables):
         check_values(affs, [int(row[0]) for row in rows], threads)
-    sizes, boxes = _measure(fragments, largest, wanted, cuts, threads)
+    sizes = boxes = None
+    if wanted & {"sizes", "boxes"}:
+        sizes, boxes = measure(fragments, largest, threads, "boxes" in wanted)
     edges = _collect(tables, largest, threads)
     if "running_mean" in wanted:
         edges["running_mean"] = np.zeros(len(edges["u"]), np.float32)
@@ -93,14 +100,19 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
 def check_fragments(fragments: np.ndarray, threads: int | None = None) -> tuple[np.ndarray, int]:
     """(fragments as label_view gives them, the largest label, which must not exceed the number of voxels)."""
     fragments = label_view(fragments)
-    if fragments.size == 0:
-        return fragments, 0
-    parts = slabs(fragments.shape[0], thread_count(threads))
-    largest = max(run_parallel(lambda start, stop: int(fragments[start:stop].max()), parts, len(parts)))
+    largest = largest_label(fragments, threads)
     if largest > max(fragments.size, 2**16) or largest > _LARGEST_LABEL:
-        raise InputError(f"fragments must be numbered densely from 1 on; found label {largest} in {fragments.size} voxels; "
-                         "segment.relabel numbers them")
+        raise InputError(f"fragments must be numbered densely from 1 on; found label {largest} "
+                         f"in {fragments.size} voxels; segment.relabel numbers them")
     return fragments, largest
+
+
+def largest_label(labels: np.ndarray, threads: int | None = None) -> int:
+    """The largest label, 0 for an empty volume."""
+    if labels.size == 0:
+        return 0
+    parts = slabs(labels.shape[0], thread_count(threads))
+    return max(run_parallel(lambda start, stop: int(labels[start:stop].max()), parts, len(parts)))
 
 
 def label_view(labels: np.ndarray, name: str = "fragments") -> np.ndarray:
@@ -114,21 +126,24 @@ def label_view(labels: np.ndarray, name: str = "fragments") -> np.ndarray:
 
 
 def _channel_rows(count: int, offsets, channels: Sequence[int] | None, edge: str) -> np.ndarray:
-    """One row per channel for the kernel: channel, step from the earlier to the later voxel, stored at the earlier, digit."""
+    """One row per channel for the kernel: channel, step to the later voxel, 1 if stored at the earlier one, digit."""
     triples = signed_offsets(offsets, count, edge).tolist()
     picked = list(range(len(triples))) if channels is None else list(channels)
     if not picked or any(not 0 <= c < min(count, len(triples)) for c in picked) or len(set(picked)) < len(picked):
-        raise InputError(f"channels must be different numbers of channels with an offset, 0 to {min(count, len(triples)) - 1}; "
-                         f"got {channels if channels is not None else picked}")
+        raise InputError(f"channels must be different numbers of channels with an offset, "
+                         f"0 to {min(count, len(triples)) - 1}; got {picked}")
     steps = {}
     for c in picked:
         triple = tuple(triples[c])
         step = max(triple, tuple(-s for s in triple))
         if step == (0, 0, 0) or step in [other for other, _ in steps.values()]:
-            raise InputError(f"the offset {triple} of channel {c} is no step, or the pairs of another channel over again")
+            raise InputError(f"the offset {triple} of channel {c} is no step, "
+                             "or the pairs of another channel over again")
         steps[c] = (step, int(triple == step))
     nearest = [(1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    order = nearest if all(s in nearest for s, _ in steps.values()) else sorted((s for s, _ in steps.values()), reverse=True)
+    order = sorted((step for step, _ in steps.values()), reverse=True)
+    if set(order) <= set(nearest):
+        order = nearest
     return np.array([(c, *step, at, order.index(step)) for c, (step, at) in steps.items()], np.int64)
 
 
@@ -143,20 +158,20 @@ def _decoded(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np
     return affs, np.zeros(1, np.float32)
 
 
-def _measure(fragments: np.ndarray, largest: int, wanted: set, cuts, threads: int):
-    if not wanted & {"sizes", "boxes"}:
-        return None, None
-
-    def measure(start: int, stop: int):
+def measure(labels: np.ndarray, largest: int, threads: int | None = None,
+            with_boxes: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """(voxels of every label from 0 on, first and last z, y, x of every label if wanted)."""
+    def measure_slab(start: int, stop: int):
         sizes = np.zeros(largest + 1, np.int64)
-        boxes = np.full((largest + 1 if "boxes" in wanted else 0, 6), -1, np.int64)
+        boxes = np.full((largest + 1 if with_boxes else 0, 6), -1, np.int64)
         boxes[:, :3] = np.iinfo(np.int64).max
-        kernel.measure(fragments, start, stop, sizes, boxes)
+        kernel.measure(labels, start, stop, sizes, boxes)
         return sizes, boxes
 
-    parts = run_parallel(measure, cuts, threads)
-    sizes = np.sum([part[0] for part in parts], axis=0) if parts else np.zeros(1, np.int64)
-    if "boxes" not in wanted:
+    threads = thread_count(threads)
+    parts = run_parallel(measure_slab, slabs(labels.shape[0], threads) or [(0, 0)], threads)
+    sizes = np.sum([part[0] for part in parts], axis=0)
+    if not with_boxes:
         return sizes, None
     boxes = np.concatenate([np.min([part[1][:, :3] for part in parts], axis=0),
                             np.max([part[1][:, 3:] for part in parts], axis=0)], axis=1)

@@ -7,6 +7,7 @@ key being the largest among an edge's contacts: with that rule the tree is a fun
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,15 +39,24 @@ class MergeTree:
         return parent, height
 
     def table(self, threshold: float) -> np.ndarray:
-        """The label of every fragment, uint32: clusters 1, 2, ... in the order of their smallest fragments, 0 for 0."""
+        """The label of every fragment, uint32: clusters numbered by their first fragments, 0 for 0."""
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold must be 0 to 1; got {threshold}")
         if threshold > self.complete_below:
-            raise InputError(f"the merge tree was computed up to {self.complete_below}; it cannot be cut at {threshold}")
+            raise InputError(f"the merge tree was computed up to {self.complete_below}; "
+                             f"it cannot be cut at {threshold}")
         table = np.empty(self.fragments + 1, np.uint32)
         # a tree of waterz has its float32 scores, and waterz rounds the threshold to that too
         tree_kernel.number(*self._forest, float(self.score.dtype.type(threshold)), table)
         return table
+
+
+class Remaining(NamedTuple):
+    """Edges between the clusters that are left, best first, named by fragments of them."""
+
+    u: np.ndarray
+    v: np.ndarray
+    score: np.ndarray
 
 
 def agglomerate(graph: RegionGraph, score: str | Score = "mean", *, tie_break: str = "canonical",
@@ -55,24 +65,68 @@ def agglomerate(graph: RegionGraph, score: str | Score = "mean", *, tie_break: s
 
     tie_break="waterz" replays the heap order and the float32 arithmetic of waterz, for comparisons.
     """
+    return agglomerate_until(graph, score, tie_break, threshold)[0]
+
+
+def agglomerate_until(graph: RegionGraph, score: str | Score, tie_break: str = "canonical",
+                      threshold: float | None = None,
+                      with_remaining: bool = False) -> tuple[MergeTree, Remaining | None]:
+    """The merge tree, and the edges that are left if wanted (with the scores that waterz keeps if it is replayed)."""
     if tie_break not in ("canonical", "waterz"):
         raise InputError(f"tie_break must be 'canonical' or 'waterz'; got {tie_break!r}")
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
     score = parse_score(score)
     end = np.inf if threshold is None else threshold
+    remaining = None
     if tie_break == "waterz":
         replay = replay_waterz(graph, score, end)
         a, b = np.empty((2, replay.merge_count), np.uint32)
-        heights = np.empty(replay.merge_count, np.float32)
-        replay.merges(a, b, heights)
-        return MergeTree(graph.fragments, a, b, heights, end)
+        scores = np.empty(replay.merge_count, np.float32)
+        replay.merges(a, b, scores)
+        if with_remaining:
+            u, v = np.empty((2, len(graph.u)), np.uint32)
+            left_scores = np.empty(len(graph.u), np.float32)
+            left = replay.remaining(u, v, left_scores)
+            order = np.argsort(left_scores[:left], kind="stable")
+            remaining = Remaining(u[order], v[order], left_scores[order])
+        return MergeTree(graph.fragments, a, b, scores, end), remaining
     run = kernel.Agglomeration(score.kind, graph.fragments + 1, graph.u, graph.v, graph.key)
     _set_statistics(run, graph, score)
     run.run(end)
     edges, scores = np.empty(run.merge_count, np.uint32), np.empty(run.merge_count)
     run.merges(edges, scores)
-    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], scores, end)
+    if with_remaining:
+        numbers, left_scores = np.empty(len(graph.u), np.uint32), np.empty(len(graph.u))
+        left = run.remaining(numbers, left_scores)
+        order = np.lexsort((graph.key[numbers[:left]], left_scores[:left]))
+        remaining = Remaining(graph.u[numbers[order]], graph.v[numbers[order]], left_scores[order])
+    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], scores, end), remaining
+
+
+def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
+    """Size-dependent single linkage: merges across the largest affinities above `affinity` that have a small end.
+
+    Edges are taken by falling maximal affinity (then by key); an edge joins its two clusters if either has fewer than
+    `size` voxels at that moment. (Zlateski & Seung 2015, their size threshold as a constant.)
+    """
+    if graph.sizes is None:
+        raise InputError("size_linkage needs the sizes of fragments; "
+                         "ask for them with region_graph(..., statistics=('sizes',))")
+    if not 0 <= affinity <= 1:
+        raise InputError(f"affinity must be 0 to 1; got {affinity}")
+    candidates = np.flatnonzero(graph.max > affinity)
+    order = candidates[np.lexsort((graph.key[candidates], -graph.max[candidates]))]
+    edges = link_by_size(graph.u, graph.v, order, graph.sizes, size)
+    scores = 1.0 - graph.max[edges].astype(np.float64)
+    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], scores, 1 - affinity)
+
+
+def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:
+    """Those edges that, taken in the given order, join two clusters of which one has fewer than `limit` voxels."""
+    merged = np.empty(len(order), np.int64)
+    parent = np.arange(len(sizes), dtype=np.uint32)
+    return merged[: tree_kernel.link_by_size(u, v, order, sizes.copy(), limit, parent, merged)]
 
 
 def replay_waterz(graph: RegionGraph, score: Score, threshold: float) -> Replay:
@@ -112,7 +166,7 @@ def _set_statistics(run: kernel.Agglomeration, graph: RegionGraph, score: Score)
 
 
 def quantile_levels(graph: RegionGraph, score: Score) -> tuple[np.ndarray, np.ndarray]:
-    """(score of every level, level of every edge's largest affinity); a level is a bin, or one of the values themselves."""
+    """(score of every level, level of every edge's largest affinity); a level is a bin, or one of the values."""
     if score.bins == 0:
         values, level = np.unique(graph.max, return_inverse=True)
         return 1 - values.astype(np.float64), level.astype(np.uint32)

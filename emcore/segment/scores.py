@@ -38,7 +38,7 @@ _NOT_REDUCIBLE = {
 
 
 def parse_score(name: "str | Score") -> Score:
-    """The score of a name: mean, max, min, aff85_his256, aff85 (exact), aff85_his256_all, or waterz' type of the same."""
+    """The score of a name: mean, max, min, aff85_his256, aff85 (exact), aff85_his256_all, or waterz' type of one."""
     if isinstance(name, Score):
         return name
     text = re.sub(r"\s", "", str(name)).removesuffix("_ran255")
@@ -54,12 +54,12 @@ def parse_score(name: "str | Score") -> Score:
     else:
         for pattern, what in _NOT_REDUCIBLE.items():
             if re.fullmatch(pattern, text, re.IGNORECASE):
-                raise InputError(f"score {name!r} is {what}: it is not reducible, so the result would depend on the order of "
-                                 "merges; use mean, max, min or a quantile like aff85_his256")
+                raise InputError(f"score {name!r} is {what}: it is not reducible, so the result would depend on the "
+                                 "order of merges; use mean, max, min or a quantile like aff85_his256")
         raise InputError(f"unknown score {name!r}; there are mean, max, min, aff85_his256 (85 % quantile, 256 bins), "
                          "aff85 (exact) and aff85_his256_all (over every contact)")
     if quantile > 100 or bins > 65536:
         raise InputError(f"score {name!r} must have a quantile of 0 to 100 percent and at most 65536 bins")
     if every and bins != 256:
-        raise InputError(f"score {name!r}: a quantile over every contact needs 256 bins, as in aff{quantile}_his256_all")
+        raise InputError(f"score {name!r}: a quantile over every contact needs 256 bins: aff{quantile}_his256_all")
     return Score("quantile", quantile, bins, every)

@@ -1,0 +1,43 @@
+"""Affinities to neurons in one call."""
+
+import numpy as np
+
+from emcore.segment.affinities import check_affinities
+from emcore.segment.cleanup import boundary_threshold, dust_table
+from emcore.segment.fragments import watershed
+from emcore.segment.graph import measure, region_graph
+from emcore.segment.merge_tree import Remaining, agglomerate_until, look_up
+from emcore.segment.scores import Score, parse_score
+
+
+def segment(affs: np.ndarray, threshold: float = 0.5, score: str | Score = "mean", *, low: float = 1e-4,
+            high: float = 0.9999, mask: np.ndarray | None = None, plateau: str = "canonical", boundary: float = 0.0,
+            dust_size: int = 0, dust_affinity: float = 0.0, remove: int = 0, tie_break: str = "canonical",
+            threads: int | None = None, **convention) -> np.ndarray:
+    """Labels (z, y, x), uint32, of affinities (c, z, y, x): watershed, region graph, agglomeration, cut and cleanup.
+
+    Regions merge while score < threshold. boundary clears voxels as boundary_threshold does; then segments below
+    dust_size are merged across borders above dust_affinity and those below `remove` voxels become 0 (see merge_small).
+    convention: offsets, edge and table, as in watershed.
+    """
+    score = parse_score(score)
+    channels = check_affinities(affs, values=False, **convention).channels
+    fragments = watershed(affs, low, high, mask=mask, plateau=plateau, threads=threads, **convention)
+    graph = region_graph(fragments, affs, channels=channels, score=score, threads=threads, **convention,
+                         statistics=("running_mean",) if tie_break == "waterz" else ())
+    tree, borders = agglomerate_until(graph, score, tie_break, threshold, with_remaining=dust_size > 0)
+    del graph
+    table = tree.table(threshold)
+    labels = look_up(fragments, table, out=fragments if fragments.dtype == np.uint32 else None, threads=threads)
+    if boundary > 0:
+        labels = boundary_threshold(labels, affs, boundary, threads=threads, **convention)
+    if dust_size or remove:
+        none = np.empty(0, np.uint32)
+        if borders is None:
+            borders = Remaining(none, none, none)
+        else:
+            borders = Remaining(table[borders.u], table[borders.v], borders.score)
+        sizes, _ = measure(labels, int(table.max()), threads)
+        table = dust_table(sizes, borders, dust_size, dust_affinity, remove)
+        labels = look_up(labels, table, out=labels, threads=threads)
+    return labels
