@@ -2,7 +2,6 @@
 #
 # An edge waits in the bucket of a score it had once. Scores are reducible (a pooled edge is never better than the better of its
 # parts), so that place is never too late: an edge is rescored when its bucket comes up, and moves on if it got worse.
-# The adjacency of a cluster is a short list, or above LIST entries a hash table; the smaller one moves into the larger.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -217,8 +216,7 @@ cdef class Agglomeration:
         if from_.owned:
             free(from_.neighbours)
             from_.owned = False
-        from_.size = from_.room = 0
-        from_.table = False
+        from_.size = from_.room = from_.table = 0
         return 0
 
     cdef int handle(self, Rank rank) except -1 nogil:

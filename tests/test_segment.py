@@ -8,8 +8,6 @@ import pytest
 from emcore import segment
 from emcore.errors import InputError
 
-pytest.importorskip("emcore.segment.fragments", reason="the watershed is not there yet")
-
 THRESHOLDS = (.05, .1, .2, .3, .4, .5, .6)
 GOLDEN = {  # segments and hash at THRESHOLDS, made by PyTC's waterz
     ("R0", "affmean"): "568 292c746a 556 61b8ef15 497 c6ba5ea1 404 ce6a89e8 292 507c7ac6 157 3ff62d32 63 14e8c806",

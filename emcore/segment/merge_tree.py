@@ -32,7 +32,7 @@ class MergeTree:
 
     @cached_property
     def _forest(self) -> tuple[np.ndarray, np.ndarray]:
-        """(parent, height): parent[i] < i is the smallest fragment of the cluster that i's cluster joins at height[i]."""
+        """(parent, height): i's cluster joins that of fragment parent[i] < i, its smallest, at height[i]."""
         parent = np.arange(self.fragments + 1, dtype=np.uint32)
         height = np.full(self.fragments + 1, np.inf)
         tree_kernel.link(self.a, self.b, self.score.astype(np.float64), parent, height)
