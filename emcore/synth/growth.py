@@ -13,7 +13,7 @@ GRID_NM = 20.0
 PAD = 6  # grid voxels around the volume, so that its faces cut the tissue like anything else
 THINNEST = 2.2  # tube radius in grid voxels: the smoothing of the surface would cut anything thinner
 CLEARANCE = 1.0  # grid voxels left free between two tubes, filled from both sides afterwards
-PIECE = 14.0  # length of a piece in grid voxels, at least three of its radii
+PIECE = 20.0  # length of a piece in grid voxels, at least three of its radii
 
 
 class Growth(NamedTuple):
@@ -241,6 +241,34 @@ def _pockets(grid, parent, neuron, counts, owner, smallest):
     return owner
 
 
+@njit(nogil=True)
+def rooms(grid, neuron, nodes, most):
+    """For each node the radius in grid voxels of the largest ball around it within its neuron, at most `most`."""
+    result = np.zeros(len(nodes))
+    depth, height, width = grid.shape
+    for n in range(len(nodes)):
+        i, j, k = int(nodes[n, 0] + 0.5), int(nodes[n, 1] + 0.5), int(nodes[n, 2] + 0.5)
+        if not (0 <= i < depth and 0 <= j < height and 0 <= k < width):
+            continue
+        own = neuron[grid[i, j, k]]
+        nearest = most * most
+        reach = int(most)
+        shell = 1
+        while shell <= reach and shell * shell <= nearest:  # cubes of growing size: most nodes need only small ones
+            for a in range(max(0, i - shell), min(depth, i + shell + 1)):
+                for b in range(max(0, j - shell), min(height, j + shell + 1)):
+                    inner = abs(a - i) < shell and abs(b - j) < shell
+                    for c in range(max(0, k - shell), min(width, k + shell + 1)):
+                        if inner and abs(c - k) < shell:
+                            continue
+                        away = (a - i) ** 2 + (b - j) ** 2 + (c - k) ** 2
+                        if away < nearest and neuron[grid[a, b, c]] != own:
+                            nearest = away
+            shell += 1
+        result[n] = np.sqrt(nearest) - 0.5
+    return result
+
+
 def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator) -> Growth:
     """Tissue that fills a box of extent_nm (z, y, x) with `neurites` trees of tubes and `somata` cell bodies."""
     size = tuple(int(np.ceil(length / GRID_NM)) + 2 * PAD for length in extent_nm)
@@ -281,10 +309,10 @@ def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator)
     while neurites > 0 and misses < 200:
         share = rng.random()
         grain = grains[rng.integers(3)] if rng.random() < 0.6 else np.zeros(3)
-        if share < 0.05:  # dendrites: thick, straight, spiny
+        if share < 0.03:  # dendrites: thick, straight, spiny
             shape, every, twig = np.array([rng.uniform(8, 15), 0.06, 1.0, 1e9, 1.0]), 22.0, 0.85
-        elif share < 0.65:  # axons: with boutons
-            radius, bouton = rng.lognormal(np.log(3.8), 0.25), rng.uniform(1.5, 2.6)
+        elif share < 0.5:  # axons: with boutons
+            radius, bouton = rng.lognormal(np.log(3.6), 0.3), rng.uniform(1.5, 2.6)
             shape, every, twig = np.array([radius, 0.12, bouton, 1e9, 1.0]), 70.0, 0.5
         else:  # thin processes between the others
             shape, every, twig = np.array([rng.uniform(THINNEST, 3.0), 0.2, 1.5, 1e9, 1.0]), 50.0, 0.3

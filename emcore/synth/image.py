@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-CYTOPLASM, MEMBRANE = 163.0, 42.0  # mean grey values before noise
-TEXTURE_NM = 20.0  # depth over which the texture of the cytoplasm changes
+CYTOPLASM, MEMBRANE = 164.0, 34.0  # mean grey values before noise
+TEXTURE_NM = 30.0  # depth over which the texture of the cytoplasm changes
 
 
 @njit(nogil=True)
@@ -44,10 +44,12 @@ def texture(shape: tuple, z_nm: float, resolution: tuple, seed: int) -> np.ndarr
     plane, part = divmod(z_nm / TEXTURE_NM, 1.0)
     result = np.zeros(shape, np.float32)
     for k, weight in ((int(plane), 1 - part), (int(plane) + 1, part)):
-        rng = np.random.default_rng([seed, 1, k + 1000])
-        fine, coarse = _grain(shape, resolution, 13.0, rng), _grain(shape, resolution, 34.0, rng)
-        clumps = np.maximum(0, coarse - 1.1)  # ribosomes, filaments: more dark specks than bright ones
-        result += np.float32(weight) * (6.5 * fine + 4.0 * coarse - 14.0 * clumps)
+        if weight == 0:
+            continue
+        rng = np.random.default_rng([seed, 1, k])
+        fine, coarse, cloud = (_grain(shape, resolution, nm, rng) for nm in (11.0, 24.0, 130.0))
+        specks = np.maximum(0, coarse - 0.9)  # ribosomes and filaments: dark specks, more of them in some places
+        result += np.float32(weight) * (16 * fine + 8 * coarse + 8 * cloud - 60 * specks * np.maximum(0.2, 1 + 0.5 * cloud))
     return result / np.float32(np.hypot(part, 1 - part))
 
 
@@ -55,14 +57,16 @@ def photograph(dark: np.ndarray, tint: np.ndarray, z: int, resolution: tuple, se
     """One section as uint8: dark (0 cytoplasm .. 1 membrane) over the tint of each neuron, seen by the microscope."""
     rng = np.random.default_rng([seed, 2, z])
     shape = dark.shape
-    stained = CYTOPLASM + tint + texture(shape, z * resolution[0], resolution, seed) * (1 - 0.5 * np.clip(dark, 0, 1))
-    image = stained + (MEMBRANE - stained) * np.clip(dark, -0.3, 1.1)
-    image = blur(image.astype(np.float32), 3.5 / resolution[1], 3.5 / resolution[2])
-    isotropic = min(1.0, 12.0 / resolution[0])  # thin slices of a block face: steadier contrast, less noise
-    shot = 0.6 * rng.standard_normal(shape, np.float32) + 0.55 * _grain(shape, resolution, 9.0, rng)
-    image += noise * (1 - 0.5 * isotropic) * shot * np.sqrt(np.maximum(image, 20) / 128)
-    steady = 1 - 0.6 * isotropic
-    gain, offset = 1 + 0.05 * steady * rng.standard_normal(), 7.0 * steady * rng.standard_normal()
-    slope = 4.0 * steady * rng.standard_normal(2)
+    slab = min(1.0, 12.0 / resolution[0])  # 1 for the thin slices of a block face: softer, steadier, less noise
+    patches = 1 + 0.12 * _grain(shape, resolution, 90.0, rng)
+    stained = CYTOPLASM + tint + (1 - 0.35 * slab) * texture(shape, z * resolution[0], resolution, seed)
+    image = stained + (MEMBRANE + 36 * slab - stained) * np.clip(dark * patches, -0.3, 1.1)
+    sigmas = [max(3.5 / nm, 0.45 + 0.5 * slab) for nm in resolution[1:]]
+    image = blur(image.astype(np.float32), *sigmas)
+    shot = 0.7 * rng.standard_normal(shape, np.float32) + 0.7 * _grain(shape, resolution, 9.0, rng)
+    image += noise * (1 - 0.85 * slab) * shot * np.sqrt(np.maximum(image, 20) / 128)
+    steady = 1 - 0.6 * slab
+    gain, offset = 1 + 0.06 * steady * rng.standard_normal(), 8.0 * steady * rng.standard_normal()
+    slope = 5.0 * steady * rng.standard_normal(2)
     tilt = slope[0] * np.linspace(-1, 1, shape[0])[:, None] + slope[1] * np.linspace(-1, 1, shape[1])
     return np.clip((image - 128) * gain + 128 + offset + tilt, 0, 255).astype(np.uint8)

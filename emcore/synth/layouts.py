@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--resolution", help="nm z,y,x (default: 40,4,4 for cremi, else 30,6,6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, help="volumes to write (default: 1; snemi always 2, train and test)")
-    parser.add_argument("--neurites", type=int, help="neurites to grow (default: 9 a cubic micron)")
+    parser.add_argument("--neurites", type=int, help="neurites to grow (default: 16 a cubic micron)")
     parser.add_argument("--missing-sections", type=int, default=0, help="sections that are black in raw")
     parser.add_argument("--misaligned-sections", type=int, default=0, help="places where sections jump sideways")
     parser.add_argument("--largest-shift", type=int, default=12, help="voxels a section may jump (default: 12)")

@@ -8,10 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from emcore.synth.growth import GRID_NM, PAD, Growth
+from emcore.synth.growth import GRID_NM, PAD, Growth, rooms
+from emcore.synth.surface import DEPTH_NM
 from emcore.synth.synapses import Synapse
 
 MITOCHONDRION, VESICLE, DENSE_VESICLE, TUBULE, MICROTUBULE, NUCLEUS = range(6)
+WIDEST = 18.0  # grid voxels: beyond this, a tube is as wide as an organelle can be
 FAR = np.float32(1e9)
 
 
@@ -27,16 +29,17 @@ class Organelles(NamedTuple):
 
 
 def nodes_nm(growth: Growth) -> np.ndarray:
-    """Places and radii of all tube nodes in nm from the corner of the volume."""
+    """Places of all tube nodes in nm from the corner of the volume, and how far the next neuron is from there."""
     nodes = growth.nodes.astype(np.float64) * GRID_NM
     nodes[:, :3] += (0.5 - PAD) * GRID_NM
+    nodes[:, 3] = rooms(growth.grid, growth.neuron, growth.nodes, WIDEST) * GRID_NM
     return nodes
 
 
-def make_organelles(growth: Growth, ids: np.ndarray, resolution: tuple, synapses: list[Synapse],
+def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resolution: tuple, synapses: list[Synapse],
                     rng: np.random.Generator) -> Organelles:
     """Organelles along the tubes, in the cell bodies and before the synapses."""
-    nodes, shape, scale = nodes_nm(growth), ids.shape, np.array(resolution)
+    shape, scale = ids.shape, np.array(resolution)
     kinds, owners, radii, grains, lines = [], [], [], [], []
 
     def add(kind: int, line: np.ndarray, radius: float, owner: int | None = None) -> None:
@@ -59,17 +62,20 @@ def make_organelles(growth: Growth, ids: np.ndarray, resolution: tuple, synapses
     for tube in np.split(np.arange(len(nodes)), turn):
         places, width = nodes[tube, :3], nodes[tube, 3]
         arc = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(places, axis=0), axis=1))])
-        at = rng.exponential(700.0)
+        at = rng.exponential(500.0)
         while at < arc[-1]:  # mitochondria where the tube is wide enough
             length = rng.uniform(300, 1500)
-            part = np.flatnonzero((arc >= at) & (arc < at + length) & (width > 65))
-            if len(part) > 2 and np.ptp(part) + 1 == len(part):
+            start = int(np.searchsorted(arc, at))
+            narrow = (arc[start:] > at + length) | (width[start:] < max(75.0, 0.6 * width[start]))
+            part = np.arange(start, start + (int(narrow.argmax()) if narrow.any() else len(narrow)))
+            if len(part) > 2:
                 room = width[part].min()
-                radius = min(room * rng.uniform(0.55, 0.72), rng.uniform(110, 190))
+                radius = min(room * rng.uniform(0.55, 0.82), rng.uniform(110, 240))
                 aside = rng.standard_normal(3)
-                line = places[part] + aside / np.linalg.norm(aside) * max(0.0, room - radius - 30) * rng.random()
+                line = places[part] + aside / np.linalg.norm(aside) * max(0.0, room - radius - 25) * rng.random()
                 add(MITOCHONDRION, _smooth(line), radius)
-            at += length + rng.exponential(1100.0)
+                at = arc[part[-1]]
+            at += 60 + rng.exponential(400.0)
         for start in range(0, len(tube), 8):
             part = slice(start, min(start + 9, len(tube)))
             room = width[part].min()
@@ -78,16 +84,17 @@ def make_organelles(growth: Growth, ids: np.ndarray, resolution: tuple, synapses
             for _ in range(rng.poisson(min(6.0, (room / 75) ** 1.5))):
                 aside = rng.standard_normal(3)
                 add(MICROTUBULE, places[part] + aside / np.linalg.norm(aside) * (room - 35) * rng.random(), 12.0)
-            if rng.random() < 0.3 * min(3.0, room / 100):
+            for _ in range(rng.poisson(0.5 * min(4.0, room / 100))):
                 radius = rng.uniform(16, 34)
                 aside = rng.standard_normal((2, 3))
                 wander = np.linspace(0, 1, len(width[part]))[:, None]
                 offset = aside[0] * wander + aside[1] * (1 - wander)
                 offset /= np.linalg.norm(offset, axis=1, keepdims=True) + 1e-9
                 add(TUBULE, places[part] + offset * max(0.0, room - radius - 20) * rng.random(), radius)
-            for _ in range(rng.poisson(0.12 * (room / 80) ** 2)):
-                aside = rng.standard_normal(3) * room * 0.35
-                add(DENSE_VESICLE if rng.random() < 0.2 else VESICLE, places[part][:1] + aside, rng.uniform(17, 32))
+            full = room > 100 and rng.random() < 0.1  # a swelling packed with vesicles
+            for _ in range(rng.poisson((4.0 if full else 0.5) * (room / 90) ** 2)):
+                aside = rng.standard_normal(3) * room * 0.5
+                add(DENSE_VESICLE if rng.random() < 0.1 else VESICLE, places[part][:1] + aside, rng.uniform(17, 32))
     for z, y, x, radius in growth.somata:
         centre = (np.array([z, y, x], float) + 0.5 - PAD) * GRID_NM
         outer, inner = radius * GRID_NM, radius * GRID_NM * 0.68
@@ -103,8 +110,8 @@ def make_organelles(growth: Growth, ids: np.ndarray, resolution: tuple, synapses
     for synapse in synapses:  # the vesicle cloud
         away = np.array(synapse.pre_site) - synapse.place
         middle = np.array(synapse.place) + away / (np.linalg.norm(away) + 1e-9) * 110
-        for _ in range(rng.integers(40, 110)):
-            place = middle + rng.standard_normal(3) * 75
+        for _ in range(rng.integers(60, 200)):
+            place = middle + rng.standard_normal(3) * 90
             at = np.floor(place / scale).astype(int)
             if (at >= 0).all() and (at < shape).all() and ids[tuple(at)] == synapse.pre:
                 add(VESICLE, place[None], rng.uniform(17, 23), synapse.pre)
@@ -129,8 +136,9 @@ def by_section(organelles: Organelles, sections: int, thickness: float) -> tuple
     """The organelles that reach into each section, in order: section z has which[start[z] : start[z + 1]]."""
     if not len(organelles.kind):
         return np.zeros(sections + 1, np.int64), np.zeros(0, np.int64)
-    low = np.minimum.reduceat(organelles.points[:, 0], organelles.first[:-1]) - organelles.radius
-    high = np.maximum.reduceat(organelles.points[:, 0], organelles.first[:-1]) + organelles.radius
+    reach = organelles.radius + DEPTH_NM / 2
+    low = np.minimum.reduceat(organelles.points[:, 0], organelles.first[:-1]) - reach
+    high = np.maximum.reduceat(organelles.points[:, 0], organelles.first[:-1]) + reach
     begin = np.clip(np.floor(low / thickness).astype(np.int64), 0, sections)
     end = np.clip(np.floor(high / thickness).astype(np.int64) + 1, 0, sections)
     count = np.maximum(0, end - begin)
@@ -155,13 +163,13 @@ def _shade(kind, inside, z, y, x, grain):
         crista = np.sin(across * 0.115 + 1.6 * np.sin(along * 0.017)) ** 8 * min(1.0, max(0.0, (inside - 18.0) / 8.0))
         return 0.42 + 0.45 * _bump(inside, 4.0, 5.0) + 0.35 * _bump(inside, 19.0, 5.0) + grain[3] * crista
     if kind == VESICLE:
-        return -0.1 + 0.8 * _bump(inside, 5.0, 4.5)
+        return -0.15 + 1.15 * _bump(inside, 5.0, 5.0)
     if kind == DENSE_VESICLE:
-        return 0.75
+        return 0.8
     if kind == TUBULE:
-        return -0.05 + 0.75 * _bump(inside, 5.0, 5.0)
+        return -0.1 + 0.9 * _bump(inside, 5.0, 5.0)
     if kind == MICROTUBULE:
-        return 0.3
+        return 0.45
     blotch = np.sin(z * 0.013 + 2 * np.sin(y * 0.011)) * np.sin(x * 0.012 + 2 * np.sin(z * 0.009 + y * 0.004))
     return (0.12 + 0.16 * max(0.0, blotch) + 0.7 * _bump(inside, 6.0, 6.0) + 0.6 * _bump(inside, 36.0, 6.0)
             + 0.2 * _bump(inside, 52.0, 14.0))

@@ -13,6 +13,7 @@ from emcore.threads import run_parallel
 
 SEALED = 96  # of 255: of two face neighbours of different ids at least one is this much membrane
 SLICE_NM = 12.0  # a section is seen through: it is the mean of optical slices at most this thick
+DEPTH_NM = 20.0  # electrons see at least this deep, however thin the section
 LEADS = 1024  # entries of the distance table
 
 
@@ -33,10 +34,17 @@ def distance_table() -> np.ndarray:
     return np.interp((np.arange(LEADS + 1) + 0.5) / LEADS, 2 * share[2000:] - 1, t[2000:] * GRID_NM).astype(np.float32)
 
 
+def slice_offsets(thickness_nm: float) -> np.ndarray:
+    """Depths in nm, from the middle of a section, of the optical slices that its image is the mean of; an odd number."""
+    seen = max(thickness_nm, DEPTH_NM)
+    slices = 2 * int(np.ceil((seen / SLICE_NM - 1) / 2)) + 1
+    return (np.arange(slices) - slices // 2) * seen / slices
+
+
 def membrane_profile(distance_nm: np.ndarray) -> np.ndarray:
     """How dark a membrane is at a distance from the middle of the extracellular gap: two leaflets 8 nm thick."""
     gap = 0.22 * np.exp(-((distance_nm / 3.0) ** 2))
-    return np.clip((15.0 - distance_nm) / 5.0, 0, 1) - gap
+    return np.clip((13.0 - distance_nm) / 5.0, 0, 1) - gap
 
 
 @njit(nogil=True)
@@ -123,14 +131,14 @@ def _section(grid, parent, neuron, darkness, rows, row_weights, columns, column_
 
 def vote(growth: Growth, shape: tuple, resolution: tuple, threads: int) -> tuple[np.ndarray, np.ndarray]:
     """Neuron of every voxel (uint32) and its membrane coverage (uint8, 255 = all of it is membrane)."""
-    slices = 2 * int(np.ceil((resolution[0] / SLICE_NM - 1) / 2)) + 1
+    offsets = slice_offsets(resolution[0])
+    slices = len(offsets)
     rows, row_weights = spline_weights(shape[1], resolution[1])
     columns, column_weights = spline_weights(shape[2], resolution[2])
     darkness = (membrane_profile(distance_table()) * 255 / slices).astype(np.float32)
     ids, membrane = np.empty(shape, np.uint32), np.empty(shape, np.uint8)
     nothing = np.empty((0, 0), np.uint32)
-    shifts = (np.arange(slices) - slices // 2) * resolution[0] / slices
-    depths = [spline_weights(shape[0], resolution[0], shift) for shift in shifts]
+    depths = [spline_weights(shape[0], resolution[0], offset) for offset in offsets]
 
     def one(z: int) -> None:
         share = np.zeros(shape[1:], np.float32)

@@ -9,7 +9,7 @@ from emcore.errors import InputError
 from emcore.synth.growth import grow
 from emcore.synth.image import photograph
 from emcore.synth.organelles import FAR, by_section, draw, make_organelles, nodes_nm
-from emcore.synth.surface import SLICE_NM, separate, vote
+from emcore.synth.surface import separate, slice_offsets, vote
 from emcore.synth.synapses import Synapse, make_synapses
 from emcore.threads import run_parallel, thread_count
 
@@ -47,8 +47,8 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     """Tissue of `shape` voxels; the same arguments give the same bytes, whatever the number of threads.
 
     Without misaligned sections every neuron id is one object connected through faces of voxels. `neurites` are grown
-    (default 9 a cubic micron), `somata` placed (default 1 for 30 cubic microns) and at most `synapses` made (default
-    1.3 a cubic micron); noise is the standard deviation in grey values.
+    (default 16 a cubic micron), `somata` placed (default 1 for 30 cubic microns) and at most `synapses` made (default
+    1.6 a cubic micron); noise is the standard deviation in grey values.
     """
     shape, resolution = _checked(shape, resolution, defects, neurites=neurites, somata=somata, synapses=synapses,
                                  noise=noise, seed=seed)
@@ -56,29 +56,31 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     whole = (shape[0], shape[1] + 2 * margin, shape[2] + 2 * margin)
     extent = tuple(n * nm for n, nm in zip(whole, resolution))
     microns = float(np.prod(extent)) / 1e9
-    neurites = max(8, round(9 * microns)) if neurites is None else neurites
+    neurites = max(8, round(16 * microns)) if neurites is None else neurites
     somata = round(microns / 30) if somata is None else somata
-    synapses = max(1, round(1.3 * microns)) if synapses is None else synapses
+    synapses = max(1, round(1.6 * microns)) if synapses is None else synapses
     threads = thread_count(threads)
     rng = np.random.default_rng(seed)
 
     growth = grow(extent, neurites, somata, rng)
     ids, membranes = vote(growth, whole, resolution, threads)
     separate(ids, membranes, resolution)
-    found, clefts, polarity, stain = make_synapses(ids, nodes_nm(growth), resolution, synapses, rng)
-    organelles = make_organelles(growth, ids, resolution, found, rng)
+    nodes = nodes_nm(growth)
+    found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng)
+    organelles = make_organelles(growth, nodes, ids, resolution, found, rng)
     start, which = by_section(organelles, whole[0], resolution[0])
-    tint = (rng.standard_normal(int(ids.max()) + 1) * 9).astype(np.float32)
+    tint = rng.standard_normal(int(ids.max()) + 1) * 10
+    tint[rng.random(len(tint)) < 0.06] -= 30  # a few cells are stained darker than the others
+    tint = tint.astype(np.float32)
     missing, shifts = _defects(defects, whole[0], rng)
 
     raw, mitochondria = np.empty(shape, np.uint8), np.zeros(whole, np.uint32)
-    slices = 2 * int(np.ceil((resolution[0] / SLICE_NM - 1) / 2)) + 1
+    offsets = slice_offsets(resolution[0])
 
     def one(z: int) -> None:
         dark = np.maximum(membranes[z], stain[z]).astype(np.float32) / 255
-        depths = (z + (np.arange(slices) + 0.5) / slices) * resolution[0]
-        draw(which[start[z]:start[z + 1]], *organelles[:4], organelles.first, organelles.points, ids[z], depths,
-             np.array(resolution), dark, mitochondria[z], np.full((slices, *whole[1:]), FAR, np.float32))
+        draw(which[start[z]:start[z + 1]], *organelles, ids[z], (z + 0.5) * resolution[0] + offsets,
+             np.array(resolution), dark, mitochondria[z], np.full((len(offsets), *whole[1:]), FAR, np.float32))
         image = photograph(dark, tint[ids[z]], z, resolution, seed, noise)
         raw[z] = 0 if z in missing else _moved(image, shifts[z], margin)
     run_parallel(one, [(z,) for z in range(whole[0])], threads)
