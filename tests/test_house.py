@@ -19,7 +19,7 @@ FLOOR = {
     "config": GROUND,
     "settings": GROUND | {"config"},
     "volumes": GROUND | {"config"},
-    "synth": GROUND | {"config", "volumes"},
+    "synth": GROUND | {"config", "volumes", "metrics"},  # only for compiled(): machine code is cached in one place
     "segment": GROUND | {"kernels", "config", "volumes"},
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
     "legacy": GROUND | {"config", "settings"},

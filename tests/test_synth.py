@@ -12,6 +12,7 @@ from emcore.__main__ import TOOLS
 from emcore.errors import InputError, run_command
 from emcore.synth import Defects, synthesize, write_layout
 from emcore.synth.surface import SEALED
+from emcore.volumes import open_volume
 from tests.oracles.synth import connected_objects, distance_nm
 
 SHAPES = {"thin": ((16, 96, 96), (40.0, 4.0, 4.0)), "cube": ((64, 64, 64), (10.0, 10.0, 10.0)),
@@ -157,16 +158,31 @@ def test_misaligned_sections_move_raw_and_labels_together():
         assert t.neuron_ids[at] == synapse.pre
 
 
+def test_the_parts_can_be_chosen():
+    t = synthesize((10, 48, 48), neurites=0, somata=0, synapses=0, noise=0.0)
+    assert t.neuron_ids.max() == 1
+    assert not t.membranes.any()
+    assert t.synapses == []
+    assert not t.clefts.any()
+    body = synthesize((30, 120, 120), neurites=4, somata=1, seed=1)
+    assert np.bincount(body.neuron_ids.ravel()).max() > 0.2 * body.raw.size
+
+
+def test_thick_neurites_come_from_asking_for_few():
+    few, many = (synthesize((20, 128, 128), neurites=n, somata=0).neuron_ids.max() for n in (6, 40))
+    assert few < many
+
+
 def test_the_cremi_layout_reads_back_with_labels_placed_by_offset(tmp_path):
     t = large()
     path, = write_layout(tmp_path, "cremi", t)
     padded, = write_layout(tmp_path, "cremi", t, 1, (4, 20, 30))
     assert path.name == "sample_A_20160501.hdf"
-    with h5py.File(path) as file, h5py.File(padded) as inner:
+    with h5py.File(path, locking=False) as file, h5py.File(padded) as inner:
         assert np.array_equal(file["volumes/raw"][:], t.raw)
         neurons, clefts = file["volumes/labels/neuron_ids"], file["volumes/labels/clefts"]
         assert neurons.dtype == clefts.dtype == np.uint64
-        assert np.array_equal(neurons[:], t.neuron_ids)
+        assert np.array_equal(open_volume(f"{path}:volumes/labels/neuron_ids")[:], t.neuron_ids)
         assert np.array_equal(clefts[:] == 0xFFFFFFFFFFFFFFFF, t.clefts == 0)
         assert tuple(neurons.attrs["resolution"]) == t.resolution
         assert "offset" not in neurons.attrs
@@ -211,6 +227,7 @@ def test_the_snemi_layout_reads_back(tmp_path):
     for sample in range(2):
         write_layout(tmp_path, "snemi", tissue("snemi", sample), sample)
     assert np.array_equal(tifffile.imread(tmp_path / "train-input.tif"), tissue("snemi").raw)
+    assert open_volume(tmp_path / "train-input.tif").resolution == tissue("snemi").resolution
     assert np.array_equal(tifffile.imread(tmp_path / "train-labels.tif"), tissue("snemi").neuron_ids)
     assert np.array_equal(tifffile.imread(tmp_path / "test-input.tif"), tissue("snemi", 1).raw)
     with h5py.File(tmp_path / "test-labels.h5") as file:

@@ -7,7 +7,8 @@ their junction can have membranes between them. Positions are (z, y, x) grid coo
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from emcore.metrics.compilation import compiled
 
 GRID_NM = 20.0
 PAD = 6  # grid voxels around the volume, so that its faces cut the tissue like anything else
@@ -27,14 +28,17 @@ class Growth(NamedTuple):
     somata: np.ndarray  # (m, 4) float32 z, y, x, radius
 
 
-@njit(nogil=True)
+@compiled(None)
 def joined(a, b, parent):
-    """Whether two pieces are the same cytoplasm: at most two steps apart in the tree of their neuron."""
+    """Whether two pieces are the same cytoplasm: at most two steps apart in the tree of their neuron.
+
+    Compiled into surface.py too: the cache of machine code notices a change here only when that file changes as well.
+    """
     up_a, up_b = parent[a], parent[b]
     return a == b or up_a == b or up_b == a or (up_a != 0 and up_a == up_b) or parent[up_a] == b or parent[up_b] == a
 
 
-@njit(nogil=True)
+@compiled(None)
 def _free(grid, z, y, x, radius, piece, parent):
     for i in range(max(0, int(np.ceil(z - radius))), min(grid.shape[0] - 1, int(z + radius)) + 1):
         for j in range(max(0, int(np.ceil(y - radius))), min(grid.shape[1] - 1, int(y + radius)) + 1):
@@ -48,7 +52,7 @@ def _free(grid, z, y, x, radius, piece, parent):
     return True
 
 
-@njit(nogil=True)
+@compiled(None)
 def _paint(grid, z, y, x, radius, old, new):
     """Turn voxels `old` of a ball into `new`."""
     for i in range(max(0, int(np.ceil(z - radius))), min(grid.shape[0] - 1, int(z + radius)) + 1):
@@ -62,13 +66,13 @@ def _paint(grid, z, y, x, radius, old, new):
                     grid[i, j, k] = new
 
 
-@njit(nogil=True)
+@compiled(None)
 def _direction(rng):
     vector = np.array([rng.standard_normal(), rng.standard_normal(), rng.standard_normal()])
     return vector / (np.sqrt((vector**2).sum()) + 1e-9)
 
 
-@njit(nogil=True)
+@compiled(None)
 def _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, heading, origin, owner, shape):
     """The length of a tube grown from `start` until it leaves the grid, is stuck or long enough.
 
@@ -122,7 +126,7 @@ def _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, heading, 
     return length
 
 
-@njit(nogil=True)
+@compiled(None)
 def _branches(grid, parent, neuron, nodes, node_piece, counts, rng, first, owner, every, twig, shape):
     """Grow side branches from the nodes first.. of one neuron, one in `every` grid voxels of length."""
     last = counts[0]
@@ -139,7 +143,7 @@ def _branches(grid, parent, neuron, nodes, node_piece, counts, rng, first, owner
               node_piece[at], owner, side)
 
 
-@njit(nogil=True)
+@compiled(None)
 def _neurite(grid, parent, neuron, nodes, node_piece, counts, rng, owner, shape, grain, every, twig):
     """Whether a neurite of this shape found a place: both ways from a free voxel, along `grain` if not zero."""
     size = grid.shape
@@ -170,7 +174,7 @@ def _neurite(grid, parent, neuron, nodes, node_piece, counts, rng, owner, shape,
     return True
 
 
-@njit(nogil=True)
+@compiled(None)
 def _spread(grid, until):
     """Grow every piece into the free space around it, layer by layer, until at most `until` voxels are free."""
     depth, height, width = grid.shape
@@ -207,7 +211,7 @@ def _spread(grid, until):
     return free
 
 
-@njit(nogil=True)
+@compiled(None)
 def _pockets(grid, parent, neuron, counts, owner, smallest):
     """The last neuron after each large pocket of free space became a neuron of its own (irregular, like glia)."""
     depth, height, width = grid.shape
@@ -241,7 +245,7 @@ def _pockets(grid, parent, neuron, counts, owner, smallest):
     return owner
 
 
-@njit(nogil=True)
+@compiled(None)
 def rooms(grid, neuron, nodes, most):
     """For each node the radius in grid voxels of the largest ball around it within its neuron, at most `most`."""
     result = np.zeros(len(nodes))

@@ -1,13 +1,14 @@
 """The microscope: from darkness to grey values with texture, blur, noise, contrast of each section and defects."""
 
 import numpy as np
-from numba import njit
+
+from emcore.metrics.compilation import compiled
 
 CYTOPLASM, MEMBRANE = 164.0, 34.0  # mean grey values before noise
 TEXTURE_NM = 30.0  # depth over which the texture of the cytoplasm changes
 
 
-@njit(nogil=True)
+@compiled(None)
 def blur(image, sigma_y, sigma_x):
     """An image smoothed by a Gaussian, its edge repeated beyond it."""
     height, width = image.shape
@@ -49,7 +50,8 @@ def texture(shape: tuple, z_nm: float, resolution: tuple, seed: int) -> np.ndarr
         rng = np.random.default_rng([seed, 1, k])
         fine, coarse, cloud = (_grain(shape, resolution, nm, rng) for nm in (11.0, 24.0, 130.0))
         specks = np.maximum(0, coarse - 0.9)  # ribosomes and filaments: dark specks, more of them in some places
-        result += np.float32(weight) * (16 * fine + 8 * coarse + 8 * cloud - 60 * specks * np.maximum(0.2, 1 + 0.5 * cloud))
+        specks *= np.maximum(0.2, 1 + 0.5 * cloud)
+        result += np.float32(weight) * (16 * fine + 8 * coarse + 8 * cloud - 60 * specks)
     return result / np.float32(np.hypot(part, 1 - part))
 
 

@@ -11,14 +11,15 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.synth.tissue import Defects, Tissue, synthesize
-from emcore.volumes.writing import replaced, reported
+from emcore.volumes import create_volume
+from emcore.volumes.writing import choose_chunks, replaced, reported
 
 CREMI_BACKGROUND = np.uint64(0xFFFFFFFFFFFFFFFF)
 LETTERS = "ABCDEFGH"
 LAYOUTS = {
     "cremi": "sample_A_20160501.hdf, ...: volumes/raw, volumes/labels/neuron_ids and clefts, annotations",
     "cremi-clefts": "im_A.h5 and syn_A.h5, ...: main, clefts numbered from 1",
-    "snemi": "train-input.tif, train-labels.tif, test-input.tif, test-labels.h5",
+    "snemi": "train-input.tif, train-labels.tif, test-input.tif, test-labels.h5 (extra tiff)",
     "polarity": "vol3/im_orig_noPad.h5 and vol3/syn_gt_v3.h5, ...: main, synapse n is 2n - 1 (pre) and 2n (post)",
     "plain": "A.h5, ...: raw, labels, clefts, polarity, mitochondria",
 }
@@ -31,22 +32,12 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: dict[str, dict[str, Any]]
         for name, array in arrays.items():
             options: dict[str, Any] = {}
             if array.ndim == 3:
-                options["chunks"] = tuple(min(length, limit) for length, limit in zip(array.shape, (16, 128, 128)))
+                options["chunks"] = choose_chunks(array.shape, array.dtype)
                 if array.dtype != np.uint8:
                     options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
             file.create_dataset(name, data=array, **options)
         for name, values in attributes.items():
-            file.require_group(name).attrs.update(values) if name not in file else file[name].attrs.update(values)
-
-
-def write_tiff(path: Path, stack: np.ndarray) -> None:
-    """Write a stack as a multi-page TIFF that appears when it is complete."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise InputError("TIFF stacks need the package tifffile: pip install 'emcore[tiff]'") from error
-    with reported(path), replaced(path) as temporary:
-        tifffile.imwrite(temporary, stack, photometric="minisblack")
+            file[name].attrs.update(values)
 
 
 def write_cremi(path: Path, tissue: Tissue, padding: tuple[int, int, int]) -> None:
@@ -102,11 +93,9 @@ def write_layout(folder: Path | str, layout: str, tissue: Tissue, sample: int = 
             labels = labels.astype(np.uint16)
         paths = [folder / ("train-input.tif", "test-input.tif")[sample],
                  folder / ("train-labels.tif", "test-labels.h5")[sample]]
-        write_tiff(paths[0], tissue.raw)
-        if sample == 0:
-            write_tiff(paths[1], labels)
-        else:
-            write_hdf5(paths[1], {"main": labels}, {"main": grid})
+        for path, array in zip(paths, (tissue.raw, labels)):
+            with create_volume(path, array.shape, array.dtype, tissue.resolution) as writer:
+                writer[:] = array
     else:
         names, truth = ((f"im_{letter}.h5", f"syn_{letter}.h5"), tissue.clefts) if layout == "cremi-clefts" else (
             ("im_orig_noPad.h5", "syn_gt_v3.h5"), tissue.polarity)

@@ -6,8 +6,8 @@ Every organelle is a polyline in nm with a radius, a kind and the neuron that it
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from emcore.metrics.compilation import compiled
 from emcore.synth.growth import GRID_NM, PAD, Growth, rooms
 from emcore.synth.surface import DEPTH_NM
 from emcore.synth.synapses import Synapse
@@ -105,7 +105,7 @@ def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resoluti
             for _ in range(count):
                 steps = rng.standard_normal((1 if kind == VESICLE else 12, 3))
                 line = rng.standard_normal(3) + np.cumsum(steps * 0.05, 0)
-                line *= rng.uniform(inner + 120, outer - 120) / np.linalg.norm(line, axis=1, keepdims=True)
+                line *= (inner + rng.uniform(0.3, 0.75) * (outer - inner)) / np.linalg.norm(line, axis=1, keepdims=True)
                 add(kind, centre + line, rng.uniform(low, high))
     for synapse in synapses:  # the vesicle cloud
         away = np.array(synapse.pre_site) - synapse.place
@@ -148,13 +148,13 @@ def by_section(organelles: Organelles, sections: int, thickness: float) -> tuple
     return np.searchsorted(section[order], np.arange(sections + 1)), which[order]
 
 
-@njit(nogil=True)
+@compiled(None)
 def _bump(distance, middle, width):
     away = (distance - middle) / width
     return np.exp(-away * away)
 
 
-@njit(nogil=True)
+@compiled(None)
 def _shade(kind, inside, z, y, x, grain):
     """Darkness of an organelle `inside` nm below its surface; 0 is cytoplasm, 1 is a membrane."""
     if kind == MITOCHONDRION:
@@ -175,7 +175,7 @@ def _shade(kind, inside, z, y, x, grain):
             + 0.2 * _bump(inside, 52.0, 14.0))
 
 
-@njit(nogil=True)
+@compiled(None)
 def draw(which, kind, owner, radius, grain, first, points, ids, depths, resolution, dark, mitochondria, distance):
     """Draw the organelles `which` over the darkness of one section, and number the mitochondria.
 

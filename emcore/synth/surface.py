@@ -6,8 +6,8 @@ table turns into nm. So surfaces are smooth at any resolution, and borders are e
 """
 
 import numpy as np
-from numba import njit
 
+from emcore.metrics.compilation import compiled
 from emcore.synth.growth import GRID_NM, PAD, Growth, joined
 from emcore.threads import run_parallel
 
@@ -35,7 +35,7 @@ def distance_table() -> np.ndarray:
 
 
 def slice_offsets(thickness_nm: float) -> np.ndarray:
-    """Depths in nm, from the middle of a section, of the optical slices that its image is the mean of; an odd number."""
+    """Depths in nm, from the middle of a section, of the odd number of slices that its image is the mean of."""
     seen = max(thickness_nm, DEPTH_NM)
     slices = 2 * int(np.ceil((seen / SLICE_NM - 1) / 2)) + 1
     return (np.arange(slices) - slices // 2) * seen / slices
@@ -47,7 +47,7 @@ def membrane_profile(distance_nm: np.ndarray) -> np.ndarray:
     return np.clip((13.0 - distance_nm) / 5.0, 0, 1) - gap
 
 
-@njit(nogil=True)
+@compiled(None)
 def _section(grid, parent, neuron, darkness, rows, row_weights, columns, column_weights, first, weights, ids, share):
     """Vote one optical slice: ids where given (non-empty), and 255 * darkness added into share."""
     height, width = share.shape
@@ -150,7 +150,7 @@ def vote(growth: Growth, shape: tuple, resolution: tuple, threads: int) -> tuple
     return ids, membrane
 
 
-@njit(nogil=True)
+@compiled(None)
 def _root(up, a):
     while up[a] != a:
         up[a] = up[up[a]]
@@ -158,7 +158,7 @@ def _root(up, a):
     return a
 
 
-@njit(nogil=True)
+@compiled(None)
 def _components(ids, smallest):
     """Rewrite ids in place: every 6-connected object its own id, 1.. in raster order, crumbs given to a neighbour.
 
@@ -234,7 +234,7 @@ def _components(ids, smallest):
     return was[:names + 1].copy()
 
 
-@njit(nogil=True)
+@compiled(None)
 def _weigh(up, size, wish, contact, a, b, smallest):
     """Remember for each crumb the larger neighbour."""
     a, b = _root(up, a), _root(up, b)
@@ -246,7 +246,7 @@ def _weigh(up, size, wish, contact, a, b, smallest):
         wish[b], contact[b] = a, size[a]
 
 
-@njit(nogil=True)
+@compiled(None)
 def _seal(ids, membrane, level):
     """Between any two face neighbours of different ids, raise the darker voxel to `level`."""
     depth, height, width = ids.shape

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from emcore.metrics.compilation import compiled
 
 REACH_NM = 80.0  # how far from the cleft a synapse is looked at
 CLEFT_NM = 11.0  # half the thickness of a labelled cleft
@@ -23,7 +24,7 @@ class Synapse(NamedTuple):
     post_site: tuple
 
 
-@njit(nogil=True)
+@compiled(None)
 def _meet(ids, start, way, resolution, reach_nm):
     """The voxels on the near and the far side of the first border along a ray, as 6 numbers, or an empty array."""
     at = np.floor(start).astype(np.int64)
@@ -41,7 +42,7 @@ def _meet(ids, start, way, resolution, reach_nm):
     return np.empty(0, np.int64)
 
 
-@njit(nogil=True)
+@compiled(None)
 def _distance(box, pre, post, centre, radius_nm, resolution):
     """The distance in nm of each voxel of a box to the faces between pre and post in one patch around `centre`."""
     depth, height, width = box.shape
