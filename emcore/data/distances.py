@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emcore.segment import distance_transform
+from emcore import segment
 
 
 def squared_distance(labels: Tensor, resolution: Sequence[float]) -> Tensor:
     """Squared distance (n, z, y, x) to the nearest voxel of another label; 0 on label 0, infinite if there is none."""
     if labels.device.type == "cpu":
-        return torch.stack([torch.from_numpy(distance_transform(label.numpy(), resolution, squared=True))
+        return torch.stack([torch.from_numpy(segment.distance_transform(label.numpy(), resolution, squared=True))
                             for label in labels])
     return _squared_distance(labels, resolution)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from emcore import segment
 from emcore.data.descriptors import local_shape
 from emcore.data.distances import (
     foreground_distance,
@@ -90,9 +91,7 @@ def _window(values: Tensor, axis: int, radius: int, choose) -> Tensor:
 
 def split_pieces(labels: Tensor) -> Tensor:
     """Labels in which every 6-connected piece of an id has an id of its own, patch by patch."""
-    from emcore.segment import connected_components
-
-    pieces = [torch.from_numpy(connected_components(label.clamp_min(0).cpu().numpy(), 6).astype("int64"))
+    pieces = [torch.from_numpy(segment.connected_components(label.clamp_min(0).cpu().numpy(), 6).astype("int64"))
               for label in labels]
     return torch.where(labels == IGNORE, IGNORE, torch.stack(pieces).to(labels.device))
 

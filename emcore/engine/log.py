@@ -26,7 +26,7 @@ class Log:
     def __init__(self, folder: Path, columns: Sequence[str], step: int):
         self.folder, self.columns = folder, ("step", *columns)
         self._resume(folder / "log.csv", self.columns, step)
-        self.file = open(folder / "log.csv", "a", newline="")
+        self.file = open(folder / "log.csv", "a", newline="")  # noqa: SIM115 (closed by close())
         self.writer = csv.writer(self.file)
         self.board = self._tensorboard()
 
@@ -40,7 +40,8 @@ class Log:
                 if head is not None and tuple(head) != tuple(columns) and step > 0:
                     raise InputError(f"{path} has the columns {', '.join(head)}; this run writes {', '.join(columns)}: "
                                      "use another run name")
-                rows = [row for row in reader if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
+                rows = [row for row in reader
+                        if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
         temporary = path.with_name(f".{path.name}.tmp")
         with open(temporary, "w", newline="") as file:
             csv.writer(file).writerows([columns, *(rows if step > 0 else [])])
@@ -55,7 +56,8 @@ class Log:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row; numbers are written so that reading them gives the same bits."""
-        self.writer.writerow([step, *(repr(float(values[name])) if name in values else "" for name in self.columns[1:])])
+        numbers = (repr(float(values[name])) if name in values else "" for name in self.columns[1:])
+        self.writer.writerow([step, *numbers])
         self.file.flush()
         if self.board is not None:
             for name, value in values.items():

@@ -1,0 +1,45 @@
+"""[data]: which volumes, which patches of them, and how intensities are scaled."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Volume:
+    image: str  # path, or path:dataset
+    label: str | None = None  # labels of the same place; none for pretraining and prediction
+    mask: str | None = None  # voxels that may be used (not 0); none means all
+    skeleton: str | None = None  # ids on the skeletons of the labels, for the target skeleton_distance
+    name: str | None = None  # in logs and outputs; none takes the file's name
+    weight: float = 1.0  # factor of the chance to be chosen
+    box: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, voxels of the image that may be used
+
+
+@dataclass(frozen=True)
+class Data:
+    folder: str = ""  # put before every relative path
+    train: tuple[Volume, ...] = ()  # volumes to learn from
+    validation: tuple[Volume, ...] = ()  # volumes to validate on
+    test: tuple[Volume, ...] = ()  # volumes to predict and score
+    patch: Triple = (18, 256, 256)  # z, y, x, voxels of one sample
+    pad: Triple = (0, 0, 0)  # voxels by which a volume is extended on every side, mirrored
+    resolution: tuple[float, float, float] | None = None  # nm, z y x, where the files do not say it
+    split_axis: int = 0  # along which the two parts below are cut
+    train_part: tuple[float, float] = (0.0, 1.0)  # share of every training volume that is used
+    validation_part: tuple[float, float] = (0.0, 1.0)  # share of every validation volume that is used
+    choose: Literal["uniform", "size", "positions"] = "uniform"  # volumes by weight, times voxels, or times patches
+    storage: Literal["memory", "mapped", "lazy"] = "memory"  # one copy a node in memory, on local disk, or none
+    background: tuple[int, ...] = ()  # label ids that mean 0, besides 0
+    ignore: tuple[int, ...] = ()  # label ids that mean unknown
+    # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
+    normalise: Literal["range", "score", "divide", "none"] = "range"
+    normalise_by: Literal["patch", "volume"] = "patch"  # whose statistics
+    percentiles: tuple[float, float] = (0.0, 100.0)  # that become 0 and 1 of normalise = range; beyond is cut off
+    divide: float = 255.0  # of normalise = divide
+    reject_below: int = 0  # labelled voxels under which a patch is rejected
+    reject_probability: float = 0.95  # with this chance; else it is kept all the same
+    reject_tries: int = 50  # draws before the last one is kept all the same
+    workers: int = 2  # processes that read patches, a rank; 0 reads in the training process
+    prefetch: int = 4  # batches that each worker keeps ready

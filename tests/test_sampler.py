@@ -1,0 +1,303 @@
+"""Samples: the right voxels, the same for any number of workers and ranks, one copy of the data a node."""
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from emcore.data import sources as sources_module
+from emcore.data.sampler import Sampler, load, read, sample_numbers
+from emcore.data.sources import open_sources
+from emcore.errors import InputError
+from emcore.settings.data import Data, Volume
+
+SHAPE = (12, 20, 24)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """a.h5: raw whose value says the voxel, labels; b.h5: another size, labels smaller and placed by offset."""
+    ramp = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    with h5py.File(tmp_path / "a.h5", "w") as f:
+        f["raw"] = (ramp % 251).astype(np.uint8)
+        f["labels"] = (ramp // 37).astype(np.uint32)
+        f["raw"].attrs["resolution"] = (40, 4, 4)
+    with h5py.File(tmp_path / "b.h5", "w") as f:
+        raw = f.create_dataset("raw", data=(ramp[:10] % 241).astype(np.uint8), chunks=(4, 8, 8), compression="gzip")
+        raw.attrs["resolution"] = (40, 4, 4)
+        f["labels"] = (ramp[3:9, 5:15, 6:18] + 1).astype(np.uint64)
+        f["labels"].attrs["resolution"] = (40, 4, 4)
+        f["labels"].attrs["offset"] = (120, 20, 24)
+    return tmp_path
+
+
+def settings(files, **options):
+    volumes = (Volume("a.h5:raw", "a.h5:labels"), Volume("b.h5:raw", "b.h5:labels"))
+    return dataclasses.replace(Data(folder=str(files), train=volumes, patch=(4, 6, 8)), **options)
+
+
+def drawn(data, numbers, workers=0, seed=5, **options):
+    sampler = Sampler(open_sources(data, "train"), data, seed, **options)
+    return list(load(sampler, numbers, workers))
+
+
+def same(first, second):
+    return all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
+
+
+@pytest.mark.parametrize("storage", ["memory", "mapped", "lazy"])
+def test_a_sample_is_exactly_the_voxels_it_says(files, storage):
+    data = settings(files, storage=storage)
+    raws = [h5py.File(files / f"{name}.h5")["raw"][...] for name in "ab"]
+    whole = h5py.File(files / "a.h5")["labels"][...]
+    part = h5py.File(files / "b.h5")["labels"][...]
+    volumes = set()
+    for batch in drawn(data, [[n] for n in range(30)]):
+        z, y, x = batch["corner"][0].tolist()
+        volume = int(batch["volume"])
+        volumes.add(volume)
+        box = slice(z, z + 4), slice(y, y + 6), slice(x, x + 8)
+        assert np.array_equal(batch["image"][0, 0].numpy(), raws[volume][box])
+        expected = whole[box] if volume == 0 else part[z - 3:z + 1, y - 5:y + 1, x - 6:x + 2]
+        assert np.array_equal(batch["label"][0].numpy(), expected.astype(np.int64))
+    assert volumes == {0, 1}
+
+
+def test_samples_are_the_same_for_any_number_of_workers_and_after_a_resume(files):
+    data = settings(files, storage="lazy")
+    numbers = [[3 * n, 3 * n + 1, 3 * n + 2] for n in range(8)]
+    first = drawn(data, numbers)
+    for workers in (1, 4):
+        assert same(first, drawn(data, numbers, workers))
+    assert same(first[5:], drawn(data, numbers[5:], 2))
+    assert not same(first, drawn(data, numbers, seed=6))
+    assert not same(first, drawn(data, numbers, stream=1))
+    corners = {tuple(batch["corner"][i].tolist()) for batch in first for i in range(3)}
+    assert len(corners) > 12
+
+
+def test_two_ranks_draw_together_what_one_rank_draws():
+    one = list(sample_numbers(2, 6, 8, 2, 0, 1))
+    two = [list(sample_numbers(2, 6, 8, 2, rank, 2)) for rank in range(2)]
+    assert one[0] == [16, 17, 18, 19]
+    assert [a + b for a, b in zip(*two)] == one
+    assert list(sample_numbers(4, 6, 8, 2, 0, 1)) == one[4:]
+    with pytest.raises(InputError, match=r"train.batch = 6 cannot be shared by 4 ranks .* the nearest that can is 8"):
+        next(sample_numbers(0, 1, 6, 1, 0, 4))
+
+
+def test_spawned_workers_draw_the_same_samples(files):
+    data = settings(files)
+    sampler = Sampler(open_sources(data, "train"), data, 1)
+    loader = torch.utils.data.DataLoader(sampler, batch_size=2, sampler=range(6), num_workers=2,
+                                         multiprocessing_context=multiprocessing.get_context("spawn"))
+    plain = torch.utils.data.DataLoader(sampler, batch_size=2, sampler=range(6))
+    for a, b in zip(loader, plain, strict=True):
+        assert torch.equal(a["image"], b["image"])
+
+
+def test_a_margin_is_real_context_inside_and_mirrored_outside(files):
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),))
+    raw = h5py.File(files / "a.h5")["raw"][...]
+    margin = ((1, 2), (3, 0), (5, 5))
+    mirrored = np.pad(raw, ((15, 15), (15, 15), (15, 15)), mode="reflect")
+    for batch in drawn(data, [[n] for n in range(40)], margin=margin):
+        z, y, x = (batch["corner"][0] + 15).tolist()
+        assert np.array_equal(batch["image"][0, 0].numpy(), mirrored[z - 1:z + 6, y - 3:y + 6, x - 5:x + 13])
+
+
+def test_labels_are_unknown_where_the_image_goes_on_without_them(files):
+    data = settings(files, train=(Volume("b.h5:raw", "b.h5:labels"),))
+    raw = h5py.File(files / "b.h5")["raw"][...]
+    for batch in drawn(data, [[n] for n in range(10)], margin=((2, 1), (2, 2), (2, 2))):
+        z, y, x = batch["corner"][0].tolist()
+        assert 3 <= z <= 5
+        assert np.array_equal(batch["image"][0, 0].numpy(), raw[z - 2:z + 5, y - 2:y + 8, x - 2:x + 10])
+        label = batch["label"][0].numpy()
+        place = np.arange(z - 2, z + 5)
+        assert ((label == -1).all((1, 2)) == ((place < 3) | (place >= 9))).all()
+        assert (label[2:6, 2:8, 2:10] > 0).all()
+
+
+def test_padding_extends_a_volume_and_a_small_volume_fills_the_patch(files):
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), pad=(0, 4, 0))
+    rows = [int(batch["corner"][0, 1]) for batch in drawn(data, [[n] for n in range(200)])]
+    assert (min(rows), max(rows)) == (-4, 18)
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), patch=(30, 6, 8))
+    batch = drawn(data, [[0]])[0]
+    assert batch["image"].shape == (1, 1, 30, 6, 8)
+    assert int(batch["corner"][0, 0]) == -9
+    y, x = batch["corner"][0, 1:].tolist()
+    raw = h5py.File(files / "a.h5")["raw"][...]
+    assert np.array_equal(batch["image"][0, 0, 9:21].numpy(), raw[:, y:y + 6, x:x + 8])
+    assert np.array_equal(batch["image"][0, 0, 8].numpy(), raw[1, y:y + 6, x:x + 8])
+
+
+def test_reading_anywhere_equals_reading_from_the_mirrored_volume(files):
+    data = settings(files, train=(Volume("a.h5:raw", box=(2, 7, 0, 20, 3, 24)),), storage="lazy")
+    source = open_sources(data, "train")[0]
+    raw = h5py.File(files / "a.h5")["raw"][2:7, :, 3:24]
+    far = np.pad(raw, ((30, 30), (30, 30), (30, 30)), mode="reflect")
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        low = random.integers((-24, -20, -20), (25, 40, 40))
+        size = random.integers(1, 10, 3)
+        box = [(a, a + b) for a, b in zip(low, size)]
+        start = low - (2, 0, 3) + 30
+        if (start < 0).any() or (start + size > far.shape).any():
+            continue
+        expected = far[tuple(slice(s, s + n) for s, n in zip(start, size))]
+        assert np.array_equal(read(source, "image", box), expected), box
+
+
+def test_volumes_are_chosen_by_weight_size_or_positions(files):
+    for choose, weight, expected in (("uniform", 3.0, 0.75), ("size", 1.0, 5760 / (5760 + 4800)),
+                                     ("positions", 1.0, 9 * 15 * 17 / (9 * 15 * 17 + 3 * 5 * 5))):
+        data = settings(files, choose=choose, train=(Volume("a.h5:raw", "a.h5:labels", weight=weight),
+                                                     Volume("b.h5:raw", "b.h5:labels")))
+        sampler = Sampler(open_sources(data, "train"), data, 0)
+        share = np.mean([sampler.place(n)[0] == 0 for n in range(1500)])
+        assert share == pytest.approx(expected, abs=0.04)
+
+
+def test_patches_with_little_foreground_are_rejected_with_the_given_chance(files):
+    with h5py.File(files / "a.h5", "a") as f:
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[:, :, :8] = 1
+        f["half"] = labels
+    volume = (Volume("a.h5:raw", "a.h5:half"),)
+    shares, most = {}, 0
+    for chance in (0.0, 0.5, 1.0):
+        data = settings(files, train=volume, reject_below=24, reject_probability=chance)
+        sampler = Sampler(open_sources(data, "train"), data, 0)
+        places = [sampler.place(n) for n in range(1000)]
+        shares[chance] = np.mean([corner[2] <= 7 for _, corner, _ in places])
+        most = max(most, *(draws for *_, draws in places))
+    assert shares[0.0] == pytest.approx(8 / 17, abs=0.05)
+    assert shares[0.5] == pytest.approx(8 / (8 + 9 * 0.5), abs=0.05)
+    assert shares[1.0] == 1
+    assert most > 3
+    data = settings(files, train=volume, reject_below=10**6, reject_probability=1.0, reject_tries=7)
+    assert Sampler(open_sources(data, "train"), data, 0).place(0)[2] == 7
+
+
+def test_masks_keep_patches_where_they_may_be_used(files):
+    with h5py.File(files / "a.h5", "a") as f:
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[:, :10] = 1
+        f["mask"] = mask
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels", "a.h5:mask"),))
+    for batch in drawn(data, [[n] for n in range(50)]):
+        assert int(batch["corner"][0, 1]) + 3 < 10
+        assert batch["mask"].dtype == torch.bool
+
+
+def test_ids_that_mean_background_or_unknown_are_configured(files):
+    with h5py.File(files / "a.h5", "a") as f:
+        labels = np.full(SHAPE, 2**64 - 1, np.uint64)
+        labels[:, :10] = 2**64 - 2
+        labels[:, 15:] = 2**53 + 1
+        f["clefts"] = labels
+    volume = (Volume("a.h5:raw", "a.h5:clefts"),)
+    data = settings(files, train=volume, background=(2**64 - 1,), ignore=(2**64 - 2,), patch=(4, 20, 8))
+    label = drawn(data, [[0]])[0]["label"][0, 0, :, 0]
+    assert label.tolist() == [-1] * 10 + [0] * 5 + [2**53 + 1] * 5
+    data = settings(files, train=volume, background=(2**64 - 1,), patch=(4, 20, 8))
+    with pytest.raises(InputError, match=r"hold 18446744073709551614, which is no object: name it in data.background"):
+        drawn(data, [[0]])
+
+
+def test_parts_along_an_axis_do_not_overlap(files):
+    volume = (Volume("a.h5:raw", "a.h5:labels"),)
+    data = settings(files, train=volume, validation=volume, patch=(2, 6, 8), train_part=(0, 0.5),
+                    validation_part=(0.5, 1))
+    for which, low, high in (("train", 0, 4), ("validation", 6, 10)):
+        sampler = Sampler(open_sources(data, which), data, 0)
+        z = [sampler.place(n)[1][0] for n in range(60)]
+        assert (min(z), max(z)) == (low, high)
+
+
+def test_statistics_of_a_volume_travel_with_the_sample(files):
+    raw = h5py.File(files / "a.h5")["raw"][...]
+    volume = (Volume("a.h5:raw", "a.h5:labels"),)
+    for options, expected in (
+            (dict(normalise="range", percentiles=(1, 99)), np.diff([0, *np.percentile(raw, (1, 99))])),
+            (dict(normalise="score"), (raw.mean(), raw.std())), (dict(normalise="divide"), (0, 255)),
+            (dict(normalise="none"), (0, 1))):
+        data = settings(files, train=volume, normalise_by="volume", **options)
+        assert drawn(data, [[0]])[0]["statistics"][0].tolist() == pytest.approx(list(expected), rel=1e-5)
+
+
+def test_everything_wrong_with_the_files_is_said_at_once(files):
+    data = settings(files, train=(Volume("absent.h5"), Volume("a.h5:nothing"), Volume("a.h5:raw", "b.h5:raw")))
+    with pytest.raises(InputError) as caught:
+        open_sources(data, "train")
+    text = str(caught.value)
+    assert "data.train.0: there is no file" in text
+    assert "data.train.1:" in text
+    assert "data.train.2: label" in text
+    assert "offset attribute" in text
+    for box in ((0, 13, 0, 20, 0, 24), (3, 3, 0, 20, 0, 24)):
+        with pytest.raises(InputError, match="does not fit the image"):
+            open_sources(settings(files, train=(Volume("a.h5:raw", box=box),)), "train")
+    with pytest.raises(InputError, match="leaves nothing of the 12 voxels"):
+        open_sources(settings(files, train_part=(0.0, 0.01)), "train")
+    with pytest.raises(InputError, match="there are no volumes"):
+        Sampler([], data, 0)
+    mixed = settings(files, train=(Volume("a.h5:raw"), Volume("a.h5:raw", "a.h5:labels")))
+    with pytest.raises(InputError, match="with and without labels"):
+        drawn(mixed, [list(range(8))])
+    with h5py.File(files / "a.h5", "a") as f:
+        f["bad"] = np.full(SHAPE, np.nan, np.float32)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        open_sources(settings(files, train=(Volume("a.h5:bad"),), normalise_by="volume"), "train")
+
+
+def copies(folder):
+    return sorted(path.name for path in Path(folder).glob("emcore-*.npy"))
+
+
+def test_all_processes_share_one_copy_and_the_last_removes_it(files, tmp_path):
+    """Two runs at once write one file; one is killed, the other ends: nothing is left."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    code = (f"import sys, time; sys.path.insert(0, {str(Path.cwd())!r})\n"
+            "from emcore.volumes import open_volume; from emcore.data.sources import shared_copy\n"
+            f"volume = open_volume({str(files / 'a.h5')!r} + ':raw')\n"
+            f"array = shared_copy(volume, (slice(2, 9), slice(0, 20), slice(0, 24)), {str(folder)!r})\n"
+            "print(int(array.sum()), flush=True); sys.stdin.read()")
+    runs = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]
+    sums = {run.stdout.readline() for run in runs}
+    assert sums == {f"{int(h5py.File(files / 'a.h5')['raw'][2:9].sum())}\n"}
+    assert len(copies(folder)) == 1
+    os.kill(runs[0].pid, signal.SIGKILL)
+    runs[0].wait()
+    assert len(copies(folder)) == 1
+    runs[1].communicate("", timeout=30)
+    for _ in range(50):
+        if not copies(folder):
+            break
+        time.sleep(0.1)
+    assert copies(folder) == []
+    assert list(folder.glob("*.tmp")) == []
+
+
+def test_a_volume_too_large_for_memory_is_told_before_it_is_copied(files, monkeypatch):
+    monkeypatch.setattr(sources_module.shutil, "disk_usage", lambda folder: shutil_usage(free=100))
+    with pytest.raises(InputError, match=r"free: set data.storage = \"lazy\""):
+        open_sources(settings(files, train=(Volume("a.h5:labels"),)), "train")
+
+
+def shutil_usage(free):
+    import collections
+    return collections.namedtuple("usage", "total used free")(10**9, 0, free)
