@@ -22,46 +22,60 @@ from emcore.metrics.tables import Contingency, contingency
 SHORT = 8  # rows up to this length are searched entry by entry; longer ones have their entries in a hash table
 
 _int_in = types.Array(types.int64, 1, "C", readonly=True)
-_int_out = types.Array(types.int64, 1, "C")
+_table = types.Array(types.int64, 2, "C")
 _float_in = types.Array(types.float64, 1, "C", readonly=True)
 _float_out = types.Array(types.float64, 1, "C")
 _wide_out = types.Array(types.uint64, 2, "C")
 
 
+# columns of the cluster table, one row a fragment, and of the entry table, one row a (fragment, truth id): all that a
+# merge touches of either lies in one cache line
+PARENT, HEAD, LENGTH, SIZE = range(4)
+TRUTH, COUNT, NEXT = range(3)
+# and of the hash table
+ROW, COLUMN, ENTRY = range(3)
+
+
 @numba.njit(nogil=True)
-def _root(parent, node):
+def _root(clusters, node):
     """The cluster of a fragment; the path is halved on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
+    while clusters[node, PARENT] != node:
+        clusters[node, PARENT] = clusters[clusters[node, PARENT], PARENT]
+        node = clusters[node, PARENT]
     return node
 
 
 @numba.njit(nogil=True)
-def _hash_slot(table, keys_row, keys_column, row, column):
+def _hash_slot(table, row, column):
     """Where the entry of (row, column) is in the hash table, or the free slot where it belongs."""
     last = np.uint64(table.shape[0] - 1)
     mixed = np.uint64(row) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(column) * np.uint64(0xD1B54A32D192ED03)
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
     slot = np.int64((mixed ^ (mixed >> np.uint64(29))) & last)
-    while table[slot] >= 0 and (keys_row[slot] != row or keys_column[slot] != column):
+    while table[slot, ENTRY] >= 0 and (table[slot, ROW] != row or table[slot, COLUMN] != column):
         slot = np.int64(np.uint64(slot + 1) & last)
     return slot
 
 
 @numba.njit(nogil=True)
-def _index_row(table, keys_row, keys_column, row, head, following, column):
-    """The number of entries of a row, now all of them in the hash table."""
+def _index_row(table, row, entry, entries):
+    """The number of entries of a row, from its first one on; all of them are put into the hash table."""
     added = 0
-    entry = head
     while entry >= 0:
-        slot = _hash_slot(table, keys_row, keys_column, row, column[entry])
-        table[slot] = entry
-        keys_row[slot] = row
-        keys_column[slot] = column[entry]
+        slot = _hash_slot(table, row, entries[entry, TRUTH])
+        table[slot, ROW] = row
+        table[slot, COLUMN] = entries[entry, TRUTH]
+        table[slot, ENTRY] = entry
         added += 1
-        entry = following[entry]
+        entry = entries[entry, NEXT]
     return added
+
+
+@numba.njit(nogil=True)
+def _empty_hash(capacity):
+    table = np.empty((capacity, 3), np.int64)
+    table[:, ENTRY] = -1
+    return table
 
 
 @numba.njit(nogil=True)
@@ -90,101 +104,87 @@ def _joined_entropy(x, y):
     return x * math.log2(total / x) + y * math.log2(total / y)
 
 
-@compiled(types.void(*[_int_in] * 5, _int_out, *[_float_out] * 2, *[_wide_out] * 2))
-def _fold(a, b, row_start, truth, counts, sizes, split_gain, merge_cost, pair_squares, label_squares):
+@compiled(types.void(_int_in, _int_in, _table, _table, _float_out, _float_out, _wide_out, _wide_out))
+def _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_squares):
     """Walks the merges in order; per merge it writes what VOI split (voxels x bits) loses and VOI merge gains, and the
-    128-bit sums of squares after it. Row 0 of `row_start`, the background, takes no part. `sizes` is used up.
+    128-bit sums of squares after it. Both tables are used up. Row 0 of the clusters, the background, takes no part.
 
-    Invariant: a cluster's entries are a linked list from head[root], one entry a truth id; if it holds more than
-    SHORT, every one of them is in the hash table under its root (unless the table waits to be rebuilt). The root of
-    the longer row stays, so keys of a swallowed row go stale, but are never asked for again.
+    Invariant: a cluster's entries are a linked list from its HEAD, one entry a truth id; if it holds more than
+    SHORT, every one of them is in the hash table under its root (unless that waits to be rebuilt). The root of the
+    longer row stays, so keys of a swallowed row go stale, but are never asked for again.
     """
-    fragments = row_start.shape[0] - 1
-    parent = np.arange(fragments)
-    head = np.empty(fragments, np.int64)
-    length = np.empty(fragments, np.int64)
-    following = np.arange(1, counts.shape[0] + 1)
-    amount = counts.copy()
-    long_entries = 0
-    for fragment in range(fragments):
-        length[fragment] = row_start[fragment + 1] - row_start[fragment]
-        head[fragment] = row_start[fragment] if length[fragment] else -1
-        if length[fragment]:
-            following[row_start[fragment + 1] - 1] = -1
+    fragments = clusters.shape[0]
     capacity = 1024
     while capacity < fragments:  # so that rebuilding, which looks at every fragment, is paid for by as many insertions
         capacity *= 2
-    table = np.full(capacity, -1, np.int64)
-    keys_row = np.empty(capacity, np.int64)
-    keys_column = np.empty(capacity, np.int64)
+    table = _empty_hash(1)
+    used = capacity  # full: the first question about a long row builds the table
+    long_entries = 0
     for fragment in range(1, fragments):
-        if length[fragment] > SHORT:
-            long_entries += length[fragment]
-    used = capacity  # full: the first question about a long row rebuilds the table
-    current_pairs = pair_squares[0].copy()
-    current_labels = label_squares[0].copy()
+        if clusters[fragment, LENGTH] > SHORT:
+            long_entries += clusters[fragment, LENGTH]
+    pairs, labels = pair_squares[0].copy(), label_squares[0].copy()
     for step in range(a.shape[0]):
-        keep, gone = _root(parent, a[step]), _root(parent, b[step])
-        split_gain[step] = 0.0
-        merge_cost[step] = 0.0
+        keep, gone = _root(clusters, a[step]), _root(clusters, b[step])
+        gain, cost = 0.0, 0.0
         if keep != gone:
-            if length[keep] < length[gone]:
+            if (clusters[keep, LENGTH] < clusters[gone, LENGTH]
+                    or (clusters[keep, LENGTH] == clusters[gone, LENGTH]
+                        and clusters[keep, SIZE] < clusters[gone, SIZE])):
                 keep, gone = gone, keep
-            if sizes[keep] and sizes[gone]:
-                _add_product(current_labels, sizes[keep], sizes[gone])
-                merge_cost[step] = _joined_entropy(sizes[keep], sizes[gone])
-            if length[keep] > SHORT and 2 * (used + length[gone]) > capacity:
-                while 4 * (long_entries + length[gone]) > capacity:
+            length, extra = clusters[keep, LENGTH], clusters[gone, LENGTH]
+            if clusters[gone, SIZE]:
+                _add_product(labels, clusters[keep, SIZE], clusters[gone, SIZE])
+                cost = _joined_entropy(clusters[keep, SIZE], clusters[gone, SIZE])
+            was_long = length > SHORT
+            if was_long and 2 * (used + extra) > capacity:
+                while 4 * (long_entries + extra) > capacity:
                     capacity *= 2
-                table = np.full(capacity, -1, np.int64)
-                keys_row = np.empty(capacity, np.int64)
-                keys_column = np.empty(capacity, np.int64)
+                table = _empty_hash(capacity)
                 used = 0
                 for root in range(1, fragments):
-                    if parent[root] == root and length[root] > SHORT:
-                        used += _index_row(table, keys_row, keys_column, root, head[root], following, truth)
-            was_long = length[keep] > SHORT
-            if length[gone] > SHORT:
-                long_entries -= length[gone]
-            if was_long:
-                long_entries -= length[keep]
-            entry = head[gone]
+                    if clusters[root, PARENT] == root and clusters[root, LENGTH] > SHORT:
+                        used += _index_row(table, root, clusters[root, HEAD], entries)
+            entry = clusters[gone, HEAD]
             while entry >= 0:
-                after = following[entry]
+                after = entries[entry, NEXT]
+                truth = entries[entry, TRUTH]
                 slot = np.int64(0)
                 if was_long:
-                    slot = _hash_slot(table, keys_row, keys_column, keep, truth[entry])
-                    same = table[slot]
+                    slot = _hash_slot(table, keep, truth)
+                    same = table[slot, ENTRY]
                 else:
-                    same = head[keep]
-                    while same >= 0 and truth[same] != truth[entry]:
-                        same = following[same]
+                    same = clusters[keep, HEAD]
+                    while same >= 0 and entries[same, TRUTH] != truth:
+                        same = entries[same, NEXT]
                 if same >= 0:
-                    gain = _joined_entropy(amount[same], amount[entry])
-                    split_gain[step] += gain
-                    _add_product(current_pairs, amount[same], amount[entry])
-                    amount[same] += amount[entry]
+                    gain += _joined_entropy(entries[same, COUNT], entries[entry, COUNT])
+                    _add_product(pairs, entries[same, COUNT], entries[entry, COUNT])
+                    entries[same, COUNT] += entries[entry, COUNT]
                 else:
-                    following[entry] = head[keep]
-                    head[keep] = entry
-                    length[keep] += 1
+                    entries[entry, NEXT] = clusters[keep, HEAD]
+                    clusters[keep, HEAD] = entry
+                    clusters[keep, LENGTH] += 1
                     if was_long:
-                        table[slot] = entry
-                        keys_row[slot] = keep
-                        keys_column[slot] = truth[entry]
+                        table[slot, ROW] = keep
+                        table[slot, COLUMN] = truth
+                        table[slot, ENTRY] = entry
                         used += 1
                 entry = after
-            merge_cost[step] = max(0.0, merge_cost[step] - split_gain[step])
-            if length[keep] > SHORT:
-                long_entries += length[keep]
-                if not was_long and 2 * (used + length[keep]) <= capacity:
-                    used += _index_row(table, keys_row, keys_column, keep, head[keep], following, truth)
-                elif not was_long:
+            together = clusters[keep, LENGTH]
+            long_entries += ((together if together > SHORT else 0) - (length if was_long else 0)
+                             - (extra if extra > SHORT else 0))
+            if together > SHORT and not was_long:
+                if 2 * (used + together) <= capacity:
+                    used += _index_row(table, keep, clusters[keep, HEAD], entries)
+                else:
                     used = capacity
-            parent[gone] = keep
-            sizes[keep] += sizes[gone]
-        pair_squares[step + 1] = current_pairs
-        label_squares[step + 1] = current_labels
+            clusters[gone, PARENT] = keep
+            clusters[keep, SIZE] += clusters[gone, SIZE]
+        split_gain[step] = gain
+        merge_cost[step] = max(0.0, cost - gain)
+        pair_squares[step + 1] = pairs
+        label_squares[step + 1] = labels
 
 
 @compiled(types.void(_float_in, types.float64, types.float64, _float_out))
@@ -292,19 +292,27 @@ def fold(table: Contingency, tree) -> ThresholdCurve:
     if len(labels) and int(labels.max()) > fragments:
         raise InputError(f"the tree is of {fragments} fragments, but the fragment volume holds id {int(labels.max())}; "
                          "use the tree that was made from these fragments")
-    labels = labels.astype(np.int64)
-    order = np.argsort(labels, kind="stable")
-    row_start = np.zeros(fragments + 2, np.int64)
-    np.cumsum(np.bincount(labels, minlength=fragments + 1), out=row_start[1:])
-    sizes = np.zeros(fragments + 1, np.int64)
-    sizes[table.label_ids.astype(np.int64)] = table.label_sizes
+    labels = labels.astype(np.int64)[table.by_label]
+    clusters = np.zeros((fragments + 1, 4), np.int64)
+    clusters[:, PARENT] = np.arange(fragments + 1)
+    clusters[:, HEAD] = -1
+    clusters[:, LENGTH] = np.bincount(labels, minlength=fragments + 1)
+    clusters[table.label_ids.astype(np.int64), SIZE] = table.label_sizes
+    entries = np.empty((len(labels), 4), np.int64)
+    entries[:, TRUTH] = table.rows[table.by_label]
+    entries[:, COUNT] = table.n[table.by_label]
+    first_of_row = np.ones(len(labels), bool)
+    first_of_row[1:] = labels[1:] != labels[:-1]
+    starts = np.flatnonzero(first_of_row)
+    clusters[labels[starts], HEAD] = starts
+    entries[:, NEXT] = np.arange(1, len(labels) + 1)
+    entries[np.append(starts[1:], len(labels))[:len(starts)] - 1, NEXT] = -1
     split_gain, merge_cost = np.empty(len(a)), np.empty(len(a))
     first = square_sums(table)
     pair_squares, label_squares = (np.empty((len(a) + 1, 2), np.uint64) for _ in range(2))
     for squares, value in ((pair_squares, first.pairs), (label_squares, first.labels)):
         squares[0] = value >> 64, value & 0xFFFFFFFFFFFFFFFF
-    _fold(a, b, row_start, table.rows[order], table.n[order], sizes,
-          split_gain, merge_cost, pair_squares, label_squares)
+    _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_squares)
     scale = 1 / table.voxels if table.voxels else math.nan
     start = voi(table)
     curves = np.empty((2, len(a) + 1))
