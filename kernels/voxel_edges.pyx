@@ -170,7 +170,8 @@ cdef class VoxelEdges:
     def gather(self, const uint32_t[::1] parent, int64_t c, int64_t row_start, int64_t row_stop,
                uint32_t low, uint32_t high):
         """The edges (bits of weight, root, root) of one channel with low <= bits of |weight| < high, in raster order."""
-        cdef int64_t row, x, start, stop
+        cdef int64_t row, x, start, stop, piece
+        cdef int32_t hit
         cdef vector[float] weights
         cdef vector[uint32_t] found
         cdef const uint32_t* bits
@@ -184,11 +185,18 @@ cdef class VoxelEdges:
                 if self.load(c, row // self.ny, row % self.ny, &start, &stop, weights.data()):
                     here = &parent[row * self.nx]
                     there = here + self.channels[c].delta
-                    for x in range(start, stop):
-                        if (bits[x] & MAGNITUDE) - low < high - low and here[x] != there[x]:
-                            found.push_back(bits[x])
-                            found.push_back(here[x])
-                            found.push_back(there[x])
+                    while start < stop:
+                        piece = min(start + 16, stop)
+                        hit = 0
+                        for x in range(start, piece):  # without branches: most pieces hold no edge of the batch
+                            hit |= (<int32_t>(bits[x] & MAGNITUDE) >= <int32_t>low) & (
+                                <int32_t>(bits[x] & MAGNITUDE) < <int32_t>high)
+                        for x in range(start, piece if hit else start):
+                            if (bits[x] & MAGNITUDE) - low < high - low and here[x] != there[x]:
+                                found.push_back(bits[x])
+                                found.push_back(here[x])
+                                found.push_back(there[x])
+                        start = piece
         edges = np.empty((found.size() // 3, 3), np.uint32)
         copy = edges
         if found.size():
