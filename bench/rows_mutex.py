@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Iterator
 
-import h5py
 import numpy as np
 
+from bench.affinities import load_labels
 from bench.compare import Row, compare, print_header, print_row
 from emcore.segment import mutex_watershed
 
@@ -60,12 +60,10 @@ def rows(size: int, labels: np.ndarray, affs: np.ndarray | None = None, repeats:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--labels", required=True, help="HDF5 file with a dataset labels (z, y, x)")
+    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic without")
     arguments = parser.parse_args()
-    with h5py.File(arguments.labels) as file:
-        labels = file["labels"][:arguments.size, :arguments.size, :arguments.size]
     print_header()
-    for row in rows(arguments.size, labels):
+    for row in rows(arguments.size, load_labels(arguments.labels, arguments.size)):
         print_row(row)
 
 
