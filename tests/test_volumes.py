@@ -424,6 +424,16 @@ def test_the_final_name_appears_when_the_block_ends_without_an_error(tmp_path, n
     assert {item.name: item.read_bytes() for item in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["a.h5", "a.npy"])
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch, name):
+    steps = []
+    for step, function in {"fsync": os.fsync, "replace": os.replace}.items():
+        monkeypatch.setattr(os, step, lambda *given, step=step, call=function: (steps.append(step), call(*given)))
+    with create_volume(tmp_path / name, (4, 4, 4), "uint8") as writer:
+        writer[...] = 1
+    assert steps == ["fsync", "replace", "fsync"]  # the file, then the folder
+
+
 @pytest.mark.parametrize(
     "arguments, text",
     [
@@ -511,21 +521,23 @@ def test_another_process_reads_through_a_handle_of_its_own(tmp_path, start):
     raw, labels = open_volume(f"{path}:raw"), open_volume(f"{path}:labels")
     assert (raw[...] == data).all()
     assert (labels[...] == data[::-1]).all()
-    before = raw.connection[0]
-    with multiprocessing.get_context(start).Pool(3) as pool:
-        for place, process, total in pool.imap_unordered(SumOfSection(raw, labels), range(40)):
-            assert total == int(data[place].sum()) + int(data[39 - place].sum())
-            assert process != before
+    context = multiprocessing.get_context(start)
+    results = context.SimpleQueue()
+    processes = [context.Process(target=sum_sections, args=(raw, labels, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        opened_by, process, sums = results.get()
+        assert opened_by == process != os.getpid()
+        assert sums == [int(data[z].sum()) + int(data[39 - z].sum()) for z in range(40)]
+    for process in processes:
+        process.join()
     assert (raw[...] == data).all()
 
 
-class SumOfSection:
-    def __init__(self, raw, labels):
-        self.raw, self.labels = raw, labels
-
-    def __call__(self, place):
-        total = int(self.raw[place].sum()) + int(self.labels[place].sum())
-        return place, self.raw.connection[0], total
+def sum_sections(raw, labels, results):
+    sums = [int(raw[z].sum()) + int(labels[z].sum()) for z in range(len(raw))]
+    results.put((raw.connection[0], os.getpid(), sums))
 
 
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
