@@ -102,6 +102,17 @@ def test_blocks_may_be_written_in_any_order_and_the_rest_is_zero(tmp_path, name)
         assert (open_volume(f"{tmp_path}/{name}")[...] == expected).all()
 
 
+def test_sections_written_one_by_one_are_packed_as_often_as_whole_blocks(tmp_path):
+    """A chunk that leaves the cache half full is unpacked and packed again, and leaves holes in the file."""
+    labels = np.random.default_rng(0).integers(0, 9, (64, 8, 192)).astype("uint32").repeat(64, axis=1)
+    for name, step in (("sections.h5", 1), ("blocks.h5", 64)):
+        with create_volume(tmp_path / name, labels.shape, labels.dtype) as writer:
+            for z in range(0, 64, step):
+                writer[z : z + step] = labels[z : z + step]
+    sections, blocks = ((tmp_path / name).stat().st_size for name in ("sections.h5", "blocks.h5"))
+    assert sections == blocks
+
+
 def test_a_writer_refuses_blocks_that_do_not_fit(tmp_path):
     with create_volume(tmp_path / "a.h5", (4, 5, 6), "uint8") as writer:
         for index, block, text in [

@@ -6,6 +6,8 @@
     with create_volume("out.h5:labels", raw.shape, "uint64", raw.resolution, raw.offset) as out:
         out[10:20, :512, :512] = labels                # the name out.h5 appears when the block ends without an error
 
+Blocks that are whole multiples of `chunks` are fastest, in reading and in writing.
+
 Axes are (z, y, x) or (c, z, y, x); resolution and offset in nm, z y x. Nothing is read on opening, nothing here
 imports torch, and a volume may be pickled and may cross a fork: every process opens its own handle on first use.
 """

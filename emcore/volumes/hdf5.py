@@ -225,7 +225,9 @@ def create_file(
             stream = Stream(temporary, "r+b" if before else "w+b")
         try:
             with reported(path):
-                file = h5py.File(stream, "r+" if before else "w", rdcc_nbytes=8 * CACHE)
+                file = h5py.File(
+                    stream, "r+" if before else "w", rdcc_nbytes=writing_cache(shape, dtype, chunks), rdcc_nslots=10_007
+                )
             try:
                 with reported(path):
                     made = add_dataset(file, name, shape, dtype, attributes, chunks, compression)
@@ -243,6 +245,13 @@ def create_file(
             stream.file.close()
         if before and identity(path) != before:
             raise InputError(f"{path} was changed by another process while {name} was written; write it again")
+
+
+def writing_cache(shape: tuple[int, ...], dtype: np.dtype, chunks: tuple[int, ...]) -> int:
+    """Bytes of the chunks that one section meets (up to 256 MB): written section by section, each is packed once."""
+    sides = [-(-length // size) * size for length, size in zip(shape, chunks)]
+    layer = int(np.prod([*sides[:-3], chunks[-3], *sides[-2:]], dtype=object)) * dtype.itemsize
+    return max(CACHE, min(layer, 32 * CACHE))
 
 
 def add_dataset(
