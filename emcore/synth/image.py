@@ -5,38 +5,51 @@ import numpy as np
 from emcore.metrics.compilation import compiled
 
 CYTOPLASM, MEMBRANE = 164.0, 34.0  # mean grey values before noise
-TEXTURE_NM = 30.0  # depth over which the texture of the cytoplasm changes
+TEXTURE_NM = 40.0  # depth over which the texture of the cytoplasm changes
 
 
 @compiled(None)
 def blur(image, sigma_y, sigma_x):
     """An image smoothed by a Gaussian, its edge repeated beyond it."""
     height, width = image.shape
-    between, result = np.empty_like(image), np.empty_like(image)
-    for axis in range(2):
-        sigma = sigma_y if axis == 0 else sigma_x
-        reach = int(np.ceil(2.5 * sigma))
-        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma, 1e-6)) ** 2)
-        kernel = (kernel / kernel.sum()).astype(np.float32)
-        for j in range(height):
+    between, result = np.zeros_like(image), np.zeros_like(image)
+    reach = int(np.ceil(2.5 * sigma_y))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma_y, 1e-6)) ** 2)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    for j in range(height):
+        for t in range(-reach, reach + 1):
+            weight, row = kernel[t + reach], min(height - 1, max(0, j + t))
             for k in range(width):
-                total = np.float32(0)
-                for t in range(-reach, reach + 1):
-                    if axis == 0:
-                        total += kernel[t + reach] * image[min(height - 1, max(0, j + t)), k]
-                    else:
-                        total += kernel[t + reach] * between[j, min(width - 1, max(0, k + t))]
-                if axis == 0:
-                    between[j, k] = total
-                else:
-                    result[j, k] = total
+                between[j, k] += weight * image[row, k]
+    reach = int(np.ceil(2.5 * sigma_x))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(sigma_x, 1e-6)) ** 2)
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    line = np.empty(width + 2 * reach, np.float32)
+    for j in range(height):
+        line[:reach], line[reach:reach + width], line[reach + width:] = between[j, 0], between[j], between[j, width - 1]
+        for t in range(2 * reach + 1):
+            weight = kernel[t]
+            for k in range(width):
+                result[j, k] += weight * line[k + t]
     return result
 
 
 def _grain(shape: tuple, resolution: tuple, grain_nm: float, rng: np.random.Generator) -> np.ndarray:
     """Noise of unit variance whose grains are about grain_nm wide."""
-    sigma_y, sigma_x = grain_nm / 2.355 / resolution[1], grain_nm / 2.355 / resolution[2]
-    noise = blur(rng.standard_normal(shape, np.float32), sigma_y, sigma_x)
+    sigmas = [grain_nm / 2.355 / nm for nm in resolution[1:]]
+    steps = [max(1, int(sigma / 1.5)) for sigma in sigmas]  # wide grains are made small and stretched
+    small = [length // step + 2 for length, step in zip(shape, steps)]
+    noise = blur(rng.standard_normal(small, np.float32), sigmas[0] / steps[0], sigmas[1] / steps[1])
+    for axis, (length, step) in enumerate(zip(shape, steps)):
+        if step == 1:
+            noise = noise[:length] if axis == 0 else noise[:, :length]
+            continue
+        first, part = np.divmod(np.arange(length), step)
+        part = (part / np.float32(step)).astype(np.float32)
+        if axis == 0:
+            noise = noise[first] * (1 - part)[:, None] + noise[first + 1] * part[:, None]
+        else:
+            noise = noise[:, first] * (1 - part) + noise[:, first + 1] * part
     return noise / (noise.std() + 1e-6)
 
 
@@ -62,7 +75,7 @@ def photograph(dark: np.ndarray, tint: np.ndarray, z: int, resolution: tuple, se
     slab = min(1.0, 12.0 / resolution[0])  # 1 for the thin slices of a block face: softer, steadier, less noise
     patches = 1 + 0.12 * _grain(shape, resolution, 90.0, rng)
     stained = CYTOPLASM + tint + (1 - 0.35 * slab) * texture(shape, z * resolution[0], resolution, seed)
-    image = stained + (MEMBRANE + 36 * slab - stained) * np.clip(dark * patches, -0.3, 1.1)
+    image = stained + (MEMBRANE + 24 * slab - stained) * np.clip(dark * patches, -0.3, 1.1)
     sigmas = [max(3.5 / nm, 0.45 + 0.5 * slab) for nm in resolution[1:]]
     image = blur(image.astype(np.float32), *sigmas)
     shot = 0.7 * rng.standard_normal(shape, np.float32) + 0.7 * _grain(shape, resolution, 9.0, rng)

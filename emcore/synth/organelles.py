@@ -84,7 +84,7 @@ def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resoluti
             for _ in range(rng.poisson(min(6.0, (room / 75) ** 1.5))):
                 aside = rng.standard_normal(3)
                 add(MICROTUBULE, places[part] + aside / np.linalg.norm(aside) * (room - 35) * rng.random(), 12.0)
-            for _ in range(rng.poisson(0.5 * min(4.0, room / 100))):
+            for _ in range(rng.poisson(0.8 * min(4.0, room / 100))):
                 radius = rng.uniform(16, 34)
                 aside = rng.standard_normal((2, 3))
                 wander = np.linspace(0, 1, len(width[part]))[:, None]
@@ -92,7 +92,7 @@ def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resoluti
                 offset /= np.linalg.norm(offset, axis=1, keepdims=True) + 1e-9
                 add(TUBULE, places[part] + offset * max(0.0, room - radius - 20) * rng.random(), radius)
             full = room > 100 and rng.random() < 0.1  # a swelling packed with vesicles
-            for _ in range(rng.poisson((4.0 if full else 0.5) * (room / 90) ** 2)):
+            for _ in range(rng.poisson((5.0 if full else 0.9) * (room / 90) ** 2)):
                 aside = rng.standard_normal(3) * room * 0.5
                 add(DENSE_VESICLE if rng.random() < 0.1 else VESICLE, places[part][:1] + aside, rng.uniform(17, 32))
     for z, y, x, radius in growth.somata:
@@ -161,11 +161,11 @@ def _shade(kind, inside, z, y, x, grain):
         across = z * grain[0] + y * grain[1] + x * grain[2]
         along = z * grain[1] - y * grain[2] + x * grain[0]
         crista = np.sin(across * 0.115 + 1.6 * np.sin(along * 0.017)) ** 8 * min(1.0, max(0.0, (inside - 18.0) / 8.0))
-        return 0.42 + 0.45 * _bump(inside, 4.0, 5.0) + 0.35 * _bump(inside, 19.0, 5.0) + grain[3] * crista
+        return 0.5 + 0.4 * _bump(inside, 4.0, 5.0) + 0.35 * _bump(inside, 19.0, 5.0) + grain[3] * crista
     if kind == VESICLE:
         return -0.15 + 1.15 * _bump(inside, 5.0, 5.0)
     if kind == DENSE_VESICLE:
-        return 0.8
+        return 0.65
     if kind == TUBULE:
         return -0.1 + 0.9 * _bump(inside, 5.0, 5.0)
     if kind == MICROTUBULE:

@@ -55,23 +55,30 @@ def _section(grid, parent, neuron, darkness, rows, row_weights, columns, column_
     found = np.zeros(span, np.int64)  # pieces among the 4 x 4 voxels above each grid x, and their summed weights
     pieces = np.zeros((span, 16), np.int32)
     votes = np.zeros((span, 16), np.float32)
+    slots = np.zeros((span, 16), np.uint8)
     merged, total = np.zeros(64, np.int32), np.zeros(64, np.float32)
     for j in range(height):
-        low, high = columns[0], columns[width - 1] + 4
-        for k in range(low, high):
-            n = 0
-            for a in range(4):
-                for b in range(4):
-                    piece = grid[first + a, rows[j] + b, k]
-                    weight = weights[a] * row_weights[j, b]
-                    at = 0
-                    while at < n and pieces[k, at] != piece:
-                        at += 1
-                    if at == n:
-                        pieces[k, n], votes[k, n] = piece, 0.0
-                        n += 1
-                    votes[k, at] += weight
-            found[k] = n
+        for k in range(columns[0], columns[width - 1] + 4):
+            if j == 0 or rows[j] != rows[j - 1]:  # otherwise only the weights differ from those of the last row
+                n = 0
+                for a in range(4):
+                    for b in range(4):
+                        piece = grid[first + a, rows[j] + b, k]
+                        at = 0
+                        while at < n and pieces[k, at] != piece:
+                            at += 1
+                        if at == n:
+                            pieces[k, n] = piece
+                            n += 1
+                        slots[k, 4 * a + b] = at
+                found[k] = n
+            if found[k] > 1:
+                votes[k, :found[k]] = 0
+                for a in range(4):
+                    for b in range(4):
+                        votes[k, slots[k, 4 * a + b]] += weights[a] * row_weights[j, b]
+            else:
+                votes[k, 0] = 1
         for i in range(width):
             k = columns[i]
             if (found[k] == 1 and found[k + 1] == 1 and found[k + 2] == 1 and found[k + 3] == 1

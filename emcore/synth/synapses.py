@@ -125,7 +125,7 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
     for node in rng.permutation(candidates)[: 200 * wanted]:
         if len(found) == wanted:
             break
-        way = rng.standard_normal(3)
+        way = rng.standard_normal(3) * (0.5, 1, 1)  # annotators mark what is cut across rather than seen from above
         radius_nm = rng.uniform(110, 240)
         border = _meet(ids, at[node], way / np.linalg.norm(way), scale, nodes[node, 3] + 150)
         if not len(border):

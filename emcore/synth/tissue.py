@@ -69,7 +69,7 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng)
     organelles = make_organelles(growth, nodes, ids, resolution, found, rng)
     start, which = by_section(organelles, whole[0], resolution[0])
-    tint = rng.standard_normal(int(ids.max()) + 1) * 10
+    tint = rng.standard_normal(int(ids.max()) + 1) * 12
     tint[rng.random(len(tint)) < 0.06] -= 30  # a few cells are stained darker than the others
     tint = tint.astype(np.float32)
     missing, shifts = _defects(defects, whole[0], rng)
