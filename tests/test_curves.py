@@ -144,6 +144,47 @@ def test_best_offers_no_state_between_equal_scores():
     assert [curve.merges_below(curve.threshold_of(merges)) for merges in (0, 1, 2)] == [0, 1, 2]
 
 
+def test_the_curve_of_a_merge_tree_of_ours_equals_scoring_its_cuts():
+    segment = pytest.importorskip("emcore.segment", reason="needs the compiled kernels")
+    random = np.random.default_rng(34)
+    affinities = random.integers(0, 9, (3, 6, 14, 15)).astype(np.float32) / 8
+    truth = random.integers(0, 5, affinities.shape[1:])
+    fragments = segment.watershed(affinities, low=0.1, high=0.9)
+    for score in ("mean", "max"):
+        tree = segment.agglomerate(segment.region_graph(fragments, affinities), score=score)
+        curve = metrics.threshold_curve(fragments, tree, truth)
+        for threshold in (0.0, 0.125, 0.3, 0.5, 0.77, 1.0):
+            table = metrics.contingency(truth, segment.cut(fragments, tree, threshold=threshold))
+            state = curve.merges_below(threshold)
+            assert (curve.voi.split[state], curve.voi.merge[state]) == pytest.approx(metrics.voi(table), abs=1e-12)
+            assert curve.rand("cremi").error[state] == pytest.approx(metrics.rand(table, "cremi").error, abs=1e-12)
+        for criterion in ("voi", "skimage"):
+            best = curve.best(criterion)
+            table = metrics.contingency(truth, segment.cut(fragments, tree, threshold=best.threshold))
+            value = sum(metrics.voi(table)) if criterion == "voi" else metrics.rand(table, "skimage").error
+            assert best.value == pytest.approx(value, abs=1e-12)
+
+
+def test_no_state_beyond_the_largest_threshold_is_offered():
+    fragments, truth = np.array([1, 2, 3]), np.array([1, 1, 1])
+    tree = SimpleNamespace(a=np.array([1, 2]), b=np.array([2, 3]), score=np.array([0.5, 1.0]), fragments=3)
+    best = metrics.threshold_curve(fragments, tree, truth).best()
+    assert (best.merges, best.threshold) == (1, 0.75)
+    tree.score, tree.complete_below = np.array([0.5, 0.5]), 0.6
+    best = metrics.threshold_curve(fragments, tree, truth).best()
+    assert (best.merges, best.value) == (2, 0)
+    assert best.threshold == pytest.approx(0.55)
+
+
+def test_thresholds_are_rounded_to_the_scores_of_the_tree():
+    tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), score=np.array([0.3], np.float32), fragments=2)
+    curve = metrics.threshold_curve(np.array([1, 2]), tree, np.array([1, 1]))
+    assert np.float64(np.float32(0.3)) > 0.3
+    assert curve.merges_below(float(np.float32(0.3))) == 0
+    assert curve.merges_below(0.3) == 0
+    assert curve.merges_below(0.30000005) == 1
+
+
 def test_merging_more_never_splits_and_threads_change_nothing():
     random = np.random.default_rng(33)
     fragments, truth = random.integers(0, 50, (2, 20, 60, 70))

@@ -215,11 +215,12 @@ class Best(NamedTuple):
 class ThresholdCurve:
     """Every score after 0, 1, ..., all merges of a tree: arrays one longer than its merges (index k: k merges done).
 
-    A threshold t does the merges with score < t. Merges of equal score come together; the states between them are
-    in the arrays, but `best` does not offer them.
+    A threshold t does the merges with score < t. Merges of equal score come together, and no threshold goes beyond the
+    `end`; the states that no threshold reaches are in the arrays, but `best` does not offer them.
     """
 
-    score: NDArray[np.float64]  # of each merge, non-decreasing
+    score: NDArray  # of each merge, non-decreasing; thresholds are rounded to its type, as in segment.cut
+    end: float  # the largest threshold: 1 for scores up to 1, or what the tree was computed up to
     voi: Voi  # two arrays, bits
     split_gain: NDArray[np.float64]  # bits that each merge takes off VOI split
     merge_cost: NDArray[np.float64]  # bits that it adds to VOI merge
@@ -227,7 +228,7 @@ class ThresholdCurve:
 
     def merges_below(self, threshold: float) -> int:
         """The number of merges that a threshold does: the index of its state in every array."""
-        return int(np.searchsorted(self.score, threshold, side="left"))
+        return int(np.searchsorted(self.score, self.score.dtype.type(threshold), side="left"))
 
     def rand(self, convention: str = "cremi") -> Rand:
         """Error, precision and recall along the curve, three arrays."""
@@ -247,7 +248,7 @@ class ThresholdCurve:
         if np.isnan(values).all():
             return Best(math.nan, math.nan, 0)
         reachable = np.ones(len(values), bool)
-        reachable[1:-1] = self.score[:-1] < self.score[1:]
+        reachable[1:] = self.score < np.append(self.score[1:], self.end)
         merges = int(np.nanargmin(np.where(reachable, values, np.nan)))
         return Best(self.threshold_of(merges), float(values[merges]), merges)
 
@@ -257,12 +258,11 @@ class ThresholdCurve:
             return 0.0
         if merges == 0:
             return float(self.score[0])
-        below = float(self.score[merges - 1])
-        if merges == len(self.score):
-            return math.nextafter(below, math.inf)
-        above = float(self.score[merges])
+        below, above = self.score[merges - 1], np.append(self.score[merges:], self.end)[0]
+        if np.isinf(above):
+            return float(np.nextafter(below, above))
         middle = below / 2 + above / 2
-        return middle if below < middle <= above else above
+        return float(middle if below < middle <= above else above)
 
     def costs(self) -> NDArray[np.float64]:
         """The bits of VOI that each merge added: positive for a merge that did harm, negative for one that helped."""
@@ -320,16 +320,21 @@ def fold(table: Contingency, tree) -> ThresholdCurve:
     _running_sum(merge_cost, start.merge, scale, curves[1])
     np.maximum(curves, 0, out=curves)
     sums = first._replace(pairs=_as_float(pair_squares), labels=_as_float(label_squares))
-    return ThresholdCurve(score, Voi(*curves), split_gain * scale, merge_cost * scale, sums)
+    end = float(getattr(tree, "complete_below", math.inf))
+    if len(score) == 0 or score[-1] <= 1:
+        end = min(end, 1.0)
+    return ThresholdCurve(score, end, Voi(*curves), split_gain * scale, merge_cost * scale, sums)
 
 
 def _as_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
     return wide[:, 0] * 2.0**64 + wide[:, 1]
 
 
-def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
     a, b = (np.ascontiguousarray(ids) for ids in (tree.a, tree.b))
-    score = np.ascontiguousarray(tree.score, np.float64)
+    score = np.asarray(tree.score)
+    if score.dtype.kind != "f":
+        score = score.astype(np.float64)
     if not len(a) == len(b) == len(score):
         raise InputError(f"a, b and score of a merge tree must be equally long; got {len(a)}, {len(b)}, {len(score)}")
     if np.isnan(score).any() or (score[1:] < score[:-1]).any():

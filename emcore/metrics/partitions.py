@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from emcore.errors import InputError
 from emcore.metrics.tables import Contingency
 
-# Rand conventions: what is divided by what, with P, B, A the sums of squares over pairs, labels and truth ids,
-# P+ and B+ the same without label 0, c the voxels of label 0, N the kept and n all voxels
+# Rand conventions: what precision and recall divide by what, with P, B, A the sums of squares over pairs, labels and
+# truth ids, P+ and B+ the same without label 0, c the voxels of label 0, N the kept and n all voxels
 CONVENTIONS = {
     "cremi": "(P+ + c/n) / (B+ + c/n, A): label 0 is background, as in cremi_python and pytorch_connectomics",
     "snemi3d": "(P+ + c/n) / (B+ + c/n, A): label 0 is background, as in SNEMI3D_metrics.m",

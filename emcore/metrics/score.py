@@ -1,0 +1,209 @@
+"""python -m emcore score PREDICTION TRUTH: VOI, Rand and CREMI scores of two label files, block by block."""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.metrics.borders import neuron_border_mask
+from emcore.metrics.partitions import CONVENTIONS, cremi_score, foreground_restricted, rand, voi
+from emcore.metrics.tables import BLOCK_BYTES, Contingency, contingency, pool
+from emcore.volumes import Volume, open_volume
+
+POOL_EVERY = 16  # blocks: their tables are added up now and then, so that the ids at their faces are not kept twice
+# truth ids that a convention ignores unless it is told otherwise; CREMI's files mark voxels by the two largest ids
+IGNORED_TRUTH = {"cremi": (0, 2**64 - 2, 2**64 - 1), "gala": ()}
+Start = tuple[int, ...]
+
+
+def score(prediction: Any, truth: Any, conventions: Sequence[str] = tuple(CONVENTIONS),
+          border_nm: float | None = None, ignore_truth: Sequence[int] | None = None,
+          ignore_labels: Sequence[int] = (), resolution: Sequence[float] | None = None,
+          threads: int | None = None) -> dict[str, Any]:
+    """Every score of two label volumes with its convention, JSON-able; undefined scores are None and explained.
+
+    Volumes of different extents are laid on each other by their offsets, and scored where both are.
+    """
+    for name in conventions:
+        if name not in CONVENTIONS:
+            raise InputError(f"unknown Rand convention {name!r}; there are {', '.join(CONVENTIONS)}")
+    prediction, truth = open_volume(prediction, kind="labels"), open_volume(truth, kind="labels")
+    if resolution is not None:
+        prediction, truth = (replace(volume, resolution=tuple(resolution)) for volume in (prediction, truth))
+    start, truth_start, shape = overlap(prediction, truth)
+    table = whole_table(prediction, truth, start, truth_start, shape, border_nm, threads)
+    notes = []
+    if shape != truth.shape:
+        notes.append(f"scored where both volumes are: {shape} voxels from {truth_start} of the truth {truth.shape}")
+    scores = []
+    for name in conventions:
+        ids = IGNORED_TRUTH.get(name, (0,)) if ignore_truth is None else ignore_truth
+        scores += scores_by(table.ignoring(ids, ignore_labels), name, notes)
+    unlabelled = int(table.counts[table.labels == 0].sum())
+    if unlabelled:
+        notes.append(f"label 0 of the prediction covers {unlabelled} of the compared voxels: a segment for VOI, "
+                     "skimage, dbmim, funlib and gala; background for cremi and snemi3d; single voxels for isbi")
+    return {"prediction": _described(prediction), "truth": _described(truth), "border_nm": border_nm,
+            "voxels": {"compared": table.total, "near_borders": table.masked}, "scores": scores, "notes": notes}
+
+
+def scores_by(table: Contingency, convention: str, notes: list[str]) -> list[dict[str, Any]]:
+    """VOI, Rand and what belongs to it under one convention's rule; says in the notes why something is undefined."""
+    rule = {"convention": convention, "ignored_truth": list(table.ignore_truth),
+            "ignored_labels": list(table.ignore_labels), "voxels": table.voxels}
+    found = {"voi_split": voi(table).split, "voi_merge": voi(table).merge}
+    found |= {f"rand_{name}": value for name, value in rand(table, convention)._asdict().items()}
+    if convention == "cremi":
+        found["cremi_score"] = cremi_score(table)
+    if convention == "isbi":
+        found |= {name: value for name, value in foreground_restricted(table)._asdict().items()
+                  if name in ("v_rand", "v_info", "info_merge", "info_split")}
+    if table.voxels == 0:
+        notes.append(f"{convention}: no voxel is left to score: each is near a border, or its truth is one of the "
+                     f"ignored ids {list(table.ignore_truth)}, or its label one of {list(table.ignore_labels)}")
+    elif any(math.isnan(value) for value in found.values()):
+        undefined = ", ".join(name for name, value in found.items() if math.isnan(value))
+        notes.append(f"{convention}: {undefined} undefined, 0/0: no pair of voxels, or no information, to share")
+    return [{"score": name, "value": None if math.isnan(value) else value, **rule} for name, value in found.items()]
+
+
+def overlap(prediction: Volume, truth: Volume) -> tuple[Start, Start, Start]:
+    """Where the part that both volumes cover starts in either of them, and its shape."""
+    resolution = prediction.resolution or truth.resolution
+    known = truth.resolution or resolution
+    if resolution and not np.allclose(resolution, known, rtol=1e-3):
+        raise InputError(f"the prediction {prediction.name} has voxels of {resolution} nm, the truth {truth.name} "
+                         f"of {known} nm; resample one of them")
+    same_place = prediction.offset == truth.offset
+    if same_place and prediction.shape == truth.shape:
+        return (0, 0, 0), (0, 0, 0), truth.shape
+    if not resolution or (same_place and not any(truth.offset)):
+        raise InputError(f"the prediction {prediction.name} has the shape {prediction.shape}, the truth {truth.name} "
+                         f"{truth.shape}, and the files do not say how they lie; store resolution and offset (nm, "
+                         "z y x), or give volumes of one shape")
+    shift = (np.array(prediction.offset) - truth.offset) / resolution
+    whole = np.rint(shift).astype(np.int64)
+    if np.abs(shift - whole).max() > 0.01:
+        raise InputError(f"the prediction {prediction.name} lies {tuple(shift.tolist())} voxels (z, y, x) off the "
+                         f"truth {truth.name}, which is not a whole number")
+    truth_start = np.maximum(whole, 0)
+    shape = np.minimum(whole + prediction.shape, truth.shape) - truth_start
+    if (shape <= 0).any():
+        raise InputError(f"the volumes do not overlap: the prediction {prediction.name} covers the voxels "
+                         f"{tuple(whole.tolist())} to {tuple((whole + prediction.shape).tolist())} (z, y, x) of the "
+                         f"truth {truth.name}, which ends at {truth.shape}")
+    return tuple(tuple(int(length) for length in triple) for triple in (truth_start - whole, truth_start, shape))
+
+
+def whole_table(prediction: Volume, truth: Volume, start: Start, truth_start: Start, shape: Start,
+                border_nm: float | None, threads: int | None) -> Contingency:
+    """The table of the part that both cover, read in blocks; the border mask sees past each block's edge."""
+    resolution = truth.resolution or prediction.resolution
+    if border_nm is not None and resolution is None:
+        raise InputError(f"--border-nm needs the size of a voxel, but neither {truth.name} nor {prediction.name} "
+                         "says its resolution; give --resolution Z Y X")
+    halo = [0, 0, 0]
+    if border_nm and math.isfinite(border_nm):
+        halo[1:] = (math.ceil(border_nm / size) + 1 for size in resolution[1:])
+    tables: list[Contingency] = []
+    for box in _blocks(shape, prediction, truth):
+        labels = prediction[_moved(box, start)]
+        low = [max(0, span.start + at - wide) for span, at, wide in zip(box, truth_start, halo)]
+        high = [min(end, span.stop + at + wide) for span, at, wide, end in zip(box, truth_start, halo, truth.shape)]
+        wider = truth[tuple(slice(a, b) for a, b in zip(low, high))]
+        inner = tuple(slice(span.start + at - a, span.stop + at - a) for span, at, a in zip(box, truth_start, low))
+        mask = None if border_nm is None else neuron_border_mask(wider, resolution, border_nm, threads)[inner]
+        tables.append(contingency(wider[inner], labels, (), (), mask, threads))
+        if len(tables) == POOL_EVERY:
+            tables = [pool(tables)]
+    return pool(tables)
+
+
+def _blocks(shape: Start, *volumes: Volume) -> Iterator[tuple[slice, ...]]:
+    """Boxes of about BLOCK_BYTES that cover the shape: slabs of whole chunks, or rows of sections too large for it."""
+    row = max(1, shape[2]) * sum(volume.dtype.itemsize for volume in volumes)
+    chunk = [min(shape[axis], max((volume.chunks or (1, 1, 1))[axis] for volume in volumes)) or 1 for axis in (0, 1)]
+    sections = BLOCK_BYTES // (row * max(1, shape[1])) // chunk[0] * chunk[0]
+    rows = max(1, shape[1])
+    if sections == 0:
+        sections, rows = chunk[0], max(1, BLOCK_BYTES // (row * chunk[0]) // chunk[1]) * chunk[1]
+    for z in range(0, max(1, shape[0]), sections):
+        for y in range(0, max(1, shape[1]), rows):
+            yield slice(z, min(z + sections, shape[0])), slice(y, min(y + rows, shape[1])), slice(0, shape[2])
+
+
+def _moved(box: tuple[slice, ...], start: Start) -> tuple[slice, ...]:
+    return tuple(slice(span.start + at, span.stop + at) for span, at in zip(box, start))
+
+
+def _described(volume: Volume) -> dict[str, Any]:
+    return {"name": volume.name, "shape": list(volume.shape), "dtype": str(volume.dtype),
+            "resolution": volume.resolution, "offset": volume.offset}
+
+
+COLUMNS = {"voi_split": "VOI split", "voi_merge": "VOI merge", "rand_error": "Rand error",
+           "rand_precision": "precision", "rand_recall": "recall", "cremi_score": "CREMI score", "v_rand": "V_Rand",
+           "v_info": "V_Info"}
+
+
+def printed(result: dict[str, Any]) -> str:
+    """The scores as a table, one line a convention, and what each convention means."""
+    lines = [f"{side:<11}{result[side]['name']}  {tuple(result[side]['shape'])} {result[side]['dtype']}"
+             for side in ("prediction", "truth")]
+    voxels = result["voxels"]
+    border = "" if result["border_nm"] is None else (
+        f", {voxels['near_borders']} of them within {result['border_nm']:g} nm of a border and left out")
+    lines += [f"compared   {voxels['compared']} voxels{border}", ""]
+    conventions = list(dict.fromkeys(entry["convention"] for entry in result["scores"]))
+    by_place = {(entry["convention"], entry["score"]): entry for entry in result["scores"]}
+    columns = {name: title for name, title in COLUMNS.items() if any((c, name) in by_place for c in conventions)}
+    lines.append(f"{'convention':<11}" + "".join(f"{title:>12}" for title in columns.values())
+                 + f"{'voxels':>14}  ignored truth ids")
+    for convention in conventions:
+        cells = []
+        for name in columns:
+            entry = by_place.get((convention, name), {"value": ""})
+            cells.append(entry["value"] if entry["value"] == "" else
+                         "undefined" if entry["value"] is None else f"{entry['value']:.6f}")
+        entry = by_place[convention, "voi_split"]
+        ids = ", ".join(f"2^64 - {2**64 - i}" if i >= 2**63 else str(i) for i in entry["ignored_truth"]) or "none"
+        lines.append(f"{convention:<11}" + "".join(f"{cell:>12}" for cell in cells) + f"{entry['voxels']:>14}  {ids}")
+    lines += ["", "VOI in bits. Rand precision and recall, with P, B and A the sums of squares over pairs, predicted "
+              "and true objects,", "+ leaving out label 0, c its voxels, N the scored and n all voxels:"]
+    lines += [f"  {name:<9}{CONVENTIONS[name]}" for name in conventions]
+    return "\n".join([*lines, *([""] if result["notes"] else []), *result["notes"]])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Prints the scores of two label files, as text or JSON."""
+    parser = argparse.ArgumentParser(prog="python -m emcore score", description=(
+        "VOI and Rand scores of a label file against the truth, under every published convention. VOI is in bits; "
+        "lower is better for VOI, rand_error and cremi_score, higher for the rest."))
+    parser.add_argument("prediction", help="file, or file:dataset")
+    parser.add_argument("truth", help="file, or file:dataset")
+    parser.add_argument("--convention", action="append", choices=list(CONVENTIONS), dest="conventions",
+                        help="only this one; may be given several times")
+    parser.add_argument("--border-nm", type=float, metavar="NM",
+                        help="leave out voxels this near to a border of the truth, within the section (CREMI: 25)")
+    parser.add_argument("--ignore-truth", metavar="IDS", type=_ids,
+                        help='truth ids to ignore, separated by commas, or "none"; without it 0, for cremi also the '
+                             "two largest 64-bit ids, for gala none")
+    parser.add_argument("--ignore-labels", metavar="IDS", type=_ids, default=(), help="predicted ids to ignore")
+    parser.add_argument("--resolution", type=float, nargs=3, metavar=("Z", "Y", "X"),
+                        help="size of a voxel in nm, in place of what the files say")
+    parser.add_argument("--threads", type=int, help="default: the cores allotted to this process")
+    parser.add_argument("--json", action="store_true", help="print JSON; undefined scores are null")
+    options = vars(parser.parse_args(arguments))
+    as_json = options.pop("json")
+    options["conventions"] = options["conventions"] or list(CONVENTIONS)
+    result = score(**options)
+    print(json.dumps(result, indent=1) if as_json else printed(result))
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(int(part) for part in text.split(","))
