@@ -1,0 +1,120 @@
+"""Connected components of label volumes, masks and affinities; 2D too."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import affinity_components as graph_kernel
+from emcore.kernels import components as kernel
+from emcore.kernels.relabeling import renumber
+from emcore.segment.affinities import check_affinities, kernel_view
+from emcore.segment.relabeling import label_dtype, unsigned
+from emcore.threads import run_parallel, slabs, thread_count
+
+_AXES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # rank, connectivity -> how many coordinates of neighbours differ
+_SLAB_VOXELS = 2**31  # the nodes of a slab are 32-bit
+
+
+def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: bool = False,
+                         threads: int | None = None) -> np.ndarray | tuple[np.ndarray, int]:
+    """uint32 labels (uint64 beyond 2**32 - 1) of the connected pieces of equal labels, count=True: and their number.
+
+    Numbered from 1 in raster order of their first voxels; 0 stays 0. labels are integers or bool, (z, y, x) with
+    connectivity 6 (default), 18 or 26, or (y, x) with 4 (default) or 8.
+    """
+    labels, threads = unsigned(labels, threads=threads), thread_count(threads)
+    if labels.ndim not in _AXES:
+        raise InputError(f"labels must be (z, y, x) or (y, x); got shape {labels.shape}")
+    choices = _AXES[labels.ndim]
+    if connectivity is not None and connectivity not in choices:
+        raise InputError(f"connectivity must be {', '.join(map(str, choices))} for {labels.ndim}D labels; "
+                         f"got {connectivity}")
+    axes = choices[connectivity or min(choices)]
+    volume = labels if labels.ndim == 3 else labels[:, None]  # rows of an image as planes, so that slabs cut it too
+    return _label(volume, axes, count, threads, labels.shape)
+
+
+def _label(volume: np.ndarray, axes: int, count: bool, threads: int, shape: tuple[int, ...]):
+    """connected_components of a checked 3D volume, in the given shape."""
+    if volume.size == 0:
+        return (np.zeros(shape, np.uint32), 0) if count else np.zeros(shape, np.uint32)
+    cuts = _slabs(volume, threads)
+    scans = run_parallel(kernel.scan, [(volume[start:stop], axes) for start, stop in cuts], threads)
+    offsets = np.cumsum([0] + [scan.count for scan in scans])
+    numbers = np.arange(offsets[-1])
+    for k in range(1, len(cuts)):
+        start = cuts[k][0]
+        kernel.join(scans[k - 1], scans[k], volume[start - 1:start], volume[start:start + 1], axes, numbers,
+                    offsets[k - 1], offsets[k])
+    found = kernel.number_components(numbers)
+    out = np.empty(volume.shape, label_dtype(found))
+    run_parallel(kernel.write, [(scan, numbers, offset, out[start:stop])
+                                for scan, offset, (start, stop) in zip(scans, offsets, cuts)], threads)
+    out = out.reshape(shape)
+    return (out, found) if count else out
+
+
+def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str = "graph",
+                        offsets: Sequence | None = None, edge: str = "later", table: np.ndarray | None = None,
+                        threads: int | None = None) -> np.ndarray:
+    """uint32 labels of what affinities above threshold connect, numbered in raster order; (c, z, y, x) in.
+
+    method="graph": an edge above threshold joins its two voxels (6-connected); 0 where neither a voxel's own values nor
+    an edge towards it are above. method="voxels": 26-connected pieces of the voxels with a value above, as cc3d on a
+    thresholded maximum would find them.
+    """
+    if method not in ("graph", "voxels"):
+        raise InputError(f"method must be 'graph' or 'voxels'; got {method!r}")
+    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+    threads, values = thread_count(threads), kernel_view(checked.values)
+    cut = _cut(threshold, checked.values.dtype, checked.table)
+    along = [values[channel] for channel in checked.channels]
+    if cut is None or along[0].size == 0:
+        return np.zeros(along[0].shape, np.uint32)
+    if method == "voxels":
+        mask = np.empty(along[0].shape, bool)
+
+        def find(start: int, stop: int) -> None:
+            np.greater(along[0][start:stop], cut, out=mask[start:stop])
+            for channel in along[1:]:
+                mask[start:stop] |= channel[start:stop] > cut
+
+        run_parallel(find, slabs(len(mask), threads * 8), threads)
+        return connected_components(mask, 26, threads=threads)
+    out = np.empty(along[0].shape, np.uint32)
+    cuts = _slabs(out, threads)
+    shifts = np.array(checked.shifts, np.int64)
+    counts = run_parallel(lambda start, stop: graph_kernel.scan(*along, shifts, cut, start, stop, out), cuts, threads)
+    offsets_of = np.cumsum([0, *counts])
+    numbers = np.arange(offsets_of[-1])
+    for k in range(1, len(cuts)):
+        start = cuts[k][0]
+        graph_kernel.join(along[0][start - checked.shifts[0]], cut, out[start - 1], out[start], numbers,
+                          offsets_of[k - 1], offsets_of[k])
+    found = kernel.number_components(numbers)
+    out = out.astype(label_dtype(found), copy=False)
+    run_parallel(renumber, [(out[start:stop], np.append(0, numbers[offsets_of[k]:offsets_of[k + 1]]))
+                            for k, (start, stop) in enumerate(cuts)], threads)
+    return out
+
+
+def _cut(threshold: float, dtype: np.dtype, table: np.ndarray | None) -> int | float | None:
+    """What a kernel's value must exceed for its affinity to exceed threshold; None if none can."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold must lie in 0..1; got {threshold}")
+    if dtype == np.uint8:
+        below = int(np.searchsorted(table, threshold, side="right")) - 1  # the last code at or below threshold
+        return None if below == 255 else below
+    cut = dtype.type(threshold)
+    if float(cut) > threshold:
+        cut = np.nextafter(cut, dtype.type(0))
+    return int(cut.view(np.int16)) if dtype == np.float16 else float(cut)
+
+
+def _slabs(volume: np.ndarray, threads: int) -> list[tuple[int, int]]:
+    """Slabs of planes for threads, each with nodes that fit 32 bits."""
+    plane = volume.shape[1] * volume.shape[2]
+    if plane > _SLAB_VOXELS:
+        raise InputError(f"one section may have {_SLAB_VOXELS} voxels here; got {plane}; cut the volume in y or x")
+    return slabs(len(volume), max(threads, -(-volume.size // _SLAB_VOXELS) * 2))
