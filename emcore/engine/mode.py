@@ -1,0 +1,208 @@
+"""How fast arithmetic is chosen: precision, memory layout, compilation, by trying the real step in child processes.
+
+Some builds of torch crash the whole process in bf16 convolutions on some processors (their weight gradients, for many
+shapes), and which layout is fastest depends on the machine. So each candidate runs the step of this net at this size
+once in a child; one that dies is passed over. The verdict is kept, by versions, processor and shapes.
+
+Nothing here imports torch before the verdict: the instruction set must be limited before torch is loaded.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from emcore.config import to_table
+from emcore.errors import InputError
+from emcore.settings.model import Model
+from emcore.settings.train import Train
+
+LIMIT = "ONEDNN_MAX_CPU_ISA"  # read by torch when it is loaded
+SAFE = "AVX512_CORE_BF16"  # the instruction sets up to this one have not been seen to crash
+PATIENCE = 240.0  # seconds for one candidate
+
+
+@dataclass(frozen=True)
+class Mode:
+    device: str  # cpu or cuda
+    precision: str  # bf16, fp16 or fp32
+    layout: str  # channels_last or contiguous
+    compile: bool
+    instructions: str = ""  # limit of the instruction sets, empty for none
+    reason: str = ""  # one line for the log
+
+
+def cache_folder() -> Path:
+    """A folder of this user that can be written: the usual cache, else a temporary one."""
+    for base in (os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~/.cache"),
+                 os.path.join(tempfile.gettempdir(), f"emcore-{os.getuid()}")):
+        if base:
+            folder = Path(base) / "emcore"
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if os.access(folder, os.W_OK):
+                    return folder
+            except OSError:
+                continue
+    return Path(tempfile.mkdtemp(prefix="emcore-"))
+
+
+def processor() -> str:
+    """Model and features that decide which arithmetic is fast."""
+    try:
+        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return platform.processor()
+    lines = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+    flags = [flag for flag in lines.get("flags", "").split() if flag.startswith(("avx512", "amx", "avx2"))]
+    return f"{lines.get('model name', '')} {' '.join(sorted(flags))}"
+
+
+def choose_mode(model: Model, train: Train, patch: tuple[int, int, int], samples: int, device: str = "auto",
+                steps: int = 1000) -> Mode:
+    """The fastest mode that runs the step of this net; what the settings fix is not tried.
+
+    samples: of one micro-batch on one rank; steps: how many steps there are to save time in.
+    """
+    work = {"model": to_table(model), "patch": list(patch), "samples": samples}
+    wanted = {"precision": train.precision, "layout": train.layout, "compile": train.compile, "device": device}
+    key = hashlib.sha256(json.dumps([work, wanted, version("torch"), processor(), _gpu(), steps > 200],
+                                    sort_keys=True).encode()).hexdigest()[:24]
+    verdict = cache_folder() / f"mode-{key}.json"
+    if verdict.is_file():
+        try:
+            return Mode(**json.loads(verdict.read_text()))
+        except (ValueError, TypeError):
+            pass  # written by another version
+    mode = _measure(work, train, device, steps)
+    temporary = verdict.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(mode)))
+    os.replace(temporary, verdict)
+    return mode
+
+
+def apply_mode(mode: Mode) -> None:
+    """Sets what must stand before torch is loaded."""
+    if mode.instructions and "torch" not in sys.modules:
+        os.environ.setdefault(LIMIT, mode.instructions)
+
+
+def _gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "all") if Path("/dev/nvidiactl").exists() else ""
+
+
+def candidates(train: Train, device: str) -> list[Mode]:
+    """What to try, likely best first."""
+    layouts = ["channels_last", "contiguous"] if train.layout == "auto" else [train.layout]
+    if device == "cuda":
+        precision = "bf16" if train.precision == "auto" else train.precision
+        return [Mode(device, precision, layout, train.compile == "on") for layout in layouts]
+    precisions = ["bf16", "fp32"] if train.precision == "auto" else [train.precision]
+    found = []
+    for precision in precisions:
+        limits = ["", SAFE] if precision == "bf16" and not os.environ.get(LIMIT) else [""]
+        found += [Mode(device, precision, layout, train.compile == "on", limit)
+                  for limit in limits for layout in layouts]
+    return found
+
+
+def _measure(work: Mapping[str, Any], train: Train, device: str, steps: int) -> Mode:
+    if device == "auto":
+        device = _try({"question": "device"}, Mode("cpu", "fp32", "contiguous", False))[0].get("device", "cpu")
+    best, best_time, crashed, failures = None, float("inf"), [], []
+    for mode in candidates(train, device):
+        if any((mode.precision, mode.instructions) == other for other in crashed):
+            continue  # the other layout of arithmetic that has just killed a process
+        if mode.instructions and best is not None and best.precision == mode.precision:
+            continue  # the limit is for where the full set crashes
+        answer, code, error = _try(work, mode)
+        if code != 0:
+            failures.append(f"{mode.precision} {mode.layout}{' ' + mode.instructions if mode.instructions else ''}: "
+                            f"{'killed by signal ' + str(-code) if code < 0 else error}")
+            if code < 0:
+                crashed.append((mode.precision, mode.instructions))
+            continue
+        if answer["seconds"] < best_time:
+            best, best_time = mode, answer["seconds"]
+    if best is None:
+        raise InputError(f"this net cannot take a step on {device}: {failures[0]}")
+    reason = f"{best.precision}, {best.layout}, {best_time:.2f} s a step"
+    if best.instructions:
+        reason += f", instruction sets limited to {best.instructions} because more crashes here"
+    if train.compile == "auto" and (device == "cuda" or steps > 200):
+        compiled = Mode(device, best.precision, best.layout, True, best.instructions)
+        answer, code, error = _try(work, compiled)
+        if code == 0 and answer["first"] + steps * answer["seconds"] < steps * best_time:
+            best, reason = compiled, f"{reason}; {answer['seconds']:.2f} s compiled"
+        else:
+            reason += f"; not compiled ({'no gain' if code == 0 else 'it fails here'})"
+    return Mode(**{**asdict(best), "reason": reason})
+
+
+def _try(work: Mapping[str, Any], mode: Mode) -> tuple[dict[str, Any], int, str]:
+    """What the child answered, its exit code (negative for a signal) and the last line of its error."""
+    environment = dict(os.environ)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
+        environment.pop(name, None)
+    if mode.instructions:
+        environment[LIMIT] = mode.instructions
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
+    try:
+        done = subprocess.run([sys.executable, "-m", "emcore.engine.mode"], input=json.dumps([work, asdict(mode)]),
+                              capture_output=True, text=True, timeout=PATIENCE, env=environment)
+    except subprocess.TimeoutExpired:
+        return {}, 1, f"took more than {PATIENCE:.0f} s"
+    lines = done.stderr.strip().splitlines() or [""]
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    except (ValueError, IndexError):
+        return {}, 1, "gave no answer"
+    return answer, done.returncode, lines[-1]
+
+
+def child() -> None:
+    """Takes one step after another as the parent asks and prints the seconds."""
+    work, mode = json.loads(sys.stdin.read())
+    import torch
+
+    if work.get("question") == "device":
+        print(json.dumps({"device": "cuda" if torch.cuda.is_available() else "cpu"}))
+        return
+    from emcore.config import from_table
+    from emcore.engine.arithmetic import autocast, place
+    from emcore.models.build import build_model
+
+    mode = Mode(**mode)
+    device = torch.device(mode.device)
+    net = place(build_model(from_table(Model, work["model"], "model"), tuple(work["patch"])).to(device), mode)
+    net.train()
+    model = from_table(Model, work["model"], "model")
+    image = torch.rand(work["samples"], model.in_channels, *work["patch"], device=device)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        with autocast(mode):
+            out = net(image)
+        out = [out] if not isinstance(out, dict) else list(out.values())
+        sum(value.float().square().mean() for value in out).backward()
+        net.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+        if sum(times) > 60:
+            break
+    print(json.dumps({"first": times[0], "seconds": min(times[1:] or times)}))
+
+
+if __name__ == "__main__":
+    child()
