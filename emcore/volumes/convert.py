@@ -38,6 +38,7 @@ def convert(source: Volume, target: str, dtype: np.dtype | None = None, resoluti
             block = source[box]
             writer[box] = block if dtype == source.dtype else recast(block, dtype, source.name)
             progress.add(block.size)
+            del block  # or the next one is read while this one still takes its memory
 
 
 @contextmanager
