@@ -16,7 +16,6 @@ import numpy as np
 from emcore.volumes import create_volume, open_volume
 from emcore.volumes.convert import blocks
 
-
 # The peak of a process begins with that of the one which forked it; this one is small, we may not be.
 WATCH = """import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True)
