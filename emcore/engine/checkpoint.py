@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import nn
 from emcore.config import from_table
 from emcore.errors import InputError
 from emcore.models.build import build_model
+from emcore.models.vit import transfer_encoder
 from emcore.settings.model import Model
 
 NAME = re.compile(r"step_(\d{9})\.pt")
@@ -111,6 +112,24 @@ def load_weights(net: nn.Module, state: Mapping[str, Any], what: str) -> None:
     if differ:
         raise InputError(f"{what} belongs to another net: {len(differ)} tensors differ, first {', '.join(differ[:5])}")
     net.load_state_dict(state)
+
+
+def start_from(net: nn.Module, path: str | Path, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+    """Takes the weights of another run, or a published file, that fit by name and shape; which were taken."""
+    content = read(path)
+    state = content.get("model", content.get("state_dict", content))
+    if content.get("ema"):
+        state = content["ema"]["weights"]
+    model = content.get("config", {}).get("model", {})
+    grid = None
+    size = content.get("config", {}).get("data", {}).get("patch") or model.get("volume_size")
+    token = model.get("transformer", {}).get("patch") or model.get("patch_size")
+    if size and token:
+        grid = tuple(int(s) // int(t) for s, t in zip(size, token))
+    taken = transfer_encoder(net, state, grid, include, exclude)
+    if not taken:
+        raise InputError(f"no tensor of {path} fits this net by name and shape; it has {', '.join(list(state)[:5])}")
+    return taken
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:

@@ -135,6 +135,7 @@ class UNETR(VisionTransformer):
         # the published files hold this tensor also where the patch is isotropic and nothing uses it
         self.anisotropic = patch[0] != patch[1]
         self.dtrans = convolution(2 * f, 2 * f, 3, (max(1, patch[1] // patch[0]), 1, 1))
+        self.dtrans.requires_grad_(self.anisotropic)
         if head not in ("em", "plain"):
             raise InputError(f"the head of UNETR must be em or plain; got {head!r}")
         self.head = (AffinityHead(f, out_channels, head_depth, head_bias, dropout) if head == "em" else

@@ -1,1 +1,32 @@
-"""Every setting of a run: one file a table of the TOML."""
+"""Every setting of a run, one TOML table each; `python -m emcore config train` prints them all."""
+
+from dataclasses import dataclass
+
+from emcore.settings.augment import Augment
+from emcore.settings.data import Data
+from emcore.settings.loss import Loss
+from emcore.settings.model import Model
+from emcore.settings.target import Labels, Target
+from emcore.settings.train import Pretrain, Train
+
+
+@dataclass(frozen=True)
+class Settings:
+    name: str  # of the run: everything it writes stands in outputs/<name>
+    outputs: str = "outputs"  # folder of the run folders
+    seed: int = 0  # of weights, samples and augmentations
+    device: str = "auto"  # auto, cpu or cuda
+    data: Data = Data()  # volumes and patches
+    augment: Augment = Augment()  # what is done to training patches
+    labels: Labels = Labels()  # what is done to labels before targets are made
+    target: tuple[Target, ...] = (Target(),)  # what the net learns; channels are stacked
+    loss: Loss = Loss()  # how far it is from it
+    model: Model = Model()  # the net
+    train: Train = Train()  # the loop
+    pretrain: Pretrain | None = None  # masked pretraining of the transformer instead of learning targets
+
+
+# script -> the tables that it reads
+READS = {
+    "train": ("data", "augment", "labels", "target", "loss", "model", "train", "pretrain"),
+}

@@ -1,0 +1,138 @@
+"""What one training step computes: a module around the net, so that torch's DistributedDataParallel sees all of it."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from emcore.data.targets import channel_names, channels, make_targets, prepare_labels
+from emcore.engine.arithmetic import autocast, place
+from emcore.engine.mode import Mode
+from emcore.errors import InputError
+from emcore.losses import LossPlan
+from emcore.models.build import build_model
+from emcore.models.decision import DecisionModule, Reward, policy_loss
+from emcore.models.mae import MaskedAutoencoder, choose_mask
+from emcore.settings import Settings
+
+
+class Supervised(nn.Module):
+    """Loss of a batch of augmented patches: targets are made here, on the device."""
+
+    def __init__(self, settings: Settings, mode: Mode, resolution: tuple[float, float, float]):
+        super().__init__()
+        self.settings, self.mode, self.resolution = settings, mode, resolution
+        self.net = build_model(settings.model, settings.data.patch)
+        self.plan = LossPlan(settings.loss)
+        heads = dict(settings.model.mednext.heads) if settings.model.name == "mednext" else {}
+        self.plan.check(heads or settings.model.out_channels, channels(settings.target))
+        self.columns = [f"loss/train/{number} {term.kind}" for number, term in enumerate(settings.loss.terms)]
+        self.names = channel_names(settings.target)
+        # outside of the module tree: a compiled net shares the parameters and must not name them twice
+        self.runner = [self.net]
+
+    def prepare(self) -> None:
+        """Puts the mode to work, once the net is on its device."""
+        self.runner = [place(self.net, self.mode)]
+
+    def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = prepare_labels(batch["label"], self.settings.labels)
+        return make_targets(labels, self.settings.target, self.resolution, batch.get("mask"), batch.get("skeleton"))
+
+    def forward(self, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            target, valid = self.targets(batch)
+        with autocast(self.mode):
+            prediction = self.runner[0](batch["image"])
+        value = self.plan(prediction, target, valid, batch["image"])
+        return value.total, dict(zip(self.columns, (term.detach() for term in value.terms)))
+
+    @torch.no_grad()
+    def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
+        """Target and prediction, (channels, z, y, x) of the first sample in 0..1, and the names of the channels."""
+        target, _ = self.targets({name: value[:1] for name, value in batch.items()})
+        with autocast(self.mode):
+            prediction = self.net(batch["image"][:1])
+        if isinstance(prediction, Mapping):
+            prediction = prediction["output"] if "output" in prediction else torch.cat(list(prediction.values()), 1)
+        shown = prediction[0].float()
+        if self.settings.model.name != "unet_v1":
+            shown = shown.sigmoid()
+        return target[0], shown, self.names
+
+
+class Masked(nn.Module):
+    """Masked pretraining: the autoencoder, its mask, and the policy that may choose it."""
+
+    columns = ("loss/train/pixel", "loss/train/structure", "membrane_weight_mean", "mask_ratio", "edge_coverage",
+               "loss/train/policy")
+    names = ("restored",)
+
+    def __init__(self, settings: Settings, mode: Mode, resolution: tuple[float, float, float]):
+        super().__init__()
+        if settings.pretrain is None:
+            raise InputError("masked pretraining needs the table [pretrain]")
+        self.settings, self.mode, self.pretrain = settings, mode, settings.pretrain
+        sizes, options = settings.model.transformer, settings.pretrain
+        self.net = MaskedAutoencoder(
+            settings.model.in_channels, volume=settings.data.patch, patch=sizes.patch, width=sizes.width,
+            depth=sizes.depth, heads=sizes.heads, decoder_width=options.decoder_width,
+            structure_weight=options.structure_weight, structure_axis_weights=options.structure_axis_weights,
+            membrane_weight=options.membrane_weight, membrane_axis_weights=options.membrane_axis_weights,
+            membrane_clip=options.membrane_clip)
+        policy = options.policy
+        self.policy = None
+        if policy.kind != "none":
+            self.policy = DecisionModule(
+                sizes.width, policy.hidden, policy.ratios, policy.edge_fractions, policy.initial_ratio,
+                policy.initial_edge_fraction, policy.initial_margin, policy.prior_margin, options.mask_ratio,
+                policy.least_ratio, policy.most_ratio)
+        self.reward = Reward(policy.reward, policy.edge_coefficient, policy.edge_fraction_target,
+                             policy.edge_fraction_coefficient, policy.ratio_coefficient, policy.reward_clip,
+                             policy.entropy_coefficient, policy.value_coefficient, policy.prior_coefficient,
+                             policy.normalise_advantage)
+
+    def prepare(self) -> None:
+        place(self.net, Mode(self.mode.device, self.mode.precision, self.mode.layout, False))
+
+    def _decides(self, step: int) -> tuple[bool, bool]:
+        """Whether the policy chooses this step's mask, and whether it learns from it."""
+        policy = self.pretrain.policy
+        if self.policy is None or step < policy.warmup:
+            return False, False
+        frozen = policy.freeze > 0 and step >= policy.freeze
+        return (policy.use_frozen, False) if frozen else (True, True)
+
+    def forward(self, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image, options = batch["image"], self.pretrain
+        edges = self.net.patch_edges(image)
+        used, learns = self._decides(step)
+        decision = None
+        if used:
+            with torch.no_grad():
+                tokens = self.net.embed(image)
+            decide = self.policy.decide_patches if options.policy.kind == "patch" else self.policy.decide_mixture
+            decision = decide(tokens, edges, deterministic=not learns)
+            mask = decision.mask
+        else:
+            mask = choose_mask(edges, options.mask_ratio, options.edge_fraction, options.edge_power, options.edge_noise)
+        with autocast(self.mode):
+            out = self.net(image, mask, edges)
+        loss, policy_term = out.loss, torch.zeros((), device=image.device)
+        if learns:
+            error = (out.volume.detach() - image).square().flatten(1).mean(1)
+            policy_term = policy_loss(decision, error, self.reward)
+            loss = loss + options.policy.weight * policy_term
+        if self.policy is not None:  # every parameter takes part in every step, as DistributedDataParallel wants
+            loss = loss + 0 * sum(p.sum() for p in self.policy.parameters())
+        share = (edges * mask).sum(1) / mask.sum(1).clamp_min(1)
+        values = (out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term)
+        return loss, dict(zip(self.columns, (value.detach() for value in values)))
+
+    @torch.no_grad()
+    def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
+        image = batch["image"][:1]
+        edges = self.net.patch_edges(image)
+        options = self.pretrain
+        mask = choose_mask(edges, options.mask_ratio, options.edge_fraction, options.edge_power, 0.0)
+        return image[0], self.net(image, mask, edges).volume[0].clamp(0, 1), list(self.names)

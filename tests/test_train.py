@@ -1,0 +1,318 @@
+"""train.py as a user runs it: learns, resumes to the bit, is killed, stopped, run on two ranks, given nonsense."""
+
+import csv
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from emcore.engine import checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+name = "tiny"
+[data]
+patch = [4, 16, 16]
+workers = 0
+[[data.train]]
+image = "vol.h5:raw"
+label = "vol.h5:labels"
+[[data.validation]]
+image = "vol.h5:raw"
+label = "vol.h5:labels"
+[[target]]
+kind = "affinity"
+[model]
+out_channels = 3
+[model.rsunet]
+width = [4, 8]
+norm = "batch"
+[augment.flip]
+probability = [0.5, 0.5, 0.5]
+[augment.noise]
+probability = 0.5
+[train]
+steps = 20
+batch = 2
+log_steps = 2
+preview_steps = 0
+precision = "fp32"
+layout = "contiguous"
+compile = "off"
+[train.save]
+steps = 5
+[train.validate]
+steps = 10
+crops = 4
+[train.ema]
+decay = 0.9
+"""
+PRETRAIN = """
+[pretrain]
+edge_fraction = 0.5
+decoder_width = 16
+[pretrain.policy]
+kind = "adaptive"
+hidden = 16
+[model.transformer]
+patch = [2, 8, 8]
+width = 16
+depth = 2
+heads = 2
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    random = np.random.default_rng(0)
+    labels = np.kron(random.integers(1, 50, (4, 6, 6)), np.ones((3, 6, 6), int))
+    with h5py.File(tmp_path / "vol.h5", "w") as f:
+        f["labels"] = labels.astype(np.uint32)
+        f["raw"] = ((labels * 37) % 200 + 20 + random.integers(0, 30, labels.shape)).astype(np.uint8)
+    (tmp_path / "run.toml").write_text(CONFIG)
+    return tmp_path
+
+
+def environment():
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {name: value for name, value in found.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER"))}
+
+
+def command(*overrides, ranks=1, config="run.toml"):
+    script = [str(ROOT / "train.py"), "--cfg", config, *overrides]
+    if ranks == 1:
+        return [sys.executable, *script]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *script]
+
+
+def train(place, *overrides, ranks=1, config="run.toml"):
+    return subprocess.run(command(*overrides, ranks=ranks, config=config), cwd=place, capture_output=True, text=True,
+                          env=environment(), timeout=280)
+
+
+def rows(place, name="tiny"):
+    with open(place / "outputs" / name / "log.csv", newline="") as file:
+        return list(csv.reader(file))
+
+
+def state(place, name, step):
+    return checkpoint.read(place / "outputs" / name / "checkpoints" / f"step_{step:09d}.pt")
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "config")
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b or (a != a and b != b)
+
+
+def refused(place, sentence, *overrides, **options):
+    done = train(place, *overrides, **options)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert re.search(sentence, errors[0]), errors[0]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_half_way_and_resumes_is_the_uninterrupted_run_to_the_bit(place):
+    whole = train(place, "name=whole")
+    assert whole.returncode == 0, whole.stderr
+    first = train(place, "name=parts", "train.save.at=[7]", "train.save.steps=1000", "train.save.minutes=0")
+    assert first.returncode == 0, first.stderr
+    folder = place / "outputs" / "parts" / "checkpoints"
+    (folder / "step_000000020.pt").unlink()
+    assert [step for step, _ in checkpoint.all_steps(folder)] == [7]
+    again = train(place, "name=parts")
+    assert "resuming from" in again.stdout
+    assert "step 7 of 20" in again.stdout
+    assert rows(place, "whole") == rows(place, "parts")
+    assert same(state(place, "whole", 20), state(place, "parts", 20))
+    assert float(rows(place, "whole")[-1][2]) < float(rows(place, "whole")[1][2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_at_any_moment_continues_to_the_same_bits(place, ranks):
+    """SIGKILL of every process, again and again; a half-written checkpoint must never be chosen."""
+    options = ["train.save.steps=1", "train.steps=14"]
+    whole = train(place, "name=whole", *options, ranks=ranks)
+    assert whole.returncode == 0, whole.stderr
+    random = np.random.default_rng(ranks)
+    for _ in range(4):
+        process = subprocess.Popen(command("name=killed", *options, ranks=ranks), cwd=place, env=environment(),
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True)
+        folder = place / "outputs" / "killed" / "checkpoints"
+        begun = len(checkpoint.all_steps(folder)) and checkpoint.all_steps(folder)[0][0]
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            now = checkpoint.all_steps(folder)
+            if now and now[0][0] > begun:
+                break
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.3))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    done = train(place, "name=killed", *options, ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert rows(place, "whole") == rows(place, "killed")
+    assert same(state(place, "whole", 14), state(place, "killed", 14))
+
+
+@pytest.mark.slow
+def test_two_ranks_learn_what_one_rank_learns_from_the_same_batch(place):
+    options = ["train.steps=50", "train.log_steps=1", "train.batch=4", "model.rsunet.norm=instance",
+               "train.validate.steps=0", "data.validation=[]", "target.0.kind=binary", "model.out_channels=1", "train.save.steps=100"]
+    for ranks in (1, 2):
+        done = train(place, f"name=ranks{ranks}", *options, ranks=ranks)
+        assert done.returncode == 0, done.stderr
+    one, two = (np.array([float(row[2]) for row in rows(place, f"ranks{n}")[1:]]) for n in (1, 2))
+    assert len(one) == 50
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_accumulated_micro_batches_learn_what_one_batch_learns(place):
+    options = ["train.steps=10", "train.log_steps=1", "train.batch=4", "model.rsunet.norm=instance",
+               "data.validation=[]", "target.0.kind=binary", "model.out_channels=1"]
+    for parts in (1, 2):
+        assert train(place, f"name=parts{parts}", f"train.accumulate={parts}", *options).returncode == 0
+    one, two = (np.array([float(row[2]) for row in rows(place, f"parts{n}")[1:]]) for n in (1, 2))
+    np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["file", "SIGTERM", "SIGUSR1"])
+def test_a_run_asked_to_stop_ends_with_a_checkpoint_and_continues(place, how):
+    process = subprocess.Popen(command("train.steps=100000", "train.save.steps=100000"), cwd=place, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = place / "outputs" / "tiny" / "log.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 4):
+        time.sleep(0.05)
+    if how == "file":
+        (place / "outputs" / "tiny" / "STOP").touch()
+    else:
+        process.send_signal(getattr(signal, how))
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "as asked; the same command continues" in out
+    step = checkpoint.all_steps(place / "outputs" / "tiny" / "checkpoints")[0][0]
+    assert step > 0
+    assert not (place / "outputs" / "tiny" / "STOP").exists()
+    more = train(place, f"train.steps={step + 2}")
+    assert f"step {step} of {step + 2}" in more.stdout
+
+
+@pytest.mark.slow
+def test_masked_pretraining_learns_and_its_encoder_starts_a_finetuning(place):
+    (place / "pretrain.toml").write_text(CONFIG + PRETRAIN)
+    done = train(place, "name=pre", config="pretrain.toml")
+    assert done.returncode == 0, done.stderr
+    table = rows(place, "pre")
+    assert "loss/train/policy" in table[0]
+    assert float(table[-1][2]) < float(table[1][2])
+    (place / "tune.toml").write_text(CONFIG + PRETRAIN[PRETRAIN.index("[model.transformer]"):])
+    start = "outputs/pre/checkpoints/step_000000020.pt"
+    done = train(place, "name=fine", "model.name=unetr", "model.transformer.features=4", f"train.start_from={start}",
+                 "train.freeze=[\"patch_embed\"]", "train.optimizer.encoder_lr=1e-5", config="tune.toml")
+    assert done.returncode == 0, done.stderr
+    assert "29 tensors taken from" in done.stdout
+    before, after = state(place, "pre", 20), state(place, "fine", 20)
+    weights = before["ema"]["weights"]
+    assert torch.equal(weights["patch_embed.proj.weight"], after["model"]["patch_embed.proj.weight"])
+    assert not torch.equal(weights["norm.weight"], after["model"]["norm.weight"])
+
+
+@pytest.mark.slow
+def test_the_run_folder_tells_everything_and_rebuilds_the_net(place):
+    done = train(place, "train.preview_steps=10")
+    assert done.returncode == 0, done.stderr
+    folder = place / "outputs" / "tiny"
+    assert json.loads((folder / "environment.json").read_text())["torch"] == torch.__version__
+    assert (folder / "previews" / "step_000000020.png").read_bytes().startswith(b"\x89PNG")
+    assert rows(place)[0] == ["step", "lr", "loss/train", "loss/train/0 bce", "loss/val"]
+    assert (folder / "speed.csv").read_text().startswith("time,step,seconds,waiting")
+    import emcore
+    net = emcore.load_model(folder / "checkpoints" / "step_000000020.pt")
+    assert not net.training
+    content = state(place, "tiny", 20)
+    assert torch.equal(net.state_dict()["tail.2.weight"], content["ema"]["weights"]["tail.2.weight"])
+    assert not torch.equal(content["model"]["tail.2.weight"], content["ema"]["weights"]["tail.2.weight"])
+    assert not any(name.startswith(("module.", "_orig_mod.", "net.")) for name in content["model"])
+
+
+@pytest.mark.slow
+def test_mistakes_get_one_sentence_and_exit_code_2(place):
+    refused(place, "unknown setting train.stepz; did you mean train.steps?", "train.stepz=3")
+    refused(place, r"patch of \[4, 15, 16\] does not fit .* nearest that fit are \[4, 14, 16\] or \[4, 16, 16\]",
+            "data.patch=[4, 15, 16]")
+    refused(place, "compares 2 prediction channels with 3 target channels", "model.out_channels=2")
+    refused(place, "data.train.0: there is no file absent.h5", "data.train.0.image=absent.h5")
+    if not torch.cuda.is_available():
+        refused(place, "device = cuda, but this torch", "device=cuda")
+    refused(place, "train.freeze: no weight begins with 'nothing'; the net has decoder, encoder",
+            'train.freeze=["nothing"]')
+    (place / "file").write_text("")
+    refused(place, "cannot write into the run folder file/tiny", "outputs=file")
+
+
+@pytest.mark.slow
+def test_a_folder_of_another_run_a_cut_and_a_hostile_checkpoint_are_told_apart(place):
+    assert train(place, "train.steps=5").returncode == 0
+    refused(place, r"holds a run of another config: train.optimizer.lr was 0.001, is 0.1\. Use another name",
+            "train.optimizer.lr=0.1")
+    path = place / "outputs" / "tiny" / "checkpoints" / "step_000000005.pt"
+    whole = path.read_bytes()
+    path.with_name("step_000000009.pt").write_bytes(whole[:-100])
+    assert checkpoint.newest(path.parent) == path
+    hostile = place / "hostile.pt"
+    with open(hostile, "wb") as file:
+        pickle.dump({"model": os.system}, file)
+    torch.save({"model": torch.zeros(1), "other": Path("x")}, place / "object.pt")
+    refused(place, "could run code, so it is not read", "name=b", f"train.start_from={hostile}")
+    refused(place, "could run code, so it is not read", "name=b", f"train.start_from={place / 'object.pt'}")
+    refused(place, "no tensor of .* fits this net", "name=b", f"train.start_from={path}", "model.name=linear_head",
+            "model.transformer.patch=[2, 8, 8]", "model.transformer.width=16", "model.transformer.heads=2")
+    (place / "cut.pt").write_bytes(whole[:2000])
+    refused(place, "is not a whole checkpoint", "name=b", f"train.start_from={place / 'cut.pt'}")
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(place):
+    refused(place, r"the loss of step \d+ is (nan|inf); its samples were vol at \[\d+, \d+, \d+\]",
+            "train.optimizer.lr=1e30", "train.optimizer.clip=0", "loss.clamp=0", "model.rsunet.norm=none", "train.optimizer.kind=sgd")
+    assert list((place / "outputs" / "tiny").glob("bad_batch_step_*_rank_0.pt"))
+
+
+@pytest.mark.slow
+def test_when_a_rank_dies_the_others_end_within_a_minute(place):
+    process = subprocess.Popen(command("train.steps=100000", ranks=2), cwd=place, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = place / "outputs" / "tiny" / "log.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    start = time.monotonic()
+    _, errors = process.communicate(timeout=90)
+    assert time.monotonic() - start < 60
+    assert process.returncode != 0
+    assert re.search(r"rank\s*:\s*[01]", errors)
+    assert "Signal 9" in errors or "-9" in errors

@@ -1,0 +1,188 @@
+"""Trains a net from a TOML config, on one process or many; the same command again resumes.
+
+    python train.py --cfg configs/demo.toml
+    torchrun --nproc-per-node=4 train.py --cfg configs/cremi_clefts.toml train.optimizer.lr=3e-4
+
+Everything is written to outputs/<name>: config.toml, log.csv, checkpoints, previews. `touch outputs/<name>/STOP`,
+SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it is masked pretraining.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from emcore import config
+from emcore.engine.mode import apply_mode, choose_mode
+from emcore.errors import run_command
+from emcore.settings import Settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("overrides", nargs="*", help="settings to change, such as train.steps=1000")
+    options, more = parser.parse_known_args(arguments)
+    settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    samples = max(1, settings.train.batch // (world * settings.train.accumulate))
+    mode = choose_mode(settings.model, settings.train, settings.data.patch, samples, settings.device,
+                       settings.train.steps, settings.pretrain is not None)
+    apply_mode(mode)  # before torch is loaded, which is why the rest is imported only now
+    from emcore.engine import ranks
+
+    here = ranks.start(mode.device)
+    try:
+        return run(settings, mode, here)
+    finally:
+        ranks.stop()
+
+
+def run(settings: Settings, mode, ranks) -> int:
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from emcore.data.augment import augment_batch, check_augment, margin
+    from emcore.data.sampler import Sampler, load, sample_numbers
+    from emcore.data.sources import open_sources
+    from emcore.engine import checkpoint, finish
+    from emcore.engine.ema import MovingAverage
+    from emcore.engine.log import Log, make_run_folder, write_environment
+    from emcore.engine.optimizer import build_optimizer, freeze, set_rate
+    from emcore.engine.preview import picture
+    from emcore.engine.schedule import Plateau, learning_rate
+    from emcore.engine.speed import Speed
+    from emcore.engine.steps import Masked, Supervised
+    from emcore.engine.validation import Validation
+
+    train, data = settings.train, settings.data
+    device, lead = ranks.device, ranks.leads
+    folder = Path(settings.outputs) / settings.name
+    if lead:
+        make_run_folder(folder)
+        print(f"{folder}: {mode.device} x {ranks.world}, {mode.reason or mode.precision}", flush=True)
+    finish.check_same_run(folder, settings)
+    torch.manual_seed(settings.seed)
+    torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
+
+    # data
+    check_augment(settings.augment, data.patch)
+    sources = open_sources(data, "train")
+    sampler = Sampler(sources, data, settings.seed, margin(settings.augment, data.patch))
+
+    # net, loss, optimizer
+    task = (Masked if settings.pretrain else Supervised)(settings, mode, sources[0].resolution).to(device)
+    policy = settings.pretrain.policy if settings.pretrain else None
+    if train.start_from:
+        copied = checkpoint.start_from(task.net, train.start_from, train.start_include, train.start_exclude)
+        if lead:
+            print(f"{len(copied)} tensors taken from {train.start_from}", flush=True)
+    freeze(task, train.freeze)
+    if train.sync_batchnorm and ranks.world > 1:
+        task = torch.nn.SyncBatchNorm.convert_sync_batchnorm(task)
+    task.prepare()
+    optimizer = build_optimizer(task, train, (policy.lr, policy.weight_decay) if policy else None)
+    scaler = torch.amp.GradScaler(mode.device, enabled=mode.precision == "fp16")
+    average = MovingAverage(task.net, train.ema) if train.ema.decay > 0 else None
+    plateau = Plateau(train.schedule, train.optimizer) if train.schedule.kind == "plateau" else None
+
+    # resume
+    best = finish.Best(train.save)
+    parts = {"task": task, "optimizer": optimizer, "average": average, "plateau": plateau, "scaler": scaler,
+             "best": best}
+    first, total = 0, dict.fromkeys(["steps", "loss/train", *task.columns], 0.0)  # sums since the last row of the log
+    found = checkpoint.newest(folder / "checkpoints")
+    if found is not None:
+        first, total = finish.restore(found, parts)
+        if lead:
+            print(f"resuming from {found}, step {first} of {train.steps}", flush=True)
+    validation = Validation(settings, ranks, task, average)
+    if lead:
+        (folder / "config.toml").write_text(config.to_toml(settings))
+        write_environment(folder, device)
+        log = Log(folder, ["lr", "loss/train", *task.columns, *validation.columns], first)
+    ranks.wait()
+
+    # the loop
+    module = task
+    if ranks.world > 1:
+        module = DistributedDataParallel(task, [device] if device.type == "cuda" else None)
+    numbers = sample_numbers(first, train.steps, train.batch, train.accumulate, ranks.rank, ranks.world)
+    batches = iter(load(sampler, numbers, data.workers, data.prefetch, device.type == "cuda"))
+    speed = Speed(settings, ranks, folder)
+    stop = finish.StopRequest(folder)
+    saved, row = time.monotonic(), {}
+    for step in range(first, train.steps):
+        task.train()
+        rate = plateau.lr if plateau else learning_rate(train.schedule, train.optimizer.lr, step, train.steps)
+        set_rate(optimizer, rate)
+        torch.manual_seed(hash((settings.seed, step, ranks.rank)) % 2**63)  # dropout and masks, the same after a resume
+        sums = torch.zeros(1 + len(task.columns), device=device)
+        for micro in range(train.accumulate):
+            with speed.waiting():
+                read = next(batches)
+            batch = augment_batch({name: tensor.to(device, non_blocking=True) for name, tensor in read.items()},
+                                  settings.augment, data, settings.seed)
+            # gradients are exchanged once, with the last micro-batch
+            module.require_backward_grad_sync = micro == train.accumulate - 1
+            loss, terms = module(batch, step)
+            scaler.scale(loss / train.accumulate).backward()
+            sums += torch.stack([loss.detach(), *terms.values()]) / train.accumulate
+        wrong, wants_stop = ranks.largest(torch.stack([(~sums.isfinite().all()).float(),
+                                                       torch.tensor(float(stop.asked()), device=device)])).tolist()
+        if wrong:
+            finish.dump_bad_batch(folder, step, read, batch, sources, ranks.rank, sums)
+        if train.optimizer.clip > 0:
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(task.parameters(), train.optimizer.clip)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        if average is not None:
+            average.update(task.net)
+        sums = ranks.sum(sums) / ranks.world
+        total = {name: before + number for (name, before), number in zip(total.items(), [1.0, *sums.tolist()])}
+        if plateau:
+            plateau.update(float(sums[0]))
+        speed.step(float(sums[0]), step, rate)
+
+        # what is written
+        now, last = step + 1, step + 1 == train.steps
+        row = {}
+        if now % train.log_steps == 0 or last:
+            row = {"lr": rate, **{name: number / total["steps"] for name, number in total.items() if name != "steps"}}
+            total = dict.fromkeys(total, 0.0)
+        if validation.possible and (now % train.validate.steps == 0 or last):
+            row = {"lr": rate, **row, **validation.run()}
+        if lead and row:
+            log.write(now, row)
+        if lead and train.preview_steps and now % train.preview_steps == 0:
+            task.eval()
+            log.picture(now, picture(batch["image"][0], *task.preview(batch)[:2]))
+        late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
+        due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
+        late = bool(ranks.largest(torch.tensor(float(late and lead), device=device)).item())
+        if due or late:
+            ranks.share_buffers(task.net)
+            best.consider(now, row)
+            if lead:
+                finish.keep(folder, now, settings, parts, total)
+            saved = time.monotonic()
+        if wants_stop:
+            if lead:
+                print(f"stopped at step {now} of {train.steps} as asked; the same command continues", flush=True)
+            break
+    ranks.wait()
+    if lead:
+        log.close()
+        stop.clear()
+        print(f"checkpoints in {folder / 'checkpoints'}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.exit(run_command(main, sys.argv[1:]))
