@@ -9,7 +9,7 @@ from emcore.kernels import distance as kernel
 from emcore.segment.relabeling import unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
-_TILE = 16  # columns that the kernel takes at once
+_TILE = 32  # columns that the kernel takes at once
 
 
 def distance_transform(labels: np.ndarray, resolution: Sequence[float] | None = None, *, squared: bool = False,
