@@ -1,4 +1,4 @@
-"""Values of affinities: whether all lie in 0..1, and the 8-bit code nearest on the logit scale."""
+"""Values of affinities: whether all lie in 0..1, and the 8-bit code on the logit scale."""
 
 from libc.stdint cimport int16_t, int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -42,14 +42,14 @@ def outside(const affinity[:, :, :] values):
     return bool(bad)
 
 
-def encode(const float[::1] values, const float[::1] boundaries, const uint8_t[::1] start, uint8_t[::1] codes):
-    """Writes 255 - code(1 - a) for a above 1/2 and code(a) below, where code counts the boundaries <= a.
+def encode(const float[::1] values, const float[:, ::1] boundaries, const uint8_t[:, ::1] start, uint8_t[::1] codes):
+    """Writes 255 - code(1 - a) for a above 1/2 and code(a) up to it: how many boundaries of its half lie below.
 
-    start[bits >> 16] is the code of the smallest number with those leading bits; at most one boundary lies
+    start[half, bits >> 16] is the code of the smallest number with those leading bits; at most one boundary lies
     within each such bucket. Returns whether any value was outside 0..1, whose code then means nothing.
     """
     cdef Py_ssize_t i
-    cdef float a, lower
+    cdef float a, distance
     cdef uint32_t bits
     cdef int code, upper, bad = 0
     with nogil:
@@ -59,9 +59,9 @@ def encode(const float[::1] values, const float[::1] boundaries, const uint8_t[:
                 bad = 1
                 continue
             upper = a > 0.5
-            lower = 1 - a if upper else a + 0  # 1 - a is exact above 1/2; + 0 turns -0.0 into 0
-            memcpy(&bits, &lower, 4)
-            code = start[bits >> 16]
-            code += lower >= boundaries[code]
+            distance = 1 - a if upper else a + 0  # 1 - a is exact above 1/2; + 0 turns -0.0 into 0
+            memcpy(&bits, &distance, 4)
+            code = start[upper, bits >> 16]
+            code += distance > boundaries[upper, code]
             codes[i] = <uint8_t>(255 - code if upper else code)
     return bool(bad)

@@ -12,16 +12,36 @@ def random_affinities(shape=(3, 4, 5, 6), dtype=np.float32, seed=0):
     return np.random.default_rng(seed).random(shape).astype(dtype)
 
 
-def test_encoding_gives_the_code_nearest_on_the_logit_scale():
-    values = random_affinities((3, 8, 20, 30)) ** 8
-    values = np.concatenate([values, 1 - values])
+def logit(values):
+    values = np.asarray(values, np.float64)
+    return np.log(values / (1 - values))
+
+
+def test_a_code_is_within_half_a_step_of_at_most_a_quarter_on_the_logit_scale():
+    values = random_affinities((3, 8, 20, 30)).astype(np.float64) ** 8
+    values = np.clip(np.concatenate([values, 1 - values]), 1e-6, 1 - 1e-6).astype(np.float32)
     codes, table = encode_affinities(values)
-    interior = np.clip(values.astype(np.float64), 1e-12, 1 - 1e-12)
-    logit = np.log(interior / (1 - interior))
-    steps = (logit + 12) * 253 / 24 + 1
     assert codes.dtype == np.uint8
-    assert np.abs(codes - np.clip(steps, 0, 255)).max() <= 0.5 + 1e-3
     assert np.array_equal(table, LOGIT_TABLE)
+    inside = (codes > 0) & (codes < 255)
+    assert np.abs(logit(values) - logit(decode_affinities(codes, table).clip(1e-7, 1 - 1e-7)))[inside].max() < 0.1202
+
+
+@pytest.mark.parametrize("threshold", [1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999])
+def test_decimal_thresholds_divide_codes_as_they_divide_numbers(threshold):
+    value = np.float32(threshold)
+    around = [value]
+    for direction in (np.float32(0), np.float32(1)):
+        near = value
+        for _ in range(300):
+            near = np.nextafter(near, direction)
+            around.append(near)
+    values = np.concatenate([np.array(around, np.float32), random_affinities((3000,))])
+    codes, table = encode_affinities(values)
+    if threshold <= 0.5:
+        assert np.array_equal(values > value, decode_affinities(codes, table) > value)
+    else:
+        assert np.array_equal(values >= value, decode_affinities(codes, table) >= value)
 
 
 def test_encoding_keeps_zero_one_and_the_order_and_returns_to_itself():

@@ -16,7 +16,9 @@ from emcore.threads import run_parallel, slabs, thread_count
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 PLAIN_TABLE = (np.arange(256) / 255).astype(np.float32)
 TABLE_ATTRIBUTE = "affinity_table"  # a file of encoded affinities carries its table under this name
-_LOGIT_LIMIT = 12.0  # codes 1 and 254 stand for 6e-6 and 1 - 6e-6, beyond every threshold in use
+# no code holds numbers from both sides of one of these or of 1 minus it, so such thresholds decide as in float32;
+# between two of them lie that many codes in equal steps of the logit
+_FRACTIONS, _STEPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5), (10, 20, 24, 24, 24, 25)
 
 
 class Affinities(NamedTuple):
@@ -120,34 +122,34 @@ def check_values(affs: np.ndarray, channels: Sequence[int], threads: int | None 
                              f"({start + z}, {y}, {x}); pass the output of a sigmoid, or clip it")
 
 
-def _logistic(logit: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-logit))
+def _make_code() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The table of 256 values, the boundaries (2, 128) between the codes of each half, and a start for the search.
 
-
-def _make_table() -> np.ndarray:
-    lower = _logistic(np.linspace(-_LOGIT_LIMIT, _LOGIT_LIMIT, 254)[:127])
-    return np.concatenate([[0], lower, 1 - lower[::-1], [1]]).astype(np.float32)
-
-
-def _make_boundaries() -> tuple[np.ndarray, np.ndarray]:
-    """The 127 numbers below 1/2 where the code steps up, and the code at the start of each bucket of 2**16 floats."""
-    step = 2 * _LOGIT_LIMIT / 253
-    boundaries = np.full(128, np.inf, np.float32)
-    boundaries[:127] = _logistic(-_LOGIT_LIMIT + step * (np.arange(127) - 0.5))
+    Row 0 are the numbers up to 1/2 above which the code rises, row 1 the distances from 1 of those down to 1/2 where
+    it rises: code k and code 255 - k are mirror images, but a decimal fraction and 1 minus it are not, as float32.
+    """
+    logits = [np.log(value / (1 - value)) for value in _FRACTIONS]
+    steps = [np.linspace(logits[i], logits[i + 1], count, endpoint=False) for i, count in enumerate(_STEPS)]
+    edges = np.concatenate([*steps, [0.0]])  # 128, of 127 codes
+    inner = 1 / (1 + np.exp(-(edges[1:] + edges[:-1]) / 2))
+    table = np.concatenate([[0], inner, 1 - inner[::-1], [1]]).astype(np.float32)
+    numbers = 1 / (1 + np.exp(-edges))
+    boundaries = np.stack([numbers.astype(np.float32), np.float32(1) - (1 - numbers).astype(np.float32)])
+    for value, at in zip(_FRACTIONS, np.cumsum([0, *_STEPS])):
+        boundaries[:, at] = np.float32(value), np.float32(1) - np.float32(1 - value)
     buckets = (int(np.float32(0.5).view(np.uint32)) >> 16) + 1
-    bucket_starts = (np.arange(buckets, dtype=np.uint32) << 16).view(np.float32)
-    return boundaries, np.searchsorted(boundaries[:127], bucket_starts, side="right").astype(np.uint8)
+    smallest = (np.arange(buckets, dtype=np.uint32) << 16).view(np.float32)
+    return table, boundaries, np.stack([np.searchsorted(row, smallest) for row in boundaries]).astype(np.uint8)
 
 
-LOGIT_TABLE = _make_table()
-_BOUNDARIES, _BUCKET_CODES = _make_boundaries()
+LOGIT_TABLE, _BOUNDARIES, _BUCKET_CODES = _make_code()
 
 
 def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, table): affinities in 8 bits, in equal steps of the logit, and the 256 float32 that they stand for.
+    """(codes, table): affinities in 8 bits, in steps of about 0.1 of the logit, and the 256 float32 they stand for.
 
-    0 and 1 are exact, order is kept, and each value gets the code nearest on the logit scale, so that what a
-    network saturates (.998, .9999) stays apart. Store the table beside the codes (attribute TABLE_ATTRIBUTE).
+    0 and 1 are exact, order is kept, what a network saturates (.998, .9999) stays apart, and the thresholds .1, .01 ...
+    1e-6, .5, .9, .99 ... divide codes as they divide numbers. Store the table with the codes (TABLE_ATTRIBUTE).
     """
     affs = np.asarray(affs)
     if affs.dtype.kind != "f":
