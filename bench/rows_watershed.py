@@ -6,8 +6,8 @@ python -m bench.rows_watershed [--size 256] [--labels FILE]
 import argparse
 import os
 import statistics
-import threading
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -19,27 +19,23 @@ from emcore import metrics, segment
 LOW, HIGH = 0.1, 0.999
 
 
+# waterz holds the interpreter's lock while it works, so another process listens
+_LISTENER = "import sys, time\nfor line in sys.stdin: print(time.monotonic(), line, end='')"
+
+
 def _lines_with_times(work: Callable[[], object]) -> tuple[list[tuple[float, str]], object]:
     """What work prints from C++ to standard output, each line with its moment, and its result."""
-    lines: list[tuple[float, str]] = []
-    reading, writing = os.pipe()
+    listener = subprocess.Popen([sys.executable, "-c", _LISTENER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                text=True)
     kept = os.dup(1)
-
-    def listen() -> None:
-        with os.fdopen(reading) as stream:
-            lines.extend((time.perf_counter(), line) for line in stream)
-
-    listener = threading.Thread(target=listen)
-    listener.start()
-    os.dup2(writing, 1)
-    os.close(writing)
+    os.dup2(listener.stdin.fileno(), 1)
     try:
         result = work()
     finally:
-        os.dup2(kept, 1)  # the pipe's last writer: the listener ends
+        os.dup2(kept, 1)
         os.close(kept)
-        listener.join()
-    return lines, result
+        said = listener.communicate()[0]
+    return [(float(moment), line) for moment, line in (row.split(" ", 1) for row in said.splitlines())], result
 
 
 def waterz_fragments(affs: np.ndarray) -> tuple[float, np.ndarray]:
@@ -62,7 +58,7 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 def _fragment_rows(affs: np.ndarray, repeats: int) -> Iterator[Row]:
     """waterz runs once a turn, and every way of ours in the same turn."""
-    ways = {"fragments": {}, "fragments, 1 thread": {"threads": 1}, "fragments, plateau='waterz'": {"plateau": "waterz"}}
+    ways = {"fragments": {}, "fragments, 1 thread": {"threads": 1}, "fragments, waterz's rule": {"plateau": "waterz"}}
     times, memory = {way: [] for way in ways}, dict.fromkeys(ways, 0.0)
     try:
         theirs = waterz_fragments(affs)[1]

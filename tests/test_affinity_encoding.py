@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from bench.affinities import make_affinities
+from emcore import metrics
 from emcore.errors import InputError
-from emcore.segment import decode_affinities, encode_affinities
+from emcore.segment import decode_affinities, encode_affinities, segment
 from emcore.segment.affinities import LOGIT_TABLE, NEAREST, check_affinities, nearest_channels
 
 
@@ -140,3 +142,33 @@ def test_codes_of_another_type_are_refused():
         decode_affinities(np.zeros(3, np.int64))
     with pytest.raises(InputError, match="must be floating point to be encoded; got uint8"):
         encode_affinities(np.zeros(3, np.uint8))
+
+
+@pytest.mark.slow
+def test_segments_from_the_encoding_are_within_a_hundredth_of_a_bit_of_those_from_float32():
+    rng = np.random.default_rng(0)
+    shape = (64, 128, 128)
+    nearest, labels = np.full(shape, np.inf, np.float32), np.zeros(shape, np.uint32)
+    for number, seed in enumerate(rng.uniform(0, shape, (150, 3)), 1):
+        distance = sum((axis - x) ** 2 for axis, x in zip(np.ogrid[:64, :128, :128], seed))
+        labels[distance < nearest] = number
+        nearest = np.minimum(nearest, distance)
+    affs = make_affinities(labels)
+    codes, table = encode_affinities(affs)
+
+    def voi(volume, **keywords):
+        found = segment(volume, 0.5, "mean", low=0.1, high=0.999, **keywords)
+        return np.array(metrics.voi(metrics.contingency(labels, found, ignore_truth=(0,))))
+
+    exact = voi(affs)
+    assert np.abs(voi(codes, table=table) - exact).max() < 0.01
+
+
+def test_a_pinhole_in_a_membrane_joins_two_cells_in_plain_bytes_but_not_in_the_encoding():
+    affs = np.full((3, 6, 12, 12), 0.9999, np.float32)
+    affs[1, :, 6] = 0.01
+    affs[1, 3, 6, 5] = 0.9985  # saturated, yet below high
+    codes, table = encode_affinities(affs)
+    assert segment(affs, 0.5, "mean", low=0.1, high=0.999).max() == 2
+    assert segment(codes, 0.5, "mean", low=0.1, high=0.999, table=table).max() == 2
+    assert segment(np.round(255 * affs).astype(np.uint8), 0.5, "mean", low=0.1, high=0.999).max() == 1
