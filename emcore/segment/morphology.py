@@ -1,0 +1,146 @@
+"""Dilation, erosion and hole filling of masks and labels (z, y, x); what lies outside the volume never counts."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.segment.components import connected_components
+from emcore.segment.relabeling import unsigned
+from emcore.threads import run_parallel, slabs, thread_count
+
+
+def dilate(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str = "box", iterations: int = 1,
+           threads: int | None = None) -> np.ndarray:
+    """The largest label in the window around every voxel, same dtype; for a mask: the mask grown.
+
+    size is odd, for all axes or (z, y, x). footprint="box" takes the whole window, "cross" its three middle lines.
+    """
+    labels, sizes, threads = _checked(labels, size, footprint, iterations, threads)
+    return _windows(labels, np.maximum, sizes, footprint, iterations, threads)
+
+
+def erode(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str = "box", iterations: int = 1,
+          threads: int | None = None) -> np.ndarray:
+    """labels where the whole window around a voxel holds its label, 0 elsewhere, same dtype; windows as in dilate."""
+    labels, sizes, threads = _checked(labels, size, footprint, iterations, threads)
+    if labels.dtype == bool:
+        return _windows(labels, np.minimum, sizes, footprint, iterations, threads)
+    out = labels
+    # a cross that is applied again looks at what is left, so each round needs both extremes of the round before
+    for _ in range(iterations if footprint == "cross" else 1):
+        rounds = 1 if footprint == "cross" else iterations
+        low = _windows(out, np.minimum, sizes, footprint, rounds, threads)
+        high = _windows(out, np.maximum, sizes, footprint, rounds, threads)
+        out = np.where(low == high, low, out.dtype.type(0))
+    return out if out is not labels else labels.copy()
+
+
+def fill_holes(mask: np.ndarray, *, per_section: bool = False, threads: int | None = None) -> np.ndarray:
+    """bool mask (z, y, x) with every hole filled: background that no path of faces joins to a face of the volume.
+
+    per_section=True looks at every section alone: background that does not reach the edges of its section.
+    """
+    mask, threads = np.asarray(mask) != 0, thread_count(threads)
+    if mask.ndim != 3:
+        raise InputError(f"mask must be (z, y, x); got shape {mask.shape}")
+    if not per_section:
+        return _without_holes(mask, threads)
+    out = np.empty_like(mask)
+
+    def section(z: int) -> None:
+        out[z] = _without_holes(mask[z], 1)
+
+    run_parallel(section, [(z,) for z in range(len(mask))], threads)
+    return out
+
+
+def _without_holes(mask: np.ndarray, threads: int) -> np.ndarray:
+    """The mask (2D or 3D) with the holes filled."""
+    background, count = connected_components(~mask, count=True, threads=threads)
+    filled = np.ones(count + 1, bool)
+    for axis in range(mask.ndim):
+        faces = np.moveaxis(background, axis, 0)
+        for face in (faces[:1], faces[-1:]):
+            filled[face] = False
+    filled[0] = True  # the mask itself
+    return filled[background]
+
+
+def _checked(labels: np.ndarray, size: int | Sequence[int], footprint: str, iterations: int,
+             threads: int | None) -> tuple[np.ndarray, tuple[int, ...], int]:
+    """(labels, the window along z, y and x, threads)."""
+    labels = np.asarray(labels)
+    if labels.ndim != 3:
+        raise InputError(f"labels must be (z, y, x); got shape {labels.shape}")
+    threads = thread_count(threads)
+    if labels.dtype != bool:
+        dtype = labels.dtype.newbyteorder("=")
+        labels = unsigned(labels, threads=threads).view(dtype)
+    sizes = (size,) * 3 if np.ndim(size) == 0 else tuple(size)
+    if len(sizes) != 3 or not all(isinstance(one, int | np.integer) and one > 0 and one % 2 for one in sizes):
+        raise InputError(f"size must be odd, one number or three (z, y, x); got {size}")
+    if footprint not in ("box", "cross"):
+        raise InputError(f"footprint must be 'box' or 'cross'; got {footprint!r}")
+    if iterations < 0:
+        raise InputError(f"iterations must not be below 0; got {iterations}")
+    return labels, tuple(int(one) for one in sizes), threads
+
+
+def _windows(labels: np.ndarray, extreme: Callable, sizes: tuple[int, ...], footprint: str, iterations: int,
+             threads: int) -> np.ndarray:
+    """A new array of the extreme (np.maximum or np.minimum) of every window, taken iterations times."""
+    if labels.size == 0 or iterations == 0:
+        return labels.copy()
+    if footprint == "cross":
+        for _ in range(iterations):
+            labels = _cross(labels, extreme, sizes, threads)
+        return labels
+    # boxes of boxes are boxes
+    depth, height, width = ((size - 1) * iterations + 1 for size in sizes)
+    out = np.empty(labels.shape, labels.dtype)
+
+    def columns(start: int, stop: int) -> None:
+        out[:, start:stop] = _running(labels[:, start:stop], 0, depth, extreme)
+
+    def section(z: int) -> None:
+        out[z] = _running(_running(out[z], 0, height, extreme), 1, width, extreme)
+
+    run_parallel(columns, slabs(labels.shape[1], labels.shape[1]), threads)
+    run_parallel(section, [(z,) for z in range(len(labels))], threads)
+    return out
+
+
+def _cross(labels: np.ndarray, extreme: Callable, sizes: tuple[int, ...], threads: int) -> np.ndarray:
+    """A new array of the extremes over the three lines through every voxel."""
+    out = np.empty(labels.shape, labels.dtype)
+
+    def columns(start: int, stop: int) -> None:
+        out[:, start:stop] = _running(labels[:, start:stop], 0, sizes[0], extreme)
+
+    def section(z: int) -> None:
+        for axis in (0, 1):
+            extreme(out[z], _running(labels[z], axis, sizes[axis + 1], extreme), out=out[z])
+
+    run_parallel(columns, slabs(labels.shape[1], labels.shape[1]), threads)
+    run_parallel(section, [(z,) for z in range(len(labels))], threads)
+    return out
+
+
+def _running(values: np.ndarray, axis: int, size: int, extreme: Callable) -> np.ndarray:
+    """The extreme of the window of `size` voxels along the axis, cut at the ends.
+
+    Windows double in length until two of them, overlapping, are as long as wanted: log2(size) passes.
+    """
+    reach = min(size // 2, values.shape[axis] - 1)
+    if reach == 0:
+        return values
+    ends = [(0, 0)] * values.ndim
+    ends[axis] = (reach, reach)
+    # repeating the last voxel adds nothing to a window that holds it: what is cut off at an end never counts
+    window, length, wanted = np.moveaxis(np.pad(values, ends, mode="edge"), axis, 0), 1, 2 * reach + 1
+    while length < wanted:
+        step = min(length, wanted - length)
+        window = extreme(window[:-step], window[step:])
+        length += step
+    return np.moveaxis(window, 0, axis)
