@@ -1,0 +1,92 @@
+"""Synapses from predicted pre-synaptic, post-synaptic and cleft probabilities: one odd and one even id each."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.segment.cleanup import remove_small
+from emcore.segment.components import connected_components
+from emcore.segment.morphology import dilate
+from emcore.segment.relabeling import label_dtype
+from emcore.threads import run_parallel, slabs, thread_count
+
+
+def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: int = 128, *,
+                       scale_factors: float | Sequence[float] = 1, semantic: bool = False, dilate_size: int = 5,
+                       exclusive: bool = False, threads: int | None = None) -> np.ndarray:
+    """(z, y, x) labels: 2n - 1 on the pre-synaptic side of synapse n, 2n on its post-synaptic side, post over pre.
+
+    prediction is (3, z, y, x), float or uint8: pre, post and their union, each set above threshold (above
+    int(255 * threshold) where any value is above 1); pre and post count inside the union only. exclusive=True:
+    background, pre, post, and the largest channel holds (the first of equal ones). Pieces (6-connected) of pre and of
+    post below `small` voxels are dropped. A synapse is a 6-connected piece of the union grown by dilate_size voxels
+    in y and x (odd; 1 does not grow). uint32 (uint64 beyond 2**32 - 1); ids may have gaps. semantic=True: uint8, 1 on
+    pre and 2 on post instead. scale_factors (one or z, y, x) resize the result to the nearest voxel, sizes rounded
+    down.
+    """
+    prediction, threads = np.asarray(prediction), thread_count(threads)
+    if prediction.ndim != 4 or prediction.shape[0] != 3 or (
+            prediction.dtype.kind != "f" and prediction.dtype != np.uint8):
+        raise InputError("prediction must be (3, z, y, x), floating point or uint8; "
+                         f"got {prediction.shape} {prediction.dtype}")
+    if small < 0:
+        raise InputError(f"small must not be below 0; got {small}")
+    factors = np.broadcast_to(np.asarray(scale_factors, np.float64), 3) if np.size(scale_factors) in (1, 3) else None
+    if factors is None or not ((factors > 0) & np.isfinite(factors)).all():
+        raise InputError(f"scale_factors must be above 0, one or three (z, y, x); got {scale_factors}")
+    pre, post, union = _masks(prediction, threshold, exclusive, threads)
+    if small > 1:
+        pre, post = (remove_small(connected_components(side, threads=threads), small, threads=threads) > 0
+                     for side in (pre, post))
+    if semantic:
+        return _nearest(np.maximum(pre.view(np.uint8), post.view(np.uint8) * np.uint8(2)), factors)
+    synapses, count = connected_components(dilate(union, (1, dilate_size, dilate_size), threads=threads), count=True,
+                                           threads=threads)
+    labels = np.zeros(synapses.shape, label_dtype(2 * count))
+
+    def write(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        twice = synapses[part].astype(labels.dtype) * labels.dtype.type(2)
+        np.copyto(labels[part], twice - labels.dtype.type(1), where=pre[part])
+        np.copyto(labels[part], twice, where=post[part])
+
+    run_parallel(write, slabs(len(labels), threads * 8), threads)
+    return _nearest(labels, factors)
+
+
+def _masks(prediction: np.ndarray, threshold: float, exclusive: bool,
+           threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where pre, post and their union hold."""
+    pre, post, union = masks = np.empty(prediction.shape, bool)
+    pieces = slabs(prediction.shape[1], threads * 8)
+    largest = run_parallel(lambda start, stop: float(np.max(prediction[:, start:stop], initial=0)), pieces, threads)
+    if np.isnan(largest).any():
+        raise InputError("prediction holds NaN; replace it, for example with numpy.nan_to_num")
+    if not exclusive and not 0 <= threshold <= 1:
+        raise InputError(f"threshold must be 0 to 1; got {threshold}")
+    cut = threshold if prediction.dtype.kind == "f" and max(largest, default=0) <= 1 else int(255 * threshold)
+
+    def decide(start: int, stop: int) -> None:
+        part = slice(start, stop)
+        first, second, third = prediction[:, part]
+        if exclusive:
+            np.logical_and(second > first, second >= third, out=pre[part])
+            np.logical_and(third > first, third > second, out=post[part])
+            np.logical_or(pre[part], post[part], out=union[part])
+            return
+        np.greater(prediction[:, part], cut, out=masks[:, part])
+        masks[:2, part] &= union[part]
+
+    run_parallel(decide, pieces, threads)
+    return pre, post, union
+
+
+def _nearest(labels: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """labels resized: voxel i along an axis of n becomes what stands at the middle of voxel i, (i + 1/2) / m of n."""
+    for axis, factor in enumerate(factors):
+        old = labels.shape[axis]
+        new = int(old * factor)
+        if new != old:
+            labels = labels.take((2 * np.arange(new) + 1) * old // (2 * max(new, 1)), axis)
+    return labels
