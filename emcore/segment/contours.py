@@ -1,0 +1,51 @@
+"""Instances from three predicted maps: foreground, contour and signed distance, as for mitochondria and nuclei."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.segment.cleanup import remove_small
+from emcore.segment.components import connected_components
+from emcore.segment.relabeling import relabel
+from emcore.segment.slices import flood
+from emcore.threads import run_parallel, slabs, thread_count
+
+
+def contour_instances(prediction: np.ndarray, *, binary: Sequence[float] = (0.9, 0.85),
+                      contour: Sequence[float] = (0.8, 1.1), distance: Sequence[float] = (0.5, -0.5),
+                      min_size: int = 30, min_seed: int = 5, threads: int | None = None) -> np.ndarray:
+    """uint32 instances (z, y, x), 1.. by first appearance; prediction is (3, z, y, x): foreground, contour, distance.
+
+    Each pair of thresholds is one for seeds and one for the foreground. Seeds are 26-connected pieces of what lies
+    above binary, below contour and above distance, without those below min_seed voxels. They flood the foreground
+    from the largest distance down (distances below 0 count as 0), ties as in flood. Foreground that no seed reaches
+    and instances below min_size voxels become 0.
+    """
+    prediction, threads = np.asarray(prediction), thread_count(threads)
+    if prediction.ndim != 4 or prediction.shape[0] != 3 or prediction.dtype.kind != "f":
+        raise InputError("prediction must be (3, z, y, x) floating point: foreground, contour, distance; "
+                         f"got {prediction.shape} {prediction.dtype}")
+    pairs = {"binary": binary, "contour": contour, "distance": distance}
+    for name, pair in pairs.items():
+        if np.shape(pair) != (2,) or not np.isfinite(pair).all():
+            raise InputError(f"{name} must be two thresholds, for seeds and for foreground; got {pair}")
+    if min_size < 0 or min_seed < 0:
+        raise InputError(f"min_size and min_seed must not be below 0; got {min_size} and {min_seed}")
+    seeds, foreground = (_inside(prediction, [pair[which] for pair in pairs.values()], threads) for which in (0, 1))
+    markers = remove_small(connected_components(seeds, 26, threads=threads), min_seed, threads=threads)
+    height = -np.maximum(prediction[2], 0)
+    height[~foreground] = 0  # NaN may stand where nothing is asked
+    return relabel(remove_small(flood(height, markers, foreground), min_size, threads=threads), threads=threads)[0]
+
+
+def _inside(prediction: np.ndarray, cuts: Sequence[float], threads: int) -> np.ndarray:
+    """Where foreground and distance lie above and contour below their cuts."""
+    out = np.empty(prediction.shape[1:], bool)
+
+    def decide(start: int, stop: int) -> None:
+        binary, contour, distance = prediction[:, start:stop]
+        out[start:stop] = (binary > float(cuts[0])) & (contour < float(cuts[1])) & (distance > float(cuts[2]))
+
+    run_parallel(decide, slabs(len(out), threads * 8), threads)
+    return out
