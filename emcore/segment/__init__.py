@@ -39,6 +39,8 @@ _HOME = {
     "polarity_instances": "synapses",
     "contour_instances": "contours",
     "skeletonize": "skeletons",
+    "skeleton_volume": "skeletons",
+    "Skeleton": "skeletons",
 }
 __all__ = list(_HOME)
 

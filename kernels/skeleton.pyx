@@ -1,0 +1,210 @@
+"""Centre lines of one object: paths of least penalty through its middle, from far tips to a root (after TEASAR).
+
+Sato, Bitter, Bender, Kaufman & Nakajima, TEASAR: tree-structure extraction algorithm, Pacific Graphics 2000.
+"""
+
+from libc.math cimport INFINITY, fmax, sqrt
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libcpp.algorithm cimport sort
+from libcpp.pair cimport pair
+from libcpp.queue cimport priority_queue
+from libcpp.vector cimport vector
+
+cdef enum:
+    STEPS = 26
+cdef uint8_t ON_SKELETON = 128  # beside the direction of the next voxel towards the root
+cdef double PENALTY = 1e5  # how much dearer the surface is than the thickest middle
+
+
+cdef class Body:
+    """One object inside its box, with a margin of one voxel, so that every voxel has 26 neighbours in memory.
+
+    cost is -infinity outside; inside it holds in turn distances to a voxel, path costs to the root, and at last minus
+    what is left of the reach of the paths, where whatever is not above 0 is covered.
+    """
+    cdef int64_t step[STEPS]  # from a voxel to its neighbours, in raster order
+    cdef double length[STEPS]  # nm
+    cdef double width  # of a bucket, just below the shortest step
+    cdef vector[double] cost
+    cdef vector[float] radius  # nm from the surface
+    cdef vector[uint8_t] towards  # the step to the next voxel of the cheapest path to the root
+    cdef vector[vector[int64_t]] buckets
+    cdef int64_t last  # bucket in use
+    cdef vector[int64_t] voxels  # of the skeleton
+    cdef vector[int64_t] nexts  # voxels, -1 at a root
+
+    cdef void fill(self, const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared,
+                   const double* unit) noexcept nogil:
+        cdef int64_t z, y, x, voxel, ny = labels.shape[1] + 2, nx = labels.shape[2] + 2
+        cdef int k, way = 0
+        for k in range(27):
+            if k == 13:
+                continue
+            z, y, x = k // 9 - 1, k // 3 % 3 - 1, k % 3 - 1
+            self.step[way] = (z * ny + y) * nx + x
+            self.length[way] = sqrt((z * unit[0]) ** 2 + (y * unit[1]) ** 2 + (x * unit[2]) ** 2)
+            way += 1
+        self.width = 0.999 * min(unit[0], unit[1], unit[2])
+        self.last = -1
+        self.cost.assign((labels.shape[0] + 2) * ny * nx, -INFINITY)
+        self.radius.resize(self.cost.size())
+        self.towards.resize(self.cost.size())
+        for z in range(labels.shape[0]):
+            for y in range(labels.shape[1]):
+                voxel = ((z + 1) * ny + y + 1) * nx + 1
+                for x in range(labels.shape[2]):
+                    if labels[z, y, x] == label:
+                        self.cost[voxel + x] = INFINITY
+                        self.radius[voxel + x] = <float>sqrt(<double>squared[z, y, x])
+
+    cdef inline void put(self, int64_t voxel, double above) noexcept nogil:
+        cdef int64_t bucket = <int64_t>(above / self.width)
+        if bucket > self.last:
+            self.last = bucket
+            if <size_t>bucket >= self.buckets.size():
+                self.buckets.resize(bucket + 1)
+        self.buckets[bucket].push_back(voxel)
+
+    cdef void spread(self, double origin, double limit, vector[int64_t]* reached) noexcept nogil:
+        """Shortest distances from the voxels in the buckets, up to limit; appends what was infinitely far before.
+
+        Every step is longer than a bucket is wide: reading a bucket never changes a voxel of that bucket, and the
+        distances do not depend on the order within.
+        """
+        cdef int64_t bucket = 0, voxel, other
+        cdef size_t i
+        cdef int way
+        cdef double here, there
+        while bucket <= self.last:
+            for i in range(self.buckets[bucket].size()):
+                voxel = self.buckets[bucket][i]
+                here = self.cost[voxel]
+                if <int64_t>((here - origin) / self.width) != bucket:
+                    continue  # it was reached on a shorter way and read before
+                for way in range(STEPS):
+                    other = voxel + self.step[way]
+                    there = here + self.length[way]
+                    if there < self.cost[other] and there <= limit:
+                        if reached != NULL and self.cost[other] == INFINITY:
+                            reached.push_back(other)
+                        self.cost[other] = there
+                        self.put(other, there - origin)
+            self.buckets[bucket].clear()
+            bucket += 1
+        self.last = -1
+
+    cdef void forget(self, vector[int64_t]& piece) noexcept nogil:
+        cdef size_t i
+        for i in range(piece.size()):
+            self.cost[piece[i]] = INFINITY
+
+    cdef void lead(self, vector[int64_t]& piece, int64_t root) noexcept nogil:
+        """Sets the next voxel of every voxel's cheapest path to the root.
+
+        Entering a voxel costs the length of the step, dearer the nearer the voxel is to the surface. Of equally cheap
+        paths the one whose last voxel was settled first wins; voxels settle by (cost, raster order).
+        """
+        cdef priority_queue[pair[double, int64_t]] queue  # the largest first: (-cost, -voxel)
+        cdef double thickest = 0, here, there, thin
+        cdef int64_t voxel, other
+        cdef size_t i
+        cdef int way
+        for i in range(piece.size()):
+            thickest = fmax(thickest, self.radius[piece[i]])
+        self.cost[root] = 0
+        queue.push(pair[double, int64_t](0, -root))
+        while not queue.empty():
+            here = -queue.top().first
+            voxel = -queue.top().second
+            queue.pop()
+            if here > self.cost[voxel]:
+                continue
+            for way in range(STEPS):
+                other = voxel + self.step[way]
+                if self.cost[other] <= here:
+                    continue
+                thin = 1 - self.radius[other] / thickest
+                thin *= thin
+                thin *= thin
+                thin *= thin
+                thin *= thin
+                there = here + self.length[way] * (1 + PENALTY * thin)
+                if there < self.cost[other]:
+                    self.cost[other] = there
+                    self.towards[other] = STEPS - 1 - way  # the opposite step
+                    queue.push(pair[double, int64_t](-there, -other))
+
+    cdef void cover(self, size_t first, double scale, double constant) noexcept nogil:
+        """Lets the skeleton's voxels from first on reach scale * radius + constant through the object."""
+        cdef double most = 0, reach
+        cdef int64_t voxel
+        cdef size_t i
+        for i in range(first, self.voxels.size()):
+            most = fmax(most, scale * self.radius[self.voxels[i]] + constant)
+        for i in range(first, self.voxels.size()):
+            voxel = self.voxels[i]
+            reach = scale * self.radius[voxel] + constant
+            if -reach < self.cost[voxel]:
+                self.cost[voxel] = -reach
+                self.put(voxel, most - reach)
+        self.spread(-most, 0, NULL)
+
+    cdef void skeleton(self, int64_t start, double scale, double constant, int64_t dust) noexcept nogil:
+        """Appends the tree of the piece that holds the voxel start, unless the piece is smaller than dust."""
+        cdef vector[int64_t] piece
+        cdef vector[pair[double, int64_t]] tips
+        cdef int64_t voxel, root
+        cdef size_t i, first
+        piece.push_back(start)
+        self.cost[start] = 0
+        self.put(start, 0)
+        self.spread(0, INFINITY, &piece)
+        if <int64_t>piece.size() < dust:
+            return
+        root = start
+        for i in range(piece.size()):
+            voxel = piece[i]
+            if self.cost[voxel] > self.cost[root] or (self.cost[voxel] == self.cost[root] and voxel < root):
+                root = voxel
+        self.forget(piece)
+        self.cost[root] = 0
+        self.put(root, 0)
+        self.spread(0, INFINITY, NULL)
+        for i in range(piece.size()):
+            tips.push_back(pair[double, int64_t](-self.cost[piece[i]], piece[i]))
+        sort(tips.begin(), tips.end())
+        self.forget(piece)
+        self.lead(piece, root)
+        self.forget(piece)
+        self.towards[root] = ON_SKELETON
+        self.voxels.push_back(root)
+        self.nexts.push_back(-1)
+        first = self.voxels.size() - 1
+        for i in range(tips.size()):
+            voxel = tips[i].second
+            if self.cost[voxel] <= 0:
+                continue
+            while not self.towards[voxel] & ON_SKELETON:
+                self.voxels.push_back(voxel)
+                self.nexts.push_back(voxel + self.step[self.towards[voxel]])
+                self.towards[voxel] |= ON_SKELETON
+                voxel = self.nexts.back()
+            self.cover(first, scale, constant)
+            first = self.voxels.size()
+
+
+def trace(const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared, resolution,
+          double scale, double constant, int64_t dust):
+    """(voxels, the next voxel of each towards the root or -1): bytes of int64 raster positions in the box plus margin.
+
+    squared holds the squared distance to the surface, finite and above 0 wherever labels hold the label.
+    """
+    cdef Body body = Body()
+    cdef int64_t voxel
+    cdef double[3] unit = resolution
+    with nogil:
+        body.fill(labels, label, squared, unit)
+        for voxel in range(<int64_t>body.cost.size()):
+            if body.cost[voxel] == INFINITY:
+                body.skeleton(voxel, scale, constant, dust)
+    return ((<char*>body.voxels.data())[:8 * body.voxels.size()], (<char*>body.nexts.data())[:8 * body.nexts.size()])

@@ -1,0 +1,149 @@
+"""Skeletons against Dijkstra's algorithm in Python, and shapes whose skeleton is known."""
+
+import numpy as np
+import pytest
+
+from emcore.errors import InputError
+from emcore.segment import Skeleton, distance_transform, skeleton_volume, skeletonize
+from tests.oracles import skeletons as oracle
+
+
+def blobs(rng, largest=7):
+    """Thick random labels: few values, smeared along the axes."""
+    labels = rng.integers(0, 4, rng.integers(1, largest, 3)) * (rng.random() < 0.9)
+    if rng.random() < 0.5:
+        labels = labels.repeat(2, 1).repeat(2, 2)
+    return labels.astype(np.uint32)
+
+
+def tube(radius, length=40):
+    z, y, _ = np.mgrid[:2 * radius + 5, :2 * radius + 5, :length + 8]
+    labels = ((z - radius - 2) ** 2 + (y - radius - 2) ** 2 <= radius**2).astype(np.uint32)
+    labels[:, :, :4] = labels[:, :, length + 4:] = 0
+    return labels
+
+
+def degrees(skeleton):
+    return np.bincount(skeleton.edges.ravel(), minlength=len(skeleton.vertices))
+
+
+@pytest.mark.parametrize("unit", [(1, 1, 1), (40, 4, 4), (2.5, 1.7, 1.1)])
+def test_equals_dijkstra_in_python(unit):
+    rng = np.random.default_rng([1, int(unit[0])])
+    for _ in range(40):
+        labels, scale, constant = blobs(rng), rng.choice([0, 0.5, 1.5]), rng.choice([0, 1, 3]) * unit[2]
+        dust = int(rng.choice([0, 3]))
+        squared = np.minimum(distance_transform(labels, unit, squared=True),
+                             ((np.array(labels.shape) * unit) ** 2).sum(dtype=float))
+        radius = np.sqrt(squared.astype(np.float32))
+        expected = oracle.skeletons(labels, radius, unit, scale, constant, dust)
+        found = skeletonize(labels, unit, scale=scale, const_nm=constant, dust_voxels=dust)
+        assert list(found) == [label for label, tree in expected.items() if tree]
+        for label, one in found.items():
+            tree = expected[label]
+            voxels = sorted(tree)
+            np.testing.assert_array_equal(np.rint(one.vertices / np.float32(unit)), voxels)
+            np.testing.assert_array_equal(one.radius, radius[tuple(np.transpose(voxels))])
+            edges = [(i, voxels.index(tree[voxel])) for i, voxel in enumerate(voxels) if tree[voxel] is not None]
+            np.testing.assert_array_equal(one.edges, np.array(edges, int).reshape(-1, 2))
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3])
+def test_a_straight_tube_has_its_length_within_three_voxels(radius):
+    one = skeletonize(tube(radius), (8, 8, 8))[1]
+    assert abs(one.length / 8 - 39) <= 3
+    assert (degrees(one) <= 2).all()
+    assert one.radius.max() == pytest.approx(8 * distance_transform(tube(radius)).max())
+
+
+def test_a_letter_y_has_three_branches():
+    labels = np.zeros((7, 70, 70), np.uint32)
+    for i in range(30):
+        for y, x in ((35 + i, 35), (35 - i, 35 - i), (35 - i, 35 + i)):
+            labels[2:5, y - 1:y + 2, x - 1:x + 2] = 1
+    one = skeletonize(labels, (1, 1, 1), const_nm=5)[1]
+    assert sorted(degrees(one)[degrees(one) != 2]) == [1, 1, 1, 3]
+    assert one.length == pytest.approx(30 * (1 + 2 * 2**0.5), abs=6)
+
+
+def test_a_torus_is_cut_open_once():
+    z, y, x = np.mgrid[:9, :41, :41]
+    labels = ((np.hypot(y - 20, x - 20) - 14) ** 2 + (z - 4) ** 2 <= 9).astype(np.uint32)
+    one = skeletonize(labels, (1, 1, 1), const_nm=2)[1]
+    assert len(one.edges) == len(one.vertices) - 1
+    assert one.length > 0.8 * 2 * np.pi * 14
+
+
+def test_a_single_voxel_is_one_vertex_and_pieces_are_several_trees():
+    labels = np.zeros((5, 6, 20), np.uint64)
+    labels[0, 0, 0] = 2**40
+    labels[2, 2, 2:8] = labels[2, 2, 12:18] = 5
+    found = skeletonize(labels, (4, 2, 1))
+    assert list(found) == [5, 2**40]
+    np.testing.assert_array_equal(found[2**40].vertices, [[0, 0, 0]])
+    assert found[2**40].edges.shape == (0, 2)
+    assert len(found[5].vertices) - len(found[5].edges) == 2
+    assert found[5].length == 10
+    assert list(skeletonize(labels, (4, 2, 1), dust_voxels=6)) == [5]
+    assert skeletonize(labels, (4, 2, 1), dust_voxels=7) == {}
+
+
+def test_an_object_that_fills_the_volume_has_a_skeleton():
+    one = skeletonize(np.ones((3, 4, 30), np.uint8), (1, 1, 1), const_nm=1)[1]
+    assert one.length >= 29
+    assert np.isfinite(one.radius).all()
+
+
+def test_trees_are_made_of_steps_between_neighbours_inside_the_object():
+    labels = np.random.default_rng(3).integers(0, 3, (8, 12, 12)).repeat(2, 2)
+    for label, one in skeletonize(labels, (1, 1, 1), const_nm=0).items():
+        voxels = one.vertices.astype(int)
+        assert (labels[tuple(voxels.T)] == label).all()
+        assert (np.abs(voxels[one.edges[:, 0]] - voxels[one.edges[:, 1]]).max(1) == 1).all()
+        assert len(np.unique(one.edges[:, 0])) == len(one.edges)  # one way to the root from every vertex
+
+
+def test_the_volume_holds_each_label_on_its_own_vertices():
+    labels = np.random.default_rng(4).integers(0, 3, (4, 8, 8)).repeat(2, 2).astype(np.uint16)
+    volume = skeleton_volume(labels, (4, 1, 1), const_nm=1)
+    assert volume.dtype == labels.dtype
+    expected = np.zeros_like(labels)
+    for label, one in skeletonize(labels, (4, 1, 1), const_nm=1).items():
+        expected[tuple((one.vertices / (4, 1, 1)).astype(int).T)] = label
+    np.testing.assert_array_equal(volume, expected)
+
+
+def test_any_number_of_threads_and_read_only_views_give_the_same_bits():
+    labels = np.random.default_rng(5).integers(0, 9, (6, 9, 9)).repeat(2, 1).astype(np.int64)
+    turned = labels.T.copy().T
+    turned.flags.writeable = False
+    one = skeletonize(labels, (3, 2, 1), threads=1)
+    for threads in (2, 3, 7):
+        other = skeletonize(turned, (3, 2, 1), threads=threads)
+        assert list(one) == list(other)
+        for label in one:
+            for field in ("vertices", "edges", "radius"):
+                np.testing.assert_array_equal(getattr(one[label], field), getattr(other[label], field))
+
+
+def test_empty_volumes_have_no_skeletons():
+    for shape in ((0, 4, 4), (3, 4, 5)):
+        assert skeletonize(np.zeros(shape, np.uint32), (1, 1, 1)) == {}
+        np.testing.assert_array_equal(skeleton_volume(np.zeros(shape, np.uint32), (1, 1, 1)), np.zeros(shape))
+
+
+def test_a_skeleton_knows_its_length():
+    vertices = np.array([[0, 0, 0], [0, 3, 4], [0, 3, 10]], np.float32)
+    assert Skeleton(vertices, np.array([[1, 0], [2, 1]]), np.ones(3, np.float32)).length == 11
+
+
+@pytest.mark.parametrize("labels, resolution, settings, sentence", [
+    (np.zeros((3, 3), int), (1, 1, 1), {}, "labels must be"), (np.zeros((3, 3, 3)), (1, 1, 1), {}, "integers"),
+    (np.zeros((3, 3, 3), int), (1, 1), {}, "resolution must be three"),
+    (np.zeros((3, 3, 3), int), (1, 0, 1), {}, "resolution must be three"),
+    (np.zeros((3, 3, 3), int), (5000, 1, 1), {}, "none more than 1000 times"),
+    (np.zeros((3, 3, 3), int), (1, 1, 1), {"scale": -1}, "scale and const_nm must"),
+    (np.zeros((3, 3, 3), int), (1, 1, 1), {"const_nm": np.inf}, "scale and const_nm must")])
+def test_bad_input_is_named(labels, resolution, settings, sentence):
+    with pytest.raises(InputError, match=sentence):
+        skeletonize(labels, resolution, **settings)
