@@ -1,5 +1,6 @@
 """Seeds for the watershed of one section: distance to the boundary, extremal plateaus, shallow minima filled."""
 
+from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint32_t
 from libcpp.queue cimport priority_queue
 from libcpp.utility cimport pair
@@ -102,11 +103,18 @@ def fill_shallow(const float[:, :] height, float depth, float[:, ::1] out):
     cdef float level, candidate
     cdef pair[float, int64_t] entry
     cdef priority_queue[pair[float, int64_t]] queue  # largest first: holds -level
+    cdef bint lowest
     with nogil:
         for y in range(ny):
             for x in range(nx):
-                out[y, x] = height[y, x] + depth
-                queue.push(pair[float, int64_t](-out[y, x], y * nx + x))
+                # a way that begins higher than a neighbour would do better to begin there
+                lowest = ((y == 0 or height[y - 1, x] >= height[y, x]) and (x == 0 or height[y, x - 1] >= height[y, x])
+                          and (x == nx - 1 or height[y, x + 1] >= height[y, x])
+                          and (y == ny - 1 or height[y + 1, x] >= height[y, x]))
+                out[y, x] = INFINITY
+                if lowest:
+                    out[y, x] = height[y, x] + depth
+                    queue.push(pair[float, int64_t](-out[y, x], y * nx + x))
         while not queue.empty():
             entry = queue.top()
             queue.pop()

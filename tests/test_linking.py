@@ -105,8 +105,8 @@ def test_nothing_to_link_gives_a_copy():
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"labels": np.ones((2, 3, 3))}, "labels must be whole numbers with 3 axes; got (2, 3, 3) float64"),
-    ({"labels": np.ones((3, 3), int)}, "labels must be whole numbers with 3 axes"),
+    ({"labels": np.ones((2, 3, 3))}, "labels must be integers or bool; got float64"),
+    ({"labels": np.ones((3, 3), int)}, "labels must have 3 axes; got shape (3, 3)"),
     ({"labels": np.full((2, 3, 3), -1)}, "labels must not be negative; found -1"),
     ({"iou": 50}, "iou must be between 0 (off) and 1; got 50"),
     ({"affinity": 0.5}, "affinity=0.5 needs affs"),

@@ -8,6 +8,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
 from emcore.segment.affinities import check_affinities
+from emcore.segment.relabeling import remap, unsigned
 from emcore.threads import run_parallel, thread_count
 
 
@@ -78,7 +79,9 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: fl
         if affinity:
             keep &= pair["affinity"] >= affinity
         pairs.append(_ids(pair[keep]))
-    return _rename(given, join_pairs(np.concatenate(pairs)))
+    joined = join_pairs(np.concatenate(pairs))
+    named = remap(labels, (joined.old, joined.new.astype(labels.dtype)), missing="keep", threads=threads)
+    return named.astype(given.dtype, copy=False)
 
 
 def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | None = None, *, min_overlap: int = 1,
@@ -154,23 +157,11 @@ def _ids(pair: np.ndarray) -> np.ndarray:
     return np.stack([pair["first"], pair["second"]], axis=1)
 
 
-def _rename(labels: np.ndarray, joined: Joined) -> np.ndarray:
-    changed = joined.old != joined.new
-    old, new = joined.old[changed].astype(labels.dtype), joined.new[changed].astype(labels.dtype)
-    renamed = labels.copy()
-    for section in renamed if len(old) else ():
-        where = np.minimum(np.searchsorted(old, section), len(old) - 1)
-        np.copyto(section, new[where], where=old[where] == section)
-    return renamed
-
-
 def _labels(labels: np.ndarray, dimensions: int, name: str) -> np.ndarray:
-    """labels as uint32 or uint64 where they are that wide already, else widened."""
-    labels = np.asarray(labels)
-    if labels.ndim != dimensions or labels.dtype.kind not in "iu":
-        raise InputError(f"{name} must be whole numbers with {dimensions} axes; got {labels.shape} {labels.dtype}")
-    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
-        raise InputError(f"{name} must not be negative; found {labels.min()}")
+    """labels as uint32 or uint64, widened if they are narrower."""
+    labels = unsigned(labels, name)
+    if labels.ndim != dimensions:
+        raise InputError(f"{name} must have {dimensions} axes; got shape {labels.shape}")
     return labels.astype(np.uint64 if labels.dtype.itemsize == 8 else np.uint32, copy=False)
 
 

@@ -80,7 +80,7 @@ def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None)
         mask = np.asarray(mask) != 0
         if mask.shape != height.shape:
             raise InputError(f"mask must have the shape {height.shape} of height; got {mask.shape}")
-    height = height.astype(np.float32, copy=False)
+    height = np.ascontiguousarray(height, np.float32)
     if np.isnan(height if mask is None else height[mask]).any():
         raise InputError("height holds NaN, which has no place in an order; replace it or mask it out")
     labels = seeds.astype(np.uint64 if seeds.dtype.itemsize == 8 else np.uint32)
