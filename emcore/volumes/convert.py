@@ -14,7 +14,7 @@ from emcore.volumes import Volume, Writer, create_volume, list_datasets, metadat
 from emcore.volumes.precomputed import LAYERS, create_precomputed
 from emcore.volumes.volume import IMAGE_KEYS, LABEL_KEYS
 
-BLOCK_BYTES = 128 << 20
+BLOCK_BYTES = 64 << 20
 LABEL_NAMES = {key.rpartition("/")[2] for key in LABEL_KEYS if key not in IMAGE_KEYS}
 
 
