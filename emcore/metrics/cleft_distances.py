@@ -1,0 +1,307 @@
+"""CREMI's cleft scores: how far the predicted voxels lie from the true clefts, and the other way round.
+
+Clefts are few voxels, so both volumes are read once and kept as runs along x; exact distances are searched from the runs
+of wrong voxels alone, in a tree of boxes. Memory grows with the foreground, never with the volume.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numba import types
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.compilation import compiled
+from emcore.metrics.pairs import as_volume, boxes, check_not_negative, check_shapes, check_types
+from emcore.threads import run_parallel, slabs, thread_count
+
+CREMI_BACKGROUND = (1 << 64) - 1
+CREMI_INVALID = (1 << 64) - 2
+TRUTH, PREDICTION = 1, 2  # bits of a run's state: what its voxels are foreground of
+LEAF = 4  # runs in a leaf of the tree
+PIECE = 32  # voxels that search together, neighbours along x
+MORTON_BITS = 20
+
+_states = types.Array(types.uint8, 2, "C")
+_runs = types.Array(types.int32, 2, "C")
+_runs_in = types.Array(types.int32, 2, "C", readonly=True)
+_floats = types.Array(types.float64, 1, "C")
+_floats_in = types.Array(types.float64, 1, "C", readonly=True)
+_offsets_in = types.Array(types.int64, 1, "C", readonly=True)
+
+
+class Distances(NamedTuple):
+    """Of every foreground voxel of one volume to the other's foreground, in nm, 0 where they overlap."""
+
+    mean: float
+    standard_deviation: float  # of the population
+    maximum: float
+    median: float
+    count: int
+
+
+class Clefts(NamedTuple):
+    """CREMI's scores of clefts; the score is (ADGT + ADF) / 2, lower is better."""
+
+    score: float
+    false_positives: int  # predicted voxels farther than the threshold from every true one
+    false_negatives: int  # true voxels farther than the threshold from every predicted one
+    to_truth: Distances  # of the predicted voxels; the mean is ADGT
+    to_prediction: Distances  # of the true voxels; the mean is ADF
+    f1: float  # 2 TP / (2 TP + FP + FN) with TP the predicted voxels that are no false positives
+    f1_of_rates: float  # harmonic mean of 1 - FP / predicted and 1 - FN / true
+
+
+def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float], threshold_nm: float = 200.0,
+           background: int | None = None, invalid: int | None = CREMI_INVALID,
+           threads: int | None = None) -> Clefts:
+    """The scores of two cleft volumes: arrays, or volumes with shape, dtype and slicing, which are read in blocks.
+
+    Every voxel that is not background is cleft, whatever its id. background=None is 2^64 - 1 in uint64 volumes, as in
+    CREMI's files, and 0 in all other types. Where the truth is `invalid`, both count as background. Exactly
+    threshold_nm away is no error.
+
+    Unlike cremi_python, which measures to a phantom voxel, an empty counterpart is infinitely far: all voxels are
+    errors, mean, maximum and median are inf. Distances of an empty volume are nan. The score is inf when one volume is
+    empty. When both are, it is nan, and there was nothing to find: both F1 are 1.
+    """
+    threads = thread_count(threads)
+    truth, prediction = as_volume(truth), as_volume(prediction)
+    resolution = np.asarray(resolution, np.float64)
+    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
+        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
+    if not threshold_nm >= 0:
+        raise InputError(f"threshold_nm must be 0 or more; got {threshold_nm}")
+    check_types(truth=truth, prediction=prediction)
+    check_shapes(truth=truth, prediction=prediction)
+    if len(truth.shape) != 3:
+        raise InputError(f"clefts need volumes of shape (z, y, x); got {tuple(truth.shape)}")
+
+    runs = _foreground(truth, prediction, background, invalid, threads)
+    far_predicted, to_truth = _measured(runs, PREDICTION, TRUTH, resolution, threshold_nm, threads)
+    far_true, to_prediction = _measured(runs, TRUTH, PREDICTION, resolution, threshold_nm, threads)
+    predicted, true = to_truth.count, to_prediction.count
+    if predicted == true == 0:
+        return Clefts(math.nan, 0, 0, to_truth, to_prediction, 1.0, 1.0)
+    if predicted == 0 or true == 0:
+        return Clefts(math.inf, far_predicted, far_true, to_truth, to_prediction, 0.0, 0.0)
+    near = predicted - far_predicted
+    precision, recall = 1 - far_predicted / predicted, 1 - far_true / true
+    f1 = 2 * near / (2 * near + far_predicted + far_true)
+    rates = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return Clefts((to_truth.mean + to_prediction.mean) / 2, far_predicted, far_true, to_truth, to_prediction, f1, rates)
+
+
+@compiled(types.int64(types.Array(types.uint8, 2, "C", readonly=True), types.int64, types.int64, _runs))
+def _find_runs(states, z, y_start, runs):
+    """The number of runs of one state other than 0 in this section; fills in (z, y, start, stop, state) if they fit."""
+    height, width = states.shape
+    found = 0
+    for y in range(height):
+        x = 0
+        while x < width:
+            some = np.uint8(0)
+            stop = min(x + 64, width)
+            for k in range(x, stop):  # no branch inside: sixteen or more voxels an instruction
+                some |= states[y, k]
+            if some == np.uint8(0):
+                x = stop
+                continue
+            while x < stop:
+                state = states[y, x]
+                end = x + 1
+                while end < width and states[y, end] == state:
+                    end += 1
+                if state != np.uint8(0):
+                    if found < runs.shape[0]:
+                        runs[found, 0] = z
+                        runs[found, 1] = y_start + y
+                        runs[found, 2] = x
+                        runs[found, 3] = end
+                        runs[found, 4] = state
+                    found += 1
+                x = end
+    return found
+
+
+def _foreground(truth, prediction, background: int | None, invalid: int | None, threads: int) -> NDArray[np.int32]:
+    """The runs of all voxels that are foreground of either volume, in C order; each section is a job."""
+    values = {name: _background(name, volume, background)
+              for name, volume in (("truth", truth), ("prediction", prediction))}
+    holds_invalid = invalid is not None and _fits(invalid, truth.dtype)
+
+    def section(labels: NDArray, predicted: NDArray, z: int, y: int) -> tuple[NDArray[np.int32], bool, bool]:
+        for name, plane in (("truth", labels), ("prediction", predicted)):
+            check_not_negative(name, plane)
+        states = np.ascontiguousarray(labels != values["truth"]).view(np.uint8)
+        some = np.ascontiguousarray(predicted != values["prediction"]).view(np.uint8)
+        backgrounds = not states.all(), not some.all()
+        states |= some << np.uint8(1)
+        if holds_invalid:
+            states[labels == labels.dtype.type(invalid)] = 0
+        runs = np.empty((max(64, states.size // 256), 5), np.int32)
+        found = _find_runs(states, z, y, runs)
+        if found > len(runs):
+            runs = np.empty((found, 5), np.int32)
+            _find_runs(states, z, y, runs)
+        return runs[:found].copy(), *backgrounds
+
+    parts, backgrounds = [np.empty((0, 5), np.int32)], np.array([truth.size == 0, truth.size == 0])
+    for box in boxes(truth, prediction):
+        labels, predicted = np.asarray(truth[box]), np.asarray(prediction[box])
+        z, y = box[0].start, box[1].start
+        for runs, *seen in run_parallel(section, [(labels[k], predicted[k], z + k, y) for k in range(len(labels))],
+                                        threads):
+            parts.append(runs)
+            backgrounds |= seen
+    for (name, value), seen in zip(values.items(), backgrounds):
+        if background is None and int(value) == CREMI_BACKGROUND and not seen:
+            raise InputError(f"{name} is uint64 and none of its voxels is CREMI's background, 2^64 - 1; "
+                             "if its background is 0, say background=0")
+    return np.concatenate(parts)
+
+
+def _fits(value: int, dtype: np.dtype) -> bool:
+    return 0 <= value <= (1 if dtype == bool else np.iinfo(dtype).max)
+
+
+def _background(name: str, volume, background: int | None) -> np.generic:
+    if background is None:
+        background = CREMI_BACKGROUND if volume.dtype == np.uint64 else 0
+    if not _fits(background, volume.dtype):
+        raise InputError(f"background {background} does not fit in {name}, which is {volume.dtype}; "
+                         "say background=0, or leave it out for 2^64 - 1 in uint64 and 0 in other types")
+    return volume.dtype.type(background)
+
+
+def _measured(runs: NDArray[np.int32], side: int, other: int, resolution: NDArray[np.float64], threshold: float,
+              threads: int) -> tuple[int, Distances]:
+    """How many voxels of this side are farther than the threshold from the other side, and their distances."""
+    sizes = (runs[:, 3] - runs[:, 2]).astype(np.int64)
+    count, overlapping = int(sizes[(runs[:, 4] & side) != 0].sum()), int(sizes[runs[:, 4] == side | other].sum())
+    if count == 0:
+        return 0, Distances(math.nan, math.nan, math.nan, math.nan, 0)
+    targets = runs[(runs[:, 4] & other) != 0, :4]
+    if len(targets) == 0:
+        return count, Distances(math.inf, math.nan, math.inf, math.inf, count)
+    wrong = runs[:, 4] == side
+    offsets = np.concatenate(([0], np.cumsum(sizes[wrong])))
+    wrong = np.ascontiguousarray(runs[wrong, :4])
+    targets, tree = _tree(targets, resolution)
+    distances = np.empty(offsets[-1], np.float64)
+    run_parallel(_search, [(wrong[a:b], offsets[a:b + 1] - offsets[a], targets, tree, resolution,
+                            distances[offsets[a]:offsets[b]]) for a, b in slabs(len(wrong), 8 * threads)], threads)
+    mean = float(distances.sum()) / count
+    variance = (float(np.square(distances - mean).sum()) + overlapping * mean * mean) / count
+    return int(np.count_nonzero(distances > threshold)), Distances(
+        mean, math.sqrt(variance), float(distances.max(initial=0.0)), _median(distances, overlapping), count)
+
+
+def _median(distances: NDArray[np.float64], zeros: int) -> float:
+    """Of the distances and this many zeros, which are not stored. Orders the distances anew."""
+    count = len(distances) + zeros
+    middle = [k - zeros for k in ((count - 1) // 2, count // 2)]
+    stored = [k for k in middle if k >= 0]
+    if stored:
+        distances.partition(stored)
+    return sum(float(distances[k]) if k >= 0 else 0.0 for k in middle) / 2
+
+
+def _tree(runs: NDArray[np.int32], resolution: NDArray[np.float64]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The runs in Morton order, and the boxes (low z y x, high z y x) of a complete binary tree above LEAF runs each.
+
+    Node i has the children 2i and 2i + 1; the root is 1. High bounds are inclusive; empty leaves are infinitely low.
+    """
+    middle = np.stack([runs[:, 0], runs[:, 1], (runs[:, 2] + runs[:, 3]) * 0.5], axis=1) * resolution
+    low = middle.min(axis=0)
+    scale = ((1 << MORTON_BITS) - 1) / max(1e-300, float((middle.max(axis=0) - low).max()))
+    code = np.zeros(len(runs), np.uint64)
+    for axis in range(3):
+        code |= _spread(((middle[:, axis] - low[axis]) * scale).astype(np.uint64)) << np.uint64(axis)
+    runs = np.ascontiguousarray(runs[np.argsort(code, kind="stable")])
+    first = np.arange(0, len(runs), LEAF)
+    leaves = 1 << (len(first) - 1).bit_length()
+    tree = np.empty((2 * leaves, 6), np.int32)
+    tree[:, :3], tree[:, 3:] = np.iinfo(np.int32).max, 0
+    tree[leaves:leaves + len(first), :3] = np.minimum.reduceat(runs[:, :3], first)
+    tree[leaves:leaves + len(first), 3:] = np.maximum.reduceat(runs[:, [0, 1, 3]] - [0, 0, 1], first)
+    while leaves > 1:
+        children = tree[leaves:2 * leaves].reshape(-1, 2, 6)
+        leaves //= 2
+        tree[leaves:2 * leaves, :3] = children[:, :, :3].min(axis=1)
+        tree[leaves:2 * leaves, 3:] = children[:, :, 3:].max(axis=1)
+    return runs, tree
+
+
+def _spread(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The lowest 21 bits, two zero bits between each two of them."""
+    for shift, mask in ((32, 0x1F00000000FFFF), (16, 0x1F0000FF0000FF), (8, 0x100F00F00F00F00F),
+                        (4, 0x10C30C30C30C30C3), (2, 0x1249249249249249)):
+        values = (values | (values << np.uint64(shift))) & np.uint64(mask)
+    return values
+
+
+@compiled(types.void(_runs_in, _offsets_in, _runs_in, _runs_in, _floats_in, _floats))
+def _search(queries, offsets, targets, tree, resolution, distances):
+    """The distance of each voxel of the queries to the nearest target.
+
+    Bounds and distances are rounded by the same operations in the same order, which keep order: a box that is left out
+    cannot hold a nearer voxel, so neither the tree nor the cutting into pieces changes a bit.
+    """
+    rz, ry, rx = resolution[0], resolution[1], resolution[2]
+    leaves = tree.shape[0] // 2
+    stack_node = np.empty(128, np.int64)
+    stack_bound = np.empty(128, np.float64)
+    best = np.empty(PIECE, np.float64)
+    bounds = np.empty(2, np.float64)
+    nearest = 0
+    for q in range(queries.shape[0]):
+        z, y = np.int64(queries[q, 0]), np.int64(queries[q, 1])
+        for x in range(np.int64(queries[q, 2]), np.int64(queries[q, 3]), PIECE):
+            size = min(np.int64(queries[q, 3]) - x, PIECE)
+            last = x + size - 1
+            best[:size] = np.inf
+            stack_node[0], stack_bound[0] = 1, 0.0
+            stack_node[1], stack_bound[1] = -1, 0.0  # first what was nearest to the piece before: a good bound
+            top = 2
+            worst = np.inf
+            while top > 0:
+                top -= 1
+                node = stack_node[top]
+                if stack_bound[top] >= worst:
+                    continue
+                if node >= 0 and node < leaves:
+                    for side in range(2):
+                        child = 2 * node + side
+                        dz = max(tree[child, 0] - z, z - tree[child, 3], 0) * rz
+                        dy = max(tree[child, 1] - y, y - tree[child, 4], 0) * ry
+                        dx = max(tree[child, 2] - last, x - tree[child, 5], 0) * rx
+                        bounds[side] = dz * dz + dy * dy + dx * dx
+                    nearer = 0 if bounds[0] <= bounds[1] else 1
+                    for side in (1 - nearer, nearer):
+                        if bounds[side] < worst:
+                            stack_node[top] = 2 * node + side
+                            stack_bound[top] = bounds[side]
+                            top += 1
+                    continue
+                start = nearest if node < 0 else (node - leaves) * LEAF
+                stop = min(start + (1 if node < 0 else LEAF), targets.shape[0])
+                for t in range(start, stop):
+                    dz = abs(targets[t, 0] - z) * rz
+                    dy = abs(targets[t, 1] - y) * ry
+                    across = dz * dz + dy * dy
+                    if across >= worst:
+                        continue
+                    low, high = np.int64(targets[t, 2]), np.int64(targets[t, 3]) - 1
+                    before = best[size - 1]
+                    for k in range(size):
+                        dx = max(low - x - k, x + k - high, 0) * rx
+                        best[k] = min(best[k], across + dx * dx)
+                    if best[size - 1] < before:
+                        nearest = t
+                worst = best[:size].max()
+            start = offsets[q] + x - queries[q, 2]
+            for k in range(size):
+                distances[start + k] = np.sqrt(best[k])

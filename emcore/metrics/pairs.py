@@ -1,0 +1,56 @@
+"""Truth and prediction as one pair: checked alike for every score of voxels, and read together in blocks."""
+
+from collections.abc import Iterator
+from itertools import product
+from math import prod
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.tables import BLOCK_BYTES
+
+
+def as_volume(volume: ArrayLike):
+    """What has shape, dtype and slicing as it is, anything else as an array."""
+    if all(hasattr(volume, name) for name in ("shape", "dtype", "__getitem__")):
+        return volume
+    return np.asarray(volume)
+
+
+def check_shapes(**volumes) -> None:
+    """Refuses volumes that do not cover each other, naming both shapes."""
+    (name, volume), *others = volumes.items()
+    for other_name, other in others:
+        if tuple(other.shape) != tuple(volume.shape):
+            raise InputError(f"{name} and {other_name} must have the same shape; {name} is {tuple(volume.shape)}, "
+                             f"{other_name} is {tuple(other.shape)}")
+
+
+def check_types(**volumes) -> None:
+    """Refuses volumes that hold no labels."""
+    for name, volume in volumes.items():
+        if volume.dtype.kind not in "uib":
+            raise InputError(f"{name} must be integer labels; got {volume.dtype}; turn probabilities into labels "
+                             "first, or convert with astype('uint64')")
+
+
+def check_not_negative(name: str, labels: NDArray) -> None:
+    """Refuses labels below 0, which no score knows."""
+    if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
+        raise InputError(f"{name} must not be negative; it holds {labels.min()} as {labels.dtype}; write unlabelled "
+                         "voxels as 0, or CREMI's background as 2^64 - 1 in uint64")
+
+
+def boxes(*volumes) -> Iterator[tuple[slice, ...]]:
+    """The whole of arrays, or boxes of about BLOCK_BYTES of volumes: slabs, or rows of sections too large for that."""
+    shape = tuple(volumes[0].shape)
+    if len(shape) < 2 or all(isinstance(volume, np.ndarray) for volume in volumes):
+        yield tuple(slice(0, size) for size in shape)
+        return
+    row = max(1, prod(shape[2:])) * sum(volume.dtype.itemsize for volume in volumes)
+    sections = max(1, BLOCK_BYTES // (row * max(1, shape[1])))
+    rows = max(1, shape[1] if sections > 1 else BLOCK_BYTES // row)
+    for z, y in product(range(0, shape[0], sections), range(0, shape[1], rows)):
+        yield (slice(z, min(z + sections, shape[0])), slice(y, min(y + rows, shape[1])),
+               *(slice(0, size) for size in shape[2:]))
