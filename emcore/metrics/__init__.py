@@ -18,6 +18,7 @@ _HOME = {
     "neuron_border_mask": "borders",
     "box_border_mask": "borders",
     "clefts": "cleft_distances",
+    "confusion": "binary",
     "jaccard": "binary",
     "dice": "binary",
     "accuracy": "binary",
@@ -25,6 +26,7 @@ _HOME = {
     "average_precision": "instances",
     "synapse_f1": "synapses",
     "synaptic_partners": "synapses",
+    "labels_at": "points",
     "run_length": "skeletons",
     "skeleton_voi": "skeletons",
 }

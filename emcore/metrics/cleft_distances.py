@@ -1,7 +1,7 @@
 """CREMI's cleft scores: how far the predicted voxels lie from the true clefts, and the other way round.
 
-Clefts are few voxels, so both volumes are read once and kept as runs along x; exact distances are searched from the runs
-of wrong voxels alone, in a tree of boxes. Memory grows with the foreground, never with the volume.
+Clefts are few voxels, so both volumes are read once and kept as runs along x; exact distances are searched from the
+runs of wrong voxels alone, in a tree of boxes. Memory grows with the foreground, never with the volume.
 """
 
 import math
@@ -148,7 +148,7 @@ def _foreground(truth, prediction, background: int | None, invalid: int | None, 
             _find_runs(states, z, y, runs)
         return runs[:found].copy(), *backgrounds
 
-    parts, backgrounds = [np.empty((0, 5), np.int32)], np.array([truth.size == 0, truth.size == 0])
+    parts, backgrounds = [np.empty((0, 5), np.int32)], np.full(2, 0 in truth.shape)
     for box in boxes(truth, prediction):
         labels, predicted = np.asarray(truth[box]), np.asarray(prediction[box])
         z, y = box[0].start, box[1].start
@@ -164,7 +164,7 @@ def _foreground(truth, prediction, background: int | None, invalid: int | None, 
 
 
 def _fits(value: int, dtype: np.dtype) -> bool:
-    return 0 <= value <= (1 if dtype == bool else np.iinfo(dtype).max)
+    return 0 <= value <= (1 if dtype.kind == "b" else np.iinfo(dtype).max)
 
 
 def _background(name: str, volume, background: int | None) -> np.generic:

@@ -1,0 +1,84 @@
+"""Jaccard index, Dice and accuracy of a foreground mask, or of probabilities cut at a threshold."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.pairs import as_volume, boxes, check_not_negative, check_shapes, check_types
+
+
+class Confusion(NamedTuple):
+    """Voxels by truth and prediction; the counts of blocks or volumes add up before they are scored."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+
+
+def confusion(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5,
+              mask: ArrayLike | None = None) -> Confusion:
+    """The counts of truth > 0 against prediction >= threshold; arrays, or volumes that are read in blocks.
+
+    Probabilities are cut at 0.5; for logits say threshold=0, for probabilities stored as uint8 threshold=128.
+    mask: True where a voxel is left out.
+    """
+    truth, prediction = as_volume(truth), as_volume(prediction)
+    volumes = {"truth": truth, "prediction": prediction} | ({} if mask is None else {"mask": as_volume(mask)})
+    check_types(truth=truth)
+    check_shapes(**volumes)
+    if prediction.dtype.kind not in "uibf":
+        raise InputError(f"prediction must be numbers or a mask; got {prediction.dtype}")
+    if mask is not None and volumes["mask"].dtype != bool:
+        raise InputError(f"mask must be boolean, True where a voxel is left out; it is {volumes['mask'].dtype}")
+    if not math.isfinite(threshold):
+        raise InputError(f"threshold must be a finite number; got {threshold}")
+    counts = np.zeros(4, np.int64)
+    for box in boxes(*volumes.values()):
+        parts = [np.atleast_1d(np.asarray(volume[box])) for volume in volumes.values()]
+        for section in zip(*parts):  # so that what is made on the way is small
+            counts += _counts(*section, threshold=threshold)
+    return Confusion(*counts.tolist())
+
+
+def _counts(truth: NDArray, prediction: NDArray, left_out: NDArray | bool = False, *,
+            threshold: float) -> tuple[int, int, int, int]:
+    check_not_negative("truth", truth)
+    if prediction.dtype.kind == "f" and np.isnan(prediction).any():
+        raise InputError("prediction must be numbers; it holds NaN; look for what made them before scoring")
+    kept = ~np.broadcast_to(left_out, truth.shape)
+    true, predicted = (truth > 0) & kept, (prediction >= threshold) & kept
+    both, n_true, n_predicted = (int(np.count_nonzero(part)) for part in (true & predicted, true, predicted))
+    return both, n_predicted - both, n_true - both, int(np.count_nonzero(kept)) - n_true - n_predicted + both
+
+
+def jaccard(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: ArrayLike | None = None,
+            both_empty: float = 1.0) -> float:
+    """Intersection over union of the foregrounds, as `confusion` counts them; nan where no voxel is left.
+
+    both_empty: the score where there is no foreground at all; 1 as in dbMiM, 0 as in pytorch_connectomics.
+    """
+    counts = confusion(truth, prediction, threshold, mask)
+    return _ratio(counts, counts.true_positives, sum(counts[:3]), both_empty)
+
+
+def dice(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: ArrayLike | None = None,
+         both_empty: float = 1.0) -> float:
+    """Twice the intersection over the sum of the foregrounds, which is their F1; else as `jaccard`."""
+    counts = confusion(truth, prediction, threshold, mask)
+    return _ratio(counts, 2 * counts.true_positives, sum(counts[:3]) + counts.true_positives, both_empty)
+
+
+def accuracy(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: ArrayLike | None = None) -> float:
+    """The part of the voxels that are right, background included; nan where no voxel is left."""
+    counts = confusion(truth, prediction, threshold, mask)
+    return _ratio(counts, counts.true_positives + counts.true_negatives, sum(counts), math.nan)
+
+
+def _ratio(counts: Confusion, numerator: int, denominator: int, both_empty: float) -> float:
+    if sum(counts) == 0:
+        return math.nan
+    return numerator / denominator if denominator else both_empty

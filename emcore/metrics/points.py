@@ -1,0 +1,53 @@
+"""The labels under single points: nodes of skeletons, sites of synaptic partners."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.pairs import as_volume, boxes, check_types
+
+
+def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[float],
+              offset: Sequence[float] = (0.0, 0.0, 0.0), rounding: str = "down") -> NDArray:
+    """The label at each location (n, 3) in nm, z y x; offset is where the volume starts.
+
+    rounding: "down" to the voxel that holds the location where voxel 0 starts at 0 (em_erl), or "nearest", where
+    halves go away from zero (CREMI, where voxel 0 lies at 0).
+    """
+    labels = as_volume(labels)
+    check_types(labels=labels)
+    locations = checked_locations("locations", locations)
+    resolution = np.asarray(resolution, np.float64)
+    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
+        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
+    if len(labels.shape) != 3:
+        raise InputError(f"labels must have the shape (z, y, x); got {tuple(labels.shape)}")
+    exact = (locations - np.asarray(offset, np.float64)) / resolution
+    if rounding not in ("down", "nearest"):
+        raise InputError(f'rounding must be "down" or "nearest"; got {rounding!r}')
+    voxels = np.floor(exact) if rounding == "down" else np.copysign(np.floor(np.abs(exact) + 0.5), exact)
+    outside = ((voxels < 0) | (voxels >= labels.shape)).any(axis=1)
+    if outside.any():
+        raise InputError(f"{outside.sum()} of {len(voxels)} locations lie outside the labels of shape "
+                         f"{tuple(labels.shape)}, as {locations[outside][0].tolist()} nm, which is voxel "
+                         f"{voxels[outside][0].tolist()}; check resolution, offset and the order z, y, x")
+    voxels = voxels.astype(np.int64)
+    found = np.empty(len(voxels), labels.dtype)
+    for box in boxes(labels):  # only boxes that hold a location are read
+        low = np.array([span.start for span in box])
+        inside = ((voxels >= low) & (voxels < [span.stop for span in box])).all(axis=1)
+        if inside.any():
+            found[inside] = np.asarray(labels[box])[tuple((voxels[inside] - low).T)]
+    return found
+
+
+def checked_locations(name: str, locations: ArrayLike) -> NDArray[np.float64]:
+    """The locations as (n, 3) float64, n = 0 included."""
+    locations = np.asarray(locations, np.float64)
+    if locations.size == 0:
+        return np.zeros((0, 3))
+    if locations.ndim != 2 or locations.shape[1] != 3 or not np.isfinite(locations).all():
+        raise InputError(f"{name} must be finite numbers of shape (n, 3) in nm, z y x; got shape {locations.shape}")
+    return locations

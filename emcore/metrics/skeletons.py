@@ -1,0 +1,131 @@
+"""Expected run length and VOI of skeletons: how far one can follow a neuron before the segmentation fails."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.partitions import Voi, voi
+from emcore.metrics.tables import contingency
+
+CONVENTIONS = {
+    "em_erl": "on a merging segment all edges are wrong, of every skeleton with any node in it",
+    "banis": "on a merging segment the edges of those skeletons are wrong that touch it with enough nodes themselves",
+}
+
+
+class RunLength(NamedTuple):
+    """ERL in the unit of the lengths, the ERL of a perfect segmentation, and their ratio NERL; higher is better."""
+
+    expected: float
+    perfect: float
+    normalized: float
+    skeleton_ids: NDArray[np.uint64]
+    skeleton_lengths: NDArray[np.float64]
+    skeleton_expected: NDArray[np.float64]  # nan for a skeleton without length
+    correct_edges: int
+    split_edges: int  # between two segments, neither of them 0
+    omitted_edges: int  # with a node on segment 0
+    merged_edges: int
+    merging_segments: NDArray[np.uint64]
+
+
+def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, lengths: ArrayLike,
+               contact_nodes: float = 1, convention: str = "em_erl", no_merge: ArrayLike = ()) -> RunLength:
+    """The expected run length of skeletons in a segmentation; nan where no edge has a length.
+
+    skeletons, segments: ids of each node's skeleton and of the segment under it (`labels_at`), 0 is no segment;
+    edges: (n, 2) node numbers; lengths: of each edge. An edge is correct if both of its nodes are in one segment
+    that does not merge there; correct edges of a skeleton need not be connected.
+
+    A segment merges if two skeletons touch it, each with at least contact_nodes nodes: em_erl's merge_threshold
+    (50 in pytorch_connectomics), BANIS's ignored_merger_size + 1; math.inf forgives all mergers.
+    no_merge: the segments under the voxels of a no-merge mask; a segment on more than contact_nodes of them merges for
+    each skeleton that touches it.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(f"unknown run length convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    if not contact_nodes >= 0:
+        raise InputError(f"contact_nodes must be 0 or more; got {contact_nodes}")
+    skeletons, segments, no_merge = (_ids(name, ids) for name, ids in (
+        ("skeletons", skeletons), ("segments", segments), ("no_merge", no_merge)))
+    edges, lengths = _checked_edges(skeletons, segments, edges, lengths)
+
+    skeleton_ids, skeleton = np.unique(skeletons, return_inverse=True)
+    segment_ids, segment = np.unique(segments, return_inverse=True)
+    contacts = contingency(skeleton, segment, ignore_truth=(), threads=1)
+    who, where = contacts.truth.astype(np.int64), contacts.labels.astype(np.int64)
+    touching = contacts.counts >= contact_nodes
+    merging = np.bincount(where[touching], minlength=len(segment_ids)) >= 2
+    masked_ids, voxels = np.unique(no_merge, return_counts=True)
+    masked = np.isin(segment_ids, masked_ids[voxels > contact_nodes])
+    nowhere = segment_ids == 0
+    # contacts, sorted by (skeleton, segment), on which every edge is wrong
+    wrong = merging[where] & (touching | (convention == "em_erl")) | masked[where] & touching
+    keys = who * len(segment_ids) + where
+
+    one, other = segment[edges[:, 0]], segment[edges[:, 1]]
+    owner = skeleton[edges[:, 0]]
+    omitted = nowhere[one] | nowhere[other]
+    split = ~omitted & (one != other)
+    contact = np.searchsorted(keys, owner * len(segment_ids) + one)
+    merged = ~omitted & ~split & wrong[contact]
+    correct = ~omitted & ~split & ~merged
+    runs = np.bincount(contact[correct], lengths[correct], minlength=len(keys))
+    total = np.bincount(owner, lengths, minlength=len(skeleton_ids))
+    squares = np.bincount(who, runs**2, minlength=len(skeleton_ids))
+    expected, perfect = (float(part.sum() / total.sum()) if total.sum() else math.nan for part in (squares, total**2))
+    return RunLength(expected, perfect, expected / perfect, skeleton_ids, total,
+                     np.divide(squares, total, out=np.full(len(total), math.nan), where=total > 0),
+                     *(int(np.count_nonzero(kind)) for kind in (correct, split, omitted, merged)),
+                     segment_ids[(merging | masked) & ~nowhere])
+
+
+def skeleton_voi(skeletons: ArrayLike, segments: ArrayLike) -> Voi:
+    """VOI in bits of the nodes' segments against their skeletons, each node alike (BANIS, pytorch_connectomics).
+
+    Nodes of skeleton 0 are left out; segment 0 is a segment like any other.
+    """
+    skeletons, segments = _ids("skeletons", skeletons), _ids("segments", segments)
+    _check_nodes(skeletons, segments)
+    return voi(contingency(skeletons, segments, threads=1))
+
+
+def _ids(name: str, ids: ArrayLike) -> NDArray[np.uint64]:
+    ids = np.asarray(ids)
+    if ids.size == 0:
+        return np.zeros(0, np.uint64)
+    if ids.ndim != 1 or ids.dtype.kind not in "ui":
+        raise InputError(f"{name} must be a list of whole numbers; got shape {ids.shape}, {ids.dtype}; lists that mix "
+                         "Python and NumPy integers become float64: make them with np.array(..., np.uint64)")
+    if ids.min() < 0:
+        raise InputError(f"{name} must not be negative; got {ids.min()}")
+    return ids.astype(np.uint64)
+
+
+def _check_nodes(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64]) -> None:
+    if len(skeletons) != len(segments):
+        raise InputError(f"skeletons and segments must have one id a node; got {len(skeletons)} and {len(segments)}")
+
+
+def _checked_edges(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64], edges: ArrayLike,
+                   lengths: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    _check_nodes(skeletons, segments)
+    edges, lengths = np.asarray(edges), np.asarray(lengths, np.float64)
+    if edges.size == 0:
+        edges = np.zeros((0, 2), np.int64)
+    if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "ui":
+        raise InputError(f"edges must be node numbers of shape (n, 2); got shape {edges.shape}, {edges.dtype}")
+    if lengths.shape != (len(edges),) or not (np.isfinite(lengths).all() and (lengths >= 0).all()):
+        raise InputError(f"lengths must be one finite number, 0 or more, for each of the {len(edges)} edges; "
+                         f"got shape {lengths.shape}")
+    if len(edges) and not (edges.min() >= 0 and edges.max() < len(skeletons)):
+        raise InputError(f"edges name nodes from {edges.min()} to {edges.max()}, but there are {len(skeletons)} nodes")
+    crossing = skeletons[edges[:, 0]] != skeletons[edges[:, 1]]
+    if crossing.any():
+        u, v = edges[crossing][0]
+        raise InputError(f"an edge must stay in its skeleton; ({u}, {v}) joins skeletons {skeletons[u]} and "
+                         f"{skeletons[v]}")
+    return edges.astype(np.int64), lengths

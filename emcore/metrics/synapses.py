@@ -1,0 +1,130 @@
+"""Synapses found: EM-R50's F1 of cleft and polarity instances, and CREMI's F1 of synaptic partners."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.assignment import best_matching
+from emcore.metrics.instances import at_least, detection, overlaps
+from emcore.metrics.points import checked_locations, labels_at
+from emcore.metrics.tables import Contingency
+
+CONVENTIONS = {
+    "em_r50": "both sides as one object; precision of predictions, recall of true synapses, each with any partner",
+    "sides": "one-to-one, and the presynaptic as well as the postsynaptic sides must overlap",
+}
+
+
+class SynapseF1(NamedTuple):
+    """Synapses of both sides that have a partner; in "em_r50" the two numbers of found ones may differ."""
+
+    f1: float
+    precision: float
+    recall: float
+    found_true: int
+    missed: int
+    found_predicted: int
+    invented: int
+
+
+class PartnersF1(NamedTuple):
+    """CREMI's score of synaptic partners, and the matches (prediction, truth) with the mean distance of their sites."""
+
+    f1: float
+    precision: float
+    recall: float
+    false_positives: int
+    false_negatives: int
+    matches: NDArray[np.int64]
+    distances: NDArray[np.float64]
+
+
+def synapse_f1(table: Contingency, convention: str = "em_r50", threshold: float = 0.2) -> SynapseF1:
+    """The F1 of synapses whose IoU exceeds the threshold, from a table of polarity labels.
+
+    Synapse n has the ids 2n - 1, presynaptic, and 2n, postsynaptic, as polarity_instances writes them. A side that both
+    lack agrees. Margins (14 sections in EM-R50) and small objects (300 voxels) are cut before the table is made.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(f"unknown synapse convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    sides = overlaps(table)
+    truth, true = np.unique((sides.truth_ids - np.uint64(1)) >> np.uint64(1), return_inverse=True)
+    labels, predicted = np.unique((sides.label_ids - np.uint64(1)) >> np.uint64(1), return_inverse=True)
+    truth_sizes, label_sizes = (_sums(index, values, size) for index, values, size in (
+        (true, sides.truth_sizes, len(truth)), (predicted, sides.label_sizes, len(labels))))
+    pairs, pair = np.unique(true[sides.rows] * max(1, len(labels)) + predicted[sides.columns], return_inverse=True)
+    rows, columns = pairs // max(1, len(labels)), pairs % max(1, len(labels))
+    shared = _sums(pair, sides.shared, len(pairs))
+    union = truth_sizes[rows] + label_sizes[columns] - shared
+    match = at_least(shared, union, threshold, strictly=True)
+    if convention == "sides":
+        for odd in (1, 0):
+            of_truth, of_labels = sides.truth_ids % 2 == odd, sides.label_ids % 2 == odd
+            true_size = _sums(true[of_truth], sides.truth_sizes[of_truth], len(truth))
+            label_size = _sums(predicted[of_labels], sides.label_sizes[of_labels], len(labels))
+            same = of_truth[sides.rows] & of_labels[sides.columns]
+            side_shared = _sums(pair[same], sides.shared[same], len(pairs))
+            side_union = true_size[rows] + label_size[columns] - side_shared
+            match &= at_least(side_shared, side_union, threshold, strictly=True) | (side_union == 0)
+    rows, columns, ratio = rows[match], columns[match], shared[match] / union[match]
+    if convention == "sides":
+        chosen = best_matching(rows, columns, 1 + ratio / (2 * max(1, min(len(truth), len(labels)))))
+        rows, columns = rows[chosen], columns[chosen]
+    found_true, found_predicted = len(np.unique(rows)), len(np.unique(columns))
+    missed, invented = len(truth) - found_true, len(labels) - found_predicted
+    precision = detection(found_predicted, invented, missed).precision
+    recall = detection(found_true, invented, missed).recall
+    f1 = 2 * precision * recall / (precision + recall) if found_true else precision
+    return SynapseF1(f1, precision, recall, found_true, missed, found_predicted, invented)
+
+
+def synaptic_partners(truth: ArrayLike, prediction: ArrayLike, labels: ArrayLike, resolution: Sequence[float],
+                      offset: Sequence[float] = (0.0, 0.0, 0.0), threshold_nm: float = 400.0) -> PartnersF1:
+    """The F1 of synaptic partners, as CREMI scores them.
+
+    truth, prediction: (n, 2, 3), pre- and postsynaptic sites in nm, z y x; labels: the true neurons, which start at
+    offset. Two partners match if the same neurons are under their sites and either site is at most threshold_nm away;
+    the matching has the smallest sum of mean distances, where an unmatched one costs twice the threshold.
+    Scores are 0 without a match (cremi_python divides by zero), and nan if both lists are empty.
+    """
+    if not (np.isfinite(threshold_nm) and threshold_nm > 0):
+        raise InputError(f"threshold_nm must be a number above 0; got {threshold_nm}")
+    sites = {name: _checked_sites(name, places) for name, places in (("truth", truth), ("prediction", prediction))}
+    neurons = [labels_at(labels, places.reshape(-1, 3), resolution, offset, "nearest").reshape(-1, 2)
+               for places in sites.values()]
+    true, predicted = sites.values()
+    _, group = np.unique(np.concatenate(neurons), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    of_truth = np.argsort(group[:len(true)], kind="stable")  # in order of groups, so that each group is one range
+    starts, stops = (np.searchsorted(group[:len(true)][of_truth], group[len(true):], end) for end in ("left", "right"))
+    rows, columns, costs = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for row, place in enumerate(predicted):
+        candidates = of_truth[starts[row]:stops[row]]
+        distances = np.sqrt(((true[candidates] - place) ** 2).sum(axis=2))
+        near = (distances <= threshold_nm).all(axis=1)
+        columns.append(candidates[near])
+        rows.append(np.full(near.sum(), row))
+        costs.append(distances[near].mean(axis=1))
+    row, column, cost = np.concatenate(rows), np.concatenate(columns), np.concatenate(costs)
+    chosen = best_matching(row, column, 2 * threshold_nm - cost)
+    wrong, missed = len(predicted) - len(chosen), len(true) - len(chosen)
+    precision, recall, f1 = detection(len(chosen), wrong, missed)
+    matches = np.stack([row[chosen], column[chosen]], axis=1)
+    return PartnersF1(f1, precision, recall, wrong, missed, matches, cost[chosen])
+
+
+def _checked_sites(name: str, places: ArrayLike) -> NDArray[np.float64]:
+    places = np.asarray(places, np.float64)
+    if places.size and (places.ndim != 3 or places.shape[1:] != (2, 3)):
+        raise InputError(f"{name} must be pre- and postsynaptic sites of shape (n, 2, 3) in nm, z y x; "
+                         f"got {places.shape}")
+    return checked_locations(name, places.reshape(-1, 3)).reshape(-1, 2, 3)
+
+
+def _sums(index: NDArray[np.int64], values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    sums = np.zeros(size, np.int64)
+    np.add.at(sums, index, values)
+    return sums
