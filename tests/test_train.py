@@ -177,7 +177,8 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(place, ranks):
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_rank_learns_from_the_same_batch(place):
     options = ["train.steps=50", "train.log_steps=1", "train.batch=4", "model.rsunet.norm=instance",
-               "train.validate.steps=0", "data.validation=[]", "target.0.kind=binary", "model.out_channels=1", "train.save.steps=100"]
+               "train.validate.steps=0", "data.validation=[]", "target.0.kind=binary", "model.out_channels=1",
+               "train.save.steps=100"]
     for ranks in (1, 2):
         done = train(place, f"name=ranks{ranks}", *options, ranks=ranks)
         assert done.returncode == 0, done.stderr
@@ -296,7 +297,8 @@ def test_a_folder_of_another_run_a_cut_and_a_hostile_checkpoint_are_told_apart(p
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(place):
     refused(place, r"the loss of step \d+ is (nan|inf); its samples were vol at \[\d+, \d+, \d+\]",
-            "train.optimizer.lr=1e30", "train.optimizer.clip=0", "loss.clamp=0", "model.rsunet.norm=none", "train.optimizer.kind=sgd")
+            "train.optimizer.lr=1e30", "train.optimizer.clip=0", "loss.clamp=0", "model.rsunet.norm=none",
+            "train.optimizer.kind=sgd")
     assert list((place / "outputs" / "tiny").glob("bad_batch_step_*_rank_0.pt"))
 
 

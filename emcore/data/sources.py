@@ -33,6 +33,7 @@ class Source:
     starts: dict[str, tuple[int, int, int]]  # role -> the voxel of the image at which the array begins
     box: Box  # voxels of the image that may be used
     resolution: tuple[float, float, float]
+    offset: tuple[float, float, float]  # nm, of the box
     weight: float
     statistics: tuple[float, float]  # of the image: what is subtracted, what is divided by
 
@@ -46,7 +47,7 @@ def open_sources(data: Data, which: str) -> list[Source]:
     sources, wrong = [], []
     for number, volume in enumerate(getattr(data, which)):
         try:
-            sources.append(_open(data, volume, which))
+            sources.append(open_source(data, volume, which))
         except InputError as error:
             wrong.append(f"data.{which}.{number}: {error}")
     if wrong:
@@ -54,13 +55,16 @@ def open_sources(data: Data, which: str) -> list[Source]:
     return sources
 
 
-def _open(data: Data, volume: Volume, which: str) -> Source:
+def open_source(data: Data, volume: Volume, which: str) -> Source:
+    """One place; volume.image may also be an array."""
     opened = {}
     for role in ROLES:
         reference = getattr(volume, role)
         if reference is not None:
             kind = {"image": "image", "label": "labels", "skeleton": "labels"}.get(role)
-            opened[role] = open_volume(os.path.join(data.folder, reference), kind=kind)
+            if isinstance(reference, str):
+                reference = os.path.join(data.folder, reference)
+            opened[role] = open_volume(reference, kind=kind)
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)
     whole = image.shape[-3:]
@@ -79,8 +83,9 @@ def _open(data: Data, volume: Volume, which: str) -> Source:
     arrays = {role: _stored(data, array, starts[role], box) for role, array in opened.items()}
     moved = {role: starts[role] if data.storage == "lazy" else
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
-    name = volume.name or Path(volume.image.partition(":")[0]).stem
-    return Source(name, arrays, moved, box, tuple(resolution), volume.weight, _statistics(data, image, box))
+    name = volume.name or Path(str(image.name).partition(":")[0]).stem
+    offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
+    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, _statistics(data, image, box))
 
 
 def _start(image: Any, other: Any, resolution: Sequence[float], role: str) -> tuple[int, int, int]:

@@ -90,6 +90,13 @@ def choose_mode(model: Model, train: Train, patch: tuple[int, int, int], samples
     return mode
 
 
+def fast_precision(precision: str, device: str) -> str:
+    """The precision of prediction: bf16 where the hardware has it; forward passes have not been seen to crash."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device == "cuda" or any(flag in processor() for flag in ("avx512_bf16", "amx_bf16")) else "fp32"
+
+
 def apply_mode(mode: Mode) -> None:
     """Sets what must stand before torch is loaded."""
     if mode.instructions and "torch" not in sys.modules:

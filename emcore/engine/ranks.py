@@ -45,10 +45,9 @@ class Ranks:
                 distributed.broadcast(buffer, 0)
 
 
-def start(device: str = "auto", minutes: float = 10.0) -> Ranks:
-    """Joins the other processes of torchrun, if any, and takes this one's device; says what is impossible."""
-    world, rank, local = (int(os.environ.get(name, default)) for name, default in
-                          (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0")))
+def choose_device(device: str = "auto") -> torch.device:
+    """The device of this process; says what is impossible."""
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
     if device == "cuda" and not torch.cuda.is_available():
@@ -60,8 +59,16 @@ def start(device: str = "auto", minutes: float = 10.0) -> Ranks:
     chosen = torch.device("cuda", local) if use_gpu else torch.device("cpu")
     if use_gpu:
         torch.cuda.set_device(chosen)
+    return chosen
+
+
+def start(device: str = "auto", minutes: float = 10.0) -> Ranks:
+    """Joins the other processes of torchrun, if any, and takes this one's device."""
+    chosen = choose_device(device)
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if use_gpu else "gloo", timeout=timedelta(minutes=minutes))
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
     return Ranks(rank, world, chosen)
 
 

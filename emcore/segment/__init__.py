@@ -7,6 +7,7 @@ _HOME = {
     "watershed": "fragments",
     "encode_affinities": "affinities",
     "decode_affinities": "affinities",
+    "check_affinities": "affinities",
     "slice_watershed": "slices",
     "seeded_slices": "slices",
     "flood": "slices",

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from emcore.settings.augment import Augment
 from emcore.settings.data import Data
 from emcore.settings.loss import Loss
+from emcore.settings.evaluate import Evaluate
 from emcore.settings.model import Model
+from emcore.settings.predict import Decode, Infer
 from emcore.settings.target import Labels, Target
 from emcore.settings.train import Pretrain, Train
 
@@ -23,10 +25,15 @@ class Settings:
     loss: Loss = Loss()  # how far it is from it
     model: Model = Model()  # the net
     train: Train = Train()  # the loop
+    infer: Infer = Infer()  # prediction of data.test
+    decode: Decode = Decode()  # labels from predictions
+    evaluate: Evaluate = Evaluate()  # scores against truth
     pretrain: Pretrain | None = None  # masked pretraining of the transformer instead of learning targets
 
 
 # script -> the tables that it reads
 READS = {
     "train": ("data", "augment", "labels", "target", "loss", "model", "train", "pretrain"),
+    "infer": ("data", "target", "infer", "decode"),
+    "evaluate": ("data", "evaluate"),
 }

@@ -1,0 +1,70 @@
+"""Scores the labels of infer.py against the truth of data.test, and draws the page of the run.
+
+    python evaluate.py --cfg configs/demo.toml
+    python evaluate.py --cfg configs/demo.toml evaluate.border_nm=25
+
+Writes scores.json, scores.csv, the threshold curve of every volume, and outputs/<name>/report.html.
+"""
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emcore import config
+from emcore.errors import InputError, run_command
+from emcore.settings import Settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.convention=skimage")
+    options, more = parser.parse_known_args(arguments)
+    settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    folder = Path(settings.outputs) / settings.name
+    results = newest_results(folder)
+
+    from emcore.report.scores import score_volume
+    from emcore.report.page import write_report
+
+    found = {}
+    for volume in settings.data.test:
+        name = volume.name or ("test_im" if len(settings.data.test) == 1 else Path(volume.image.partition(":")[0]).stem)
+        if volume.label is None:
+            print(f"{name}: no truth (data.test label), not scored")
+            continue
+        labels, prediction = (results / f"{name}_{kind}.h5" for kind in ("labels", "prediction"))
+        truth = os.path.join(settings.data.folder, volume.label)
+        found[name] = score_volume(settings.evaluate, truth, labels if labels.exists() else None, prediction)
+        for row in found[name]["scores"]:
+            print(f"{name}: {row['score']} {row['value']} ({row['convention']})")
+    if not found:
+        raise InputError("nothing could be scored: no volume of data.test has a label")
+    write(results, found)
+    print(write_report(folder, results, settings, found))
+    return 0
+
+
+def newest_results(folder: Path) -> Path:
+    steps = [(int(path.name.partition("=")[2]), path) for path in folder.glob("results_step=*")
+             if path.name.partition("=")[2].isdigit()]
+    if not steps:
+        raise InputError(f"{folder} has no results: run infer.py first")
+    return max(steps)[1]
+
+
+def write(results: Path, found: dict) -> None:
+    (results / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    with open(results / "scores.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["volume", "score", "value", "convention"])
+        for name, scores in found.items():
+            table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

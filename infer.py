@@ -1,0 +1,118 @@
+"""Predicts the test volumes of a config and decodes them into labels; a killed run continues where it stopped.
+
+    python infer.py --cfg configs/demo.toml                    # newest checkpoint of the run
+    torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the slabs are shared out
+    python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
+    python infer.py --cfg configs/demo.toml --from prediction.h5   # decode a stored prediction
+
+Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from emcore import config
+from emcore.errors import InputError, run_command
+from emcore.settings import Settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
+    parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
+    parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
+    parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
+    options, more = parser.parse_known_args(arguments)
+    settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    if options.stored:
+        return decode_stored(settings, Path(options.stored))
+    from emcore.engine import checkpoint
+
+    folder = Path(settings.outputs) / settings.name
+    path = options.checkpoint or settings.infer.checkpoint or checkpoint.newest(folder / "checkpoints")
+    if path is None:
+        raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
+    if options.cut is not None:
+        return cut_again(settings, folder, Path(path), options.cut)
+    return predict_all(settings, folder, Path(path))
+
+
+def predict_all(settings: Settings, folder: Path, path: Path) -> int:
+    from emcore.engine import checkpoint, ranks
+    from emcore.engine.mode import fast_precision
+    from emcore.predict import predict
+    from emcore.predict.decode import decode
+    from emcore.volumes import open_volume
+
+    if not settings.data.test:
+        raise InputError("there is nothing to predict: set data.test")
+    device = ranks.choose_device(settings.device)
+    model = checkpoint.load_model(path, device)
+    content = checkpoint.read(path)
+    step = int(content.get("step", 0))
+    precision = fast_precision(settings.train.precision, device.type)
+    print(f"{path}, step {step}, {'averaged' if content.get('ema') else 'plain'} weights, {device}, {precision}", flush=True)
+    offsets = [offset for target in settings.target if target.kind == "affinity" for offset in target.offsets] or None
+    results = folder / f"results_step={step}"
+    results.mkdir(parents=True, exist_ok=True)
+    for number, volume in enumerate(settings.data.test):
+        target = results / f"{volume_name(settings, number)}_prediction.h5"
+        start = time.monotonic()
+        if not target.exists():
+            predict(model, volume, target, window=settings.infer.window or settings.data.patch, infer=settings.infer,
+                    data=settings.data, offsets=offsets, precision=precision,
+                    provenance={"checkpoint": str(path), "step": step})
+        if not target.exists():
+            continue  # another process is finishing it, and decodes it
+        print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
+        labels = results / f"{volume_name(settings, number)}_labels.h5"
+        if settings.decode.kind != "none" and not is_decoded(labels):
+            start = time.monotonic()
+            decode(open_volume(target), settings.decode, labels)
+            print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+    return 0
+
+
+def decode_stored(settings: Settings, stored: Path) -> int:
+    from emcore.predict.decode import decode
+    from emcore.volumes import open_volume
+
+    out = stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
+    out.unlink(missing_ok=True)
+    print(decode(open_volume(stored), settings.decode, out))
+    return 0
+
+
+def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) -> int:
+    from emcore.engine import checkpoint
+    from emcore.predict.decode import recut
+
+    results = folder / f"results_step={int(checkpoint.read(path).get('step', 0))}"
+    for number in range(len(settings.data.test)):
+        stored = results / f"{volume_name(settings, number)}_labels.h5"
+        if not stored.exists():
+            raise InputError(f"there is no {stored}: run infer.py without --cut first")
+        print(recut(stored, threshold, results / f"{volume_name(settings, number)}_labels_{threshold:g}.h5"))
+    return 0
+
+
+def is_decoded(labels: Path) -> bool:
+    from emcore.volumes import list_datasets
+
+    return labels.exists() and any(item.name == "labels" for item in list_datasets(labels))
+
+
+def volume_name(settings: Settings, number: int) -> str:
+    """How a test volume is called in results; a single one is test_im, as the published recipes call it."""
+    volume = settings.data.test[number]
+    if volume.name:
+        return volume.name
+    return "test_im" if len(settings.data.test) == 1 else Path(volume.image.partition(":")[0]).stem
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

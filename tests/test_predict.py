@@ -1,0 +1,218 @@
+"""Prediction: the same voxels whatever the windows, slabs, processes and kills; views that respect affinities."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from emcore.errors import InputError
+from emcore.predict import predict
+from emcore.predict.windows import channel_plan, forward_view, inverse_view, starts, views_of, weights
+from emcore.settings.data import Data
+from emcore.settings.predict import Activation, Infer, Views
+from emcore.volumes import open_volume
+
+RAW = Data(normalise="none")
+PLAIN = (Activation(":", "none"),)
+
+
+class Same(nn.Module):
+    """The input, with a parameter so that it has a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+class Blurred(nn.Module):
+    """A small convolution: windows see borders, so blending matters."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(1, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Neighbours(nn.Module):
+    """Affinities straight from intensities: the same whichever way the volume is turned."""
+
+    def __init__(self, offsets):
+        super().__init__()
+        self.offsets = offsets
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        channels = []
+        for offset in self.offsets:
+            moved = x.roll([-step for step in offset], (2, 3, 4))
+            channels.append(torch.exp(-(x - moved).abs() * 3)[:, 0])
+        return torch.stack(channels, 1) * self.scale
+
+
+def volume(shape=(11, 20, 23)):
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
+def test_the_windows_are_those_of_the_published_recipes():
+    assert len(starts(116, 16, 0.5)) * len(starts(1280, 224, 0.5)) ** 2 == 1694
+    assert len(starts(125 + 0, 18, 0.5)) * len(starts(1314, 256, 0.5)) ** 2 == 1300
+    assert starts(125, 18, 0.5)[-2:] == [99, 107] or starts(125, 18, 0.5)[-1] == 107
+    assert starts(10, 16, 0.5) == [0]
+    bump = weights((18, 1, 1), "bump").flatten()[:9]
+    expected = [.018113, .191736, .41585, .605689, .750881, .857038, .930878, .977467, 1]
+    assert bump.tolist() == pytest.approx(expected, abs=2e-6)
+    assert weights((4, 1, 1), "bump").flatten().tolist() == pytest.approx([.594025, 1, 1, .594025], abs=1e-6)
+    legacy = weights((8, 256, 256), "gaussian")
+    assert legacy.sum().item() == pytest.approx(100189.479, rel=1e-5)
+    for place, value in (((0, 0, 0), 0.00257875), ((0, 127, 127), 0.13542697), ((4, 64, 200), 0.30628157)):
+        assert legacy[place].item() == pytest.approx(value, abs=1e-7)
+
+
+@pytest.mark.parametrize("blend", ["bump", "gaussian", "constant"])
+@pytest.mark.parametrize("slab", [1, 4, 100])
+def test_what_the_net_leaves_alone_comes_back(blend, slab):
+    image = volume()
+    infer = Infer(blend=blend, slab=slab, activation=PLAIN, batch=3)
+    out = predict(Same(), image, window=(4, 8, 8), data=RAW, infer=infer)
+    np.testing.assert_allclose(out[0], image, atol=1e-6)
+
+
+def test_a_volume_smaller_than_a_window_and_padding_are_mirrored_and_cut_off():
+    image = volume((3, 5, 9))
+    for pad in ((0, 0, 0), (2, 3, 4)):
+        out = predict(Same(), image, window=(8, 8, 8), data=RAW, infer=Infer(pad=pad, activation=PLAIN))
+        np.testing.assert_allclose(out[0], image, atol=1e-6)
+
+
+def test_slabs_change_nothing_and_equal_all_windows_added_at_once():
+    image, net = volume(), Blurred()
+    infer = Infer(activation=(Activation("0:2", "sigmoid"), Activation("2", "tanh")), pad=(1, 2, 0), slab=100)
+    whole = predict(net, image, window=(4, 8, 8), data=RAW, infer=infer)
+    for slab in (1, 3, 5):
+        part = predict(net, image, window=(4, 8, 8), data=RAW, infer=Infer(**{**infer.__dict__, "slab": slab}))
+        np.testing.assert_allclose(part, whole, rtol=1e-6, atol=1e-7)  # vectorised sigmoids differ in the last bit
+    padded = torch.from_numpy(np.pad(image, ((1, 1), (2, 2), (0, 0)), mode="reflect"))[None, None]
+    sums, total, weight = torch.zeros(3, *padded.shape[2:]), torch.zeros(padded.shape[2:]), weights((4, 8, 8), "bump")
+    with torch.no_grad():
+        for z in starts(padded.shape[2], 4, 0.5):
+            for y in starts(padded.shape[3], 8, 0.5):
+                for x in starts(padded.shape[4], 8, 0.5):
+                    box = slice(z, z + 4), slice(y, y + 8), slice(x, x + 8)
+                    sums[(slice(None), *box)] += net(padded[(..., *box)])[0] * weight
+                    total[box] += weight
+    logits = (sums / total)[:, 1:-1, 2:-2]
+    expected = torch.cat([logits[:2].sigmoid(), logits[2:].tanh()]).numpy()
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+def test_all_views_are_different_and_go_back():
+    assert len(views_of((0, 1, 2), False)) == 8
+    assert len(views_of((0, 1, 2), True)) == 16
+    assert views_of((), False) == [((), 0)]
+    x = torch.rand(1, 2, 3, 4, 4)
+    for view in views_of((0, 1, 2), True):
+        assert torch.equal(inverse_view(forward_view(x, view), view), x)
+
+
+OFFSETS = {"nearest": [(-1, 0, 0), (0, -1, 0), (0, 0, -1)], "earlier": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
+           "long": [(-1, 0, 0), (0, -1, 0), (0, 0, -1), (-2, 0, 0), (0, -3, 0), (0, 0, -3)]}
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("combine", ["mean", "min", "max"])
+def test_affinities_of_a_net_that_does_not_care_for_directions_are_the_same_from_all_views(name, combine):
+    image, offsets = volume((8, 12, 12)), OFFSETS[name]
+    options = dict(window=(8, 12, 12), data=RAW, offsets=offsets)
+    plain = predict(Neighbours(offsets), image, infer=Infer(activation=PLAIN), **options)
+    turned = predict(Neighbours(offsets), image, infer=Infer(activation=PLAIN, views=Views((0, 1, 2), True, combine)),
+                     **options)
+    for channel, offset in enumerate(offsets):  # a patch wraps around at faces that have no neighbour
+        inner = tuple(slice(max(0, -s), n - max(0, s)) for s, n in zip(offset, image.shape))
+        np.testing.assert_allclose(turned[(channel, *inner)], plain[(channel, *inner)], atol=1e-6)
+
+
+def test_views_without_a_counterpart_for_a_channel_are_refused():
+    assert channel_plan([(-1, 0, 0), (0, 0, -1)], 2, ((), 1)) is None
+    with pytest.raises(InputError, match="needs a counterpart for every affinity channel"):
+        predict(Neighbours([(0, 0, -1)]), volume(), window=(4, 8, 8), offsets=[(0, 0, -1)], data=RAW,
+                infer=Infer(views=Views((), True)))
+    with pytest.raises(InputError, match="needs square windows"):
+        predict(Same(), volume(), window=(4, 8, 6), data=RAW, infer=Infer(views=Views((), True)))
+    with pytest.raises(InputError, match="names channels that the net does not have: it has 1"):
+        predict(Same(), volume(), window=(4, 8, 8), data=RAW, infer=Infer(select=(0, 1)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "affinity8"])
+def test_files_say_what_they_hold(tmp_path, dtype):
+    with h5py.File(tmp_path / "raw.h5", "w") as f:
+        raw = f.create_dataset("main", data=(volume() * 255).astype(np.uint8))
+        raw.attrs["resolution"] = (40, 4, 4)
+        raw.attrs["offset"] = (80, 0, 0)
+    offsets = OFFSETS["nearest"]
+    infer = Infer(dtype=dtype, slab=3, select=(2, 0), activation=PLAIN)
+    path = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), tmp_path / "out.h5", window=(4, 8, 8),
+                   offsets=offsets, infer=infer, provenance={"step": 7})
+    out = open_volume(path)
+    assert out.shape == (2, 11, 20, 23)
+    assert out.dtype == np.dtype({"affinity8": "uint8"}.get(dtype, dtype))
+    assert out.attrs["offsets"] == [[0, 0, -1], [-1, 0, 0]]
+    assert out.attrs["step"] == 7
+    assert out.resolution == (40, 4, 4)
+    assert out.offset == (80, 0, 0)
+    assert not list(tmp_path.glob("*.parts"))
+    values = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), window=(4, 8, 8), offsets=offsets,
+                     infer=Infer(select=(2, 0), activation=PLAIN))
+    if dtype == "affinity8":
+        table = np.array(out.attrs["affinity_table"], np.float32)
+        assert np.abs(table[out[...]] - values).max() < 0.05
+    else:
+        scale = 255 if dtype == "uint8" else 1
+        np.testing.assert_allclose(out[...].astype(np.float32) / scale, values, atol=2e-3)
+
+
+@pytest.mark.slow
+def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(tmp_path):
+    with h5py.File(tmp_path / "raw.h5", "w") as f:
+        f["main"] = (volume((48, 40, 40)) * 255).astype(np.uint8)
+    root = Path(__file__).resolve().parent.parent
+    code = ("import sys, time, torch; sys.path.insert(0, {root!r}); torch.set_num_threads(1)\n"
+            "from tests.test_predict import Blurred; from emcore.predict import predict\n"
+            "from emcore.settings.predict import Infer\n"
+            "class Slow(Blurred):\n"
+            "    def forward(self, x):\n        time.sleep({sleep})\n        return super().forward(x)\n"
+            "predict(Slow(), 'raw.h5', {out!r}, window=(8, 16, 16), infer=Infer(slab=4))\n")
+
+    def start(out, sleep=0.002, **more):
+        return subprocess.Popen([sys.executable, "-c", code.format(root=str(root), out=out, sleep=sleep)], cwd=tmp_path,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **more})
+
+    assert start("whole.h5", 0).wait(timeout=100) == 0
+    for _ in range(3):
+        process = start("killed.h5")
+        deadline = time.monotonic() + 30
+        before = len(list(tmp_path.glob("killed.h5.*.parts/*.npy")))
+        while time.monotonic() < deadline and len(list(tmp_path.glob("killed.h5.*.parts/*.npy"))) < before + 1:
+            time.sleep(0.02)
+        assert not (tmp_path / "killed.h5").exists()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed.h5", 0).wait(timeout=100) == 0
+    shared = [start("shared.h5", WORLD_SIZE="2") for _ in range(2)]
+    assert [process.wait(timeout=100) for process in shared] == [0, 0]
+    expected = open_volume(tmp_path / "whole.h5")[...]
+    for name in ("killed", "shared"):
+        assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
