@@ -1,4 +1,4 @@
-"""Seeds for the watershed of one section: distance to the boundary, extremal plateaus, shallow minima filled."""
+"""Seeds for the watershed of one section: extremal plateaus, shallow minima filled."""
 
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint32_t
@@ -6,56 +6,7 @@ from libcpp.queue cimport priority_queue
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
 
-ctypedef fused value_t:
-    float
-    int64_t
-
-
-def squared_distance(const float[:, :] height, float threshold, int64_t[:, ::1] out):
-    """Fills out with the squared distance of every pixel to the nearest one with height >= threshold.
-
-    A section without such a pixel gets one and the same large number everywhere. Columns first, then the lower
-    envelope of the columns' parabolas along each row (Meijster et al. 2000), in integers.
-    """
-    cdef int64_t ny = height.shape[0], nx = height.shape[1], far = ny + nx, y, x, run, top, width
-    cdef vector[int64_t] corner, start, column
-    with nogil:
-        for x in range(nx):
-            run = far
-            for y in range(ny):
-                run = 0 if height[y, x] >= threshold else min(run + 1, far)
-                out[y, x] = run
-            for y in range(ny - 2, -1, -1):
-                out[y, x] = min(out[y, x], out[y + 1, x] + 1)
-        corner.resize(nx)
-        start.resize(nx)
-        column.resize(nx)
-        for y in range(ny):
-            top = -1
-            for x in range(nx):
-                column[x] = out[y, x] * out[y, x]
-                # drops the parabolas that lie above the new one already where they begin
-                while top >= 0 and ((start[top] - corner[top]) * (start[top] - corner[top]) + column[corner[top]]
-                                    > (start[top] - x) * (start[top] - x) + column[x]):
-                    top -= 1
-                if top < 0:
-                    top = 0
-                    corner[0] = x
-                    start[0] = 0
-                else:
-                    width = x * x - corner[top] * corner[top] + column[x] - column[corner[top]]
-                    run = width // (2 * (x - corner[top])) + 1  # width >= 0 unless the new one starts at 0
-                    if run < nx:
-                        top += 1
-                        corner[top] = x
-                        start[top] = run
-            for x in range(nx - 1, -1, -1):
-                out[y, x] = min(far * far, (x - corner[top]) * (x - corner[top]) + column[corner[top]])
-                if x == start[top]:
-                    top -= 1
-
-
-def label_maxima(const value_t[:, :] values, uint32_t[:, ::1] labels):
+def label_maxima(const float[:, :] values, uint32_t[:, ::1] labels):
     """Fills labels with 1.. for the 4-connected plateaus that no neighbour overtops, in raster order; their number."""
     cdef int64_t ny = values.shape[0], nx = values.shape[1], y, x, b, c, first
     cdef int way

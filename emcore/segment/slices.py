@@ -8,6 +8,7 @@ from emcore.errors import InputError
 from emcore.kernels import flood as kernel
 from emcore.kernels import sections
 from emcore.segment.affinities import check_affinities
+from emcore.segment.distance import distance_transform
 from emcore.threads import run_parallel, slabs, thread_count
 
 SEEDS = {"maxima_distance": 0.5, "minima": np.inf, "hminima": 0.1, "grid": 10.0}  # and what "-value" sets
@@ -116,9 +117,7 @@ def _seed_finder(seeds: str) -> Callable[[np.ndarray, np.ndarray], int]:
                          f"got {seeds!r}")
 
     def maxima_distance(boundary: np.ndarray, labels: np.ndarray) -> int:
-        distance = np.empty(boundary.shape, np.int64)
-        sections.squared_distance(boundary, value, distance)
-        return sections.label_maxima(distance, labels)
+        return sections.label_maxima(distance_transform(boundary < value, squared=True, threads=1), labels)
 
     def minima(boundary: np.ndarray, labels: np.ndarray) -> int:
         count = sections.label_maxima(-boundary, labels)
