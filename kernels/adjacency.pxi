@@ -14,9 +14,9 @@ cdef struct Node:
     Neighbour* neighbours
     uint32_t size
     uint32_t room  # of a list: places it has; of a table: slots, a power of two above LIST
-    bint table
-    bint frozen
-    bint owned  # neighbours is ours to free, not a part of the common first block
+    uint8_t table
+    uint8_t frozen
+    uint8_t owned  # neighbours is ours to free, not a part of the common first block
 
 
 cdef extern from *:

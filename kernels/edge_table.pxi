@@ -33,7 +33,9 @@ cdef class EdgeTable:
     """The edges that one thread has met."""
 
     cdef vector[vector[Edge]] chunks
-    cdef vector[uint32_t] slots  # record number + 1, 0 where free; at most half full
+    cdef vector[uint32_t] slots  # record number + 1, 0 where free; at most a quarter full
+    cdef vector[Edge] pending  # the first pending_count were met in this row and are not yet in the records
+    cdef size_t pending_count
     cdef vector[uint64_t] bin_keys  # record number * 256 + bin + 1, 0 where free; at most half full
     cdef vector[int64_t] bin_counts
     cdef readonly int64_t size
@@ -51,10 +53,13 @@ cdef class EdgeTable:
     cdef inline Edge* record(self, int64_t number) noexcept nogil:
         return &self.chunks[number >> CHUNK_BITS][number & (CHUNK - 1)]
 
+    cdef inline uint64_t home(self, uint32_t lower, uint32_t upper) noexcept nogil:
+        return mix((<uint64_t>lower << 32) | upper) & (self.slots.size() - 1)
+
     cdef inline uint64_t slot_of(self, uint32_t lower, uint32_t upper) noexcept nogil:
         """The slot of a pair, or the free one where it belongs."""
         cdef uint64_t mask = self.slots.size() - 1
-        cdef uint64_t slot = mix((<uint64_t>lower << 32) | upper) & mask
+        cdef uint64_t slot = self.home(lower, upper)
         cdef Edge* edge
         while self.slots[slot]:
             edge = self.record(self.slots[slot] - 1)
@@ -78,9 +83,34 @@ cdef class EdgeTable:
         self.chunks.back().push_back(part[0])
         self.size += 1
         self.slots[slot] = <uint32_t>self.size
-        if 2 * self.size > <int64_t>self.slots.size():
+        if 4 * self.size > <int64_t>self.slots.size():
             self.widen()
         return number
+
+    cdef int expect(self, size_t runs) except -1 nogil:
+        """Makes room for that many runs more."""
+        if self.pending.size() < self.pending_count + runs:
+            self.pending.resize(2 * (self.pending_count + runs))
+        return 0
+
+    cdef inline Edge* next_run(self) noexcept nogil:
+        self.pending_count += 1
+        return &self.pending[self.pending_count - 1]
+
+    cdef int add_pending(self) except -1 nogil:
+        """Adds what a row has met, after asking for all the memory it takes."""
+        cdef size_t i
+        cdef uint32_t found
+        for i in range(self.pending_count):
+            EMCORE_PREFETCH(&self.slots[self.home(self.pending[i].lower, self.pending[i].upper)])
+        for i in range(self.pending_count):
+            found = self.slots[self.home(self.pending[i].lower, self.pending[i].upper)]
+            if found:
+                EMCORE_PREFETCH(self.record(found - 1))
+        for i in range(self.pending_count):
+            self.add(&self.pending[i])
+        self.pending_count = 0
+        return 0
 
     cdef int widen(self) except -1 nogil:
         cdef int64_t number

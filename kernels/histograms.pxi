@@ -2,13 +2,12 @@
 # Part of agglomeration.pyx.
 
 cdef struct Bin:
+    int64_t count
     uint32_t level
-    uint32_t count
 
-cdef struct Spread:  # the bins that are not empty, in rising order
-    uint32_t used
-    uint32_t room
-    Bin* bins
+cdef struct Spread:  # followed by the bins that are not empty, in rising order
+    int64_t used
+    int64_t room
 
 cdef union Statistic:
     int64_t total  # MEAN
@@ -28,60 +27,68 @@ cdef struct Edge:
 
 cdef void forget(Edge* edge) noexcept nogil:
     if not edge.statistic.level & 1 and edge.statistic.spread != NULL:
-        free(edge.statistic.spread.bins)
         free(edge.statistic.spread)
         edge.statistic.spread = NULL
+
+
+cdef inline Bin* bins_of(Spread* spread) noexcept nogil:
+    return <Bin*>(spread + 1)
+
+
+cdef int make_room(Edge* edge, int64_t room) except -1 nogil:
+    cdef Spread* spread = <Spread*>realloc(edge.statistic.spread, sizeof(Spread) + room * sizeof(Bin))
+    if spread == NULL:
+        raise MemoryError
+    spread.room = room
+    edge.statistic.spread = spread
+    return 0
 
 
 cdef int add_spread(Edge* into, const Edge* other) except -1 nogil:
     """Adds the counts of a histogram to another, which is made when two levels meet for the first time."""
     cdef Bin own, theirs
     cdef const Bin* more
+    cdef Bin* bins
     cdef Spread* spread
     cdef int64_t i, j, k, extra = 0, used
     into.count += other.count
     if into.statistic.level & 1:
         if into.statistic.level == other.statistic.level:
             return 0
-        own = Bin(<uint32_t>(into.statistic.level >> 1), <uint32_t>(into.count - other.count))
-        spread = <Spread*>malloc(sizeof(Spread))
-        if spread == NULL:
-            raise MemoryError
-        spread.bins = <Bin*>malloc(4 * sizeof(Bin))
-        spread.used, spread.room = 1, 4
-        into.statistic.spread = spread
-        if spread.bins == NULL:
-            raise MemoryError
-        spread.bins[0] = own
-    spread = into.statistic.spread
+        own = Bin(into.count - other.count, <uint32_t>(into.statistic.level >> 1))
+        into.statistic.spread = NULL
+        make_room(into, 4)
+        into.statistic.spread.used = 1
+        bins_of(into.statistic.spread)[0] = own
     if other.statistic.level & 1:
-        theirs = Bin(<uint32_t>(other.statistic.level >> 1), <uint32_t>other.count)
+        theirs = Bin(other.count, <uint32_t>(other.statistic.level >> 1))
         more, used = &theirs, 1
     else:
-        more, used = other.statistic.spread.bins, other.statistic.spread.used
+        more, used = bins_of(other.statistic.spread), other.statistic.spread.used
+    spread = into.statistic.spread
+    bins = bins_of(spread)
     i = j = 0
     while j < used:  # how many of their levels are new
-        while i < spread.used and spread.bins[i].level < more[j].level:
+        while i < spread.used and bins[i].level < more[j].level:
             i += 1
-        extra += i == spread.used or spread.bins[i].level != more[j].level
+        extra += i == spread.used or bins[i].level != more[j].level
         j += 1
     if spread.used + extra > spread.room:
-        spread.room = <uint32_t>(2 * (spread.used + extra))
-        spread.bins = <Bin*>realloc(spread.bins, spread.room * sizeof(Bin))
-        if spread.bins == NULL:
-            raise MemoryError
+        make_room(into, 2 * (spread.used + extra))
+        spread = into.statistic.spread
+        bins = bins_of(spread)
     i, j, k = spread.used - 1, used - 1, spread.used + extra - 1
-    spread.used += <uint32_t>extra
+    spread.used += extra
     while j >= 0:  # from the top, so that nothing is overwritten before it has moved
-        if i >= 0 and spread.bins[i].level > more[j].level:
-            spread.bins[k] = spread.bins[i]
+        if i >= 0 and bins[i].level > more[j].level:
+            bins[k] = bins[i]
             i -= 1
         else:
-            theirs = more[j]
-            if i >= 0 and spread.bins[i].level == theirs.level:
-                theirs.count += spread.bins[i].count
+            own = more[j]
+            if i >= 0 and bins[i].level == own.level:
+                own.count += bins[i].count
                 i -= 1
-            spread.bins[k] = theirs
+            bins[k] = own
             j -= 1
         k -= 1
     return 0

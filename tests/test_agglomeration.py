@@ -96,6 +96,20 @@ def test_graphs_with_hubs_agree_with_the_oracle(name):
         assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_the_tree_is_the_same_bits_for_any_number_of_threads(name):
+    rng = np.random.default_rng(10)
+    fragments = (np.arange(12 * 15 * 17).reshape(12, 15, 17) // 3 + rng.integers(1, 9, (12, 15, 17))).astype(np.uint32)
+    affs = (rng.integers(0, 9, (3, 12, 15, 17)) / 8).astype(np.float32)
+    graph = segment.region_graph(fragments, affs, score=name)
+    for threshold in (None, .4):
+        one = segment.agglomerate(graph, name, threshold=threshold, threads=1)
+        for threads in (2, 3, 7, 50):
+            many = segment.agglomerate(graph, name, threshold=threshold, threads=threads)
+            for field in ("a", "b", "score"):
+                np.testing.assert_array_equal(getattr(many, field), getattr(one, field))
+
+
 def test_raising_the_threshold_only_merges():
     rng = np.random.default_rng(3)
     fragments = rng.integers(0, 300, (12, 13, 14)).astype(np.uint32)

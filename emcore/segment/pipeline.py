@@ -25,7 +25,7 @@ def segment(affs: np.ndarray, threshold: float = 0.5, score: str | Score = "mean
     fragments = watershed(affs, low, high, mask=mask, plateau=plateau, threads=threads, **convention)
     graph = region_graph(fragments, affs, channels=channels, score=score, threads=threads, **convention,
                          statistics=("running_mean",) if tie_break == "waterz" else ())
-    tree, borders = agglomerate_until(graph, score, tie_break, threshold, with_remaining=dust_size > 0)
+    tree, borders = agglomerate_until(graph, score, tie_break, threshold, with_remaining=dust_size > 0, threads=threads)
     del graph
     table = tree.table(threshold)
     labels = look_up(fragments, table, out=fragments if fragments.dtype == np.uint32 else None, threads=threads)

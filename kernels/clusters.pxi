@@ -1,0 +1,192 @@
+# Clusters and the live edges between them, and what merging two clusters does to these. Part of agglomeration.pyx.
+
+
+cdef class Clusters:
+    """Nodes stand for clusters: a merge moves the edges of the one that has fewer to the other."""
+
+    cdef object memory  # numpy arrays, as numpy asks for large pages
+    cdef Node* nodes
+    cdef Edge* edges
+    cdef Py_ssize_t node_count, edge_count
+    cdef vector[double] levels  # QUANTILE: score of a level
+    cdef int64_t quantile
+    cdef Kind kind
+
+    def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[:] u, const uint32_t[:] v, const uint64_t[:] key):
+        cdef Py_ssize_t i
+        cdef Neighbour* place
+        self.kind = {"mean": MEAN, "max": MAX, "min": MIN, "quantile": QUANTILE}[kind]
+        self.memory = []
+        self.node_count, self.edge_count = nodes, u.shape[0]
+        self.nodes = <Node*>self.reserve(nodes * sizeof(Node))
+        self.edges = <Edge*>self.reserve(self.edge_count * sizeof(Edge))
+        place = <Neighbour*>self.reserve(2 * self.edge_count * sizeof(Neighbour))
+        with nogil:
+            memset(self.nodes, 0, nodes * sizeof(Node))
+            for i in range(self.edge_count):
+                self.edges[i] = Edge(u[i], v[i], key[i], 1, Statistic(0), <uint32_t>i, NONE)
+                self.nodes[u[i]].room += 1
+                self.nodes[v[i]].room += 1
+            for i in range(nodes):
+                self.nodes[i].neighbours = place
+                place += self.nodes[i].room
+                self.nodes[i].room = min(self.nodes[i].room, <uint32_t>LIST)  # a hub turns into a table on the way
+            for i in range(self.edge_count):
+                insert(&self.nodes[u[i]], v[i], <uint32_t>i)
+                insert(&self.nodes[v[i]], u[i], <uint32_t>i)
+
+    cdef void* reserve(self, Py_ssize_t size) except NULL:
+        cdef unsigned char[::1] memory = numpy.empty(max(size, 1), numpy.uint8)
+        self.memory.append(memory)
+        return &memory[0]
+
+    def __dealloc__(self):
+        cdef Py_ssize_t i
+        for i in range(self.node_count):
+            if self.nodes[i].owned:
+                free(self.nodes[i].neighbours)
+        if self.kind == QUANTILE:
+            for i in range(self.edge_count):
+                forget(&self.edges[i])
+
+    def set_means(self, const int64_t[:] total, const int64_t[:] count):
+        cdef Py_ssize_t i
+        for i in range(total.shape[0]):
+            self.edges[i].statistic.total = total[i]
+            self.edges[i].count = count[i]
+
+    def set_extremes(self, const float[:] affinity):
+        cdef Py_ssize_t i
+        for i in range(affinity.shape[0]):
+            self.edges[i].statistic.score = 1.0 - affinity[i]
+
+    def set_levels(self, int64_t quantile, const double[:] score_of_level, const uint32_t[:] level):
+        """Every edge starts with one count at its level; levels rise with the affinity."""
+        cdef Py_ssize_t i
+        self.quantile = quantile
+        for i in range(score_of_level.shape[0]):
+            self.levels.push_back(score_of_level[i])
+        for i in range(level.shape[0]):
+            self.edges[i].statistic.level = 2 * <uint64_t>level[i] + 1
+
+    def add_counts(self, const int64_t[:] starts, const uint32_t[:] level, const int64_t[:] counts):
+        """Replaces what set_levels gave by whole histograms."""
+        cdef Py_ssize_t i
+        cdef int64_t j
+        cdef Edge part
+        for i in range(starts.shape[0] - 1):
+            for j in range(starts[i], starts[i + 1]):
+                part.count = counts[j]
+                part.statistic.level = 2 * <uint64_t>level[j] + 1
+                if j == starts[i]:
+                    self.edges[i].count = part.count
+                    self.edges[i].statistic = part.statistic
+                else:
+                    add_spread(&self.edges[i], &part)
+
+    def freeze_between(self, const int64_t[:] borders):
+        """Freezes both ends of every edge between nodes of two parts; part p is nodes borders[p] to borders[p + 1]."""
+        cdef Py_ssize_t i, part = 0
+        with nogil:
+            for i in range(self.edge_count):  # sorted by their lower ends
+                while self.edges[i].a >= borders[part + 1]:
+                    part += 1
+                if self.edges[i].b >= borders[part + 1]:
+                    self.nodes[self.edges[i].a].frozen = self.nodes[self.edges[i].b].frozen = True
+
+    cdef inline double score(self, const Edge* edge) noexcept nogil:
+        cdef const Bin* bin
+        cdef int64_t rank
+        if self.kind == MEAN:
+            return (edge.count * SCALE - edge.statistic.total) / (edge.count * SCALE)
+        if self.kind != QUANTILE:
+            return edge.statistic.score
+        if edge.statistic.level & 1:
+            return self.levels[edge.statistic.level >> 1]
+        bin = bins_of(edge.statistic.spread)
+        rank = min(self.quantile * edge.count // 100, edge.count - 1)
+        while rank >= bin.count:
+            rank -= bin.count
+            bin += 1
+        return self.levels[bin.level]
+
+    cdef inline int pool(self, Edge* into, Edge* other) except -1 nogil:
+        if self.kind == MEAN:
+            into.statistic.total += other.statistic.total
+            into.count += other.count
+        elif self.kind == MAX:
+            into.statistic.score = min(into.statistic.score, other.statistic.score)
+        elif self.kind == MIN:
+            into.statistic.score = max(into.statistic.score, other.statistic.score)
+        else:
+            add_spread(into, other)
+            forget(other)
+        if other.key > into.key:
+            into.key, into.top = other.key, other.top
+        other.b = other.a
+        return 0
+
+    cdef inline Node* smaller_end(self, const Edge* edge) noexcept nogil:
+        return &self.nodes[edge.b if self.nodes[edge.a].size > self.nodes[edge.b].size else edge.a]
+
+    cdef int merge(self, Edge* merging) except -1 nogil:
+        cdef Node* from_ = self.smaller_end(merging)
+        cdef uint32_t small = <uint32_t>(from_ - self.nodes)
+        cdef uint32_t large = merging.b if small == merging.a else merging.a
+        cdef Node* into = &self.nodes[large]
+        cdef Node* third
+        cdef Neighbour* own
+        cdef Neighbour* shared
+        cdef Neighbour moving
+        cdef uint32_t i, slots = from_.room if from_.table else from_.size
+        cdef Edge* edge
+        merging.a = merging.b
+        remove(into, find(into, small))
+        for i in range(slots):
+            if from_.neighbours[i].node != NONE:
+                EMCORE_PREFETCH(&self.nodes[from_.neighbours[i].node])
+                EMCORE_PREFETCH(&self.edges[from_.neighbours[i].edge])
+        for i in range(slots):
+            moving = from_.neighbours[i]
+            if moving.node == NONE or moving.node == large:
+                continue
+            third = &self.nodes[moving.node]
+            own = find(third, small)
+            shared = find(third, large)
+            edge = &self.edges[moving.edge]
+            if shared == NULL:
+                if edge.a == small:
+                    edge.a = large
+                else:
+                    edge.b = large
+                if third.table:
+                    remove(third, own)
+                    insert(third, large, moving.edge)
+                else:
+                    own.node = large
+                insert(into, moving.node, moving.edge)
+            else:
+                # the better of the two keeps its place in the queue, which is then early enough for both
+                if self.score(edge) < self.score(&self.edges[shared.edge]):
+                    self.pool(edge, &self.edges[shared.edge])
+                    edge.a, edge.b = large, moving.node
+                    shared.edge = moving.edge
+                    find(into, moving.node).edge = moving.edge
+                else:
+                    self.pool(&self.edges[shared.edge], edge)
+                remove(third, own)
+        if from_.owned:
+            free(from_.neighbours)
+            from_.owned = False
+        from_.size = from_.room = from_.table = 0
+        return 0
+
+    def remaining(self, uint32_t[::1] numbers, double[::1] scores):
+        """The number of edges between clusters, which are written as numbers of input edges with their present scores."""
+        cdef Py_ssize_t i, left = 0
+        with nogil:
+            for i in range(self.edge_count):
+                if self.edges[i].a != self.edges[i].b:
+                    numbers[left], scores[left] = self.edges[i].top, self.score(&self.edges[i])
+                    left += 1
+        return left
