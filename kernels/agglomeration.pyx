@@ -23,7 +23,6 @@ cdef double SCALE = 16777216.0  # units of a sum, as in region_graph.pyx
 
 include "histograms.pxi"
 include "adjacency.pxi"
-include "clusters.pxi"
 
 cdef extern from *:
     """
@@ -44,6 +43,9 @@ cdef extern from *:
         bint operator<(const Rank&)
 
 
+include "clusters.pxi"
+
+
 cdef inline int64_t bucket_of(double score) noexcept nogil:
     return min(<int64_t>(score * BUCKETS), <int64_t>BUCKETS - 1)
 
@@ -61,7 +63,7 @@ cdef class Queue:
     cdef vector[uint32_t] buckets  # edges that moved on to a bucket, linked by next
     cdef vector[Rank] ready  # of the current bucket, best last
     cdef priority_queue[Rank] late  # what came into the current bucket after it was sorted
-    cdef vector[Rank] merges  # here edge is the number of the input edge that has the key
+    cdef vector[uint32_t] merges  # numbers of edges, which keep their last statistic and key
     cdef int64_t current
     cdef bint confined
 
@@ -169,7 +171,7 @@ cdef class Queue:
         elif self.confined and (a.frozen or b.frozen):
             a.frozen = b.frozen = True
         else:
-            self.merges.push_back(Rank(score, edge.key, edge.top))
+            self.merges.push_back(rank.edge)
             self.clusters.merge(edge)
         return 0
 
@@ -199,20 +201,25 @@ cdef class Queue:
         return self.merges.size()
 
 
-def in_order(list queues, uint32_t[::1] edges, double[::1] scores):
+def in_order(Clusters clusters, list queues, uint32_t[::1] edges, double[::1] scores):
     """Writes the merges of all queues by rank: numbers of input edges that join the two clusters, and scores."""
-    cdef vector[Rank*] heads, ends
+    cdef vector[const uint32_t*] heads, ends
+    cdef vector[Rank] ranks  # of the heads
     cdef Queue queue
     cdef Py_ssize_t i
     cdef size_t k, best
     for queue in queues:
-        heads.push_back(queue.merges.data())
-        ends.push_back(queue.merges.data() + queue.merges.size())
+        if queue.merges.size():
+            heads.push_back(queue.merges.data())
+            ends.push_back(queue.merges.data() + queue.merges.size())
+            ranks.push_back(clusters.rank(heads.back()[0]))
     with nogil:
         for i in range(edges.shape[0]):
             best = heads.size()
             for k in range(heads.size()):
-                if heads[k] != ends[k] and (best == heads.size() or heads[best][0] < heads[k][0]):
+                if heads[k] != ends[k] and (best == heads.size() or ranks[best] < ranks[k]):
                     best = k
-            edges[i], scores[i] = heads[best].edge, heads[best].score
+            edges[i], scores[i] = clusters.edges[ranks[best].edge].top, ranks[best].score
             heads[best] += 1
+            if heads[best] != ends[best]:
+                ranks[best] = clusters.rank(heads[best][0])

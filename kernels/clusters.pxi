@@ -110,6 +110,9 @@ cdef class Clusters:
             bin += 1
         return self.levels[bin.level]
 
+    cdef inline Rank rank(self, uint32_t number) noexcept nogil:
+        return Rank(self.score(&self.edges[number]), self.edges[number].key, number)
+
     cdef inline int pool(self, Edge* into, Edge* other) except -1 nogil:
         if self.kind == MEAN:
             into.statistic.total += other.statistic.total
@@ -181,12 +184,20 @@ cdef class Clusters:
         from_.size = from_.room = from_.table = 0
         return 0
 
-    def remaining(self, uint32_t[::1] numbers, double[::1] scores):
-        """The number of edges between clusters, which are written as numbers of input edges with their present scores."""
+    @property
+    def remaining_count(self):
         cdef Py_ssize_t i, left = 0
+        for i in range(self.edge_count):
+            left += self.edges[i].a != self.edges[i].b
+        return left
+
+    def remaining(self, uint32_t[::1] numbers, double[::1] scores, uint64_t[::1] keys):
+        """Writes the edges between clusters: the input edge that names each, its present score and its key."""
+        cdef Py_ssize_t i, left = 0
+        cdef const Edge* edge
         with nogil:
             for i in range(self.edge_count):
-                if self.edges[i].a != self.edges[i].b:
-                    numbers[left], scores[left] = self.edges[i].top, self.score(&self.edges[i])
+                edge = &self.edges[i]
+                if edge.a != edge.b:
+                    numbers[left], scores[left], keys[left] = edge.top, self.score(edge), edge.key
                     left += 1
-        return left

@@ -123,6 +123,10 @@ cdef class EdgeTable:
             self.slots[self.slot_of(edge.lower, edge.upper)] = <uint32_t>(number + 1)
         return 0
 
+    cdef void release_index(self) noexcept nogil:
+        cdef vector[uint32_t] nothing
+        self.slots.swap(nothing)
+
     cdef inline uint64_t bin_slot(self, uint64_t key) noexcept nogil:
         cdef uint64_t mask = self.bin_keys.size() - 1
         cdef uint64_t slot = mix(key) & mask

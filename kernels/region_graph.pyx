@@ -150,7 +150,8 @@ def add_edges(EdgeTable table, const uint32_t[::1] lower, const uint32_t[::1] up
 def collect_starts(list tables, int64_t[::1] starts, uint64_t[::1] entries):
     """Fills starts[u]..starts[u+1] with the place of the records of lower id u, and entries with (upper id, number).
 
-    Numbers run through the chunks of all tables, and skip what the last chunk of a table leaves empty.
+    Numbers run through the chunks of all tables, and skip what the last chunk of a table leaves empty. The tables lose
+    their indices: nothing can be added to them afterwards.
     """
     cdef EdgeTable table
     cdef int64_t i, offset = 0, ahead, here = 0
@@ -171,6 +172,7 @@ def collect_starts(list tables, int64_t[::1] starts, uint64_t[::1] entries):
                 entries[starts[edge.lower]] = (<uint64_t>edge.upper << 32) | <uint64_t>(offset + i)
                 starts[edge.lower] += 1
             offset += <int64_t>table.chunks.size() * CHUNK
+            table.release_index()
     with nogil:  # filling has moved every start to the next one
         for i in range(starts.shape[0] - 1, 0, -1):
             starts[i] = starts[i - 1]

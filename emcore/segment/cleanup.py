@@ -5,7 +5,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.segment.affinities import check_affinities
 from emcore.segment.graph import label_view, largest_label, measure, region_graph
-from emcore.segment.merge_tree import MergeTree, Remaining, agglomerate_until, link_by_size, look_up
+from emcore.segment.merge_tree import MergeTree, Remaining, finish, link_by_size, look_up, start
 from emcore.segment.scores import Score
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -19,7 +19,7 @@ def merge_small(labels: np.ndarray, affs: np.ndarray, size: int, *, affinity: fl
     region_graph.
     """
     graph = region_graph(labels, affs, score=score, threads=threads, **convention)
-    borders = agglomerate_until(graph, score, threshold=0, with_remaining=True)[1]
+    borders = finish(start(graph, score), threshold=0, with_remaining=True, threads=threads)[1]
     return look_up(labels, dust_table(graph.sizes, borders, size, affinity, remove), threads=threads)
 
 

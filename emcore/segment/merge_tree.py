@@ -59,47 +59,66 @@ class Remaining(NamedTuple):
     score: np.ndarray
 
 
+class Started(NamedTuple):
+    """An agglomeration about to run; of the graph, only the ends of its edges are still needed."""
+
+    run: kernel.Clusters | Replay
+    fragments: int
+    u: np.ndarray
+    v: np.ndarray
+
+
 def agglomerate(graph: RegionGraph, score: str | Score = "mean", *, tie_break: str = "canonical",
                 threshold: float | None = None, threads: int | None = None) -> MergeTree:
     """The merges of a region graph, up to the threshold or to the end.
 
     tie_break="waterz" replays the heap order and the float32 arithmetic of waterz, for comparisons.
     """
-    return agglomerate_until(graph, score, tie_break, threshold, threads=threads)[0]
+    return finish(start(graph, score, tie_break), threshold, threads=threads)[0]
 
 
-def agglomerate_until(graph: RegionGraph, score: str | Score, tie_break: str = "canonical",
-                      threshold: float | None = None, with_remaining: bool = False,
-                      threads: int | None = None) -> tuple[MergeTree, Remaining | None]:
-    """The merge tree, and the edges that are left if wanted (with the scores that waterz keeps if it is replayed)."""
+def start(graph: RegionGraph, score: str | Score, tie_break: str = "canonical") -> Started:
+    """The clusters of a graph before the first merge."""
     if tie_break not in ("canonical", "waterz"):
         raise InputError(f"tie_break must be 'canonical' or 'waterz'; got {tie_break!r}")
+    score = parse_score(score)
+    if tie_break == "waterz":
+        run = Replay(score.kind, graph.fragments + 1, graph.u, graph.v)
+        _set_replay(run, graph, score)
+    else:
+        run = kernel.Clusters(score.kind, graph.fragments + 1, graph.u, graph.v, graph.key)
+        _set_statistics(run, graph, score)
+    return Started(run, graph.fragments, graph.u, graph.v)
+
+
+def finish(started: Started, threshold: float | None = None, with_remaining: bool = False,
+           threads: int | None = None) -> tuple[MergeTree, Remaining | None]:
+    """The merge tree, and the edges that are left if wanted (with the scores that waterz keeps if it is replayed)."""
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
-    score = parse_score(score)
+    run, fragments, u, v = started
     end = np.inf if threshold is None else threshold
     remaining = None
-    if tie_break == "waterz":
-        replay = replay_waterz(graph, score, end)
-        a, b = np.empty((2, replay.merge_count), np.uint32)
-        scores = np.empty(replay.merge_count, np.float32)
-        replay.merges(a, b, scores)
+    if isinstance(run, Replay):
+        run.run(end)
+        a, b = np.empty((2, run.merge_count), np.uint32)
+        scores = np.empty(run.merge_count, np.float32)
+        run.merges(a, b, scores)
         if with_remaining:
-            u, v = np.empty((2, len(graph.u)), np.uint32)
-            left_scores = np.empty(len(graph.u), np.float32)
-            left = replay.remaining(u, v, left_scores)
+            left_u, left_v = np.empty((2, len(u)), np.uint32)
+            left_scores = np.empty(len(u), np.float32)
+            left = run.remaining(left_u, left_v, left_scores)
             order = np.argsort(left_scores[:left], kind="stable")
-            remaining = Remaining(u[order], v[order], left_scores[order])
-        return MergeTree(graph.fragments, a, b, scores, end), remaining
-    clusters = kernel.Clusters(score.kind, graph.fragments + 1, graph.u, graph.v, graph.key)
-    _set_statistics(clusters, graph, score)
-    edges, scores = _merge_all(clusters, graph, end, thread_count(threads))
+            remaining = Remaining(left_u[order], left_v[order], left_scores[order])
+        return MergeTree(fragments, a, b, scores, end), remaining
+    edges, scores = _merge_all(run, fragments, u, end, thread_count(threads))
     if with_remaining:
-        numbers, left_scores = np.empty(len(graph.u), np.uint32), np.empty(len(graph.u))
-        left = clusters.remaining(numbers, left_scores)
-        order = np.lexsort((graph.key[numbers[:left]], left_scores[:left]))
-        remaining = Remaining(graph.u[numbers[order]], graph.v[numbers[order]], left_scores[order])
-    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], scores, end), remaining
+        left = run.remaining_count
+        numbers, left_scores, keys = np.empty(left, np.uint32), np.empty(left), np.empty(left, np.uint64)
+        run.remaining(numbers, left_scores, keys)
+        order = np.lexsort((keys, left_scores))
+        remaining = Remaining(u[numbers[order]], v[numbers[order]], left_scores[order])
+    return MergeTree(fragments, u[edges], v[edges], scores, end), remaining
 
 
 def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
@@ -127,9 +146,7 @@ def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndar
     return merged[: tree_kernel.link_by_size(u, v, order, sizes.copy(), limit, parent, merged)]
 
 
-def replay_waterz(graph: RegionGraph, score: Score, threshold: float) -> Replay:
-    """The state of waterz after it has merged up to the threshold."""
-    run = Replay(score.kind, graph.fragments + 1, graph.u, graph.v)
+def _set_replay(run: Replay, graph: RegionGraph, score: Score) -> None:
     if score.every_contact:
         raise InputError("tie_break='waterz' is for mean, max, min and quantiles of maxima")
     if score.kind == "quantile":
@@ -142,30 +159,28 @@ def replay_waterz(graph: RegionGraph, score: Score, threshold: float) -> Replay:
         run.set_values(graph.running_mean, graph.count)
     else:
         run.set_values(graph.max if score.kind == "max" else graph.min, graph.count)
-    run.run(threshold)
-    return run
 
 
-def _merge_all(clusters: kernel.Clusters, graph: RegionGraph, end: float, threads: int) -> tuple[np.ndarray, np.ndarray]:
+def _merge_all(clusters: kernel.Clusters, fragments: int, u: np.ndarray, end: float,
+               threads: int) -> tuple[np.ndarray, np.ndarray]:
     """(number of an edge that joins the two clusters, score) of every merge, in order.
 
     Each thread takes a range of ids, and of these what no edge to another range can concern; one thread does the rest.
-    That pairs which are best for both may merge early without a trace is theorem 1 of the merge order.
+    Pairs that are each other's best may merge before their turn without a trace, as scores are reducible.
     """
-    total, nodes = len(graph.u), graph.fragments + 1
     queues = []
-    if threads > 1 and total > 0:
-        borders = np.unique([0, *(int(graph.u[first]) for first, _ in slabs(total, threads)[1:]), nodes])
+    if threads > 1 and len(u) > 0:
+        borders = np.unique([0, *(int(u[first]) for first, _ in slabs(len(u), threads)[1:]), fragments + 1])
         clusters.freeze_between(borders)
         queues = [kernel.Queue(clusters, True) for _ in borders[1:]]
-        starts = np.searchsorted(graph.u, borders)
-        jobs = zip(queues, starts.tolist(), starts[1:].tolist(), borders[1:].tolist())
+        firsts = np.searchsorted(u, borders.astype(u.dtype)).tolist()
+        jobs = list(zip(queues, firsts, firsts[1:], borders[1:].tolist()))
         run_parallel(lambda queue, *part: queue.run(end, *part), jobs, threads)
     queues.append(kernel.Queue(clusters, False))
-    queues[-1].run(end, 0, total, nodes)
+    queues[-1].run(end, 0, len(u), fragments + 1)
     count = sum(queue.merge_count for queue in queues)
     edges, scores = np.empty(count, np.uint32), np.empty(count)
-    kernel.in_order(queues, edges, scores)
+    kernel.in_order(clusters, queues, edges, scores)
     return edges, scores
 
 

@@ -6,7 +6,7 @@ from emcore.segment.affinities import check_affinities
 from emcore.segment.cleanup import boundary_threshold, dust_table
 from emcore.segment.fragments import watershed
 from emcore.segment.graph import measure, region_graph
-from emcore.segment.merge_tree import Remaining, agglomerate_until, look_up
+from emcore.segment.merge_tree import Remaining, finish, look_up, start
 from emcore.segment.scores import Score, parse_score
 
 
@@ -25,8 +25,10 @@ def segment(affs: np.ndarray, threshold: float = 0.5, score: str | Score = "mean
     fragments = watershed(affs, low, high, mask=mask, plateau=plateau, threads=threads, **convention)
     graph = region_graph(fragments, affs, channels=channels, score=score, threads=threads, **convention,
                          statistics=("running_mean",) if tie_break == "waterz" else ())
-    tree, borders = agglomerate_until(graph, score, tie_break, threshold, with_remaining=dust_size > 0, threads=threads)
+    started = start(graph, score, tie_break)
     del graph
+    tree, borders = finish(started, threshold, with_remaining=dust_size > 0, threads=threads)
+    del started
     table = tree.table(threshold)
     labels = look_up(fragments, table, out=fragments if fragments.dtype == np.uint32 else None, threads=threads)
     if boundary > 0:
