@@ -28,8 +28,9 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(settings.outputs) / settings.name
     results = newest_results(folder)
 
-    from emcore.report.scores import score_volume
     from emcore.report.page import write_report
+
+    from emcore.report.scores import score_volume
 
     found = {}
     for volume in settings.data.test:

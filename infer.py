@@ -55,7 +55,8 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     content = checkpoint.read(path)
     step = int(content.get("step", 0))
     precision = fast_precision(settings.train.precision, device.type)
-    print(f"{path}, step {step}, {'averaged' if content.get('ema') else 'plain'} weights, {device}, {precision}", flush=True)
+    weights = "averaged" if content.get("ema") else "plain"
+    print(f"{path}, step {step}, {weights} weights, {device}, {precision}", flush=True)
     offsets = [offset for target in settings.target if target.kind == "affinity" for offset in target.offsets] or None
     results = folder / f"results_step={step}"
     results.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,8 @@ def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
         labels = segment.cut(fragments, tree, settings.threshold)
         if settings.dust_size or settings.remove_size:
             labels = segment.merge_small(labels, values, settings.dust_size, affinity=settings.dust_affinity,
-                                         remove=settings.remove_size, score=settings.score, channels=channels, **convention)
+                                         remove=settings.remove_size, score=settings.score, channels=channels,
+                                         **convention)
         _write(out, "fragments", fragments, place, how)
         merges = np.stack([tree.a.astype(np.float64), tree.b.astype(np.float64), tree.score.astype(np.float64)])
         _write(out, MERGES, merges[:, None, None, :] if merges.size else np.zeros((3, 1, 1, 1)), (None, None),

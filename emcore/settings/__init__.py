@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from emcore.settings.augment import Augment
 from emcore.settings.data import Data
-from emcore.settings.loss import Loss
 from emcore.settings.evaluate import Evaluate
+from emcore.settings.loss import Loss
 from emcore.settings.model import Model
 from emcore.settings.predict import Decode, Infer
 from emcore.settings.target import Labels, Target

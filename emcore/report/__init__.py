@@ -1,0 +1,1 @@
+"""Scores of a run and the page that shows them."""
