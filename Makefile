@@ -20,6 +20,8 @@ python := $(VENV)/bin/python
 packages := $(VENV)/.packages
 endif
 
+comma := ,
+
 # $(call step,what it does,command): says it, runs it, says how long it took
 define step
 @echo "== $(1)"; start=$$(date +%s); $(2); echo "== done in $$(( $$(date +%s) - start )) s: $(1)"
@@ -45,11 +47,24 @@ kernels: build/.kernels
 
 setup: kernels
 
+# synthetic tissue -> training -> prediction of a volume it has not seen -> labels -> scores -> one page
+demo: kernels
+	@mkdir -p outputs/demo
+	$(call step,synthetic tissue with ground truth,test -e outputs/demo/data/B.h5 || $(python) -m emcore synth --layout plain outputs/demo/data --shape 24$(comma)160$(comma)160 --resolution 30$(comma)8$(comma)8 --samples 2)
+	$(call step,training a small RSUNet,$(python) train.py --cfg configs/demo.toml $(DEMO))
+	$(call step,predicting and segmenting the held-out volume,$(python) infer.py --cfg configs/demo.toml $(DEMO))
+	$(call step,scores and page,$(python) evaluate.py --cfg configs/demo.toml $(DEMO))
+
 test: kernels
 	$(call step,the whole test suite,$(python) -m pytest $(TESTS))
 
 fast: kernels
 	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))
+
+# every benchmark whose peers are installed (pip install -c constraints.txt .[bench])
+bench: kernels
+	$(call step,kernels against their peers,$(python) -m bench.kernels --size 256)
+	$(call step,metrics against their peers,$(python) -m bench.metrics --size 256)
 
 lint: $(packages)
 	$(call step,ruff check,$(python) -m ruff check .)

@@ -63,7 +63,8 @@ def curve(settings: Evaluate, truth: str, labels: Path) -> dict[str, Any]:
 
 def cleft_rows(truth: np.ndarray, prediction: np.ndarray, resolution, distance: float) -> list[tuple[str, float]]:
     scores = metrics.clefts(truth.astype(np.uint8), prediction.astype(np.uint8), resolution, distance)
-    return [("cleft_score", scores.score), ("cleft_adgt", scores.to_truth.mean), ("cleft_adf", scores.to_prediction.mean),
+    return [("cleft_score", scores.score), ("cleft_adgt", scores.to_truth.mean),
+            ("cleft_adf", scores.to_prediction.mean),
             ("cleft_f1", scores.f1), ("cleft_false_positives", scores.false_positives),
             ("cleft_false_negatives", scores.false_negatives)]
 
