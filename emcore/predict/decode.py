@@ -10,8 +10,6 @@ from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, create_volume, open_volume
 
-MERGES = "merges"  # dataset (3, 1, merges): fragments a and b and the score of every merge
-
 
 def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
     """Writes labels (dataset labels, and for affinities fragments and merges, which `recut` reads) to `out`."""
@@ -34,9 +32,7 @@ def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
                                          remove=settings.remove_size, score=settings.score, channels=channels,
                                          **convention)
         _write(out, "fragments", fragments, place, how)
-        merges = np.stack([tree.a.astype(np.float64), tree.b.astype(np.float64), tree.score.astype(np.float64)])
-        _write(out, MERGES, merges[:, None, None, :] if merges.size else np.zeros((3, 1, 1, 1)), (None, None),
-               {"fragments": tree.fragments, "merges": len(tree.a)})
+        segment.write_tree(out, tree)
     elif settings.kind == "components":
         foreground = values.reshape(-1, *values.shape[-3:]).max(0) > _threshold(values, settings.threshold)
         labels = segment.connected_components(foreground, settings.connectivity)
@@ -53,17 +49,9 @@ def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
 def recut(stored: Path, threshold: float, out: Path) -> Path:
     """Writes the labels of another threshold from the stored fragments and merges."""
     fragments = open_volume(stored, "fragments")
-    labels = segment.cut(fragments[...], stored_tree(stored), threshold)
+    labels = segment.cut(fragments[...], segment.read_tree(stored), threshold)
     _write(out, "labels", labels, (fragments.resolution, fragments.offset), {"threshold": threshold})
     return out
-
-
-def stored_tree(stored: Path) -> "segment.MergeTree":
-    """The merge tree of a decoded prediction."""
-    merges = open_volume(stored, MERGES)
-    count = int(merges.attrs["merges"])
-    a, b, score = merges[...][:, 0, 0, :count]
-    return segment.MergeTree(int(merges.attrs["fragments"]), a.astype(np.uint32), b.astype(np.uint32), score)
 
 
 def _threshold(values: np.ndarray, threshold: float) -> float:

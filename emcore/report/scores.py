@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from emcore import metrics
+from emcore import metrics, segment
 from emcore.metrics.score import overlap, score
-from emcore.predict.decode import MERGES, stored_tree
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import list_datasets, open_volume
+from emcore.volumes import open_volume
 
 POINTS = 400  # of a curve that is stored
 
@@ -23,7 +22,7 @@ def score_volume(settings: Evaluate, truth: str, labels: Path | None, prediction
         wanted = [name for name in ("voi", "rand") if name in settings.scores] + ["cremi", "v_"]
         rows += [row for row in done["scores"] if row["score"].startswith(tuple(wanted))]
         notes += done["notes"]
-    if labels is not None and "curve" in settings.scores and MERGES in {item.name for item in list_datasets(labels)}:
+    if labels is not None and "curve" in settings.scores and segment.has_tree(labels):
         found["curve"] = curve(settings, truth, labels)
     if labels is not None and "instances" in settings.scores:
         ours, theirs = _pair(f"{labels}:labels", truth)
@@ -45,7 +44,7 @@ def score_volume(settings: Evaluate, truth: str, labels: Path | None, prediction
 
 def curve(settings: Evaluate, truth: str, labels: Path) -> dict[str, Any]:
     """VOI and Rand error at every merge (thinned out for storage), the best thresholds, and the one that was used."""
-    tree = stored_tree(labels)
+    tree = segment.read_tree(labels)
     fragments, theirs = _pair(f"{labels}:fragments", truth)
     whole = metrics.threshold_curve(fragments, tree, theirs)
     states = np.unique(np.linspace(0, len(tree.score), POINTS).astype(int))
