@@ -84,14 +84,14 @@ def test_skeleton_voi_equals_the_recorded_value_and_leaves_out_skeleton_0():
 
 def test_run_lengths_equal_their_definition_on_random_forests():
     random = np.random.default_rng(1)
-    names = np.array([0, 3, 7, BIG, 2**53, 2**53 + 1, 2**63 + 5, 2**64 - 1], np.uint64)
+    names = np.array([0, 2**53, 2**53 + 1, 2**64 - 1, 7], np.uint64)
     for _ in range(300):
         count = random.integers(0, 12)
-        skeletons, segments = names[random.integers(0, 3, count)], names[random.integers(0, len(names), count)]
+        skeletons, segments = names[random.integers(0, 3, count)], names[random.integers(0, 5, count)]
         pairs = random.integers(0, max(count, 1), (random.integers(0, 14), 2)) if count else np.zeros((0, 2), int)
         edges = pairs[skeletons[pairs[:, 0]] == skeletons[pairs[:, 1]]]
         lengths = random.integers(0, 4, len(edges)).astype(float)
-        mask = names[random.integers(0, len(names), 4)]
+        mask = names[random.integers(0, 4, 10)]
         rule = int(random.integers(0, 4)), str(random.choice(["em_erl", "banis"])), mask
         found = metrics.run_length(skeletons, segments, edges, lengths, *rule)
         expected = oracle.run_length(skeletons.tolist(), segments.tolist(), edges.tolist(), lengths.tolist(),

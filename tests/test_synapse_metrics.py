@@ -85,6 +85,7 @@ SYNAPSES = {
     "neither has the other side": ("1100", "3300", 1, 1),
     "exactly a fifth is not enough": ("1222200000", "1000000000", 0, 0),
     "one prediction over two": ("11223344", "11222222", 1, 2 / 3),
+    "one prediction on all sides of two": ("11223344", "11221122", 1, 2 / 3),
     "a half on either side": ("1122", "1020", 1, 1),
     "missed and invented": ("1122000000", "0000001122", 0, 0),
     "found and missed": ("1122003344", "1122000000", 2 / 3, 2 / 3),
