@@ -1,0 +1,77 @@
+"""Curves as inline SVG in the colours of the page; they need no script."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Points = Sequence[tuple[float, float]]
+WIDTH, HEIGHT = 640, 300
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 44  # margins
+DRAWN = 1500  # points of a line
+
+
+def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[tuple[float, str]] = (),
+         logarithmic: bool | None = None) -> str:
+    """A figure with a line for every name, and vertical marks with their text; "" where there is no finite point.
+
+    Without a word on it, the y axis is logarithmic where all values are positive and span more than a factor of 20.
+    """
+    lines = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+             for name, points in lines.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    marks = [(x, text) for x, text in marks if math.isfinite(x)]
+    xs = [x for points in lines.values() for x, _ in points] + [x for x, _ in marks]
+    ys = [y for points in lines.values() for _, y in points]
+    if logarithmic is None:
+        logarithmic = min(ys) > 0 and max(ys) > 20 * min(ys)
+    height_of = math.log10 if logarithmic else float
+    x_low, x_high = padded(min(xs), max(xs), 0)
+    y_low, y_high = padded(height_of(min(ys)), height_of(max(ys)), 0.04)
+
+    def x_at(x: float) -> float:
+        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
+
+    def y_at(y: float) -> float:
+        return round(HEIGHT - BOTTOM - (height_of(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    parts = []
+    for tick in ticks(x_low, x_high):
+        parts.append(f'<text x="{x_at(tick)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
+    decades = [m * 10.0**e for e in range(math.floor(y_low), math.ceil(y_high) + 1) for m in (1, 2, 5)]
+    for tick in decades if logarithmic else ticks(y_low, y_high):
+        if y_low <= height_of(tick) <= y_high:
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick)}" y2="{y_at(tick)}"/>'
+                         f'<text x="{LEFT - 8}" y="{y_at(tick) + 4}" text-anchor="end">{tick:g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) // 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
+    for number, points in enumerate(lines.values()):
+        thin = points[::math.ceil(len(points) / DRAWN)]
+        path = " ".join(f"{x_at(x)},{y_at(y)}" for x, y in ([*thin, points[-1]] if thin[-1] != points[-1] else thin))
+        parts.append(f'<polyline class="line{number % 4}" points="{path}"/>')
+        if len(points) <= 30:
+            parts += [f'<circle class="dot{number % 4}" cx="{x_at(x)}" cy="{y_at(y)}" r="3"/>' for x, y in points]
+    for number, (x, text) in enumerate(marks):
+        after = x_at(x) < WIDTH * 0.6
+        parts.append(f'<line class="mark" x1="{x_at(x)}" x2="{x_at(x)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+                     f'<text x="{x_at(x) + (5 if after else -5)}" y="{TOP + 12 + 16 * number}" '
+                     f'text-anchor="{"start" if after else "end"}">{escape(text)}</text>')
+    legend = "".join(f'<li><svg viewBox="0 0 20 8" aria-hidden="true"><polyline class="line{k % 4}" points="0,4 20,4"/>'
+                     f"</svg>{escape(name)}</li>" for k, name in enumerate(lines))
+    return (f'<figure class="plot"><figcaption>{escape(title)}{" (logarithmic)" if logarithmic else ""}</figcaption>'
+            f'<ul class="legend">{legend}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+            f'aria-label="{escape(title)}: {escape(", ".join(lines))}">{"".join(parts)}</svg></figure>')
+
+
+def padded(low: float, high: float, share: float) -> tuple[float, float]:
+    room = (high - low) * share or (0 if high > low else abs(high) * 0.1 or 1)
+    return low - room, high + room
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers within low..high, about five."""
+    raw = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.999)
+    return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

@@ -1,0 +1,53 @@
+"""The largest split and merge errors of a segmentation, and where to look for them."""
+
+from typing import Any
+
+import numpy as np
+
+from emcore.metrics import Contingency
+
+LISTED = 12  # errors of a kind
+PIECES = 6  # of one error
+
+
+def largest(groups: np.ndarray, members: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
+    """The groups (truth ids for splits, label ids for merges) that lie in several members, most misplaced voxels first.
+
+    The arguments are the kept pairs of a table; misplaced are the voxels outside of the group's largest member.
+    """
+    order = np.lexsort((members, -counts, groups))
+    groups, members, counts = groups[order], members[order], counts[order]
+    starts = np.flatnonzero(np.append(True, groups[1:] != groups[:-1])) if len(groups) else np.zeros(0, int)
+    ends = np.append(starts[1:], len(groups)).astype(int)
+    sizes = np.add.reduceat(counts, starts) if len(groups) else counts
+    misplaced = sizes - counts[starts]
+    worst = np.argsort(-misplaced, kind="stable")[:LISTED]
+    return [{"id": int(groups[starts[g]]), "voxels": int(sizes[g]), "misplaced": int(misplaced[g]),
+             "members": int(ends[g] - starts[g]),
+             "pieces": [(int(members[k]), int(counts[k])) for k in range(starts[g], min(ends[g], starts[g] + PIECES))]}
+            for g in worst if misplaced[g] > 0]
+
+
+def find(table: Contingency) -> dict[str, list[dict[str, Any]]]:
+    """The largest splits and merges of a table that ignores the background of both sides."""
+    truth, labels = table.truth[table.kept], table.labels[table.kept]
+    return {"split": largest(truth, labels, table.n), "merge": largest(labels, truth, table.n)}
+
+
+def best_partner(groups: np.ndarray, members: np.ndarray, counts: np.ndarray) -> dict[int, int]:
+    """Group id -> the member that shares most voxels with it; the smaller id of equals."""
+    groups, members, counts = groups[::-1], members[::-1], counts[::-1]  # tables ascend, sorting keeps equals in order
+    order = np.lexsort((counts, groups))
+    return dict(zip(groups[order].tolist(), members[order].tolist()))  # the last entry of a group stays
+
+
+def place(truth: np.ndarray, labels: np.ndarray, truth_id: int, label_id: int) -> list[int] | None:
+    """A grid point (z, y, x) well inside the voxels of this pair; None where the grid misses all of them."""
+    both = (truth == truth_id) & (labels == label_id)
+    in_section = np.count_nonzero(both, axis=(1, 2))
+    if not in_section.any():
+        return None
+    z = int(in_section.argmax())
+    points = np.argwhere(both[z])
+    nearest = points[((points - points.mean(0)) ** 2).sum(1).argmin()]
+    return [z, *nearest.tolist()]

@@ -1,0 +1,171 @@
+"""One self-contained HTML page of a run: slice viewer, scores, curves, largest errors, config and environment."""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from emcore import config
+from emcore.errors import InputError
+from emcore.report.figures import plot
+from emcore.report.views import make_view
+from emcore.settings import Settings
+
+HERE = Path(__file__).resolve().parent
+POINTS = 3_000_000  # grid points of all volumes together
+PICTURE_BYTES = 13_000_000  # of all packed grids; fewer points are taken until they fit
+
+
+def write_report(folder: Path, results: Path | None, settings: Settings, found: dict[str, Any]) -> Path:
+    """folder/report.html; found: volume -> its scores, notes and curve. Without results it shows the training only."""
+    log = read_log(folder / "log.csv")
+    if results is None and not log:
+        raise InputError(f"{folder} has nothing to show yet, neither log.csv with a row nor results_step=*: "
+                         "run train.py or infer.py first")
+    views = make_views(settings, results) if results is not None else []
+    notes = [(view["name"], note) for view in views for note in view.pop("notes")]
+    notes += [(name, note) for name, scores in found.items() for note in scores.get("notes", [])]
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    style = (HERE / "page.css").read_text(encoding="utf-8")
+    parts = {
+        "title": escape(settings.name),
+        "subtitle": escape(results.name.replace("results_step=", "results of step ") if results else "training only"),
+        "policy": "default-src 'none'; img-src data:; "
+                  f"script-src 'sha256-{digest(script)}'; style-src 'sha256-{digest(style)}'",
+        "style": style,
+        "script": script,
+        "data": json.dumps(views, allow_nan=False).replace("<", "\\u003c"),
+        "viewer": "" if any(view["layers"] for view in views) else "hidden",
+        "scores": score_table(found) + note_list(notes),
+        "mistakes": "".join(mistake_tables(number, view, len(views) > 1) for number, view in enumerate(views)),
+        "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
+                              if scores.get("curve")),
+        "training": training_plots(log),
+        "config": escape(config.to_toml(settings)),
+        "environment": environment_table(folder / "environment.json"),
+    }
+    text = re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], (HERE / "page.html").read_text(encoding="utf-8"))
+    out = folder / "report.html"
+    temporary = folder / f".report.html.{os.getpid()}.tmp"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def make_views(settings: Settings, results: Path) -> list[dict[str, Any]]:
+    limit = POINTS // max(1, len(settings.data.test))
+    while True:
+        views = [make_view(settings, results, number, limit) for number in range(len(settings.data.test))]
+        size = sum(len(layer["data"]) for view in views for layer in view["layers"])
+        if size <= PICTURE_BYTES or limit <= 1000:
+            return views
+        limit = int(limit * 0.9 * PICTURE_BYTES / size)
+
+
+def digest(text: str) -> str:
+    """The hash by which the page allows this script or style and no other."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """Column -> (step, value) of the rows that have one."""
+    columns: dict[str, list[tuple[float, float]]] = {}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in (None, "step") and value:
+                        columns.setdefault(name, []).append((number(row["step"]), number(value)))
+    return columns
+
+
+def number(text: Any) -> float:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
+    """An HTML table; cells are HTML already."""
+    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>")
+
+
+def score_table(found: dict[str, Any]) -> str:
+    rows = [(name, row) for name, scores in found.items() for row in scores["scores"]]
+    if not rows:
+        return "<p>Nothing is scored yet: run evaluate.py.</p>"
+    return table(("volume", "score", "value", "convention"),
+                 [(escape(name), escape(str(row["score"])),
+                   "undefined" if row["value"] is None else f"{row['value']:.4g}", escape(str(row["convention"])))
+                  for name, row in rows],
+                 "VOI in bits. Lower is better for VOI, Rand error and CREMI score, higher for F1 and Jaccard.")
+
+
+def note_list(notes: list[tuple[str, str]]) -> str:
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(note)}</li>" for name, note in notes)
+    return f'<ul class="notes">{items}</ul>' if items else ""
+
+
+def mistake_tables(number: int, view: dict[str, Any], several: bool) -> str:
+    """The errors of a volume, each with a button that shows it."""
+    tables = []
+    for kind, (what, piece) in {"split": ("truth object", "segments"), "merge": ("segment", "truth objects")}.items():
+        rows = []
+        for place, error in enumerate(view["mistakes"][kind]):
+            shares = ", ".join(f"{piece_id} ({count / error['voxels']:.0%})" for piece_id, count in error["pieces"])
+            more = error["members"] - len(error["pieces"])
+            button = (f'<button data-volume="{number}" data-kind="{kind}" data-place="{place}" '
+                      f'aria-label="show {kind} of {what} {error["id"]}">show</button>'
+                      if error["point"] else '<span title="too small for the voxels shown here">not shown</span>')
+            rows.append((button, str(error["id"]), f"{error['misplaced']:,}", f"{error['voxels']:,}",
+                         shares + (f" and {more} more" if more else "")))
+        if rows:
+            name = f"{escape(view['name'])}: " if several else ""
+            caption = {"split": "splits, truth objects that lie in several segments",
+                       "merge": "merges, segments that lie in several truth objects"}[kind]
+            tables.append(table(("", what, "voxels outside the largest piece", "voxels", f"{piece} (share)"), rows,
+                                f'<span class="key {kind}"></span>{name}{caption}'))
+    if view["scored"] and not tables:
+        return f"<p>{escape(view['name'])}: no split and no merge.</p>"
+    return "".join(tables)
+
+
+def threshold_plot(name: str, curve: dict[str, Any]) -> str:
+    lines = {title: list(zip(curve["threshold"], curve[key])) for key, title in
+             (("voi_split", "VOI split"), ("voi_merge", "VOI merge"), ("rand_error", "Rand error")) if key in curve}
+    marks = [(curve["chosen"], f"chosen: {curve['chosen']:.3g}")] if curve.get("chosen") is not None else []
+    for criterion, best in (curve.get("best") or {}).items():
+        if isinstance(best, dict) and best.get("threshold") is not None:
+            marks.append((best["threshold"], f"best {criterion}: {best['value']:.4g} at {best['threshold']:.3g}"))
+    return plot(lines, "threshold", f"{name}: scores of every threshold", marks, logarithmic=False)
+
+
+def training_plots(log: dict[str, list]) -> str:
+    """Losses in one figure, every other column in its own."""
+    groups: dict[str, dict[str, list]] = {}
+    for name, points in log.items():
+        groups.setdefault("loss" if name.startswith("loss") else name, {})[name] = points
+    return "".join(plot(lines, "step", "learning rate" if title == "lr" else title) for title, lines in groups.items())
+
+
+def environment_table(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "<p>environment.json is not there.</p>"
+    rows = [(escape(str(name)), escape(" ".join(map(str, value)) if isinstance(value, list) else str(value)))
+            for name, value in found.items()]
+    return table(("", "value"), rows, "where it was trained")

@@ -1,0 +1,138 @@
+"""A test volume as the viewer shows it: image, prediction, truth and labels on one grid, and the largest errors."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.metrics.score import overlap, whole_table
+from emcore.png import colour_labels
+from emcore.report import mistakes
+from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
+from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.settings import Settings
+from emcore.volumes import Volume, open_volume
+
+CHANNELS = 3  # of a prediction that are shown
+CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
+
+
+def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
+    """What the page needs of data.test[number], with at most `limit` grid points a layer."""
+    test = settings.data.test[number]
+    name = test.name or ("test_im" if len(settings.data.test) == 1 else Path(test.image.partition(":")[0]).stem)
+    labels = results / f"{name}_labels.h5"
+    notes: list[str] = []
+    opened = open_all({"raw": Path(settings.data.folder, test.image),
+                       "prediction": results / f"{name}_prediction.h5",
+                       "truth": test.label and Path(settings.data.folder, test.label),
+                       "labels": f"{labels}:labels" if labels.exists() else None}, notes)
+    view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False}
+    if not opened:
+        return view
+    frame = opened.get("raw") or next(iter(opened.values()))
+    known = frame.resolution or settings.data.resolution
+    resolution = known or (1.0, 1.0, 1.0)
+    shifts = {kind: np.rint((np.array(volume.offset) - frame.offset) / resolution).astype(int)
+              for kind, volume in opened.items()}
+    box = [(0, length) for length in frame.shape[-3:]]
+    if "truth" in opened:  # only there is something to compare
+        inner = [(max(0, a), min(length, a + size))
+                 for a, size, (_, length) in zip(shifts["truth"].tolist(), opened["truth"].shape, box)]
+        box = inner if all(a < b for a, b in inner) else box
+    grid = choose_grid(box, resolution, limit)
+    view |= {"shape": grid.shape, "start": grid.start, "step": grid.step, "resolution": resolution,
+             "unit": "nm" if known else "voxels", "whole": frame.shape[-3:]}
+    ignored = (0, *settings.data.background, *settings.data.ignore)
+    ids = {}
+    for kind, volume in opened.items():
+        if kind in ("truth", "labels"):
+            values = sample(volume, None, shifts[kind], grid, average=False).astype(np.uint64)
+            if kind == "truth":
+                values[np.isin(values, np.array(ignored + CREMI_SPECIAL, np.uint64))] = 0
+            ids[kind] = values
+        else:
+            view["layers"] += grey_layers(kind, volume, shifts[kind], grid)
+    add_labels(view, ids, opened, ignored)
+    return view
+
+
+def open_all(references: dict[str, Any], notes: list[str]) -> dict[str, Volume]:
+    """The volumes that can be opened; the others leave a note."""
+    opened = {}
+    for kind, reference in references.items():
+        try:
+            if reference is not None:
+                opened[kind] = open_volume(reference, kind="labels" if kind in ("truth", "labels") else "image")
+        except InputError as error:
+            notes.append(f"{kind} is not shown: {error}")
+    return opened
+
+
+def grey_layers(kind: str, volume: Volume, shift: np.ndarray, grid: Grid) -> list[dict[str, Any]]:
+    layers = []
+    channels = [None] if volume.ndim == 3 else range(min(CHANNELS if kind == "prediction" else 1, volume.shape[0]))
+    for channel in channels:
+        values = sample(volume, channel, shift, grid, average=True)
+        low, high = 0.0, 255.0
+        if kind == "prediction" and TABLE_ATTRIBUTE in volume.attrs:
+            values = np.interp(values, np.arange(256), volume.attrs[TABLE_ATTRIBUTE]).astype(np.float32)
+            high = 1.0
+        elif kind == "prediction" and volume.dtype != np.uint8:
+            finite = values[np.isfinite(values)]
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            if low >= 0 and high <= 1:
+                low, high = 0.0, 1.0
+        elif volume.dtype != np.uint8:
+            low, high = np.nanpercentile(values, (0.5, 99.5)).tolist()
+        offsets = volume.attrs.get("offsets")
+        of = f" {channel}" if kind == "prediction" and channel is not None else ""
+        if offsets is not None and channel is not None and channel < len(offsets):
+            of = f" {channel}, edge ({', '.join(str(int(o)) for o in offsets[channel])})"
+        layers.append({"kind": kind, "name": kind + of, "low": low, "high": high, **pack_grey(values, low, high)})
+    return layers
+
+
+def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], opened: dict[str, Volume], ignored: tuple) -> None:
+    """Adds the layers truth and labels, which ids belong together, and the largest errors."""
+    partner: dict[str, dict[int, int]] = {"truth": {}, "labels": {}}
+    if len(ids) == 2:
+        labels, truth = opened["labels"], opened["truth"]
+        try:
+            special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
+            table = whole_table(labels, truth, *overlap(labels, truth), None, None).ignoring((*ignored, *special), (0,))
+        except InputError as error:
+            view["notes"].append(f"no errors are shown: {error}")
+        else:
+            view["scored"] = True
+            pairs = table.truth[table.kept], table.labels[table.kept], table.n
+            partner = {"truth": mistakes.best_partner(*pairs),
+                       "labels": mistakes.best_partner(pairs[1], pairs[0], pairs[2])}
+            view["mistakes"] = mistakes.find(table)
+    numbers = {}
+    for kind, values in ids.items():
+        found = np.union1d(np.zeros(1, np.uint64), values)
+        compact = np.searchsorted(found, values).astype(np.uint16 if len(found) < 2**16 else np.uint32)
+        numbers[kind] = {int(label): place for place, label in enumerate(found)}
+        colours = found.copy()
+        if kind == "labels":  # a segment and the object it matches best share a colour, so that both pictures compare
+            matched = [(place, partner["labels"].get(int(label))) for place, label in enumerate(found)]
+            for place, other in matched:
+                if other is not None and partner["truth"].get(other) == int(found[place]):
+                    colours[place] = other
+        view["layers"].append({"kind": kind, "name": kind, "ids": [str(label) for label in found.tolist()],
+                               "colours": base64.b64encode(colour_labels(colours).tobytes()).decode(), **pack(compact)})
+    if not view["scored"]:
+        return
+    # number of a truth object -> number of its largest segment, and the other way round; -1 where it is not on the grid
+    for kind, other in (("truth", "labels"), ("labels", "truth")):
+        view[f"main_of_{kind}"] = [numbers[other].get(partner[kind].get(label, -1), -1) for label in numbers[kind]]
+    for kind, (own, other) in {"split": ("truth", "labels"), "merge": ("labels", "truth")}.items():
+        for error in view["mistakes"][kind]:
+            pieces = [piece for piece, _ in error["pieces"]]
+            pair = (error["id"], pieces[1]) if kind == "split" else (pieces[1], error["id"])
+            error["point"] = mistakes.place(ids["truth"], ids["labels"], *pair)
+            error[own] = [numbers[own][error["id"]]] if error["id"] in numbers[own] else []
+            error[other] = [numbers[other][piece] for piece in pieces if piece in numbers[other]]
