@@ -4,16 +4,46 @@ Sato, Bitter, Bender, Kaufman & Nakajima, TEASAR: tree-structure extraction algo
 """
 
 from libc.math cimport INFINITY, fmax, sqrt
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.algorithm cimport sort
 from libcpp.pair cimport pair
-from libcpp.queue cimport priority_queue
 from libcpp.vector cimport vector
 
 cdef enum:
     STEPS = 26
 cdef uint8_t ON_SKELETON = 128  # beside the direction of the next voxel towards the root
 cdef double PENALTY = 1e5  # how much dearer the surface is than the thickest middle
+
+
+cdef union Key:
+    double cost
+    uint64_t bits  # in the same order, for costs from 0 on
+
+cdef struct Entry:
+    Key key
+    int64_t voxel
+
+
+cdef bint earlier(const Entry& a, const Entry& b) noexcept nogil:
+    return a.voxel < b.voxel
+
+
+cdef inline int high_bit(uint64_t bits) noexcept nogil:
+    """The number of the highest set bit, counted from 1; 0 for 0."""
+    cdef int number = 0
+    if bits >> 32:
+        bits >>= 32
+        number += 32
+    if bits >> 16:
+        bits >>= 16
+        number += 16
+    if bits >> 8:
+        bits >>= 8
+        number += 8
+    if bits >> 4:
+        bits >>= 4
+        number += 4
+    return number + (bits > 0) + (bits > 1) + (bits > 3) + (bits > 7)
 
 
 cdef class Body:
@@ -27,9 +57,13 @@ cdef class Body:
     cdef double width  # of a bucket, just below the shortest step
     cdef vector[double] cost
     cdef vector[float] radius  # nm from the surface
+    cdef vector[float] dear  # what a nm costs
     cdef vector[uint8_t] towards  # the step to the next voxel of the cheapest path to the root
     cdef vector[vector[int64_t]] buckets
     cdef int64_t last  # bucket in use
+    cdef vector[vector[Entry]] levels  # of the queue
+    cdef vector[Entry] moving  # between levels
+    cdef Key least
     cdef vector[int64_t] voxels  # of the skeleton
     cdef vector[int64_t] nexts  # voxels, -1 at a root
 
@@ -48,6 +82,7 @@ cdef class Body:
         self.last = -1
         self.cost.assign((labels.shape[0] + 2) * ny * nx, -INFINITY)
         self.radius.resize(self.cost.size())
+        self.dear.resize(self.cost.size())
         self.towards.resize(self.cost.size())
         for z in range(labels.shape[0]):
             for y in range(labels.shape[1]):
@@ -98,41 +133,80 @@ cdef class Body:
         for i in range(piece.size()):
             self.cost[piece[i]] = INFINITY
 
+    cdef inline void wait(self, double cost, int64_t voxel) noexcept nogil:
+        cdef Entry entry
+        entry.key.cost = cost
+        entry.voxel = voxel
+        # in the level of the highest bit that differs from the least cost: 0 for none
+        self.levels[high_bit(entry.key.bits ^ self.least.bits)].push_back(entry)
+
+    cdef bint advance(self) noexcept nogil:
+        """Sets least to the least cost that waits; level 0 then holds its voxels in raster order. False at the end.
+
+        A radix queue: costs never fall below the least one, so an entry only ever moves to lower levels.
+        """
+        cdef size_t level = 1, i
+        cdef Entry entry
+        self.levels[0].clear()
+        while self.levels[level].empty():
+            level += 1
+            if level == self.levels.size():
+                return False
+        self.moving.swap(self.levels[level])
+        self.least = self.moving[0].key
+        for i in range(self.moving.size()):
+            if self.moving[i].key.bits < self.least.bits:
+                self.least = self.moving[i].key
+        for i in range(self.moving.size()):
+            entry = self.moving[i]
+            if entry.key.cost <= self.cost[entry.voxel]:  # else it was reached on a cheaper way
+                self.wait(entry.key.cost, entry.voxel)
+        self.moving.clear()
+        if self.levels[0].size() > 1:
+            sort(self.levels[0].begin(), self.levels[0].end(), earlier)
+        return True
+
     cdef void lead(self, vector[int64_t]& piece, int64_t root) noexcept nogil:
         """Sets the next voxel of every voxel's cheapest path to the root.
 
         Entering a voxel costs the length of the step, dearer the nearer the voxel is to the surface. Of equally cheap
         paths the one whose last voxel was settled first wins; voxels settle by (cost, raster order).
         """
-        cdef priority_queue[pair[double, int64_t]] queue  # the largest first: (-cost, -voxel)
         cdef double thickest = 0, here, there, thin
+        cdef double* cost = self.cost.data()
+        cdef float* dear = self.dear.data()
+        cdef uint8_t* towards = self.towards.data()
         cdef int64_t voxel, other
         cdef size_t i
         cdef int way
         for i in range(piece.size()):
             thickest = fmax(thickest, self.radius[piece[i]])
-        self.cost[root] = 0
-        queue.push(pair[double, int64_t](0, -root))
-        while not queue.empty():
-            here = -queue.top().first
-            voxel = -queue.top().second
-            queue.pop()
-            if here > self.cost[voxel]:
-                continue
-            for way in range(STEPS):
-                other = voxel + self.step[way]
-                if self.cost[other] <= here:
-                    continue
-                thin = 1 - self.radius[other] / thickest
-                thin *= thin
-                thin *= thin
-                thin *= thin
-                thin *= thin
-                there = here + self.length[way] * (1 + PENALTY * thin)
-                if there < self.cost[other]:
-                    self.cost[other] = there
-                    self.towards[other] = STEPS - 1 - way  # the opposite step
-                    queue.push(pair[double, int64_t](-there, -other))
+        for i in range(piece.size()):
+            thin = 1 - self.radius[piece[i]] / thickest
+            thin *= thin
+            thin *= thin
+            thin *= thin
+            thin *= thin
+            dear[piece[i]] = <float>(1 + PENALTY * thin)
+        self.least.cost = cost[root] = 0
+        self.levels.resize(65)
+        self.wait(0, root)
+        here = 0
+        while True:
+            for i in range(self.levels[0].size()):
+                voxel = self.levels[0][i].voxel
+                for way in range(STEPS):
+                    other = voxel + self.step[way]
+                    if cost[other] <= here:
+                        continue
+                    there = here + self.length[way] * dear[other]
+                    if there < cost[other]:
+                        cost[other] = there
+                        towards[other] = STEPS - 1 - way  # the opposite step
+                        self.wait(there, other)
+            if not self.advance():
+                return
+            here = self.least.cost
 
     cdef void cover(self, size_t first, double scale, double constant) noexcept nogil:
         """Lets the skeleton's voxels from first on reach scale * radius + constant through the object."""

@@ -44,7 +44,7 @@ def next_voxels(root, radius, unit):
             thin = 1 - float(radius[other]) / thickest
             for _ in range(4):
                 thin *= thin
-            there = here + length * (1 + 1e5 * thin)
+            there = here + length * float(np.float32(1 + 1e5 * thin))
             if there < cost.get(other, math.inf):
                 cost[other], towards[other] = there, voxel
                 heapq.heappush(queue, (there, other))
