@@ -1,0 +1,55 @@
+"""Morphology against scipy, and the time of skeletons: python -m bench.rows_shapes [--size 128] [--labels FILE]."""
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+
+from bench.affinities import load_labels
+from bench.compare import Row, compare, print_header, print_row
+from emcore.segment import dilate, erode, fill_holes, skeletonize
+
+RESOLUTION = (40, 16, 16)
+
+
+def same(ours: np.ndarray, peer: np.ndarray) -> str:
+    different = int((ours != peer).sum())
+    return f"{different} voxels differ" if different else "same voxels"
+
+
+def rows(size: int, labels: np.ndarray, repeats: int = 3) -> Iterator[Row]:
+    """Rows of masks (all threads and one), then the skeletons of all labels, for which there is no peer here."""
+    labels = np.ascontiguousarray(labels[:size, :size, :size])
+    mask = erode(labels, (1, 3, 3)) > 0
+    try:
+        from scipy import ndimage
+    except ImportError:
+        ndimage = None
+    works = {
+        "dilate 1x5x5": (lambda threads: dilate(mask, (1, 5, 5), threads=threads),
+                         lambda: ndimage.binary_dilation(mask, np.ones((1, 5, 5)))),
+        "erode 5x5x5": (lambda threads: erode(mask, 5, threads=threads),
+                        lambda: ndimage.binary_erosion(mask, np.ones((5, 5, 5)), border_value=1)),
+        "fill holes": (lambda threads: fill_holes(mask, threads=threads), lambda: ndimage.binary_fill_holes(mask)),
+    }
+    for name, (ours, peer) in works.items():
+        for suffix, threads in (("", None), (", 1 thread", 1)):
+            yield compare(f"{name}, {size}³{suffix}", lambda ours=ours, threads=threads: ours(threads), "scipy",
+                          peer if ndimage else None, repeats, "faster", same)
+    for suffix, threads in (("", None), (", 1 thread", 1)):
+        yield compare(f"skeletons, {size}³{suffix}",
+                      lambda threads=threads: skeletonize(labels, RESOLUTION, threads=threads), "none", None, 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic without")
+    arguments = parser.parse_args()
+    print_header()
+    for row in rows(arguments.size, load_labels(arguments.labels, arguments.size)):
+        print_row(row)
+
+
+if __name__ == "__main__":
+    main()
