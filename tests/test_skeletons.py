@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
+from emcore.metrics import labels_at
 from emcore.segment import Skeleton, distance_transform, skeleton_volume, skeletonize
 from tests.oracles import skeletons as oracle
 
@@ -111,6 +112,14 @@ def test_the_volume_holds_each_label_on_its_own_vertices():
     for label, one in skeletonize(labels, (4, 1, 1), const_nm=1).items():
         expected[tuple((one.vertices / (4, 1, 1)).astype(int).T)] = label
     np.testing.assert_array_equal(volume, expected)
+
+
+@pytest.mark.parametrize("rounding", ["down", "nearest"])
+def test_every_vertex_is_found_again_in_its_object(rounding):
+    labels = np.random.default_rng(6).integers(1, 9, (5, 30, 70)).astype(np.uint32)
+    resolution = (4.6, 1 / 3, 0.7)
+    for label, one in skeletonize(labels, resolution, const_nm=0.1).items():
+        assert (labels_at(labels, one.vertices, resolution, rounding=rounding) == label).all()
 
 
 def test_any_number_of_threads_and_read_only_views_give_the_same_bits():

@@ -47,7 +47,10 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
     for label in np.argsort(ids[1:], kind="stable") + 1:
         voxels, edges, radius = traced[label]
         if len(voxels):
-            found[int(ids[label])] = Skeleton((voxels * unit).astype(np.float32), edges, radius)
+            vertices = (voxels * unit).astype(np.float32)
+            # rounding to float32 must not carry a vertex into the voxel before its own
+            np.nextafter(vertices, np.float32(np.inf), out=vertices, where=np.floor(vertices / unit) < voxels)
+            found[int(ids[label])] = Skeleton(vertices, edges, radius)
     return found
 
 
