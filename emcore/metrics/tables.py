@@ -20,10 +20,8 @@ from emcore.threads import run_parallel, slabs, thread_count
 CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache
 BLOCK_BYTES = 256 << 20  # what is read at a time of a volume that is not an array
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
+PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
-
-# bit k of the index: whether the k-th of eight voxels differs -> how many come before the first that differs
-_LEADING = np.array([8, *((bits & -bits).bit_length() - 1 for bits in range(1, 256))], np.int64)
 
 _ids = types.Array(types.uint64, 1, "C", readonly=True)
 _entries = types.Array(types.uint64, 2, "C")
@@ -40,9 +38,9 @@ def _slot(entries, truth, label):
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(29)
     last = np.uint64(entries.shape[0] - 1)
-    slot = np.int64(((mixed << np.uint64(2)) | (label & np.uint64(3))) & last)
+    slot = ((mixed << np.uint64(2)) | (label & np.uint64(3))) & last
     while entries[slot, 2] != np.uint64(0) and (entries[slot, 0] != truth or entries[slot, 1] != label):
-        slot = np.int64(np.uint64(slot + 1) & last)
+        slot = (slot + np.uint64(1)) & last
     return slot
 
 
@@ -64,30 +62,29 @@ def _insert(entries, used, truth, label, count):
 
 @compiled(types.Tuple((_entries, types.int64))(_entries, types.int64, _ids, _ids))
 def _count_runs(entries, used, truth, labels):
-    """The table with these voxels added. Neighbours along x mostly repeat a pair, so runs are counted, not voxels."""
-    size = truth.shape[0]
-    start = 0
-    while start < size:
-        truth_id = truth[start]
-        label_id = labels[start]
-        stop = start + 1
-        while stop + 8 <= size:  # eight at a time: one branch a run is guessed wrong, not one a voxel
-            differs = np.uint64(0)
-            for k in range(8):
-                other = (truth[stop + k] ^ truth_id) | (labels[stop + k] ^ label_id)
-                differs |= np.uint64(other != np.uint64(0)) << np.uint64(k)
-            stop += _LEADING[differs]
-            if differs != np.uint64(0):
-                break
-        else:
-            while stop < size and truth[stop] == truth_id and labels[stop] == label_id:
-                stop += 1
-        slot = _slot(entries, truth_id, label_id)
-        if entries[slot, 2] != np.uint64(0):
-            entries[slot, 2] += np.uint64(stop - start)
-        else:
-            entries, used = _insert(entries, used, truth_id, label_id, np.uint64(stop - start))
-        start = stop
+    """The table with these voxels added. Neighbours along x mostly repeat a pair, so runs are counted, not voxels.
+
+    First the starts of all runs are found without a branch, then they are looked up: a processor that guesses the
+    length of each run is wrong once a run, and throws away the look-ups that it has begun.
+    """
+    starts = np.empty(PIECE + 1, np.int64)
+    for begin in range(0, truth.shape[0], PIECE):
+        truth_piece, label_piece = truth[begin:begin + PIECE], labels[begin:begin + PIECE]
+        starts[0] = 0
+        runs = 1
+        for voxel in range(1, truth_piece.shape[0]):
+            starts[runs] = voxel
+            differs = (truth_piece[voxel] ^ truth_piece[voxel - 1]) | (label_piece[voxel] ^ label_piece[voxel - 1])
+            runs += np.int64(differs != np.uint64(0))
+        starts[runs] = truth_piece.shape[0]
+        for run in range(runs):
+            truth_id, label_id = truth_piece[starts[run]], label_piece[starts[run]]
+            count = np.uint64(starts[run + 1] - starts[run])
+            slot = _slot(entries, truth_id, label_id)
+            if entries[slot, 2] != np.uint64(0):
+                entries[slot, 2] += count
+            else:
+                entries, used = _insert(entries, used, truth_id, label_id, count)
     return entries, used
 
 
