@@ -4,6 +4,7 @@ cdef enum:
     CHUNK_BITS = 14
     CHUNK = 1 << CHUNK_BITS
     FIRST_SLOTS = 1 << 14
+    RECENT_BITS = 12
     BINS = 256
 
 cdef struct Edge:
@@ -34,7 +35,8 @@ cdef class EdgeTable:
 
     cdef vector[vector[Edge]] chunks
     cdef vector[uint32_t] slots  # record number + 1, 0 where free; at most a quarter full
-    cdef vector[Edge] pending  # the first pending_count were met in this row and are not yet in the records
+    cdef vector[Edge] recent  # sums of the pairs met lately, by hash: they stay in the nearest cache
+    cdef vector[Edge] pending  # the first pending_count left recent in this row and are not yet in the records
     cdef size_t pending_count
     cdef vector[uint64_t] bin_keys  # record number * 256 + bin + 1, 0 where free; at most half full
     cdef vector[int64_t] bin_counts
@@ -45,6 +47,7 @@ cdef class EdgeTable:
 
     def __cinit__(self, bint histograms=False):
         self.slots.resize(FIRST_SLOTS)
+        self.recent.resize(1 << RECENT_BITS)
         self.histograms = histograms
         if histograms:
             self.bin_keys.resize(FIRST_SLOTS)
@@ -87,18 +90,32 @@ cdef class EdgeTable:
             self.widen()
         return number
 
-    cdef int expect(self, size_t runs) except -1 nogil:
-        """Makes room for that many runs more."""
-        if self.pending.size() < self.pending_count + runs:
-            self.pending.resize(2 * (self.pending_count + runs))
+    cdef int expect(self, size_t contacts) except -1 nogil:
+        """Makes room for that many more pending parts."""
+        if self.pending.size() < self.pending_count + contacts:
+            self.pending.resize(2 * (self.pending_count + contacts))
         return 0
 
-    cdef inline Edge* next_run(self) noexcept nogil:
-        self.pending_count += 1
-        return &self.pending[self.pending_count - 1]
+    cdef inline Edge* meet(self, uint32_t lower, uint32_t upper) noexcept nogil:
+        """Where to add a contact of a pair: what the pair added lately, or a new start that makes another one pending."""
+        cdef Edge* edge = &self.recent[mix((<uint64_t>lower << 32) | upper) >> (64 - RECENT_BITS)]
+        if edge.lower != lower or edge.upper != upper:
+            if edge.count:
+                self.pending[self.pending_count] = edge[0]
+                self.pending_count += 1
+            edge[0] = Edge(lower, upper, 0, 0, 0, 0, 1)
+        return edge
+
+    cdef int add_recent(self) except -1 nogil:
+        cdef size_t i
+        for i in range(self.recent.size()):
+            if self.recent[i].count:
+                self.add(&self.recent[i])
+                self.recent[i].count = 0
+        return 0
 
     cdef int add_pending(self) except -1 nogil:
-        """Adds what a row has met, after asking for all the memory it takes."""
+        """Adds what left recent in this row, after asking for all the memory it takes."""
         cdef size_t i
         cdef uint32_t found
         for i in range(self.pending_count):

@@ -63,7 +63,10 @@ cdef int scan_row(EdgeTable table, const label_t* later, const label_t* earlier,
     cdef int i, x, found
     cdef uint32_t a, b, lower, upper
     cdef float value
-    cdef Edge* run = NULL
+    cdef uint64_t here
+    cdef int64_t total
+    cdef Edge part
+    cdef Edge* edge
     if stride == 1:
         found = find_contacts(later, earlier, 1, length, values, value_stride, marks, contacts)
     else:
@@ -82,18 +85,18 @@ cdef int scan_row(EdgeTable table, const label_t* later, const label_t* earlier,
             return 0
         lower = min(a, b)
         upper = max(a, b)
-        if run == NULL or lower != run.lower or upper != run.upper:
-            run = table.next_run()
-            run.lower, run.upper, run.count, run.total, run.most, run.least = lower, upper, 0, 0, value, value
-        run.count += 1
-        run.total += <int64_t>(value * SCALE)
-        run.most = max(run.most, value)
-        run.least = min(run.least, value)
-        run.key = key + <uint64_t>x * key_step  # keys rise along the row: the last is the largest
-        if table.histograms:
-            table.add_bin(table.add(run), value)  # the pair must have its number now
-            table.pending_count -= 1
-            run = NULL
+        total = <int64_t>(value * SCALE)
+        here = key + <uint64_t>x * key_step
+        if table.histograms:  # the pair must have its number now
+            part = Edge(lower, upper, here, 1, total, value, value)
+            table.add_bin(table.add(&part), value)
+            continue
+        edge = table.meet(lower, upper)
+        edge.count += 1
+        edge.total += total
+        edge.most = max(edge.most, value)
+        edge.least = min(edge.least, value)
+        edge.key = max(edge.key, here)
     return 0
 
 
@@ -134,6 +137,7 @@ def add_faces(EdgeTable table, const label_t[:, :, :] labels, const value_t[:, :
                                  &decode[0], <int>(x1 - x0), key + channels[row, 5], digits, marks.data(), contacts.data())
                     table.add_pending()
             tile += tile_rows
+        table.add_recent()
 
 
 def add_edges(EdgeTable table, const uint32_t[::1] lower, const uint32_t[::1] upper, const int64_t[::1] count,

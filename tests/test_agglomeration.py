@@ -38,7 +38,7 @@ def canonical(labels):
 def test_the_tree_is_that_of_the_best_edge_first_with_ties_by_key(name):
     rng = np.random.default_rng(0)
     score, start, bins = SCORES[name]
-    for _ in range(60):
+    for _ in range(30):
         fragments, affs = volume(rng)
         found = oracle.contacts(fragments, affs)
         events, _ = oracle.agglomerate(oracle.first_edges(found, start, bins), score)
@@ -56,7 +56,7 @@ def test_the_tree_is_that_of_the_best_edge_first_with_ties_by_key(name):
 def test_merging_mutually_best_pairs_in_any_order_gives_the_same_tree(name):
     rng = np.random.default_rng(1)
     score, start, bins = SCORES[name]
-    for _ in range(40):
+    for _ in range(20):
         fragments, affs = volume(rng)
         edges = oracle.first_edges(oracle.contacts(fragments, affs), start, bins)
         shuffled, _ = oracle.agglomerate(edges, score, rng)
@@ -81,19 +81,18 @@ def random_graph(rng, nodes, edges, levels=6):
 @pytest.mark.parametrize("name", ["mean", "max", "min", "aff85_his256", "aff15"])
 def test_graphs_with_hubs_agree_with_the_oracle(name):
     rng = np.random.default_rng(2)
-    for _ in range(3):
-        graph = random_graph(rng, 150, 600)
-        values = [[float(m)] * int(n) for m, n in zip(graph.max, graph.count)]
-        score, start, bins = SCORES[name]
-        if start == "maxima":
-            values = [[min(int(v[0] * bins), bins - 1) if bins else v[0]] for v in values]
-        edges = {(int(u), int(v)): oracle.Pooled(tuple(x), int(k))
-                 for u, v, x, k in zip(graph.u, graph.v, values, graph.key)}
-        events, _ = oracle.agglomerate(edges, score)
-        tree = segment.agglomerate(graph, name)
-        np.testing.assert_allclose(tree.score, [float(s) for s, _ in events], rtol=0, atol=1e-15)
-        owner = {int(k): (int(u), int(v)) for u, v, k in zip(graph.u, graph.v, graph.key)}
-        assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
+    graph = random_graph(rng, 150, 600)
+    values = [[float(m)] * int(n) for m, n in zip(graph.max, graph.count)]
+    score, start, bins = SCORES[name]
+    if start == "maxima":
+        values = [[min(int(v[0] * bins), bins - 1) if bins else v[0]] for v in values]
+    edges = {(int(u), int(v)): oracle.Pooled(tuple(x), int(k))
+             for u, v, x, k in zip(graph.u, graph.v, values, graph.key)}
+    events, _ = oracle.agglomerate(edges, score)
+    tree = segment.agglomerate(graph, name)
+    np.testing.assert_allclose(tree.score, [float(s) for s, _ in events], rtol=0, atol=1e-15)
+    owner = {int(k): (int(u), int(v)) for u, v, k in zip(graph.u, graph.v, graph.key)}
+    assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -196,7 +195,7 @@ def test_graphs_without_edges_leave_everything_apart():
 
 def test_size_linkage_joins_small_regions_along_their_largest_affinities():
     rng = np.random.default_rng(8)
-    for _ in range(60):
+    for _ in range(30):
         fragments, affs = volume(rng, labels=12)
         graph = segment.region_graph(fragments, affs)
         size, affinity = int(rng.integers(0, 12)), float(rng.choice([0, .25, .5]))

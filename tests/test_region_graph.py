@@ -30,7 +30,7 @@ def assert_same(a, b):
 
 def test_every_statistic_equals_that_of_the_contacts_one_by_one():
     rng = np.random.default_rng(0)
-    for i, shape in enumerate(shapes(rng, 120)):
+    for i, shape in enumerate(shapes(rng, 60)):
         fragments, affs = volume(rng, shape, channels=7)
         offsets = LONG if i % 2 else oracle.NEAREST
         used = affs[: len(offsets)]

@@ -19,7 +19,7 @@ from emcore.threads import run_parallel, slabs, thread_count
 SUM_SCALE = 2.0**24
 BINS = 256
 EXTRAS = ("sizes", "boxes", "histogram", "running_mean")
-_TILE_ROWS = 64
+_TILE_ROWS = 16
 _LARGEST_LABEL = 2**32 - 2  # the kernels number fragments and edges in 32 bits
 
 
