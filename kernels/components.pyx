@@ -27,6 +27,10 @@ cdef struct Row:
     uint32_t first  # the node of its first run
     int64_t runs
 
+cdef struct Pair:
+    uint32_t a
+    uint32_t b
+
 
 cdef inline node_t root(node_t* forest, node_t node) noexcept nogil:
     while forest[node] != node:
@@ -37,6 +41,8 @@ cdef inline node_t root(node_t* forest, node_t node) noexcept nogil:
 
 cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
     """Joins two trees; the smaller root stays, so that forest[node] <= node always."""
+    if forest[a] == forest[b]:
+        return  # by far the most frequent case
     a = root(forest, a)
     b = root(forest, b)
     if a < b:
@@ -45,31 +51,44 @@ cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
         forest[a] = b
 
 
-cdef int64_t touching(const Row& one, const Row& two, bint diagonal, int64_t nx, uint32_t* pairs) noexcept nogil:
-    """Writes the pairs of nodes of equal label that overlap in x (diagonal: or lie next to each other); their number.
+cdef int64_t overlaps(Row one, Row two, Pair* pairs, int64_t* corners) noexcept nogil:
+    """Writes the pairs of nodes of equal label that overlap in x; their number. corners: is 0 if none meet at a corner.
 
-    No branch depends on the data: pairs are written always and counted when they hold.
+    No branch hangs on the data: a pair is always written, and counted when it holds.
     """
-    cdef int64_t i = 0, j = 0, number = 0
+    cdef int64_t i = 0, j = 0, number = 0, swapped = 0
     cdef uint32_t a, b
     cdef uint64_t value, other
-    cdef bint corner
-    while i < one.runs and j < two.runs:  # both rows end at nx, so both lists end together
+    while i < one.runs and j < two.runs:  # rows end at the same x, so both lists end together
         a = one.ends[i]
         b = two.ends[j]
         value = one.values[i]
         other = two.values[j]
-        pairs[2 * number] = one.first + <uint32_t>i
-        pairs[2 * number + 1] = two.first + <uint32_t>j
+        pairs[number].a = one.first + <uint32_t>i
+        pairs[number].b = two.first + <uint32_t>j
         number += (value == other) & (value != 0)
-        if diagonal:
-            corner = (a == b) & (a < nx)
-            pairs[2 * number] = one.first + <uint32_t>i
-            pairs[2 * number + 1] = two.first + <uint32_t>(j + 1)
-            number += corner & (value == two.values[j + 1]) & (value != 0)
-            pairs[2 * number] = one.first + <uint32_t>(i + 1)
-            pairs[2 * number + 1] = two.first + <uint32_t>j
-            number += corner & (other == one.values[i + 1]) & (other != 0)
+        swapped += (a == b) & ((value == two.values[j + 1]) | (other == one.values[i + 1]))
+        i += a <= b
+        j += b <= a
+    corners[0] = swapped
+    return number
+
+
+cdef int64_t corners_of(Row one, Row two, Pair* pairs) noexcept nogil:
+    """Writes the pairs of nodes of equal label that meet where two runs of both rows end; their number."""
+    cdef int64_t i = 0, j = 0, number = 0
+    cdef uint32_t a, b
+    while i + 1 < one.runs and j + 1 < two.runs:
+        a = one.ends[i]
+        b = two.ends[j]
+        if a == b and one.values[i] == two.values[j + 1] and one.values[i] != 0:
+            pairs[number].a = one.first + <uint32_t>i
+            pairs[number].b = two.first + <uint32_t>(j + 1)
+            number += 1
+        if a == b and two.values[j] == one.values[i + 1] and two.values[j] != 0:
+            pairs[number].a = one.first + <uint32_t>(i + 1)
+            pairs[number].b = two.first + <uint32_t>j
+            number += 1
         i += a <= b
         j += b <= a
     return number
@@ -125,15 +144,19 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
 
 
 cdef inline int64_t meet(const Row& row, Slab other, int64_t plane, const uint64_t* values, int64_t y, int used,
-                         int axes, int64_t nx, vector[uint32_t]& pairs) noexcept nogil:
+                         int axes, vector[Pair]& pairs) noexcept nogil:
     """The number of pairs (written to pairs) that row joins in row y of a plane, `used` axes away from it."""
+    cdef int64_t number, corners
     cdef Row two
     if y < 0 or y >= other.height or used > axes:
         return 0
     two = other.row(plane + y, plane, values)
-    if <int64_t>pairs.size() < 6 * (row.runs + two.runs) + 6:
-        pairs.resize(12 * (row.runs + two.runs) + 6)
-    return touching(row, two, used < axes, nx, pairs.data())
+    if <int64_t>pairs.size() < 3 * (row.runs + two.runs) + 1:
+        pairs.resize(6 * (row.runs + two.runs) + 1)
+    number = overlaps(row, two, pairs.data(), &corners)
+    if used < axes and corners > 0:
+        number += corners_of(row, two, pairs.data() + number)
+    return number
 
 
 cdef int64_t number_trees(node_t* forest, int64_t length) noexcept nogil:
@@ -155,7 +178,8 @@ def scan(const label_t[:, :, :] labels, int axes):
     cdef Slab slab = Slab()
     cdef int64_t z, y, i, number, plane, before, nz = labels.shape[0], ny = labels.shape[1], nx = labels.shape[2]
     cdef int way
-    cdef vector[uint32_t] ends, pairs
+    cdef vector[Pair] pairs
+    cdef vector[uint32_t] ends
     cdef vector[label_t] copy
     cdef vector[uint64_t] values, last
     cdef Row row
@@ -171,17 +195,20 @@ def scan(const label_t[:, :, :] labels, int axes):
             for y in range(ny):
                 read_row(slab, labels, z, y, ends, copy, values)
             values.push_back(0)
+            if z == 0:  # the other planes will be much like the first: room for all at once saves copies and memory
+                slab.ends.reserve(min(nz * ny * nx, <int64_t>slab.ends.size() * nz * 9 // 8))
+                slab.nodes.reserve(slab.ends.capacity())
             for y in range(ny):
                 row = slab.row(plane + y, plane, values.data())
                 for way in range(4):
                     if way == 0:
-                        number = meet(row, slab, plane, values.data(), y - 1, 1, axes, nx, pairs)
+                        number = meet(row, slab, plane, values.data(), y - 1, 1, axes, pairs)
                     elif z == 0:
                         break
                     else:
-                        number = meet(row, slab, plane - ny, last.data(), y + way - 2, 1 + (way != 2), axes, nx, pairs)
+                        number = meet(row, slab, plane - ny, last.data(), y + way - 2, 1 + (way != 2), axes, pairs)
                     for i in range(number):
-                        unite(slab.nodes.data(), pairs[2 * i], pairs[2 * i + 1])
+                        unite(slab.nodes.data(), pairs[i].a, pairs[i].b)
         slab.count = number_trees(slab.nodes.data(), <int64_t>slab.nodes.size())
     return slab
 
@@ -199,10 +226,10 @@ cdef void read_values(Slab slab, const label_t[:, :, :]& plane, int64_t first, v
 def join(Slab above, Slab below, const label_t[:, :, :] upper, const label_t[:, :, :] lower, int axes,
          int64_t[::1] forest, int64_t offset, int64_t offset_below):
     """Unites in forest (offset + component - 1) what touches across the seam of two slabs, its two planes given."""
-    cdef int64_t y, i, number, nx = upper.shape[2], ny = upper.shape[1]
+    cdef int64_t y, i, number, ny = upper.shape[1]
     cdef int64_t first = <int64_t>above.firsts.size() - 1 - ny
     cdef int dy
-    cdef vector[uint32_t] pairs
+    cdef vector[Pair] pairs
     cdef vector[uint64_t] values, last
     cdef Row row
     with nogil:
@@ -211,10 +238,10 @@ def join(Slab above, Slab below, const label_t[:, :, :] upper, const label_t[:, 
         for y in range(ny):
             row = below.row(y, 0, values.data())
             for dy in range(-1, 2):
-                number = meet(row, above, first, last.data(), y + dy, 1 + (dy != 0), axes, nx, pairs)
+                number = meet(row, above, first, last.data(), y + dy, 1 + (dy != 0), axes, pairs)
                 for i in range(number):
-                    unite(&forest[0], offset_below + below.nodes[pairs[2 * i]] - 1,
-                          offset + above.nodes[pairs[2 * i + 1]] - 1)
+                    unite(&forest[0], offset_below + below.nodes[pairs[i].a] - 1,
+                          offset + above.nodes[pairs[i].b] - 1)
 
 
 def number_components(int64_t[::1] forest):
