@@ -21,6 +21,9 @@ ctypedef fused out_t:
     uint32_t
     uint64_t
 
+cdef enum:
+    STRIDE = 16  # voxels written at once
+
 cdef struct Row:
     const uint32_t* ends  # behind the last voxel of each run
     const uint64_t* values  # one more may be read
@@ -30,6 +33,13 @@ cdef struct Row:
 cdef struct Pair:
     uint32_t a
     uint32_t b
+
+cdef struct Piece:  # voxels of one run
+    uint32_t node
+    uint32_t below  # the node of another label in the other row
+    uint32_t start
+    uint32_t stop
+    uint64_t value
 
 
 cdef inline node_t root(node_t* forest, node_t node) noexcept nogil:
@@ -51,46 +61,45 @@ cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
         forest[a] = b
 
 
-cdef int64_t overlaps(Row one, Row two, Pair* pairs, int64_t* corners) noexcept nogil:
-    """Writes the pairs of nodes of equal label that overlap in x; their number. corners: is 0 if none meet at a corner.
+cdef int64_t overlaps(Row one, Row two, Pair* pairs, Piece* pieces, int64_t* apart) noexcept nogil:
+    """Writes the pairs of nodes of equal label that overlap in x, and the pieces of one that lie on other labels.
 
-    No branch hangs on the data: a pair is always written, and counted when it holds.
+    No branch hangs on the data: pairs and pieces are always written, and counted when they hold.
     """
-    cdef int64_t i = 0, j = 0, number = 0, swapped = 0
-    cdef uint32_t a, b
+    cdef int64_t i = 0, j = 0, number = 0, bare = 0
+    cdef uint32_t a, b, start = 0
     cdef uint64_t value, other
     while i < one.runs and j < two.runs:  # rows end at the same x, so both lists end together
         a = one.ends[i]
         b = two.ends[j]
         value = one.values[i]
         other = two.values[j]
-        pairs[number].a = one.first + <uint32_t>i
-        pairs[number].b = two.first + <uint32_t>j
+        pairs[number].a = pieces[bare].node = one.first + <uint32_t>i
+        pairs[number].b = pieces[bare].below = two.first + <uint32_t>j
+        pieces[bare].start = start
+        pieces[bare].stop = start = min(a, b)
+        pieces[bare].value = value
         number += (value == other) & (value != 0)
-        swapped += (a == b) & ((value == two.values[j + 1]) | (other == one.values[i + 1]))
+        bare += (value != other) & (value != 0)
         i += a <= b
         j += b <= a
-    corners[0] = swapped
+    apart[0] = bare
     return number
 
 
-cdef int64_t corners_of(Row one, Row two, Pair* pairs) noexcept nogil:
-    """Writes the pairs of nodes of equal label that meet where two runs of both rows end; their number."""
-    cdef int64_t i = 0, j = 0, number = 0
-    cdef uint32_t a, b
-    while i + 1 < one.runs and j + 1 < two.runs:
-        a = one.ends[i]
-        b = two.ends[j]
-        if a == b and one.values[i] == two.values[j + 1] and one.values[i] != 0:
-            pairs[number].a = one.first + <uint32_t>i
-            pairs[number].b = two.first + <uint32_t>(j + 1)
+cdef int64_t corners(Row two, const Piece* pieces, int64_t apart, Pair* pairs) noexcept nogil:
+    """Writes the pairs of nodes of equal label where a piece on another label meets the next run there; their number."""
+    cdef int64_t i, j, number = 0
+    for i in range(apart):
+        j = pieces[i].below - two.first
+        if j + 1 < two.runs and two.ends[j] == pieces[i].stop and two.values[j + 1] == pieces[i].value:
+            pairs[number].a = pieces[i].node
+            pairs[number].b = pieces[i].below + 1
             number += 1
-        if a == b and two.values[j] == one.values[i + 1] and two.values[j] != 0:
-            pairs[number].a = one.first + <uint32_t>(i + 1)
-            pairs[number].b = two.first + <uint32_t>j
+        if j > 0 and two.ends[j - 1] == pieces[i].start and two.values[j - 1] == pieces[i].value:
+            pairs[number].a = pieces[i].node
+            pairs[number].b = pieces[i].below - 1
             number += 1
-        i += a <= b
-        j += b <= a
     return number
 
 
@@ -100,6 +109,9 @@ cdef class Slab:
     cdef vector[uint32_t] ends
     cdef vector[uint32_t] nodes
     cdef vector[int64_t] firsts  # the first run of each row, and their number
+    cdef vector[Pair] pairs  # what `match` found
+    cdef vector[Piece] pieces
+    cdef int64_t found, apart
     cdef int64_t height  # rows of a plane
     cdef readonly int64_t count
 
@@ -112,10 +124,24 @@ cdef class Slab:
         row.runs = self.firsts[index + 1] - self.firsts[index]
         return row
 
+    cdef void match(self, Row row, Row two, bint diagonal) noexcept nogil:
+        """Finds the pairs of nodes that two rows join, and the pieces of row that lie on other labels."""
+        if <int64_t>self.pieces.size() < row.runs + two.runs + 1:
+            self.pieces.resize(2 * (row.runs + two.runs) + 1)
+            self.pairs.resize(3 * self.pieces.size())
+        self.found = overlaps(row, two, self.pairs.data(), self.pieces.data(), &self.apart)
+        if diagonal:
+            self.found += corners(two, self.pieces.data(), self.apart, self.pairs.data() + self.found)
+
+    cdef void unite_found(self) noexcept nogil:
+        cdef int64_t i
+        for i in range(self.found):
+            unite(self.nodes.data(), self.pairs[i].a, self.pairs[i].b)
+
 
 cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t y, vector[uint32_t]& ends,
-                   vector[label_t]& copy, vector[uint64_t]& values) noexcept nogil:
-    """Appends the runs of one row to the slab, and their labels to values."""
+                   vector[label_t]& copy, vector[uint64_t]& values, uint32_t* where) noexcept nogil:
+    """Appends the runs of one row to the slab, and their labels to values; where: each voxel's place there, or NULL."""
     cdef int64_t x, number = 0, nx = labels.shape[2], first = <int64_t>slab.nodes.size()
     cdef const label_t* row
     cdef uint32_t* stop = ends.data()
@@ -127,9 +153,13 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
         for x in range(nx):
             copy[x] = labels[z, y, x]
         row = copy.data()
+    if where != NULL:
+        where[0] = <uint32_t>values.size()
     for x in range(1, nx):
         stop[number] = <uint32_t>x
         number += row[x] != row[x - 1]
+        if where != NULL:
+            where[x] = <uint32_t>(values.size() + number)
     stop[number] = <uint32_t>nx
     number += 1
     slab.ends.insert(slab.ends.end(), stop, stop + number)
@@ -143,20 +173,45 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
     slab.firsts.push_back(first + number)
 
 
-cdef inline int64_t meet(const Row& row, Slab other, int64_t plane, const uint64_t* values, int64_t y, int used,
-                         int axes, vector[Pair]& pairs) noexcept nogil:
-    """The number of pairs (written to pairs) that row joins in row y of a plane, `used` axes away from it."""
-    cdef int64_t number, corners
-    cdef Row two
-    if y < 0 or y >= other.height or used > axes:
-        return 0
-    two = other.row(plane + y, plane, values)
-    if <int64_t>pairs.size() < 3 * (row.runs + two.runs) + 1:
-        pairs.resize(6 * (row.runs + two.runs) + 1)
-    number = overlaps(row, two, pairs.data(), &corners)
-    if used < axes and corners > 0:
-        number += corners_of(row, two, pairs.data() + number)
-    return number
+cdef void reach(Slab slab, const Piece& piece, const uint32_t* where, const uint64_t* values, int64_t first,
+                int64_t nx) noexcept nogil:
+    """Unites a piece with the runs of its label in another row that touch it, also at corners."""
+    cdef int64_t x = max(<int64_t>piece.start - 1, 0), stop = min(<int64_t>piece.stop + 1, nx)
+    while x < stop:
+        if values[where[x]] == piece.value:
+            unite(slab.nodes.data(), piece.node, <uint32_t>(first + where[x]))
+        x = slab.ends[first + where[x]]
+
+
+cdef void join_all(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
+                   const uint32_t* where, const uint32_t* before, int64_t nx) noexcept nogil:
+    """Unites what row y of a plane joins to the rows before it, where all 26 neighbours touch.
+
+    A voxel whose label goes on in the plane before is tied by that to all other neighbours of its label there and in
+    the row before, since those touch both. Only the few others look at all four rows.
+    """
+    cdef int64_t i, dy, above = plane - slab.height
+    slab.match(slab.row(plane + y, plane, values), slab.row(above + y, above, last), False)
+    slab.unite_found()
+    for i in range(slab.apart):
+        for dy in range(max(-1, -y), min(2, slab.height - y)):
+            reach(slab, slab.pieces[i], before + (y + dy) * nx, last, slab.firsts[above], nx)
+        if y > 0:
+            reach(slab, slab.pieces[i], where + (y - 1) * nx, values, slab.firsts[plane], nx)
+
+
+cdef void join_some(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
+                    int axes) noexcept nogil:
+    """The same where neighbours differ in at most `axes` coordinates; last is NULL in the first plane."""
+    cdef Row row = slab.row(plane + y, plane, values)
+    cdef int64_t dy, above = plane - slab.height
+    if y > 0:
+        slab.match(row, slab.row(plane + y - 1, plane, values), axes > 1)
+        slab.unite_found()
+    for dy in range(max(-1, -y), min(2, slab.height - y) if last != NULL else -1):
+        if dy == 0 or axes > 1:
+            slab.match(row, slab.row(above + y + dy, above, last), axes > 1 + (dy != 0))
+            slab.unite_found()
 
 
 cdef int64_t number_trees(node_t* forest, int64_t length) noexcept nogil:
@@ -176,39 +231,34 @@ cdef int64_t number_trees(node_t* forest, int64_t length) noexcept nogil:
 def scan(const label_t[:, :, :] labels, int axes):
     """The Slab of labels, its components numbered from 1; voxels touch if at most `axes` coordinates differ, by 1."""
     cdef Slab slab = Slab()
-    cdef int64_t z, y, i, number, plane, before, nz = labels.shape[0], ny = labels.shape[1], nx = labels.shape[2]
-    cdef int way
-    cdef vector[Pair] pairs
-    cdef vector[uint32_t] ends
+    cdef int64_t z, y, plane, nz = labels.shape[0], ny = labels.shape[1], nx = labels.shape[2]
+    cdef vector[uint32_t] ends, where, before
     cdef vector[label_t] copy
     cdef vector[uint64_t] values, last
-    cdef Row row
     slab.height = ny
     with nogil:
+        if axes == 3 and nz > 1:
+            where.resize(ny * nx)
+            before.resize(ny * nx)
         ends.resize(nx)
         copy.resize(nx)
         slab.firsts.push_back(0)
         for z in range(nz):
             plane = z * ny
             values.swap(last)
+            where.swap(before)
             values.clear()
             for y in range(ny):
-                read_row(slab, labels, z, y, ends, copy, values)
+                read_row(slab, labels, z, y, ends, copy, values, where.data() + y * nx if where.size() > 0 else NULL)
             values.push_back(0)
             if z == 0:  # the other planes will be much like the first: room for all at once saves copies and memory
                 slab.ends.reserve(min(nz * ny * nx, <int64_t>slab.ends.size() * nz * 9 // 8))
                 slab.nodes.reserve(slab.ends.capacity())
             for y in range(ny):
-                row = slab.row(plane + y, plane, values.data())
-                for way in range(4):
-                    if way == 0:
-                        number = meet(row, slab, plane, values.data(), y - 1, 1, axes, pairs)
-                    elif z == 0:
-                        break
-                    else:
-                        number = meet(row, slab, plane - ny, last.data(), y + way - 2, 1 + (way != 2), axes, pairs)
-                    for i in range(number):
-                        unite(slab.nodes.data(), pairs[i].a, pairs[i].b)
+                if axes == 3 and z > 0:
+                    join_all(slab, plane, y, values.data(), last.data(), where.data(), before.data(), nx)
+                else:
+                    join_some(slab, plane, y, values.data(), last.data() if z > 0 else NULL, axes)
         slab.count = number_trees(slab.nodes.data(), <int64_t>slab.nodes.size())
     return slab
 
@@ -226,22 +276,19 @@ cdef void read_values(Slab slab, const label_t[:, :, :]& plane, int64_t first, v
 def join(Slab above, Slab below, const label_t[:, :, :] upper, const label_t[:, :, :] lower, int axes,
          int64_t[::1] forest, int64_t offset, int64_t offset_below):
     """Unites in forest (offset + component - 1) what touches across the seam of two slabs, its two planes given."""
-    cdef int64_t y, i, number, ny = upper.shape[1]
-    cdef int64_t first = <int64_t>above.firsts.size() - 1 - ny
-    cdef int dy
-    cdef vector[Pair] pairs
+    cdef int64_t y, dy, i, ny = upper.shape[1], first = <int64_t>above.firsts.size() - 1 - ny
     cdef vector[uint64_t] values, last
-    cdef Row row
     with nogil:
         read_values(above, upper, first, last)
         read_values(below, lower, 0, values)
         for y in range(ny):
-            row = below.row(y, 0, values.data())
-            for dy in range(-1, 2):
-                number = meet(row, above, first, last.data(), y + dy, 1 + (dy != 0), axes, pairs)
-                for i in range(number):
-                    unite(&forest[0], offset_below + below.nodes[pairs[i].a] - 1,
-                          offset + above.nodes[pairs[i].b] - 1)
+            for dy in range(max(-1, -y), min(2, ny - y)):
+                if dy == 0 or axes > 1:
+                    below.match(below.row(y, 0, values.data()), above.row(first + y + dy, first, last.data()),
+                                axes > 1 + (dy != 0))
+                    for i in range(below.found):
+                        unite(&forest[0], offset_below + below.nodes[below.pairs[i].a] - 1,
+                              offset + above.nodes[below.pairs[i].b] - 1)
 
 
 def number_components(int64_t[::1] forest):
@@ -255,7 +302,7 @@ def number_components(int64_t[::1] forest):
 
 def write(Slab slab, const int64_t[::1] numbers, int64_t offset, out_t[:, :, ::1] out):
     """Fills out with numbers[offset + component - 1] of every voxel, 0 on background."""
-    cdef int64_t index, run, x, start, component
+    cdef int64_t index, run, x, start, stop, component, nx = out.shape[2]
     cdef out_t number
     cdef out_t* row
     with nogil:
@@ -265,6 +312,11 @@ def write(Slab slab, const int64_t[::1] numbers, int64_t offset, out_t[:, :, ::1
             for run in range(slab.firsts[index], slab.firsts[index + 1]):
                 component = slab.nodes[run]
                 number = <out_t>(numbers[offset + component - 1] if component > 0 else 0)
-                for x in range(start, <int64_t>slab.ends[run]):
+                stop = slab.ends[run]
+                if start + STRIDE <= nx:  # short runs: what is written beyond the end, the next runs write again
+                    for x in range(STRIDE):
+                        row[start + x] = number
+                    start += STRIDE
+                for x in range(start, stop):
                     row[x] = number
-                start = slab.ends[run]
+                start = stop
