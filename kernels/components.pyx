@@ -4,7 +4,7 @@ A row is a list of runs that tile it, background included, so two rows are match
 every step is one overlap. Roots are the smallest run, so components are numbered in raster order of the first voxel.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
 ctypedef fused label_t:
@@ -39,6 +39,8 @@ cdef struct Piece:  # voxels of one run
     uint32_t below  # the node of another label in the other row
     uint32_t start
     uint32_t stop
+    int32_t left  # the voxels from here to right - 1 of nearby rows may belong to it, and nothing else ties them to it
+    int32_t right
     uint64_t value
 
 
@@ -61,44 +63,16 @@ cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
         forest[a] = b
 
 
-cdef int64_t overlaps(Row one, Row two, Pair* pairs, Piece* pieces, int64_t* apart) noexcept nogil:
-    """Writes the pairs of nodes of equal label that overlap in x, and the pieces of one that lie on other labels.
-
-    No branch hangs on the data: pairs and pieces are always written, and counted when they hold.
-    """
-    cdef int64_t i = 0, j = 0, number = 0, bare = 0
-    cdef uint32_t a, b, start = 0
-    cdef uint64_t value, other
-    while i < one.runs and j < two.runs:  # rows end at the same x, so both lists end together
-        a = one.ends[i]
-        b = two.ends[j]
-        value = one.values[i]
-        other = two.values[j]
-        pairs[number].a = pieces[bare].node = one.first + <uint32_t>i
-        pairs[number].b = pieces[bare].below = two.first + <uint32_t>j
-        pieces[bare].start = start
-        pieces[bare].stop = start = min(a, b)
-        pieces[bare].value = value
-        number += (value == other) & (value != 0)
-        bare += (value != other) & (value != 0)
-        i += a <= b
-        j += b <= a
-    apart[0] = bare
-    return number
-
-
 cdef int64_t corners(Row two, const Piece* pieces, int64_t apart, Pair* pairs) noexcept nogil:
-    """Writes the pairs of nodes of equal label where a piece on another label meets the next run there; their number."""
+    """Writes the pairs of nodes of equal label where a piece on another label meets the next run; their number."""
     cdef int64_t i, j, number = 0
     for i in range(apart):
         j = pieces[i].below - two.first
         if j + 1 < two.runs and two.ends[j] == pieces[i].stop and two.values[j + 1] == pieces[i].value:
-            pairs[number].a = pieces[i].node
-            pairs[number].b = pieces[i].below + 1
+            pairs[number] = Pair(pieces[i].node, pieces[i].below + 1)
             number += 1
         if j > 0 and two.ends[j - 1] == pieces[i].start and two.values[j - 1] == pieces[i].value:
-            pairs[number].a = pieces[i].node
-            pairs[number].b = pieces[i].below - 1
+            pairs[number] = Pair(pieces[i].node, pieces[i].below - 1)
             number += 1
     return number
 
@@ -106,9 +80,9 @@ cdef int64_t corners(Row two, const Piece* pieces, int64_t apart, Pair* pairs) n
 cdef class Slab:
     """The runs of some whole planes: where each ends, and its node, later the number of its component."""
 
-    cdef vector[uint32_t] ends
-    cdef vector[uint32_t] nodes
+    cdef vector[uint32_t] ends, nodes
     cdef vector[int64_t] firsts  # the first run of each row, and their number
+    cdef vector[uint64_t] top, bottom  # the labels of the runs of its first and its last plane, and one 0 more
     cdef vector[Pair] pairs  # what `match` found
     cdef vector[Piece] pieces
     cdef int64_t found, apart
@@ -117,24 +91,49 @@ cdef class Slab:
 
     cdef Row row(self, int64_t index, int64_t plane, const uint64_t* values) noexcept nogil:
         """Row `index` of the slab, whose plane starts at row `plane` and has these values."""
-        cdef Row row
-        row.ends = &self.ends[self.firsts[index]]
-        row.values = values + (self.firsts[index] - self.firsts[plane])
-        row.first = <uint32_t>self.firsts[index]
-        row.runs = self.firsts[index + 1] - self.firsts[index]
-        return row
+        cdef int64_t first = self.firsts[index]
+        return Row(&self.ends[first], values + (first - self.firsts[plane]), <uint32_t>first,
+                   self.firsts[index + 1] - first)
 
-    cdef void match(self, Row row, Row two, bint diagonal) noexcept nogil:
-        """Finds the pairs of nodes that two rows join, and the pieces of row that lie on other labels."""
-        if <int64_t>self.pieces.size() < row.runs + two.runs + 1:
-            self.pieces.resize(2 * (row.runs + two.runs) + 1)
+    cdef void match(self, Row one, Row two, bint diagonal) noexcept nogil:
+        """Finds the pairs of nodes of equal label that overlap in x, and the pieces of one that lie on other labels.
+
+        diagonal: also the pairs that meet at corners; else only pieces with left < right: the neighbours of a voxel
+        beside the piece that lies on its own label are tied to that. No branch hangs on the data: pairs and pieces
+        are always written, and counted if they hold.
+        """
+        if <int64_t>self.pieces.size() < one.runs + two.runs + 1:
+            self.pieces.resize(2 * (one.runs + two.runs) + 1)
             self.pairs.resize(3 * self.pieces.size())
-        self.found = overlaps(row, two, self.pairs.data(), self.pieces.data(), &self.apart)
-        if diagonal:
-            self.found += corners(two, self.pieces.data(), self.apart, self.pairs.data() + self.found)
+        cdef int64_t i = 0, j = 0, found = 0, apart = 0
+        cdef uint32_t a, b, start = 0, tied = 0
+        cdef uint64_t value, other
+        cdef Pair* pairs = self.pairs.data()
+        cdef Piece* pieces = self.pieces.data()
+        while i < one.runs and j < two.runs:  # rows end at the same x, so both lists end together
+            a = one.ends[i]
+            b = two.ends[j]
+            value = one.values[i]
+            other = two.values[j]
+            pairs[found].a = pieces[apart].node = one.first + <uint32_t>i
+            pairs[found].b = pieces[apart].below = two.first + <uint32_t>j
+            pieces[apart].start = start
+            pieces[apart].left = <int32_t>(start + 2 * tied) - 1
+            pieces[apart].stop = start = min(a, b)
+            pieces[apart].right = <int32_t>(start + 1 - 2 * ((b < a) & (value == two.values[j + 1])))
+            pieces[apart].value = value
+            tied = (value == other) & (b < a)
+            found += (value == other) & (value != 0)
+            apart += (value != other) & (value != 0) & (diagonal or pieces[apart].left < pieces[apart].right)
+            i += a <= b
+            j += b <= a
+        self.found = found + (corners(two, pieces, apart, pairs + found) if diagonal else 0)
+        self.apart = apart
 
-    cdef void unite_found(self) noexcept nogil:
+    cdef void join(self, Row row, Row two, bint diagonal) noexcept nogil:
+        """Unites what two rows of this slab join."""
         cdef int64_t i
+        self.match(row, two, diagonal)
         for i in range(self.found):
             unite(self.nodes.data(), self.pairs[i].a, self.pairs[i].b)
 
@@ -144,8 +143,7 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
     """Appends the runs of one row to the slab, and their labels to values; where: each voxel's place there, or NULL."""
     cdef int64_t x, number = 0, nx = labels.shape[2], first = <int64_t>slab.nodes.size()
     cdef const label_t* row
-    cdef uint32_t* stop = ends.data()
-    cdef uint32_t* node
+    cdef uint32_t *stop = ends.data(), *node
     cdef uint64_t* value
     if labels.strides[2] == <Py_ssize_t>sizeof(label_t):
         row = &labels[z, y, 0]
@@ -176,46 +174,39 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
 cdef void reach(Slab slab, const Piece& piece, const uint32_t* where, const uint64_t* values, int64_t first,
                 int64_t nx) noexcept nogil:
     """Unites a piece with the runs of its label in another row that touch it, also at corners."""
-    cdef int64_t x = max(<int64_t>piece.start - 1, 0), stop = min(<int64_t>piece.stop + 1, nx)
+    cdef int64_t x = max(<int64_t>piece.left, 0), stop = min(<int64_t>piece.right, nx)
     while x < stop:
         if values[where[x]] == piece.value:
             unite(slab.nodes.data(), piece.node, <uint32_t>(first + where[x]))
         x = slab.ends[first + where[x]]
 
 
-cdef void join_all(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
-                   const uint32_t* where, const uint32_t* before, int64_t nx) noexcept nogil:
-    """Unites what row y of a plane joins to the rows before it, where all 26 neighbours touch.
+cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
+                   const uint32_t* where, const uint32_t* before, int64_t nx, int axes) noexcept nogil:
+    """Unites what row y of a plane joins to the rows before it; last is NULL in the first plane of the slab.
 
-    A voxel whose label goes on in the plane before is tied by that to all other neighbours of its label there and in
-    the row before, since those touch both. Only the few others look at all four rows.
+    Where all 26 neighbours touch, a voxel whose label goes on in the plane before is tied by that to its other
+    neighbours there and in the row before, since those touch both. Only the few others look at all four rows.
     """
-    cdef int64_t i, dy, above = plane - slab.height
-    slab.match(slab.row(plane + y, plane, values), slab.row(above + y, above, last), False)
-    slab.unite_found()
-    for i in range(slab.apart):
-        for dy in range(max(-1, -y), min(2, slab.height - y)):
-            reach(slab, slab.pieces[i], before + (y + dy) * nx, last, slab.firsts[above], nx)
-        if y > 0:
-            reach(slab, slab.pieces[i], where + (y - 1) * nx, values, slab.firsts[plane], nx)
-
-
-cdef void join_some(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
-                    int axes) noexcept nogil:
-    """The same where neighbours differ in at most `axes` coordinates; last is NULL in the first plane."""
     cdef Row row = slab.row(plane + y, plane, values)
-    cdef int64_t dy, above = plane - slab.height
+    cdef int64_t i, dy, above = plane - slab.height, low = max(-1, -y), high = min(2, slab.height - y)
+    if axes == 3 and last != NULL:
+        slab.join(row, slab.row(above + y, above, last), False)
+        for i in range(slab.apart):
+            for dy in range(low, high):
+                reach(slab, slab.pieces[i], before + (y + dy) * nx, last, slab.firsts[above], nx)
+            if y > 0:
+                reach(slab, slab.pieces[i], where + (y - 1) * nx, values, slab.firsts[plane], nx)
+        return
     if y > 0:
-        slab.match(row, slab.row(plane + y - 1, plane, values), axes > 1)
-        slab.unite_found()
-    for dy in range(max(-1, -y), min(2, slab.height - y) if last != NULL else -1):
+        slab.join(row, slab.row(plane + y - 1, plane, values), axes > 1)
+    for dy in range(low, high if last != NULL else low):
         if dy == 0 or axes > 1:
-            slab.match(row, slab.row(above + y + dy, above, last), axes > 1 + (dy != 0))
-            slab.unite_found()
+            slab.join(row, slab.row(above + y + dy, above, last), axes > 1 + (dy != 0))
 
 
 cdef int64_t number_trees(node_t* forest, int64_t length) noexcept nogil:
-    """Replaces every node by the number of its tree, from 1 in order of the roots, background (-1) by 0; their number."""
+    """Replaces nodes by the number of their tree, from 1 in order of the roots, background (-1) by 0; their number."""
     cdef int64_t node, number = 0
     for node in range(length):
         if forest[node] == <node_t>-1:
@@ -251,41 +242,28 @@ def scan(const label_t[:, :, :] labels, int axes):
             for y in range(ny):
                 read_row(slab, labels, z, y, ends, copy, values, where.data() + y * nx if where.size() > 0 else NULL)
             values.push_back(0)
-            if z == 0:  # the other planes will be much like the first: room for all at once saves copies and memory
+            if z == 0:
+                slab.top = values
+                # the other planes will be much like the first: room for all at once saves copies
                 slab.ends.reserve(min(nz * ny * nx, <int64_t>slab.ends.size() * nz * 9 // 8))
                 slab.nodes.reserve(slab.ends.capacity())
             for y in range(ny):
-                if axes == 3 and z > 0:
-                    join_all(slab, plane, y, values.data(), last.data(), where.data(), before.data(), nx)
-                else:
-                    join_some(slab, plane, y, values.data(), last.data() if z > 0 else NULL, axes)
+                join_row(slab, plane, y, values.data(), last.data() if z > 0 else NULL, where.data(), before.data(), nx,
+                         axes)
+        slab.bottom.swap(values)
         slab.count = number_trees(slab.nodes.data(), <int64_t>slab.nodes.size())
     return slab
 
 
-cdef void read_values(Slab slab, const label_t[:, :, :]& plane, int64_t first, vector[uint64_t]& values) noexcept nogil:
-    """The labels of the runs of one plane, whose first row is row `first` of the slab, and one 0 more."""
-    cdef int64_t y, run
-    values.clear()
-    for y in range(plane.shape[1]):
-        for run in range(slab.firsts[first + y], slab.firsts[first + y + 1]):
-            values.push_back(plane[0, y, slab.ends[run] - 1])
-    values.push_back(0)
-
-
-def join(Slab above, Slab below, const label_t[:, :, :] upper, const label_t[:, :, :] lower, int axes,
-         int64_t[::1] forest, int64_t offset, int64_t offset_below):
-    """Unites in forest (offset + component - 1) what touches across the seam of two slabs, its two planes given."""
-    cdef int64_t y, dy, i, ny = upper.shape[1], first = <int64_t>above.firsts.size() - 1 - ny
-    cdef vector[uint64_t] values, last
+def join(Slab above, Slab below, int axes, int64_t[::1] forest, int64_t offset, int64_t offset_below):
+    """Unites in forest (offset + component - 1) what touches across the seam of two slabs."""
+    cdef int64_t y, dy, i, ny = below.height, last = <int64_t>above.firsts.size() - 1 - ny
     with nogil:
-        read_values(above, upper, first, last)
-        read_values(below, lower, 0, values)
         for y in range(ny):
             for dy in range(max(-1, -y), min(2, ny - y)):
                 if dy == 0 or axes > 1:
-                    below.match(below.row(y, 0, values.data()), above.row(first + y + dy, first, last.data()),
-                                axes > 1 + (dy != 0))
+                    below.match(below.row(y, 0, below.top.data()),
+                                above.row(last + y + dy, last, above.bottom.data()), axes > 1 + (dy != 0))
                     for i in range(below.found):
                         unite(&forest[0], offset_below + below.nodes[below.pairs[i].a] - 1,
                               offset + above.nodes[below.pairs[i].b] - 1)
@@ -293,10 +271,9 @@ def join(Slab above, Slab below, const label_t[:, :, :] upper, const label_t[:, 
 
 def number_components(int64_t[::1] forest):
     """Replaces every component of all slabs by its final number, from 1 in order of the first; their number."""
-    cdef int64_t number = 0
-    if forest.shape[0] > 0:
-        with nogil:
-            number = number_trees(&forest[0], forest.shape[0])
+    cdef int64_t number
+    with nogil:
+        number = number_trees(&forest[0], forest.shape[0])
     return number
 
 

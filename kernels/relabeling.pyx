@@ -22,6 +22,7 @@ ctypedef fused out_t:
 
 cdef enum:
     PIECE = 4096  # voxels of a row looked at together; their runs stay in the nearest cache
+    STRIDE = 16  # voxels written at once
     KEEP_MISSING = 0
     FIND_MISSING = 1
 
@@ -88,6 +89,17 @@ cdef inline const label_t* piece(const label_t[:, :, :]& labels, int64_t z, int6
     return copy
 
 
+cdef inline void fill(out_t* row, int64_t start, int64_t stop, int64_t length, out_t value) noexcept nogil:
+    """Writes value from start to stop, and perhaps beyond: the runs behind must be written after this one."""
+    cdef int64_t i
+    if start + STRIDE <= length:  # most runs are short, and a loop of unknown length costs more than its work
+        for i in range(STRIDE):
+            row[start + i] = value
+        start += STRIDE
+    for i in range(start, stop):
+        row[i] = value
+
+
 def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
     """(labels that occur, their counts), in order of first appearance behind 0; None if more than limit + 1 of them.
 
@@ -96,7 +108,7 @@ def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
     cdef vector[Entry] entries
     cdef vector[uint64_t] keys
     cdef vector[int64_t] counts
-    cdef int64_t p, z, y, x, i, k, start, stop, place, runs, length, nx = labels.shape[2]
+    cdef int64_t p, z, y, x, k, start, stop, place, runs, length, nx = labels.shape[2]
     cdef int64_t pieces = (nx + PIECE - 1) // PIECE
     cdef bint write = out.shape[0] > 0, full = False
     cdef int32_t ends[PIECE]
@@ -124,8 +136,7 @@ def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
                     counts.push_back(0)
                 counts[place] += stop - start
                 if write:
-                    for i in range(start, stop):
-                        target[i] = <out_t>place
+                    fill(target, start, stop, length, <out_t>place)
                 start = stop
             if keys.size() - 1 > limit:
                 full = True
@@ -180,7 +191,7 @@ def remap(const label_t[:, :, :] labels, out_t[:, :, ::1] out, Lookup table, int
 
     missing 0: such labels stay; 1: the first is returned at once; 2: they become instead.
     """
-    cdef int64_t p, z, y, x, i, k, start, stop, place, runs, length, nx = labels.shape[2]
+    cdef int64_t p, z, y, x, k, start, stop, place, runs, length, nx = labels.shape[2]
     cdef int64_t pieces = (nx + PIECE - 1) // PIECE
     cdef uint64_t value, lost = 0
     cdef bint found = False
@@ -210,8 +221,7 @@ def remap(const label_t[:, :, :] labels, out_t[:, :, ::1] out, Lookup table, int
                     break
                 elif missing != KEEP_MISSING:
                     value = instead
-                for i in range(start, stop):
-                    target[i] = <out_t>value
+                fill(target, start, stop, length, <out_t>value)
                 start = stop
             if found:
                 break

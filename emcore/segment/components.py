@@ -44,9 +44,7 @@ def _label(volume: np.ndarray, axes: int, count: bool, threads: int, shape: tupl
     offsets = np.cumsum([0] + [scan.count for scan in scans])
     numbers = np.arange(offsets[-1])
     for k in range(1, len(cuts)):
-        start = cuts[k][0]
-        kernel.join(scans[k - 1], scans[k], volume[start - 1:start], volume[start:start + 1], axes, numbers,
-                    offsets[k - 1], offsets[k])
+        kernel.join(scans[k - 1], scans[k], axes, numbers, offsets[k - 1], offsets[k])
     found = kernel.number_components(numbers)
     out = np.empty(volume.shape, label_dtype(found))
     run_parallel(kernel.write, [(scan, numbers, offset, out[start:stop])
