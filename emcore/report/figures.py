@@ -11,10 +11,10 @@ DRAWN = 1500  # points of a line
 
 
 def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[tuple[float, str]] = (),
-         logarithmic: bool | None = None) -> str:
+         may_be_logarithmic: bool = True) -> str:
     """A figure with a line for every name, and vertical marks with their text; "" where there is no finite point.
 
-    Without a word on it, the y axis is logarithmic where all values are positive and span more than a factor of 20.
+    The y axis is logarithmic, if it may be, where all values are positive and span more than a factor of 20.
     """
     lines = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
              for name, points in lines.items()}
@@ -24,8 +24,7 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
     marks = [(x, text) for x, text in marks if math.isfinite(x)]
     xs = [x for points in lines.values() for x, _ in points] + [x for x, _ in marks]
     ys = [y for points in lines.values() for _, y in points]
-    if logarithmic is None:
-        logarithmic = min(ys) > 0 and max(ys) > 20 * min(ys)
+    logarithmic = may_be_logarithmic and min(ys) > 0 and max(ys) > 20 * min(ys)
     height_of = math.log10 if logarithmic else float
     x_low, x_high = padded(min(xs), max(xs), 0)
     y_low, y_high = padded(height_of(min(ys)), height_of(max(ys)), 0.04)

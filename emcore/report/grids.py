@@ -60,15 +60,16 @@ def sample(volume: Volume, channel: int | None, shift: Sequence[int], grid: Grid
     from_x, to_x = (first + low * step)[2], (first + high * step)[2]
     row = int(step[1] * (to_x - from_x)) * volume.dtype.itemsize
     rows = max(1, min(int(high[1] - low[1]), BLOCK_BYTES // row))
-    sections = max(1, BLOCK_BYTES // (row * rows))
+    sections = max(1, BLOCK_BYTES // (row * rows * int(step[0])))
     leading = () if channel is None else (channel,)
     for z in range(low[0], high[0], sections):
         z_end = min(z + sections, high[0])
         from_z = first[0] + z * step[0] + step[0] // 2
         for y in range(low[1], high[1], rows):
             y_end = min(y + rows, high[1])
-            read = volume[(*leading, slice(from_z, from_z + (z_end - z - 1) * step[0] + 1, step[0]),
-                           slice(first[1] + y * step[1], first[1] + y_end * step[1]), slice(from_x, to_x))]
+            # all sections between, which HDF5 reads many times faster than every second one
+            read = volume[(*leading, slice(from_z, from_z + (z_end - z - 1) * step[0] + 1),
+                           slice(first[1] + y * step[1], first[1] + y_end * step[1]), slice(from_x, to_x))][::step[0]]
             if average:
                 cells = read.reshape(z_end - z, y_end - y, step[1], high[2] - low[2], step[2])
                 read = cells.mean((2, 4), dtype=np.float32)

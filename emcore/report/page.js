@@ -34,10 +34,10 @@ async function open(number) {
   find("layers").replaceChildren(...kinds.map((kind) => choice("checkbox", "layer", kind, state.shown.has(kind), (on) => toggle(kind, on))));
   find("panels").replaceChildren(...kinds.map(panel));
   find("legend").hidden = !volume.scored;
-  const [z, y, x] = volume.step, size = volume.shape.join(" × ");
-  find("extent").textContent = `${size} points of ${volume.whole.join(" × ")} voxels from ${volume.start.join(", ")} (z, y, x): ` +
-    `every ${z === 1 ? "" : z + ". "}section, 1 point for ${y} × ${x} voxels in it. ` +
-    `Voxels of ${volume.resolution.join(" × ")} ${volume.unit}.`;
+  const [z, y, x] = volume.step, ends = volume.start.map((start, axis) => start + volume.step[axis] * volume.shape[axis]);
+  find("extent").textContent = `Shown: z ${volume.start[0]} to ${ends[0]}, y ${volume.start[1]} to ${ends[1]}, x ${volume.start[2]} to ${ends[2]} ` +
+    `of ${volume.whole.join(" × ")} voxels of ${volume.resolution.join(" × ")} ${volume.unit}; ` +
+    (z * y * x === 1 ? "every voxel." : `one section of ${z}, in it one point for ${y} × ${x} voxels.`);
   turn(state.axis);
 }
 

@@ -42,7 +42,8 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
         "script": script,
         "data": json.dumps(views, allow_nan=False).replace("<", "\\u003c"),
         "viewer": "" if any(view["layers"] for view in views) else "hidden",
-        "scores": score_table(found) + note_list(notes),
+        "scores": score_table(found),
+        "notes": note_list(notes),
         "mistakes": "".join(mistake_tables(number, view, len(views) > 1) for number, view in enumerate(views)),
         "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
                               if scores.get("curve")),
@@ -99,7 +100,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> s
     """An HTML table; cells are HTML already."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{heads}</tr></thead>'
+    return (f'<div class="scroll"><p class="caption">{caption}</p><table><thead><tr>{heads}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>")
 
 
@@ -125,7 +126,8 @@ def mistake_tables(number: int, view: dict[str, Any], several: bool) -> str:
     for kind, (what, piece) in {"split": ("truth object", "segments"), "merge": ("segment", "truth objects")}.items():
         rows = []
         for place, error in enumerate(view["mistakes"][kind]):
-            shares = ", ".join(f"{piece_id} ({count / error['voxels']:.0%})" for piece_id, count in error["pieces"])
+            size = error["voxels"]
+            shares = ", ".join(f"{piece_id} ({percent(count / size)})" for piece_id, count in error["pieces"])
             more = error["members"] - len(error["pieces"])
             button = (f'<button data-volume="{number}" data-kind="{kind}" data-place="{place}" '
                       f'aria-label="show {kind} of {what} {error["id"]}">show</button>'
@@ -134,13 +136,17 @@ def mistake_tables(number: int, view: dict[str, Any], several: bool) -> str:
                          shares + (f" and {more} more" if more else "")))
         if rows:
             name = f"{escape(view['name'])}: " if several else ""
-            caption = {"split": "splits, truth objects that lie in several segments",
-                       "merge": "merges, segments that lie in several truth objects"}[kind]
-            tables.append(table(("", what, "voxels outside the largest piece", "voxels", f"{piece} (share)"), rows,
+            caption = {"split": "splits: truth objects that lie in several segments",
+                       "merge": "merges: segments that lie in several truth objects"}[kind]
+            tables.append(table(("", what, "voxels astray", "of", f"{piece} (share)"), rows,
                                 f'<span class="key {kind}"></span>{name}{caption}'))
     if view["scored"] and not tables:
         return f"<p>{escape(view['name'])}: no split and no merge.</p>"
     return "".join(tables)
+
+
+def percent(share: float) -> str:
+    return "&lt; 1 %" if share < 0.005 else f"{share:.0%}"
 
 
 def threshold_plot(name: str, curve: dict[str, Any]) -> str:
@@ -150,15 +156,18 @@ def threshold_plot(name: str, curve: dict[str, Any]) -> str:
     for criterion, best in (curve.get("best") or {}).items():
         if isinstance(best, dict) and best.get("threshold") is not None:
             marks.append((best["threshold"], f"best {criterion}: {best['value']:.4g} at {best['threshold']:.3g}"))
-    return plot(lines, "threshold", f"{name}: scores of every threshold", marks, logarithmic=False)
+    return plot(lines, "threshold", f"{name}: scores of every threshold", marks, may_be_logarithmic=False)
 
 
 def training_plots(log: dict[str, list]) -> str:
     """Losses in one figure, every other column in its own."""
     groups: dict[str, dict[str, list]] = {}
     for name, points in log.items():
-        groups.setdefault("loss" if name.startswith("loss") else name, {})[name] = points
-    return "".join(plot(lines, "step", "learning rate" if title == "lr" else title) for title, lines in groups.items())
+        lines = groups.setdefault("loss" if name.startswith("loss") else name, {})
+        if points not in lines.values():  # the only term of a loss is the loss
+            lines[name] = points
+    return "".join(plot(lines, "step", "learning rate" if title == "lr" else title, may_be_logarithmic=title != "lr")
+                   for title, lines in groups.items())
 
 
 def environment_table(path: Path) -> str:
