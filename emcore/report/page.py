@@ -44,10 +44,11 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
         "viewer": "" if any(view["layers"] for view in views) else "hidden",
         "scores": score_table(found),
         "notes": note_list(notes),
-        "mistakes": "".join(mistake_tables(number, view, len(views) > 1) for number, view in enumerate(views)),
+        "mistakes": "".join(mistake_tables(number, view, len(views) > 1) for number, view in enumerate(views))
+                    or "<p>There are no labels and truth to compare.</p>",
         "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
                               if scores.get("curve")),
-        "training": training_plots(log),
+        "training": training_plots(log) or "<p>There is no log.csv.</p>",
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
