@@ -133,7 +133,8 @@ def report(tmp_path_factory):
             out[...] = values
     (folder / "log.csv").write_text("step,lr,loss/train\n" + "".join(f"{n},0.1,{1 / n}\n" for n in range(1, 50)))
     settings = config.from_table(Settings, {"name": HOSTILE, "data": {"folder": str(place), "test": [
-        {"image": "B.h5:raw", "label": "B.h5:labels", "name": "B"}]}})
+        {"image": "B.h5:raw", "label": "B.h5:labels", "name": "B"}, {"image": "C.npy", "name": HOSTILE}]}})
+    np.save(place / "C.npy", np.full((3, 10, 60), 77, np.uint8))
     scores = {"scores": [{"score": HOSTILE, "value": 0.5, "convention": HOSTILE}], "notes": [HOSTILE]}
     return page.write_report(folder, results, settings, {HOSTILE: scores})
 
@@ -242,6 +243,25 @@ def test_everything_is_reached_and_moved_without_a_mouse(browser, report):
                        ".map((f) => f.textContent).join()") == "errors"
     browser.press("+", "+", "c", "[")
     assert browser.run("[find('zoom').value, find('channel').value, find('opacity').value].join()") == "2,1,30"
+
+
+def test_another_volume_with_other_layers_and_another_shape_is_chosen_from_the_list(browser, report):
+    browser.open(report)
+    assert browser.run("[...find('volume').options].map((option) => option.text)") == ["B", HOSTILE]
+    browser.run("set('volume', 1)")
+    until = time.monotonic() + 20
+    while section(browser) != "Section 2 of 3 (z = 1)" and time.monotonic() < until:
+        time.sleep(0.05)
+    browser.settle()
+    assert readout(browser) == "voxel z 1, y 5, x 30 · raw 77.0"
+    assert colour(browser, "raw", 2, 50) == [77, 77, 77, 255]
+    assert browser.run("[...document.querySelectorAll('canvas')].map((c) => c.dataset.kind).join()") == "raw"
+    browser.press("n")  # an error of the first volume brings that back
+    until = time.monotonic() + 20
+    while "split" not in readout(browser) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert "truth 5 · labels 77 · split" in readout(browser)
+    assert browser.run("find('volume').value") == "0"
 
 
 @pytest.mark.parametrize("dark", [False, True])

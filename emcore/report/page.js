@@ -5,44 +5,46 @@ const find = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("button[data-kind]")];
 const AXES = ["z", "y", "x"], KINDS = ["raw", "prediction", "truth", "labels", "errors"];
 const ARRAYS = {8: Uint8Array, 16: Uint16Array, 32: Uint32Array};
-const COLOURS = [null, [232, 89, 12], [28, 126, 214], [192, 38, 211], [134, 142, 150]]; // as in the style: split, merge, both, missing
+// split, merge, both and missing, in the colours of the style
+const COLOURS = [null, [232, 89, 12], [28, 126, 214], [192, 38, 211], [134, 142, 150]];
 const WORDS = ["", "split", "merge", "split and merge", "no label"];
 const state = {volume: 0, axis: 0, point: [0, 0, 0], zoom: 0, channel: 0, shown: new Set(KINDS), error: null};
 let volume, layers; // of the volume on display: what the page says of it, and its unpacked layers by name
 
-async function unpack(layer) {
+async function unpack(layer, width) {
   const bytes = Uint8Array.from(atob(layer.data), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
   const values = new ARRAYS[layer.bits](await new Response(stream).arrayBuffer());
-  const width = volume.shape[2];
   for (let start = 0; start < values.length; start += width)
     for (let i = start + 1; i < start + width; i++) values[i] += values[i - 1]; // stored are differences along x
   return {...layer, values, colours: layer.colours && Uint8Array.from(atob(layer.colours), (c) => c.charCodeAt(0))};
 }
 
 async function open(number) {
-  state.volume = number;
-  volume = volumes[number];
-  layers = await Promise.all(volume.layers.map(unpack));
+  const unpacked = await Promise.all(volumes[number].layers.map((layer) => unpack(layer, volumes[number].shape[2])));
+  [volume, layers, state.volume] = [volumes[number], unpacked, number];
   state.point = volume.shape.map((length) => length >> 1);
   state.channel = 0;
   state.error = null;
   const channels = layers.filter((layer) => layer.kind === "prediction");
-  fill(find("channel"), channels.map((layer) => layer.name.replace("prediction", "").trim() || "0"));
+  find("channel").replaceChildren(...channels.map((layer, index) =>
+    new Option(layer.name.replace("prediction", "").trim(), index)));
   find("channel-choice").hidden = channels.length < 2;
   const kinds = KINDS.filter((kind) => kind === "errors" ? volume.scored : of(kind));
-  find("layers").replaceChildren(...kinds.map((kind) => choice("checkbox", "layer", kind, state.shown.has(kind), (on) => toggle(kind, on))));
+  find("layers").replaceChildren(...kinds.map((kind) =>
+    choice("checkbox", "layer", kind, state.shown.has(kind), (on) => toggle(kind, on))));
   find("panels").replaceChildren(...kinds.map(panel));
   find("legend").hidden = !volume.scored;
-  const [z, y, x] = volume.step, ends = volume.start.map((start, axis) => start + volume.step[axis] * volume.shape[axis]);
-  find("extent").textContent = `Shown: z ${volume.start[0]} to ${ends[0]}, y ${volume.start[1]} to ${ends[1]}, x ${volume.start[2]} to ${ends[2]} ` +
-    `of ${volume.whole.join(" × ")} voxels of ${volume.resolution.join(" × ")} ${volume.unit}; ` +
+  const [z, y, x] = volume.step;
+  const spans = volume.start.map((start, axis) =>
+    `${AXES[axis]} ${start} to ${start + volume.step[axis] * volume.shape[axis]}`);
+  find("extent").textContent = `Shown: ${spans.join(", ")} of ${volume.whole.join(" × ")} voxels of ` +
+    `${volume.resolution.join(" × ")} ${volume.unit}; ` +
     (z * y * x === 1 ? "every voxel." : `one section of ${z}, in it one point for ${y} × ${x} voxels.`);
   turn(state.axis);
 }
 
-function of(kind) { return kind === "prediction" ? layers.filter((layer) => layer.kind === kind)[state.channel] : layers.find((layer) => layer.kind === kind); }
-function fill(select, names) { select.replaceChildren(...names.map((name, number) => new Option(name, number))); }
+function of(kind) { return layers.filter((layer) => layer.kind === kind)[kind === "prediction" ? state.channel : 0]; }
 
 function choice(type, group, name, on, changed) {
   const label = document.createElement("label"), input = document.createElement("input");
@@ -53,7 +55,7 @@ function choice(type, group, name, on, changed) {
 }
 
 function panel(kind) {
-  const figure = document.createElement("figure"), caption = document.createElement("figcaption"), canvas = document.createElement("canvas");
+  const [figure, caption, canvas] = ["figure", "figcaption", "canvas"].map((tag) => document.createElement(tag));
   canvas.tabIndex = 0;
   canvas.setAttribute("role", "img");
   canvas.dataset.kind = kind;
@@ -77,8 +79,8 @@ function placed(canvas) {
     const whole = volume.shape[axis] * spacing[axis] * fit, middle = (state.point[axis] + 0.5) * spacing[axis] * fit;
     return whole <= room + 1 ? (room - whole) / 2 : Math.min(0, Math.max(room - whole, room / 2 - middle));
   };
-  return {tall, wide, rowHeight: spacing[rows] * fit, columnWidth: spacing[columns] * fit, ratio: canvas.width / canvas.clientWidth,
-    top: start(canvas.height, rows), left: start(canvas.width, columns)};
+  return {tall, wide, rowHeight: spacing[rows] * fit, columnWidth: spacing[columns] * fit,
+    ratio: canvas.width / canvas.clientWidth, top: start(canvas.height, rows), left: start(canvas.width, columns)};
 }
 
 function errorAt(truth, label) {
@@ -106,7 +108,8 @@ function section(kind) {
         [red, green, blue, weight] = [ids.colours[at], ids.colours[at + 1], ids.colours[at + 2], opacity];
       } else if (kind === "errors") {
         const t = truth.values[index], l = labels.values[index], colour = COLOURS[errorAt(t, l)];
-        if (colour && (!chosen || (chosen.truth.has(t) && chosen.labels.has(l)))) [red, green, blue, weight] = [...colour, opacity];
+        if (colour && (!chosen || (chosen.truth.has(t) && chosen.labels.has(l))))
+          [red, green, blue, weight] = [...colour, opacity];
       }
       pixels[pixel] = value + (red - value) * weight;
       pixels[pixel + 1] = value + (green - value) * weight;
@@ -134,7 +137,8 @@ function draw() {
     sheet.getContext("2d").putImageData(image, 0, 0);
     context.imageSmoothingEnabled = view.columnWidth < 3;
     context.drawImage(sheet, view.left, view.top, image.width * view.columnWidth, image.height * view.rowHeight);
-    const x = view.left + (state.point[columns] + 0.5) * view.columnWidth, y = view.top + (state.point[rows] + 0.5) * view.rowHeight;
+    const x = view.left + (state.point[columns] + 0.5) * view.columnWidth;
+    const y = view.top + (state.point[rows] + 0.5) * view.rowHeight;
     context.strokeStyle = "rgba(255, 255, 0, 0.8)";
     context.lineWidth = ratio;
     for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) { // a cross that is open in the middle
@@ -147,10 +151,13 @@ function draw() {
   describe();
 }
 
-function voxel() { return volume.start.map((start, axis) => start + volume.step[axis] * state.point[axis] + (volume.step[axis] >> 1)); }
+function voxel() {
+  return volume.start.map((start, axis) => start + volume.step[axis] * state.point[axis] + (volume.step[axis] >> 1));
+}
 
 function describe() {
-  const [z, y, x] = state.point, index = (z * volume.shape[1] + y) * volume.shape[2] + x, parts = [`voxel z ${voxel()[0]}, y ${voxel()[1]}, x ${voxel()[2]}`];
+  const [z, y, x] = state.point, index = (z * volume.shape[1] + y) * volume.shape[2] + x;
+  const parts = [`voxel ${voxel().map((at, axis) => `${AXES[axis]} ${at}`).join(", ")}`];
   for (const kind of KINDS) {
     const layer = kind === "errors" ? null : of(kind);
     if (!layer) continue;
@@ -164,7 +171,8 @@ function describe() {
 
 function name() {
   const axis = AXES[state.axis], length = volume.shape[state.axis];
-  find("section-name").textContent = `Section ${state.point[state.axis] + 1} of ${length} (${axis} = ${voxel()[state.axis]})`;
+  const place = `(${axis} = ${voxel()[state.axis]})`;
+  find("section-name").textContent = `Section ${state.point[state.axis] + 1} of ${length} ${place}`;
 }
 
 function move(axis, by) {
@@ -210,7 +218,8 @@ async function show(button) {
 
 function step(by) { // to the next or previous error of the tables
   const now = buttons.findIndex((button) => button.getAttribute("aria-pressed") === "true");
-  if (buttons.length) show(buttons[now < 0 ? (by > 0 ? 0 : buttons.length - 1) : (now + by + buttons.length) % buttons.length]);
+  const next = now < 0 && by < 0 ? buttons.length - 1 : (now + by + buttons.length) % buttons.length;
+  if (buttons.length) show(buttons[next]);
 }
 
 function release() {
@@ -224,8 +233,10 @@ const KEYS = {
   ",": () => move(state.axis, -1), ".": () => move(state.axis, 1),
   z: () => turn(0), y: () => turn(1), x: () => turn(2),
   c: () => set("channel", (state.channel + 1) % Math.max(1, find("channel").length)),
-  "[": () => set("opacity", Number(find("opacity").value) - 15), "]": () => set("opacity", Number(find("opacity").value) + 15),
-  "+": () => set("zoom", state.zoom + 1), "=": () => set("zoom", state.zoom + 1), "-": () => set("zoom", state.zoom - 1),
+  "[": () => set("opacity", Number(find("opacity").value) - 15),
+  "]": () => set("opacity", Number(find("opacity").value) + 15),
+  "+": () => set("zoom", state.zoom + 1), "=": () => set("zoom", state.zoom + 1),
+  "-": () => set("zoom", state.zoom - 1),
   n: () => step(1), p: () => step(-1), Escape: release,
 };
 
@@ -238,7 +249,8 @@ function start() {
     else if (kind) toggle(kind, !state.shown.has(kind));
   });
   find("axes").append(...AXES.map((axis, number) => choice("radio", "axis", axis, number === 0, () => turn(number))));
-  find("section").addEventListener("input", (event) => move(state.axis, Number(event.target.value) - state.point[state.axis]));
+  find("section").addEventListener("input", (event) =>
+    move(state.axis, Number(event.target.value) - state.point[state.axis]));
   find("opacity").addEventListener("input", schedule);
   find("zoom").addEventListener("input", (event) => { state.zoom = Number(event.target.value); schedule(); });
   find("channel").addEventListener("input", (event) => { state.channel = Number(event.target.value); schedule(); });
@@ -250,6 +262,7 @@ function start() {
   find("volume").replaceChildren(...shown.map((number) => new Option(volumes[number].name, number)));
   find("volume-choice").hidden = shown.length < 2;
   open(shown[0]).then(() => document.documentElement.dataset.ready = "yes",
-    (error) => find("readout").textContent = `The sections cannot be unpacked (${error}): this page needs a browser of 2023 or later.`);
+    (error) => find("readout").textContent =
+      `The sections cannot be unpacked (${error}): this page needs a browser of 2023 or later.`);
 }
 start();
