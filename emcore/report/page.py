@@ -147,7 +147,7 @@ def mistake_tables(number: int, view: dict[str, Any], several: bool) -> str:
 
 
 def percent(share: float) -> str:
-    return "&lt; 1 %" if share < 0.005 else f"{share:.0%}"
+    return "&lt;1%" if share < 0.005 else f"{share:.0%}"
 
 
 def threshold_plot(name: str, curve: dict[str, Any]) -> str:
