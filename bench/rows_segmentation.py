@@ -35,13 +35,9 @@ def waterz_segment(affs: np.ndarray, score: str) -> np.ndarray:
 def ours_at_all_thresholds(affs: np.ndarray, score: str) -> np.ndarray:
     """Nine segmentations, one after the other in the same array, as waterz gives them; the last one."""
     fragments = segment.watershed(affs, LOW, HIGH)
-    graph = segment.region_graph(fragments, affs, score=score, statistics=())
-    tree = segment.agglomerate(graph, score, threshold=SWEEP[-1])
-    del graph
-    labels = np.empty_like(fragments)
-    for threshold in SWEEP:
-        segment.cut(fragments, tree, threshold, out=labels)
-    return labels
+    tree = segment.agglomerate(segment.region_graph(fragments, affs, score=score, statistics=()), score,
+                               threshold=SWEEP[-1])
+    return list(segment.sweep(fragments, tree, SWEEP, out=fragments))[-1][1]
 
 
 def quality(labels: np.ndarray, truth: np.ndarray) -> str:

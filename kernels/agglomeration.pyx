@@ -1,7 +1,8 @@
 # Greedy agglomeration of a region graph in rank order: smallest score first, smallest key among equals.
 #
-# An edge waits in the bucket of a score it had once. Scores are reducible (a pooled edge is never better than the better of its
-# parts), so that place is never too late: an edge is rescored when its bucket comes up, and moves on if it got worse.
+# An edge waits in the bucket of a score it had once. Scores are reducible (a pooled edge is never better than the
+# better of its parts), so that place is never too late: an edge is rescored when its bucket comes up, and moves on if
+# it got worse.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
@@ -134,7 +135,7 @@ cdef class Queue:
         return &self.clusters.edges[self.ready[self.ready.size() - far].edge]
 
     cdef void look_ahead(self) noexcept nogil:
-        """Asks for the memory of the next edges in line: their ends, then the lists of these, then what stands in those."""
+        """Asks for the memory of the edges next in line: their ends, then the lists of these, then what these name."""
         cdef Node* nodes = self.clusters.nodes
         cdef const Edge* edge
         cdef const Node* node
@@ -176,7 +177,7 @@ cdef class Queue:
         return 0
 
     def run(self, double threshold, Py_ssize_t first, Py_ssize_t last, int64_t end):
-        """Merges everything below the threshold that starts from edges [first, last) with both ends before node `end`."""
+        """Merges what lies below the threshold, starting from edges [first, last) with both ends before node `end`."""
         cdef Rank rank
         with nogil:
             self.sort_edges(threshold, first, last, end)

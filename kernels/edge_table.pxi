@@ -1,4 +1,5 @@
-# Records of edges in the order of first touch, found by an open-addressing index of 4-byte slots. Part of region_graph.pyx.
+# Records of edges in the order of first touch, so that those in use lie close together, and an open-addressing index of
+# 4-byte slots that finds them. Part of region_graph.pyx.
 
 cdef enum:
     CHUNK_BITS = 14
@@ -97,7 +98,7 @@ cdef class EdgeTable:
         return 0
 
     cdef inline Edge* meet(self, uint32_t lower, uint32_t upper) noexcept nogil:
-        """Where to add a contact of a pair: what the pair added lately, or a new start that makes another one pending."""
+        """Where to add a contact of a pair: its recent sum, or a new one in place of another, which gets pending."""
         cdef Edge* edge = &self.recent[mix((<uint64_t>lower << 32) | upper) >> (64 - RECENT_BITS)]
         if edge.lower != lower or edge.upper != upper:
             if edge.count:

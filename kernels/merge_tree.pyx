@@ -1,4 +1,4 @@
-# From merges to labels: the forest of a merge tree, the table of a threshold, labels through a table, size-dependent linkage.
+# From merges to labels: the forest of a merge tree, the table of a threshold, labels through a table; size linkage.
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -66,7 +66,7 @@ def look_up(const label_t[:, :, :] labels, const uint32_t[:] table, uint32_t[:, 
 
 def link_by_size(const uint32_t[:] u, const uint32_t[:] v, const int64_t[:] order, int64_t[::1] sizes, int64_t limit,
                  uint32_t[::1] parent, int64_t[::1] merged):
-    """The number of edges, in the given order, that join two clusters of which one is below the limit; listed in merged."""
+    """How many edges, in the given order, join two clusters of which one is below the limit; merged lists them."""
     cdef Py_ssize_t i, count = 0
     cdef uint32_t x, y
     with nogil:

@@ -1,8 +1,7 @@
 # Edges between touching fragments, with statistics that pool: integers, extrema and a key, so no order of visits shows.
 #
-# A thread walks a slab and keeps one record per pair of fragments it meets: records lie in the order of first touch, hence
-# those in use lie close together, and an open-addressing index of 4-byte slots finds them. collect_* bring the records
-# of all threads into (u, v) order and pool what several threads saw.
+# A thread walks a slab and keeps one record per pair of fragments it meets (edge_table.pxi). collect_* bring the
+# records of all threads into (u, v) order and pool what several threads saw.
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -102,12 +101,12 @@ cdef int scan_row(EdgeTable table, const label_t* later, const label_t* earlier,
 
 def add_faces(EdgeTable table, const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[::1] decode,
               const int64_t[:, ::1] channels, Py_ssize_t start, Py_ssize_t stop, Py_ssize_t tile_rows,
-              const int64_t[::1] origin, const int64_t[::1] volume):
-    """Adds every contact whose later voxel lies in sections [start, stop).
+              const int64_t[::1] halo, const int64_t[::1] origin, const int64_t[::1] volume):
+    """Adds every contact whose later voxel lies in sections [start, stop), outside the first rows and columns of halo.
 
-    A row of `channels` is (channel, dz, dy, dx, stored at the earlier voxel, digit): the channel joins a voxel and the earlier one
-    at minus (dz, dy, dx). The key of a contact is (linear index of the later voxel in the whole volume) * 3 (or the number of
-    digits) + digit.
+    A row of `channels` is (channel, dz, dy, dx, stored at the earlier voxel, digit): the channel joins a voxel and the
+    earlier one at minus (dz, dy, dx). The key of a contact is (linear index of the later voxel in the whole volume) * 3
+    (or the number of channels, if larger) + digit.
     """
     cdef Py_ssize_t z, y, tile, channel, x0, x1, row
     cdef Py_ssize_t rows = labels.shape[1], width = labels.shape[2]
@@ -121,27 +120,28 @@ def add_faces(EdgeTable table, const label_t[:, :, :] labels, const value_t[:, :
     marks.resize(width + 8)
     with nogil:
         # tiles of rows, so that the section before is still in the cache when its voxels are compared
-        tile = 0
+        tile = halo[1]
         while tile < rows:
             for z in range(start, stop):
                 for y in range(tile, min(tile + tile_rows, rows)):
                     for row in range(channels.shape[0]):
                         channel, dz, dy, dx = channels[row, 0], channels[row, 1], channels[row, 2], channels[row, 3]
-                        x0, x1 = max(<Py_ssize_t>0, dx), min(width, width + dx)
+                        x0, x1 = max(<Py_ssize_t>halo[2], dx), min(width, width + dx)
                         if z < dz or y < dy or y - dy >= rows or x0 >= x1:
                             continue
                         at = channels[row, 4]
                         key = (((z + origin[0]) * volume[1] + y + origin[1]) * volume[2] + x0 + origin[2]) * digits
                         scan_row(table, &labels[z, y, x0], &labels[z - dz, y - dy, x0 - dx], stride,
                                  &affs[channel, z - at * dz, y - at * dy, x0 - at * dx], value_stride,
-                                 &decode[0], <int>(x1 - x0), key + channels[row, 5], digits, marks.data(), contacts.data())
+                                 &decode[0], <int>(x1 - x0), key + channels[row, 5], digits, marks.data(),
+                                 contacts.data())
                     table.add_pending()
             tile += tile_rows
         table.add_recent()
 
 
-def add_edges(EdgeTable table, const uint32_t[::1] lower, const uint32_t[::1] upper, const int64_t[::1] count,
-              const int64_t[::1] total, const float[::1] most, const float[::1] least, const uint64_t[::1] key):
+def add_edges(EdgeTable table, const uint32_t[:] lower, const uint32_t[:] upper, const int64_t[:] count,
+              const int64_t[:] total, const float[:] most, const float[:] least, const uint64_t[:] key):
     """Adds edges that were measured elsewhere."""
     cdef Py_ssize_t i
     cdef Edge part
@@ -208,7 +208,7 @@ def collect_sort(const int64_t[::1] starts, uint64_t[::1] entries, Py_ssize_t fi
 def collect_pool(list tables, const int64_t[::1] starts, const uint64_t[::1] entries, Py_ssize_t first, Py_ssize_t last,
                  int64_t place, uint32_t[::1] lower, uint32_t[::1] upper, int64_t[::1] count, int64_t[::1] total,
                  float[::1] most, float[::1] least, uint64_t[::1] key, int64_t[::1] edge_of):
-    """Writes the pooled edges with lower id in [first, last) from `place` on; edge_of[number], if not empty, says where."""
+    """Writes the pooled edges with lower id in [first, last) from `place` on; edge_of[number] is set unless empty."""
     cdef vector[Edge*] chunks
     cdef EdgeTable table
     cdef Py_ssize_t node
@@ -253,8 +253,9 @@ def collect_bins(EdgeTable table, int64_t[::1] numbers, int64_t[::1] bins, int64
                 i += 1
 
 
-def measure(const label_t[:, :, :] labels, Py_ssize_t start, Py_ssize_t stop, int64_t[::1] sizes, int64_t[:, ::1] boxes):
-    """Adds the voxels of sections [start, stop) to sizes and, where boxes is not empty, widens (first z y x, last z y x)."""
+def measure(const label_t[:, :, :] labels, Py_ssize_t start, Py_ssize_t stop, int64_t[::1] sizes,
+            int64_t[:, ::1] boxes):
+    """Adds the voxels of sections [start, stop) to sizes and, unless empty, to boxes (first z y x, last z y x)."""
     cdef Py_ssize_t z, y, x, first, width = labels.shape[2]
     cdef label_t label
     cdef bint with_boxes = boxes.shape[0] > 0

@@ -1,5 +1,5 @@
-# waterz step by step, ties and float32 rounding included, to compare with it: a binary heap on the score an edge had when it
-# was pushed, every region's edges in the order they were attached, and the region of the larger id moving into the other.
+# waterz step by step, ties and float32 rounding included, to compare with it: a binary heap on the score an edge had
+# when it was pushed, every region's edges in the order they were attached, the larger id moving into the smaller.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.algorithm cimport lower_bound
@@ -36,7 +36,7 @@ cdef extern from *:
 
 def running_means(const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[:] decode,
                   const int64_t[:, ::1] channels, const uint32_t[:] u, const uint32_t[:] v, float[::1] means):
-    """Writes the mean of every edge as it comes out of float32 updates in raster order, the channels of a voxel in turn."""
+    """Writes every edge's mean as float32 updates in raster order give it, the channels of a voxel in turn."""
     cdef vector[uint64_t] pairs
     cdef vector[int64_t] counts
     cdef Py_ssize_t z, y, x, z0, y0, x0, row, at, edge

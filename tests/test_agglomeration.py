@@ -184,6 +184,19 @@ def test_cut_takes_out_strided_and_read_only_arrays():
     np.testing.assert_array_equal(tree.table(.5)[fragments], wanted)
 
 
+def test_a_sweep_gives_the_cuts_one_after_the_other_in_one_array():
+    rng = np.random.default_rng(11)
+    fragments, affs = rng.integers(0, 300, (9, 8, 7)).astype(np.uint32), rng.random((3, 9, 8, 7)).astype(np.float32)
+    tree = segment.agglomerate(segment.region_graph(fragments, affs))
+    thresholds = [.9, .1, .5, .5, 0, 1]
+    kept = fragments.copy()
+    for out in (None, np.empty_like(fragments), kept):
+        source = fragments if out is not kept else kept
+        for threshold, labels in segment.sweep(source, tree, thresholds, out=out):
+            np.testing.assert_array_equal(labels, segment.cut(fragments, tree, threshold))
+            assert out is None or labels is out
+
+
 def test_graphs_without_edges_leave_everything_apart():
     for shape in ((0, 3, 3), (1, 1, 1), (2, 1, 3)):
         fragments, affs = np.full(shape, 1, np.uint32), np.ones((3, *shape), np.float32)

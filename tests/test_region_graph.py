@@ -124,6 +124,24 @@ def test_keys_of_a_block_are_those_of_the_whole_volume():
     assert set(block.key.tolist()) <= keys
 
 
+def test_graphs_of_blocks_pool_to_that_of_the_volume():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        shape = tuple(rng.integers(2, 9, 3))
+        fragments, affs = volume(rng, shape)
+        parts = []
+        cuts = [(0, int(rng.integers(1, size)), size) for size in shape]
+        for corner in np.ndindex(2, 2, 2):
+            start = [cut[i] for cut, i in zip(cuts, corner)]
+            begin = [max(0, s - 1) for s in start]
+            block = tuple(slice(b, cut[i + 1]) for b, cut, i in zip(begin, cuts, corner))
+            parts.append(segment.region_graph(fragments[block], affs[:, *block], origin=begin, volume_shape=shape,
+                                              halo=np.subtract(start, begin)))
+        whole, pooled = segment.region_graph(fragments, affs), segment.pool_graphs(parts)
+        for name in ("u", "v", "count", "sum", "max", "min", "key", "sizes"):
+            np.testing.assert_array_equal(getattr(pooled, name), getattr(whole, name), err_msg=name)
+
+
 BAD = {
     "fragments must be whole-number labels": lambda f, a: ((f.astype(np.float32), a), {}),
     "fragments must be whole-number labels .z, y, x.; got .3, 4.": lambda f, a: ((f[0], a), {}),

@@ -51,13 +51,14 @@ class RegionGraph:
 def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None,
                  channels: Sequence[int] | None = None, edge: str = "later", table: np.ndarray | None = None,
                  score: str | Score | None = None, statistics: Sequence[str] = ("sizes",),
-                 origin: Sequence[int] = (0, 0, 0), volume_shape: Sequence[int] | None = None,
-                 threads: int | None = None) -> RegionGraph:
+                 halo: Sequence[int] = (0, 0, 0), origin: Sequence[int] = (0, 0, 0),
+                 volume_shape: Sequence[int] | None = None, threads: int | None = None) -> RegionGraph:
     """The graph of touching fragments (z, y, x) with the affinities (c, z, y, x) between them; label 0 takes no part.
 
     channels picks channels (default: every one that has an offset), also long-range ones. statistics adds to counts,
     sums, extrema and keys any of "sizes", "boxes", "histogram" (256 bins) and "running_mean" (for tie_break="waterz");
-    what `score` needs is added too. origin and volume_shape place a block in its volume, so that keys are global.
+    what `score` needs is added too. origin and volume_shape place a block in its volume, so that keys are global; the
+    first `halo` planes of it along z, y and x belong to other blocks, and only serve as neighbours.
     """
     fragments, largest = check_fragments(fragments, threads)
     affs = np.asarray(affs)
@@ -72,14 +73,15 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     if score is not None and parse_score(score).every_contact:
         wanted.add("histogram")
     rows = _channel_rows(affs.shape[0], offsets, channels, edge)
-    place = np.array([origin, volume_shape if volume_shape is not None else fragments.shape], np.int64)
-    if place.shape != (2, 3) or (place[0] < 0).any() or (place[0] + fragments.shape > place[1]).any():
-        raise InputError(f"origin {origin} and volume_shape {volume_shape} "
+    place = np.array([halo, origin, volume_shape if volume_shape is not None else fragments.shape], np.int64)
+    if place.shape != (3, 3) or (place < 0).any() or (place[1] + fragments.shape > place[2]).any():
+        raise InputError(f"halo {halo}, origin {origin} and volume_shape {volume_shape} "
                          f"must place fragments {fragments.shape} inside")
     threads = thread_count(threads)
     values, decode = _decoded(affs, check_table(table, affs.dtype))
-    cuts = slabs(fragments.shape[0], threads) or [(0, 0)]  # an empty volume has a graph too
-    tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts]
+    first = int(place[0, 0])
+    cuts = [(first + start, first + stop) for start, stop in slabs(max(0, fragments.shape[0] - first), threads)]
+    tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts or [None]]  # an empty volume has a graph too
 
     def add_faces(edges: kernel.EdgeTable, start: int, stop: int) -> None:
         kernel.add_faces(edges, fragments, values, decode, rows, start, stop, _TILE_ROWS, *place)
@@ -89,12 +91,30 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
         check_values(affs, [int(row[0]) for row in rows], threads)
     sizes = boxes = None
     if wanted & {"sizes", "boxes"}:
-        sizes, boxes = measure(fragments, largest, threads, "boxes" in wanted)
+        own = fragments[tuple(slice(planes, None) for planes in place[0])]
+        sizes, boxes = measure(own, largest, threads, "boxes" in wanted)
     edges = _collect(tables, largest, threads)
     if "running_mean" in wanted:
         edges["running_mean"] = np.zeros(len(edges["u"]), np.float32)
         waterz_replay.running_means(fragments, values, decode, rows, edges["u"], edges["v"], edges["running_mean"])
     return RegionGraph(largest, sizes=sizes, boxes=boxes, **edges)
+
+
+def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
+    """The graph of all contacts of several, which number fragments alike and measured different contacts.
+
+    Sizes add up where all have them; boxes, histograms and running means are not pooled.
+    """
+    if not graphs:
+        raise InputError("pool_graphs needs at least one graph")
+    fragments = max(graph.fragments for graph in graphs)
+    table = kernel.EdgeTable()
+    sizes = np.zeros(fragments + 1, np.int64) if all(graph.sizes is not None for graph in graphs) else None
+    for graph in graphs:
+        kernel.add_edges(table, graph.u, graph.v, graph.count, graph.sum, graph.max, graph.min, graph.key)
+        if sizes is not None:
+            sizes[: graph.fragments + 1] += graph.sizes
+    return RegionGraph(fragments, sizes=sizes, **_collect([table], fragments, 1))
 
 
 def check_fragments(fragments: np.ndarray, threads: int | None = None) -> tuple[np.ndarray, int]:

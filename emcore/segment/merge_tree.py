@@ -4,7 +4,7 @@ Regions merge while score < threshold, smallest score first. Equal scores are ta
 key being the largest among an edge's contacts: with that rule the tree is a function of the graph alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -215,9 +215,28 @@ def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[floa
     """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""
     if not np.isscalar(threshold):
         if out is not None:
-            raise InputError("out takes one threshold; loop over the thresholds, or use tree.table")
+            raise InputError("out takes one threshold; sweep goes through several in one array")
         return [cut(fragments, tree, one, threads=threads) for one in threshold]
     return look_up(fragments, tree.table(threshold), out=out, threads=threads)
+
+
+def sweep(fragments: np.ndarray, tree: MergeTree, thresholds: Sequence[float], *, out: np.ndarray | None = None,
+          threads: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """(threshold, labels) for rising thresholds, each time in the same array: copy what is to be kept.
+
+    out may be fragments itself, which is then overwritten; without it the labels take one new array.
+    """
+    before = None
+    for threshold in sorted(thresholds):
+        table = tree.table(threshold)
+        if before is None:
+            out = look_up(fragments, table, out=out, threads=threads)
+        else:  # from the labels there are: they lie in one array with those to come
+            step = np.zeros(int(before.max()) + 1, np.uint32)
+            step[before] = table
+            look_up(out, step, out=out, threads=threads)
+        before = table
+        yield threshold, out
 
 
 def look_up(fragments: np.ndarray, table: np.ndarray, *, out: np.ndarray | None = None,
