@@ -140,7 +140,7 @@ cdef class Slab:
 
 cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t y, vector[uint32_t]& ends,
                    vector[label_t]& copy, vector[uint64_t]& values, uint32_t* where) noexcept nogil:
-    """Appends the runs of one row to the slab, and their labels to values; where: each voxel's place there, or NULL."""
+    """Appends the runs of one row to the slab, and their labels to values; where: each voxel's run of the row, or NULL."""
     cdef int64_t x, number = 0, nx = labels.shape[2], first = <int64_t>slab.nodes.size()
     cdef const label_t* row
     cdef uint32_t *stop = ends.data(), *node
@@ -152,12 +152,12 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
             copy[x] = labels[z, y, x]
         row = copy.data()
     if where != NULL:
-        where[0] = <uint32_t>values.size()
+        where[0] = 0
     for x in range(1, nx):
         stop[number] = <uint32_t>x
         number += row[x] != row[x - 1]
         if where != NULL:
-            where[x] = <uint32_t>(values.size() + number)
+            where[x] = <uint32_t>number
     stop[number] = <uint32_t>nx
     number += 1
     slab.ends.insert(slab.ends.end(), stop, stop + number)
@@ -171,14 +171,15 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
     slab.firsts.push_back(first + number)
 
 
-cdef void reach(Slab slab, const Piece& piece, const uint32_t* where, const uint64_t* values, int64_t first,
-                int64_t nx) noexcept nogil:
+cdef inline void reach(uint32_t* nodes, const Piece& piece, const Row& row, const uint32_t* where,
+                       int64_t nx) noexcept nogil:
     """Unites a piece with the runs of its label in another row that touch it, also at corners."""
-    cdef int64_t x = max(<int64_t>piece.left, 0), stop = min(<int64_t>piece.right, nx)
+    cdef int64_t x = max(<int64_t>piece.left, 0), stop = min(<int64_t>piece.right, nx), run
     while x < stop:
-        if values[where[x]] == piece.value:
-            unite(slab.nodes.data(), piece.node, <uint32_t>(first + where[x]))
-        x = slab.ends[first + where[x]]
+        run = where[x]
+        if row.values[run] == piece.value:
+            unite(nodes, piece.node, row.first + <uint32_t>run)
+        x = row.ends[run]
 
 
 cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
@@ -192,11 +193,14 @@ cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, 
     cdef int64_t i, dy, above = plane - slab.height, low = max(-1, -y), high = min(2, slab.height - y)
     if axes == 3 and last != NULL:
         slab.join(row, slab.row(above + y, above, last), False)
-        for i in range(slab.apart):
-            for dy in range(low, high):
-                reach(slab, slab.pieces[i], before + (y + dy) * nx, last, slab.firsts[above], nx)
-            if y > 0:
-                reach(slab, slab.pieces[i], where + (y - 1) * nx, values, slab.firsts[plane], nx)
+        for dy in range(low, high):
+            row = slab.row(above + y + dy, above, last)
+            for i in range(slab.apart):
+                reach(slab.nodes.data(), slab.pieces[i], row, before + (y + dy) * nx, nx)
+        if y > 0:
+            row = slab.row(plane + y - 1, plane, values)
+            for i in range(slab.apart):
+                reach(slab.nodes.data(), slab.pieces[i], row, where + (y - 1) * nx, nx)
         return
     if y > 0:
         slab.join(row, slab.row(plane + y - 1, plane, values), axes > 1)

@@ -34,7 +34,8 @@ cdef struct Entry:
 cdef inline int64_t slot_of(const vector[Entry]& entries, uint64_t key) noexcept nogil:
     """Where key is, or the free entry where it belongs (open addressing, never more than half full)."""
     cdef uint64_t mask = entries.size() - 1
-    cdef uint64_t slot = ((key * <uint64_t>0x9E3779B97F4A7C15) >> 32) & mask
+    # the upper half folded in first: ids that are multiples of a large power of two (blocks) would all meet
+    cdef uint64_t slot = (((key ^ (key >> 32)) * <uint64_t>0x9E3779B97F4A7C15) >> 32) & mask
     while entries[slot].place >= 0 and entries[slot].key != key:
         slot = (slot + 1) & mask
     return <int64_t>slot
