@@ -85,8 +85,7 @@ cdef class Slab:
     cdef vector[uint64_t] top, bottom  # the labels of the runs of its first and its last plane, and one 0 more
     cdef vector[Pair] pairs  # what `match` found
     cdef vector[Piece] pieces
-    cdef int64_t found, apart
-    cdef int64_t height  # rows of a plane
+    cdef int64_t found, apart, height  # their numbers; the rows of a plane
     cdef readonly int64_t count
 
     cdef Row row(self, int64_t index, int64_t plane, const uint64_t* values) noexcept nogil:
@@ -144,7 +143,7 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
     cdef int64_t x, number = 0, nx = labels.shape[2], first = <int64_t>slab.nodes.size()
     cdef const label_t* row
     cdef uint32_t *stop = ends.data(), *node
-    cdef uint64_t* value
+    cdef uint64_t *value
     if labels.strides[2] == <Py_ssize_t>sizeof(label_t):
         row = &labels[z, y, 0]
     else:
@@ -171,15 +170,16 @@ cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t
     slab.firsts.push_back(first + number)
 
 
-cdef inline void reach(uint32_t* nodes, const Piece& piece, const Row& row, const uint32_t* where,
-                       int64_t nx) noexcept nogil:
-    """Unites a piece with the runs of its label in another row that touch it, also at corners."""
-    cdef int64_t x = max(<int64_t>piece.left, 0), stop = min(<int64_t>piece.right, nx), run
-    while x < stop:
-        run = where[x]
-        if row.values[run] == piece.value:
-            unite(nodes, piece.node, row.first + <uint32_t>run)
-        x = row.ends[run]
+cdef void reach(Slab slab, Row row, const uint32_t* where, int64_t nx) noexcept nogil:
+    """Unites the pieces that `match` found with the runs of their label in another row that touch them."""
+    cdef int64_t i, x, stop
+    for i in range(slab.apart):
+        x = max(<int64_t>slab.pieces[i].left, 0)
+        stop = min(<int64_t>slab.pieces[i].right, nx)
+        while x < stop:
+            if row.values[where[x]] == slab.pieces[i].value:
+                unite(slab.nodes.data(), slab.pieces[i].node, row.first + where[x])
+            x = row.ends[where[x]]
 
 
 cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
@@ -190,17 +190,13 @@ cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, 
     neighbours there and in the row before, since those touch both. Only the few others look at all four rows.
     """
     cdef Row row = slab.row(plane + y, plane, values)
-    cdef int64_t i, dy, above = plane - slab.height, low = max(-1, -y), high = min(2, slab.height - y)
+    cdef int64_t dy, above = plane - slab.height, low = max(-1, -y), high = min(2, slab.height - y)
     if axes == 3 and last != NULL:
         slab.join(row, slab.row(above + y, above, last), False)
         for dy in range(low, high):
-            row = slab.row(above + y + dy, above, last)
-            for i in range(slab.apart):
-                reach(slab.nodes.data(), slab.pieces[i], row, before + (y + dy) * nx, nx)
+            reach(slab, slab.row(above + y + dy, above, last), before + (y + dy) * nx, nx)
         if y > 0:
-            row = slab.row(plane + y - 1, plane, values)
-            for i in range(slab.apart):
-                reach(slab.nodes.data(), slab.pieces[i], row, where + (y - 1) * nx, nx)
+            reach(slab, slab.row(plane + y - 1, plane, values), where + (y - 1) * nx, nx)
         return
     if y > 0:
         slab.join(row, slab.row(plane + y - 1, plane, values), axes > 1)
@@ -228,13 +224,13 @@ def scan(const label_t[:, :, :] labels, int axes):
     cdef Slab slab = Slab()
     cdef int64_t z, y, plane, nz = labels.shape[0], ny = labels.shape[1], nx = labels.shape[2]
     cdef vector[uint32_t] ends, where, before
-    cdef vector[label_t] copy
     cdef vector[uint64_t] values, last
+    cdef vector[label_t] copy
     slab.height = ny
     with nogil:
         if axes == 3 and nz > 1:
             where.resize(ny * nx)
-            before.resize(ny * nx)
+            before = where
         ends.resize(nx)
         copy.resize(nx)
         slab.firsts.push_back(0)

@@ -55,6 +55,23 @@ def test_far_voxels_have_the_distance_to_the_only_other_label(resolution):
         assert (np.abs(own - expected) <= BOUND * expected).all()
 
 
+@pytest.mark.parametrize("shape, resolution", [((300, 4, 40), (0.02, 1, 1)), ((3, 300, 40), (1, 0.02, 1)),
+                                               ((300, 40), (0.02, 1)), ((250, 250, 3), (0.03, 0.05, 1))])
+def test_columns_of_many_parabolas_equal_the_distance_to_the_nearest_hole(shape, resolution):
+    """Fine steps along one axis, so that a search would go far and the envelope does the work."""
+    random = np.random.default_rng(9)
+    for share in (0.0005, 0.003, 0.02):
+        mask = random.random(shape) > share
+        mask[tuple(size // 3 for size in shape)] = False
+        sizes = np.asarray(resolution)
+        voxels = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1) * sizes
+        expected = np.full(shape, np.inf)
+        for hole in np.argwhere(~mask) * sizes:
+            expected = np.minimum(expected, ((voxels - hole) ** 2).sum(-1))
+        own = distance_transform(mask, resolution)
+        assert (np.abs(own - np.sqrt(expected)) <= BOUND * np.sqrt(expected)).all()
+
+
 def test_any_number_of_threads_and_any_strides_give_the_same_bits():
     labels = np.random.default_rng(3).integers(0, 2, (6, 7, 8)).repeat(5, 0).repeat(4, 1).repeat(9, 2)
     labels.setflags(write=False)
