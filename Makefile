@@ -39,7 +39,7 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr pyyaml ruff)
 	@touch $@
 
-build/.kernels: $(wildcard kernels/*.pyx) setup.py $(packages)
+build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 	$(call step,compiling kernels/*.pyx,$(python) setup.py -q build_ext --inplace)
 	@mkdir -p build && touch $@
 
