@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -320,8 +321,10 @@ def test_the_link_holds_the_layers_as_json():
 
 
 def test_the_command_prints_its_address_and_the_link_and_ends_with_the_interrupt(folder):
+    # a suite that runs in the background has interrupts ignored, and so would the server
     process = subprocess.Popen([sys.executable, "-m", "emcore", "serve", folder, "--port", "0"], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     first, link = process.stdout.readline(), process.stdout.readline()
     found = re.fullmatch(rf"serving {folder} at http://127\.0\.0\.1:(\d+) until Ctrl-C\n", first)
     assert found, first
