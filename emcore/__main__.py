@@ -20,7 +20,6 @@ TOOLS = {
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
     "score": ("emcore.metrics.score", "score two label files against each other"),
-    "augment": ("emcore.data.sheet", "write a PNG sheet of every augmentation of a config"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 

@@ -42,7 +42,7 @@ class Save:
     minutes: float = 10.0  # between checkpoints, whichever comes first; 0 counts steps only
     last: int = 2  # newest checkpoints kept
     best: int = 1  # best checkpoints kept besides, by monitor
-    monitor: Literal["loss/val", "loss/train", "voi", "arand"] = "loss/val"  # what best means; the lowest
+    monitor: Literal["loss/val", "loss/train"] = "loss/val"  # what best means; the lowest
     at: tuple[int, ...] = ()  # steps whose checkpoint is kept for ever
 
 
@@ -50,7 +50,6 @@ class Save:
 class Validate:
     steps: int = 1000  # between validations; 0 never
     crops: int = 16  # patches of data.validation, the same ones every time
-    decode: bool = False  # segment whole validation volumes and score them: log voi and arand
 
 
 @dataclass(frozen=True)
