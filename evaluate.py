@@ -17,6 +17,7 @@ from pathlib import Path
 from emcore import config
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
+from emcore.settings.data import result_name
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,12 +30,11 @@ def main(arguments: Sequence[str]) -> int:
     results = newest_results(folder)
 
     from emcore.report.page import write_report
-
     from emcore.report.scores import score_volume
 
     found = {}
-    for volume in settings.data.test:
-        name = volume.name or ("test_im" if len(settings.data.test) == 1 else Path(volume.image.partition(":")[0]).stem)
+    for number, volume in enumerate(settings.data.test):
+        name = result_name(settings.data, number)
         if volume.label is None:
             print(f"{name}: no truth (data.test label), not scored")
             continue

@@ -17,6 +17,7 @@ from pathlib import Path
 from emcore import config
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
+from emcore.settings.data import result_name
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +62,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     results = folder / f"results_step={step}"
     results.mkdir(parents=True, exist_ok=True)
     for number, volume in enumerate(settings.data.test):
-        target = results / f"{volume_name(settings, number)}_prediction.h5"
+        target = results / f"{result_name(settings.data, number)}_prediction.h5"
         start = time.monotonic()
         if not target.exists():
             predict(model, volume, target, window=settings.infer.window or settings.data.patch, infer=settings.infer,
@@ -70,7 +71,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
         if not target.exists():
             continue  # another process is finishing it, and decodes it
         print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
-        labels = results / f"{volume_name(settings, number)}_labels.h5"
+        labels = results / f"{result_name(settings.data, number)}_labels.h5"
         if settings.decode.kind != "none" and not is_decoded(labels):
             start = time.monotonic()
             decode(open_volume(target), settings.decode, labels)
@@ -94,10 +95,10 @@ def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) ->
 
     results = folder / f"results_step={int(checkpoint.read(path).get('step', 0))}"
     for number in range(len(settings.data.test)):
-        stored = results / f"{volume_name(settings, number)}_labels.h5"
+        stored = results / f"{result_name(settings.data, number)}_labels.h5"
         if not stored.exists():
             raise InputError(f"there is no {stored}: run infer.py without --cut first")
-        print(recut(stored, threshold, results / f"{volume_name(settings, number)}_labels_{threshold:g}.h5"))
+        print(recut(stored, threshold, results / f"{result_name(settings.data, number)}_labels_{threshold:g}.h5"))
     return 0
 
 
@@ -105,14 +106,6 @@ def is_decoded(labels: Path) -> bool:
     from emcore.volumes import list_datasets
 
     return labels.exists() and any(item.name == "labels" for item in list_datasets(labels))
-
-
-def volume_name(settings: Settings, number: int) -> str:
-    """How a test volume is called in results; a single one is test_im, as the published recipes call it."""
-    volume = settings.data.test[number]
-    if volume.name:
-        return volume.name
-    return "test_im" if len(settings.data.test) == 1 else Path(volume.image.partition(":")[0]).stem
 
 
 if __name__ == "__main__":

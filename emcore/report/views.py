@@ -13,6 +13,7 @@ from emcore.report import mistakes
 from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
+from emcore.settings.data import result_name
 from emcore.volumes import Volume, open_volume
 
 CHANNELS = 3  # of a prediction that are shown
@@ -22,7 +23,7 @@ CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
 def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
     """What the page needs of data.test[number], with at most `limit` grid points a layer."""
     test = settings.data.test[number]
-    name = test.name or ("test_im" if len(settings.data.test) == 1 else Path(test.image.partition(":")[0]).stem)
+    name = result_name(settings.data, number)
     labels = results / f"{name}_labels.h5"
     notes: list[str] = []
     opened = open_all({"raw": Path(settings.data.folder, test.image),

@@ -1,6 +1,7 @@
 """[data]: which volumes, which patches of them, and how intensities are scaled."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Triple = tuple[int, int, int]
@@ -43,3 +44,9 @@ class Data:
     reject_tries: int = 50  # draws before the last one is kept all the same
     workers: int = 2  # processes that read patches, a rank; 0 reads in the training process
     prefetch: int = 4  # batches that each worker keeps ready
+
+
+def result_name(data: Data, number: int) -> str:
+    """How a test volume is called in results; a single one is test_im, as the published recipes call it."""
+    volume = data.test[number]
+    return volume.name or ("test_im" if len(data.test) == 1 else Path(volume.image.partition(":")[0]).stem)
