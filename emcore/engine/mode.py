@@ -210,9 +210,9 @@ def child() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-        if sum(times) > 60:
+        if sum(times[1:]) > 60:  # the first step may have compiled for minutes; what counts is the next
             break
-    print(json.dumps({"first": times[0], "seconds": min(times[1:] or times)}))
+    print(json.dumps({"first": times[0], "seconds": min(times[1:])}))
 
 
 if __name__ == "__main__":
