@@ -177,8 +177,9 @@ ids = np.arange(1, 9).reshape(1, 2, 4)
 tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), score=np.array([0.5]), fragments=8)
 print(metrics.rand(metrics.contingency(ids, ids)), metrics.threshold_curve(ids, tree, ids).voi.merge[1])
 metrics.neuron_border_mask(ids, (40, 4, 4))
-from emcore.metrics import compilation
-print(compilation.cache_folder())
+import emcore, numba
+from emcore.cache import cache_folder
+print(cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}"))
 print(time.process_time() - start)
 """
 

@@ -13,13 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "emcore"
 
 # part of emcore -> the parts it may import; imports only go down (docs/architecture.md)
-GROUND = {"errors", "threads", "progress", "png"}
+GROUND = {"errors", "threads", "progress", "png", "cache"}
 FLOOR = {
     "kernels": set(),
     "config": GROUND,
     "settings": GROUND | {"config"},
     "volumes": GROUND | {"config"},
-    "synth": GROUND | {"config", "volumes", "metrics"},  # only for compiled(): machine code is cached in one place
+    "synth": GROUND | {"config", "volumes"},
     "segment": GROUND | {"kernels", "config", "volumes"},
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
     "legacy": GROUND | {"config", "settings"},

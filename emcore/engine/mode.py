@@ -13,7 +13,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from emcore.cache import cache_folder
 from emcore.config import to_table
 from emcore.errors import InputError
 from emcore.settings.model import Model
@@ -39,21 +39,6 @@ class Mode:
     compile: bool
     instructions: str = ""  # limit of the instruction sets, empty for none
     reason: str = ""  # one line for the log
-
-
-def cache_folder() -> Path:
-    """A folder of this user that can be written: the usual cache, else a temporary one."""
-    for base in (os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~/.cache"),
-                 os.path.join(tempfile.gettempdir(), f"emcore-{os.getuid()}")):
-        if base:
-            folder = Path(base) / "emcore"
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                if os.access(folder, os.W_OK):
-                    return folder
-            except OSError:
-                continue
-    return Path(tempfile.mkdtemp(prefix="emcore-"))
 
 
 def processor() -> str:
@@ -77,7 +62,10 @@ def choose_mode(model: Model, train: Train, patch: tuple[int, int, int], samples
     wanted = {"precision": train.precision, "layout": train.layout, "compile": train.compile, "device": device}
     key = hashlib.sha256(json.dumps([work, wanted, version("torch"), processor(), _gpu(), steps > 200],
                                     sort_keys=True).encode()).hexdigest()[:24]
-    verdict = cache_folder() / f"mode-{key}.json"
+    folder = cache_folder("modes")
+    if folder is None:
+        return _measure(work, train, device, steps)
+    verdict = folder / f"{key}.json"
     if verdict.is_file():
         try:
             return Mode(**json.loads(verdict.read_text()))

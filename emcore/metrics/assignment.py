@@ -4,7 +4,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 
 _ints = types.Array(types.int64, 1, "C")
 _ints_in = types.Array(types.int64, 1, "C", readonly=True)

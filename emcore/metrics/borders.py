@@ -7,8 +7,8 @@ import numpy as np
 from numba import types
 from numpy.typing import ArrayLike, NDArray
 
+from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.compilation import compiled
 from emcore.threads import run_parallel, thread_count
 
 _bits_in = types.Array(types.boolean, 2, "C", readonly=True)

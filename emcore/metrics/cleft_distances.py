@@ -12,8 +12,8 @@ import numpy as np
 from numba import types
 from numpy.typing import ArrayLike, NDArray
 
+from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.compilation import compiled
 from emcore.metrics.pairs import as_volume, boxes, check_not_negative, check_shapes, check_types
 from emcore.threads import run_parallel, slabs, thread_count
 

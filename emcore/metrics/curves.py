@@ -14,8 +14,8 @@ import numpy as np
 from numba import types
 from numpy.typing import ArrayLike, NDArray
 
+from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.compilation import compiled
 from emcore.metrics.partitions import Rand, SquareSums, Voi, rand_of_sums, square_sums, voi
 from emcore.metrics.tables import Contingency, contingency
 

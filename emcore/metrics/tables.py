@@ -13,8 +13,8 @@ import numpy as np
 from numba import types
 from numpy.typing import ArrayLike, NDArray
 
+from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.compilation import compiled
 from emcore.threads import run_parallel, slabs, thread_count
 
 CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 
 GRID_NM = 20.0
 PAD = 6  # grid voxels around the volume, so that its faces cut the tissue like anything else

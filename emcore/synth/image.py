@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 
 CYTOPLASM, MEMBRANE = 164.0, 34.0  # mean grey values before noise
 TEXTURE_NM = 40.0  # depth over which the texture of the cytoplasm changes

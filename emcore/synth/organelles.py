@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 from emcore.synth.growth import GRID_NM, PAD, Growth, rooms
 from emcore.synth.surface import DEPTH_NM
 from emcore.synth.synapses import Synapse

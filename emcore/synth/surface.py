@@ -7,7 +7,7 @@ table turns into nm. So surfaces are smooth at any resolution, and borders are e
 
 import numpy as np
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 from emcore.synth.growth import GRID_NM, PAD, Growth, joined
 from emcore.threads import run_parallel
 

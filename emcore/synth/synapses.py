@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 
 REACH_NM = 80.0  # how far from the cleft a synapse is looked at
 CLEFT_NM = 11.0  # half the thickness of a labelled cleft

@@ -1,4 +1,4 @@
-"""Numba kernels compiled once, and where the machine code is kept: a private folder that this user can write."""
+"""Where what can be made again is kept: a private folder of this user; compiled kernels are kept there too."""
 
 import os
 import stat
@@ -6,8 +6,6 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-
-import numba
 
 import emcore
 
@@ -28,9 +26,8 @@ def _is_private_and_writable(folder: Path) -> bool:
 
 
 @cache
-def cache_folder() -> Path | None:
-    """The user's cache folder, else one of this user in the temporary folder, else None: compile in each process."""
-    name = f"emcore-{emcore.__version__}-numba-{numba.__version__}"
+def cache_folder(name: str) -> Path | None:
+    """The folder `name` in the user's cache, else in one of this user in the temporary folder, else None."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     candidates = [user_cache / "emcore" / name, Path(tempfile.gettempdir()) / f"emcore-{owner}" / name]
@@ -45,9 +42,11 @@ def compiled(signature: object) -> Callable[[Callable], Callable]:
     One signature a kernel, compiled when its module is imported: no call can set off another compilation,
     and read-only arrays are served by the same code. Numba itself keeps the code of each kind of processor apart.
     """
+    import numba
+
     def decorate(function: Callable) -> Callable:
         chosen_by_user = numba.config.CACHE_DIR
-        folder = chosen_by_user or cache_folder()
+        folder = chosen_by_user or cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}")
         if folder is None:
             return numba.njit(signature, nogil=True)(function)
         numba.config.CACHE_DIR = str(folder)  # read once, while decorating; other programs' kernels keep their own
