@@ -18,6 +18,7 @@ from emcore import config
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.data import result_name
+from emcore.settings.target import affinity_offsets
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,7 +59,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     precision = fast_precision(settings.train.precision, device.type)
     weights = "averaged" if content.get("ema") else "plain"
     print(f"{path}, step {step}, {weights} weights, {device}, {precision}", flush=True)
-    offsets = [offset for target in settings.target if target.kind == "affinity" for offset in target.offsets] or None
+    offsets = affinity_offsets(settings.target)
     results = folder / f"results_step={step}"
     results.mkdir(parents=True, exist_ok=True)
     for number, volume in enumerate(settings.data.test):

@@ -56,7 +56,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
-    from emcore.engine.validation import Validation
+    from emcore.predict.validation import Validation
 
     train, data = settings.train, settings.data
     device, lead = ranks.device, ranks.leads
@@ -99,7 +99,7 @@ def run(settings: Settings, mode, ranks) -> int:
         first, total = finish.restore(found, parts)
         if lead:
             print(f"resuming from {found}, step {first} of {train.steps}", flush=True)
-    validation = Validation(settings, ranks, task, average)
+    validation = Validation(settings, ranks, task, average, folder)
     if lead:
         (folder / "config.toml").write_text(config.to_toml(settings))
         write_environment(folder, device)

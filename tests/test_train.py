@@ -335,3 +335,39 @@ def test_when_a_rank_dies_the_others_end_within_a_minute(place):
     assert process.returncode != 0
     assert re.search(r"rank\s*:\s*[01]", errors)
     assert "Signal 9" in errors or "-9" in errors
+
+
+DECODED = """
+[[data.validation]]
+image = "vol.h5:raw"
+label = "vol.h5:labels"
+name = "again"
+[infer]
+slab = 6
+[decode]
+kind = "affinities"
+low = 0.1
+high = 0.9
+"""
+
+
+@pytest.mark.slow
+def test_validation_scores_the_decoded_volumes_the_same_on_one_rank_and_on_two(place):
+    (place / "run.toml").write_text(CONFIG + DECODED)
+    options = ["train.steps=4", "train.validate.steps=2", "train.validate.crops=0",
+               'train.validate.scores=["voi", "rand"]',
+               "train.save.monitor=voi/val", "data.validation_part=[0.0,0.5]", "train.save.steps=2",
+               "model.rsunet.norm=none"]
+    one = train(place, "name=one", *options)
+    assert one.returncode == 0, one.stderr
+    two = train(place, "name=two", *options, ranks=2)
+    assert two.returncode == 0, two.stderr
+    first, second = rows(place, "one"), rows(place, "two")
+    assert first[0][-3:] == ["loss/val", "voi/val", "rand/val"]
+    values = [[float(value) for value in row[-3:]] for row in first[1:] if row[-1]]
+    assert len(values) == 2
+    np.testing.assert_allclose(values, [[float(v) for v in row[-3:]] for row in second[1:] if row[-1]], rtol=1e-3)
+    best = {step: value[1] for step, value in zip((2, 4), values)}
+    assert min(state(place, "one", 4)["best"].items(), key=lambda item: item[1])[0] == str(min(best, key=best.get))
+    refused(place, "save.monitor = voi/val is never computed", "train.save.monitor=voi/val", "name=three")
+    assert not list((place / "outputs" / "one").glob(".validation_*"))

@@ -59,13 +59,14 @@ class Sampler(Dataset):
         if "mask" in source.arrays and read(source, "mask", box).astype(bool).mean() <= 0.5:
             return False
         if self.data.reject_below > 0 and "label" in source.arrays:
-            label = self._labels(read(source, "label", box), source)
+            label = self.labels(source, box)
             if np.count_nonzero(label > 0) < self.data.reject_below:
                 return bool(random.random() >= self.data.reject_probability)
         return True
 
-    def _labels(self, values: np.ndarray, source: Source) -> np.ndarray:
-        """int64 labels with the configured background as 0 and unknown as IGNORE."""
+    def labels(self, source: Source, box: Sequence[tuple[int, int]]) -> np.ndarray:
+        """int64 labels of a box of the image, with the configured background as 0 and unknown as IGNORE."""
+        values = read(source, "label", box)
         out = values.astype(np.int64)  # ids from 2**63 on turn negative and are told below
         for value in _representable(self.data.background, values.dtype):
             out[values == value] = 0
@@ -91,7 +92,7 @@ class Sampler(Dataset):
                   "statistics": torch.tensor(source.statistics, dtype=torch.float32),
                   "image": torch.from_numpy(np.ascontiguousarray(image))}
         if "label" in source.arrays:
-            label = self._labels(read(source, "label", box), source)
+            label = self.labels(source, box)
             label[~_inside(source, "label", box)] = IGNORE
             sample["label"] = torch.from_numpy(label)
         if "skeleton" in source.arrays:

@@ -27,6 +27,11 @@ class Target:
     sigma: float = 80.0  # lsd: nm of the Gaussian window
 
 
+def affinity_offsets(targets: tuple[Target, ...]) -> list[Triple] | None:
+    """The offsets of all affinity channels, in their order; none where there are no affinities."""
+    return [offset for target in targets if target.kind == "affinity" for offset in target.offsets] or None
+
+
 @dataclass(frozen=True)
 class Labels:
     erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, before every target

@@ -42,14 +42,17 @@ class Save:
     minutes: float = 10.0  # between checkpoints, whichever comes first; 0 counts steps only
     last: int = 2  # newest checkpoints kept
     best: int = 1  # best checkpoints kept besides, by monitor
-    monitor: Literal["loss/val", "loss/train"] = "loss/val"  # what best means; the lowest
+    # what best means; the lowest. voi and rand are of the decoded volumes, see validate.scores
+    monitor: Literal["loss/val", "loss/train", "voi/val", "rand/val"] = "loss/val"
     at: tuple[int, ...] = ()  # steps whose checkpoint is kept for ever
 
 
 @dataclass(frozen=True)
 class Validate:
     steps: int = 1000  # between validations; 0 never
-    crops: int = 16  # patches of data.validation, the same ones every time
+    crops: int = 16  # patches of data.validation, the same ones every time; 0 covers the volumes, patch by patch
+    # of the volumes, predicted by [infer] and decoded by [decode]: columns voi/val and rand/val of the log
+    scores: tuple[Literal["voi", "rand"], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,115 @@
+"""Held-out data during training: the loss on patches, and if asked for the scores of the decoded volumes.
+
+The bare module computes them, with averaged weights if there are any; every rank does its share.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from emcore import metrics
+from emcore.data.augment import augment_batch
+from emcore.data.sampler import Sampler, load
+from emcore.data.sources import open_sources
+from emcore.data.targets import IGNORE
+from emcore.errors import InputError
+from emcore.predict.decode import decode
+from emcore.predict.streaming import predict
+from emcore.settings import Settings
+from emcore.settings.augment import Augment
+from emcore.settings.target import affinity_offsets
+from emcore.volumes import open_volume
+
+
+class Lattice(Sampler):
+    """Sample N is the N-th of the patches that cover all volumes; the last along an axis ends where the volume does."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.places = [(volume, corner, 1) for volume, spans in enumerate(self.spans) for corner in product(
+            *(_covering(low, high, patch) for (low, high), patch in zip(spans, self.data.patch)))]
+
+    def place(self, number: int) -> tuple[int, tuple[int, int, int], int]:
+        return self.places[number]
+
+
+def _covering(low: int, high: int, patch: int) -> list[int]:
+    """Corners from low to below high, a patch apart, and the last one."""
+    return sorted({*range(low, high, patch), high - 1})
+
+
+class Validation:
+    def __init__(self, settings: Settings, ranks, task, average, folder: Path):
+        self.settings, self.ranks, self.task, self.average, self.folder = settings, ranks, task, average, folder
+        chosen = settings.train.validate
+        self.possible = bool(settings.data.validation) and chosen.steps > 0
+        self.columns = ["loss/val", *(f"{name}/val" for name in chosen.scores)]
+        monitor = settings.train.save.monitor
+        if monitor not in ("loss/train", *self.columns):
+            raise InputError(f"train.save.monitor = {monitor} is never computed: name "
+                             f"{monitor.removesuffix('/val')} in train.validate.scores")
+        if not self.possible:
+            return
+        if chosen.scores and (settings.decode.kind == "none" or settings.pretrain is not None):
+            raise InputError("train.validate.scores needs labels: set decode.kind, and no table [pretrain]")
+        kind = Sampler if chosen.crops else Lattice
+        self.sampler = kind(open_sources(settings.data, "validation"), settings.data, settings.seed, stream=1)
+        self.patches = chosen.crops or len(self.sampler.places)
+
+    @torch.no_grad()
+    def run(self) -> dict[str, float]:
+        """Values by column, the same on every rank; no buffer of the net changes."""
+        task = self.task
+        self.ranks.share_buffers(task.net)
+        task.eval()
+        random = torch.get_rng_state()
+        torch.manual_seed(self.settings.seed)  # masks of pretraining: the same in every validation
+        with self.average.swapped(task.net) if self.average else nullcontext():
+            found = {"loss/val": self._mean(self._losses())}
+            names = self.settings.train.validate.scores
+            if names:
+                rows = list(self._scores())
+                found |= {f"{name}/val": self._mean(row[name] for row in rows) for name in names}
+        torch.set_rng_state(random)
+        task.train()
+        return found
+
+    def _mean(self, values: Iterator[float | torch.Tensor]) -> float:
+        """Of the values of all ranks."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        for value in values:
+            sums[0] += value
+            sums[1] += 1
+        sums = self.ranks.sum(sums)
+        return (sums[0] / sums[1]).item()
+
+    def _losses(self) -> Iterator[torch.Tensor]:
+        numbers = [[n] for n in range(self.ranks.rank, self.patches, self.ranks.world)]
+        for read in load(self.sampler, numbers, 0):
+            batch = augment_batch({name: tensor.to(self.ranks.device) for name, tensor in read.items()}, Augment(),
+                                  self.settings.data, self.settings.seed)
+            yield self.task(batch, 0)[0].double()
+
+    def _scores(self) -> Iterator[dict[str, float]]:
+        """Of every volume that is this rank's to do: predicted by [infer], decoded by [decode]."""
+        settings, data = self.settings, self.settings.data
+        for number in range(self.ranks.rank, len(data.validation), self.ranks.world):
+            source = self.sampler.sources[number]
+            box = tuple(edge for span in source.box for edge in span)
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".validation_") as place:
+                prediction, labels = Path(place) / "prediction.h5", Path(place) / "labels.h5"
+                predict(self.task.net, replace(data.validation[number], box=box), prediction,
+                        window=settings.infer.window or data.patch, infer=settings.infer, data=data,
+                        offsets=affinity_offsets(settings.target), precision=self.task.mode.precision)
+                decode(open_volume(prediction), settings.decode, labels)
+                ours = open_volume(labels, "labels")[...]
+            truth = self.sampler.labels(source, source.box)
+            table = metrics.contingency(np.where(truth == IGNORE, 0, truth), ours, ignore_truth=(0,))
+            voi, rand = metrics.voi(table), metrics.rand(table, settings.evaluate.convention)
+            yield {"voi": voi.split + voi.merge, "rand": rand.error}
