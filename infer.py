@@ -3,7 +3,7 @@
     python infer.py --cfg configs/demo.toml                    # newest checkpoint of the run
     torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the slabs are shared out
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
-    python infer.py --cfg configs/demo.toml --from prediction.h5   # decode a stored prediction
+    python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5.
 """
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
     if options.stored:
-        return decode_stored(settings, Path(options.stored))
+        return decode_stored(settings, Path(options.stored), options.cut)
     from emcore.engine import checkpoint
 
     folder = Path(settings.outputs) / settings.name
@@ -80,13 +80,16 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     return 0
 
 
-def decode_stored(settings: Settings, stored: Path) -> int:
-    from emcore.predict.decode import decode
+def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:
+    from emcore.predict.decode import decode, recut
     from emcore.volumes import open_volume
 
-    out = stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
-    out.unlink(missing_ok=True)
-    print(decode(open_volume(stored), settings.decode, out))
+    name = stored.stem.removesuffix("_prediction")
+    out = stored.with_name(f"{name}_labels.h5")
+    if threshold is None:
+        print(decode(open_volume(stored), settings.decode, out))
+    else:
+        print(recut(out, threshold, stored.with_name(f"{name}_labels_{threshold:g}.h5"), stored))
     return 0
 
 
@@ -96,10 +99,11 @@ def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) ->
 
     results = folder / f"results_step={int(checkpoint.read(path).get('step', 0))}"
     for number in range(len(settings.data.test)):
-        stored = results / f"{result_name(settings.data, number)}_labels.h5"
+        name = result_name(settings.data, number)
+        stored = results / f"{name}_labels.h5"
         if not stored.exists():
             raise InputError(f"there is no {stored}: run infer.py without --cut first")
-        print(recut(stored, threshold, results / f"{result_name(settings.data, number)}_labels_{threshold:g}.h5"))
+        print(recut(stored, threshold, results / f"{name}_labels_{threshold:g}.h5", results / f"{name}_prediction.h5"))
     return 0
 
 

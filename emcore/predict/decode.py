@@ -1,63 +1,202 @@
 """Labels from a stored prediction by [decode]; what another threshold needs is stored beside them."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emcore import segment
+from emcore import config, segment
 from emcore.errors import InputError
-from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.predict.affinities import (
+    make_fragments,
+    make_graph,
+    make_labels,
+    needs_affinities,
+    needs_graph,
+    read_affinities,
+    stored_offsets,
+    stored_table,
+)
+from emcore.segment.affinities import check_table
+from emcore.segment.storage import read_graph, write_graph
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, create_volume, open_volume
 
 
 def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
-    """Writes labels (dataset labels, and for affinities fragments and merges, which `recut` reads) to `out`."""
-    values = prediction[...]
+    """Writes the dataset labels to `out`, and for affinities what `recut` reads: fragments, graph and merges."""
+    if settings.kind == "none":
+        raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity or contour "
+                         "to make labels")
+    check_thresholds(settings)
     place = (prediction.resolution, prediction.offset)
-    how = {"decode": {name: value for name, value in settings.__dict__.items() if value is not None}}
+    fragments = graph = tree = None
     if settings.kind == "affinities":
-        if "offsets" not in prediction.attrs:
-            raise InputError(f"{prediction.name} has no attribute offsets, so its channels cannot be told apart")
-        convention = {"offsets": prediction.attrs["offsets"]}
-        if TABLE_ATTRIBUTE in prediction.attrs:
-            convention["table"] = np.array(prediction.attrs[TABLE_ATTRIBUTE], np.float32)
-        fragments = segment.watershed(values, settings.low, settings.high, **convention)
-        channels = segment.check_affinities(values, values=False, **convention).channels
-        graph = segment.region_graph(fragments, values, channels=channels, score=settings.score, **convention)
+        affs = read_affinities(prediction, settings)
+        fragments = make_fragments(affs, settings)
+        graph = make_graph(fragments, affs, settings)
         tree = segment.agglomerate(graph, settings.score)
-        labels = segment.cut(fragments, tree, settings.threshold)
-        if settings.dust_size or settings.remove_size:
-            labels = segment.merge_small(labels, values, settings.dust_size, affinity=settings.dust_affinity,
-                                         remove=settings.remove_size, score=settings.score, channels=channels,
-                                         **convention)
-        _write(out, "fragments", fragments, place, how)
-        segment.write_tree(out, tree)
-    elif settings.kind == "components":
-        foreground = values.reshape(-1, *values.shape[-3:]).max(0) > _threshold(values, settings.threshold)
-        labels = segment.connected_components(foreground, settings.connectivity)
-        if settings.remove_size:
-            labels = segment.remove_small(labels, settings.remove_size)
-    elif settings.kind == "polarity":
-        labels = segment.polarity_instances(values, settings.threshold, settings.small, exclusive=settings.exclusive)
+        labels = make_labels(fragments, graph, tree, affs, settings)
     else:
-        raise InputError("decode.kind is none: set it to affinities, components or polarity to make labels")
-    _write(out, "labels", labels, place, how)
+        labels = KINDS[settings.kind](prediction, settings)
+    out.unlink(missing_ok=True)  # old labels beside new fragments would be no one's
+    if fragments is not None:  # the small ones first: a file is copied whenever it gets another dataset
+        segment.write_tree(out, tree)
+        write_graph(out, graph)
+        _write(out, "fragments", fragments, place, settings)
+    _write(out, "labels", labels, place, settings)
     return out
 
 
-def recut(stored: Path, threshold: float, out: Path) -> Path:
-    """Writes the labels of another threshold from the stored fragments and merges."""
-    fragments = open_volume(stored, "fragments")
-    labels = segment.cut(fragments[...], segment.read_tree(stored), threshold)
-    _write(out, "labels", labels, (fragments.resolution, fragments.offset), {"threshold": threshold})
+def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = None) -> Path:
+    """Writes the labels that decode would have made with another threshold, from what it stored.
+
+    The prediction is opened only where the stored settings clear boundaries or link sections.
+    """
+    tree, labels = segment.read_tree(stored), open_volume(stored, "labels")
+    settings = replace(config.from_table(Decode, labels.attrs["decode"], "decode"), threshold=threshold)
+    check_thresholds(settings)
+    affs = None
+    if needs_affinities(settings):
+        if prediction is None or not prediction.exists():
+            raise InputError(f"{stored} was made with decode.boundary or decode.link, which look at the affinities, "
+                             f"but there is no {prediction or 'prediction beside it'}: predict again, or decode "
+                             "without them")
+        affs = read_affinities(open_volume(prediction), settings)
+    graph = read_graph(stored) if needs_graph(settings) else None
+    fragments = open_volume(stored, "fragments")[...]
+    _write(out, "labels", make_labels(fragments, graph, tree, affs, settings), (labels.resolution, labels.offset),
+           settings)
     return out
 
 
-def _threshold(values: np.ndarray, threshold: float) -> float:
-    return threshold * 255 if values.dtype == np.uint8 else threshold
+def check_thresholds(settings: Decode) -> None:
+    """Refuses thresholds that no score can pass, before any work is done."""
+    named = {"threshold": settings.threshold, "seed_threshold": settings.seed_threshold}
+    named |= {f"thresholds[{place}]": value for place, value in enumerate(settings.thresholds)}
+    for name, value in named.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"decode.{name} must be between 0 and 1, where all scores lie; got {value}")
 
 
-def _write(path: Path, dataset: str, values: np.ndarray, place: tuple, attributes: dict) -> None:
+def connected(prediction: Volume, settings: Decode) -> np.ndarray:
+    """Voxels joined by affinities above the threshold, or above one threshold each along z, y and x."""
+    affs = read_affinities(prediction, settings)
+    if not settings.thresholds:
+        labels = segment.affinity_components(affs.values, settings.threshold, **affs.convention)
+    else:
+        if len(settings.thresholds) != 3:
+            raise InputError("decode.thresholds must be three for kind = connected, along z, y and x; "
+                             f"got {list(settings.thresholds)}")
+        segment.check_affinities(affs.values, **affs.convention)
+        joined = np.empty(affs.values.shape, np.uint8)
+        table = affs.convention.get("table")
+        for row, values, threshold in zip(joined, affs.values, settings.thresholds):
+            row[...] = above(values, threshold, table)
+        joined *= 255
+        labels = segment.affinity_components(joined, 0.5, offsets=affs.convention["offsets"])
+    return without_small(labels, settings.remove_size)
+
+
+def mutex(prediction: Volume, settings: Decode) -> np.ndarray:
+    """The mutex watershed of all channels with an offset: nearest neighbours attract, longer steps hold apart."""
+    offsets = stored_offsets(prediction)
+    if offsets is None:
+        raise InputError(f"{prediction.name} has no attribute offsets, which a mutex watershed needs")
+    channels = list(settings.channels) or list(range(len(offsets)))
+    if not all(0 <= channel < len(offsets) for channel in channels):
+        raise InputError(f"decode.channels must be among the {len(offsets)} channels of {prediction.name} that have an "
+                         f"offset; got {channels}")
+    steps = [offsets[channel] for channel in channels]
+    attractive = [sum(map(abs, step)) == 1 for step in steps]
+    if not any(attractive) or all(attractive):
+        raise InputError("a mutex watershed needs channels of nearest neighbours, which attract, and of longer steps, "
+                         f"which hold apart; {prediction.name} has the offsets {steps}")
+    labels = segment.mutex_watershed(chosen(prediction, channels), steps, attractive=attractive,
+                                     strides=settings.strides, table=stored_table(prediction))
+    return without_small(labels, settings.remove_size)
+
+
+def components(prediction: Volume, settings: Decode) -> np.ndarray:
+    """Pieces of the voxels where some channel is above its threshold; with seeds, those that grow from them.
+
+    Seeds are pieces above seed_threshold. They flood the foreground from its largest values down; foreground that
+    none reaches is background.
+    """
+    values, table = chosen(prediction, settings.channels), stored_table(prediction)
+    thresholds = settings.thresholds or (settings.threshold,) * len(values)
+    if len(thresholds) != len(values):
+        raise InputError(f"decode.thresholds must be one for each of the {len(values)} channels that are decoded of "
+                         f"{prediction.name}; got {list(thresholds)}")
+    foreground = above(values[0], thresholds[0], table)
+    for channel, threshold in zip(values[1:], thresholds[1:]):
+        foreground |= above(channel, threshold, table)
+    if not settings.seed_threshold:
+        return without_small(segment.connected_components(foreground, settings.connectivity), settings.remove_size)
+    if settings.seed_threshold < max(thresholds):
+        raise InputError(f"decode.seed_threshold {settings.seed_threshold} must not be below the foreground's "
+                         f"threshold {max(thresholds)}")
+    best = values.max(0)
+    seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
+    # codes rise with what they stand for, so they serve as heights as well as the values
+    labels = segment.flood(-best.astype(np.float32), seeds, foreground)
+    return without_small(labels, settings.remove_size)
+
+
+def polarity(prediction: Volume, settings: Decode) -> np.ndarray:
+    """Synapses with two sides: 2n - 1 and 2n."""
+    values = chosen(prediction, settings.channels)
+    if stored_table(prediction) is not None:
+        values = real(values, prediction)
+    labels = segment.polarity_instances(values, settings.threshold, settings.small, exclusive=settings.exclusive)
+    return without_small(labels, settings.remove_size)
+
+
+def contour(prediction: Volume, settings: Decode) -> np.ndarray:
+    """Instances from foreground, contour and distance; remove_size is their smallest size."""
+    limits = settings.contour
+    return segment.contour_instances(real(chosen(prediction, settings.channels), prediction), binary=limits.binary,
+                                     contour=limits.contour, distance=limits.distance, min_seed=limits.min_seed,
+                                     min_size=settings.remove_size)
+
+
+KINDS = {"connected": connected, "mutex": mutex, "components": components, "polarity": polarity, "contour": contour}
+
+
+def chosen(prediction: Volume, channels: tuple[int, ...] | list[int]) -> np.ndarray:
+    """The named channels (all if none is named) as (c, z, y, x); a volume without channels has one."""
+    count = prediction.shape[0] if prediction.ndim == 4 else 1
+    channels = list(channels) or list(range(count))
+    if not all(0 <= channel < count for channel in channels):
+        raise InputError(f"decode.channels must be among the {count} channels of {prediction.name}; got {channels}")
+    if prediction.ndim == 3 or channels == list(range(count)):
+        return prediction[...].reshape(count, *prediction.shape[-3:])
+    values = np.empty((len(channels), *prediction.shape[1:]), prediction.dtype)
+    for row, channel in zip(values, channels):
+        row[...] = prediction[channel]
+    return values
+
+
+def above(values: np.ndarray, threshold: float, table: np.ndarray | None = None) -> np.ndarray:
+    """Where values, or what codes of 8 bits stand for, are above the threshold."""
+    if values.dtype != np.uint8:
+        return values > threshold
+    return (np.arange(256) > threshold * 255 if table is None else table > np.float32(threshold))[values]
+
+
+def real(values: np.ndarray, prediction: Volume) -> np.ndarray:
+    """Numbers instead of codes of 8 bits."""
+    if values.dtype != np.uint8:
+        return values
+    return check_table(stored_table(prediction), values.dtype)[values]
+
+
+def without_small(labels: np.ndarray, size: int) -> np.ndarray:
+    return segment.remove_small(labels, size) if size else labels
+
+
+def _write(path: Path, dataset: str, values: np.ndarray, place: tuple, settings: Decode) -> None:
+    attributes: dict[str, Any] = {"decode": config.to_table(settings)}
     with create_volume(f"{path}:{dataset}", values.shape, values.dtype, *place, attributes) as out:
         out[...] = values

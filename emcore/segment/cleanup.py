@@ -23,6 +23,20 @@ def merge_small(labels: np.ndarray, affs: np.ndarray, size: int, *, affinity: fl
     return look_up(labels, dust_table(graph.sizes, borders, size, affinity, remove), threads=threads)
 
 
+def merge_dust(labels: np.ndarray, table: np.ndarray, borders: Remaining | None, size: int, *, affinity: float = 0.0,
+               remove: int = 0, threads: int | None = None) -> np.ndarray:
+    """labels, changed in place: their dust is merged as in merge_small, by the scores that borders ended with.
+
+    table: the label of every fragment; borders: between fragments, None where nothing is to be merged.
+    """
+    none = np.empty(0, np.uint32)
+    left = Remaining(none, none, none)
+    if borders is not None:
+        left = Remaining(table[borders.u], table[borders.v], borders.score)
+    sizes, _ = measure(labels, int(table.max()), threads)
+    return look_up(labels, dust_table(sizes, left, size, affinity, remove), out=labels, threads=threads)
+
+
 def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float, remove: int) -> np.ndarray:
     """The new label of every segment; sizes counts their voxels, borders come best first."""
     if size < 0 or remove < 0 or not 0 <= affinity <= 1:

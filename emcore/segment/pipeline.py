@@ -3,10 +3,10 @@
 import numpy as np
 
 from emcore.segment.affinities import check_affinities
-from emcore.segment.cleanup import boundary_threshold, dust_table
+from emcore.segment.cleanup import boundary_threshold, merge_dust
 from emcore.segment.fragments import watershed
-from emcore.segment.graph import measure, region_graph
-from emcore.segment.merge_tree import Remaining, finish, look_up, start
+from emcore.segment.graph import region_graph
+from emcore.segment.merge_tree import finish, look_up, start
 from emcore.segment.scores import Score, parse_score
 
 
@@ -34,12 +34,5 @@ def segment(affs: np.ndarray, threshold: float = 0.5, score: str | Score = "mean
     if boundary > 0:
         labels = boundary_threshold(labels, affs, boundary, threads=threads, **convention)
     if dust_size or remove:
-        none = np.empty(0, np.uint32)
-        if borders is None:
-            borders = Remaining(none, none, none)
-        else:
-            borders = Remaining(table[borders.u], table[borders.v], borders.score)
-        sizes, _ = measure(labels, int(table.max()), threads)
-        table = dust_table(sizes, borders, dust_size, dust_affinity, remove)
-        labels = look_up(labels, table, out=labels, threads=threads)
+        labels = merge_dust(labels, table, borders, dust_size, affinity=dust_affinity, remove=remove, threads=threads)
     return labels

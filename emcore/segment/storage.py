@@ -1,23 +1,25 @@
-"""A merge tree in a file beside its fragments, so that another threshold costs a table look-up."""
+"""A merge tree and a region graph in a file beside their fragments: another threshold costs a table look-up."""
 
 from pathlib import Path
 
 import numpy as np
 
+from emcore.errors import InputError
+from emcore.segment.graph import RegionGraph
 from emcore.segment.merge_tree import MergeTree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the score of every merge
+GRAPH = "graph"  # dataset (7, 1, 1, edges): these fields, with the bits of the last two as they are
+FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
+          "max": np.float32, "min": np.float32}
+HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where the graph has them
 
 
 def write_tree(path: Path, tree: MergeTree) -> None:
     """Adds the tree to an HDF5 file."""
-    count = len(tree.a)
-    merges = np.zeros((3, 1, 1, max(1, count)))  # a volume has at least one voxel
-    merges[:, 0, 0, :count] = tree.a, tree.b, tree.score
-    attributes = {"fragments": int(tree.fragments), "merges": count}
-    with create_volume(f"{path}:{MERGES}", merges.shape, merges.dtype, attributes=attributes) as out:
-        out[...] = merges
+    merges = np.stack([tree.a, tree.b, tree.score]).astype(np.float64)
+    _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a)})
 
 
 def has_tree(path: Path) -> bool:
@@ -26,6 +28,47 @@ def has_tree(path: Path) -> bool:
 
 def read_tree(path: Path) -> MergeTree:
     """The tree that write_tree stored."""
-    stored = open_volume(path, MERGES)
-    a, b, score = stored[...][:, 0, 0, : int(stored.attrs["merges"])]
-    return MergeTree(int(stored.attrs["fragments"]), a.astype(np.uint32), b.astype(np.uint32), score)
+    if not has_tree(path):
+        raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
+    (a, b, score), attributes = _read_rows(path, MERGES, "merges")
+    return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32), score)
+
+
+def write_graph(path: Path, graph: RegionGraph) -> None:
+    """Adds the edges of the graph to an HDF5 file, bit for bit."""
+    columns = [getattr(graph, name) for name in FIELDS]
+    rows = np.stack([(column.view(np.uint32) if column.dtype == np.float32 else column).astype(np.uint64)
+                     for column in columns])
+    _write_rows(path, GRAPH, rows, {"fragments": int(graph.fragments), "edges": len(graph.u), "fields": list(FIELDS)})
+    if graph.bins is not None:
+        edges = np.repeat(np.arange(len(graph.u)), np.diff(graph.bin_starts))
+        bins = np.stack([edges, graph.bins, graph.bin_counts]).astype(np.uint64)
+        _write_rows(path, HISTOGRAMS, bins, {"bins": bins.shape[1]})
+
+
+def read_graph(path: Path) -> RegionGraph:
+    """The graph that write_graph stored, without the sizes of its fragments."""
+    names = {item.name for item in list_datasets(path)}
+    if GRAPH not in names:
+        raise InputError(f"{path} has no region graph; decode the prediction again")
+    rows, attributes = _read_rows(path, GRAPH, "edges")
+    fields = {name: row.astype(np.uint32).view(dtype) if dtype is np.float32 else row.astype(dtype)
+              for (name, dtype), row in zip(FIELDS.items(), rows)}
+    if HISTOGRAMS in names:
+        edges, bins, counts = _read_rows(path, HISTOGRAMS, "bins")[0]
+        starts = np.searchsorted(edges, np.arange(rows.shape[1] + 1, dtype=np.uint64))
+        fields |= {"bin_starts": starts.astype(np.int64), "bins": bins.astype(np.uint32),
+                   "bin_counts": counts.astype(np.int64)}
+    return RegionGraph(int(attributes["fragments"]), **fields)
+
+
+def _write_rows(path: Path, dataset: str, rows: np.ndarray, attributes: dict) -> None:
+    shape = (len(rows), 1, 1, max(1, rows.shape[1]))  # a volume has at least one voxel
+    with create_volume(f"{path}:{dataset}", shape, rows.dtype, attributes=attributes) as out:
+        if rows.size:
+            out[...] = rows.reshape(shape)
+
+
+def _read_rows(path: Path, dataset: str, count: str) -> tuple[np.ndarray, dict]:
+    stored = open_volume(path, dataset)
+    return stored[...][:, 0, 0, :int(stored.attrs[count])], stored.attrs

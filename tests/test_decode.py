@@ -1,0 +1,324 @@
+"""Every kind of [decode] against plain definitions, published numbers and the calls it stands for."""
+
+from collections import deque
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from emcore import segment
+from emcore.errors import InputError
+from emcore.predict.affinities import calibrate, make_fragments, make_graph, make_labels, read_affinities
+from emcore.predict.decode import decode, recut
+from emcore.segment.storage import read_graph
+from emcore.settings.predict import Contour, Decode, Link
+from emcore.volumes import create_volume, open_volume
+
+NEAREST = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+PLAIN = Decode("affinities", low=0.1, high=0.999)
+
+
+def stored(folder, values, name="a_prediction.h5", **attributes):
+    with create_volume(folder / name, values.shape, values.dtype, (30, 6, 6), (60, 0, 0), attributes) as out:
+        out[...] = values
+    return open_volume(folder / name)
+
+
+def labels_of(prediction, settings, folder, name="labels.h5"):
+    return open_volume(decode(prediction, settings, folder / name), "labels")[...]
+
+
+def random_affinities(seed=0, shape=(4, 9, 10), levels=None):
+    random = np.random.default_rng(seed)
+    if levels:
+        return (random.integers(0, levels, (3, *shape)) / (levels - 1)).astype(np.float32)
+    return random.random((3, *shape), np.float32)
+
+
+def same(one, two):
+    """Whether two labellings are one partition with one background."""
+    pairs = np.unique(np.stack([one.ravel(), two.ravel()]).astype(np.int64), axis=1)
+    return all(len(np.unique(row)) == pairs.shape[1] for row in pairs) and ((pairs == 0).sum(0) != 1).all()
+
+
+# ---- affinities
+
+
+def test_dust_and_removal_leave_as_many_segments_as_in_waterz(tmp_path):
+    affs = np.random.RandomState(0).rand(3, 8, 16, 16).astype(np.float32)
+    settings = replace(PLAIN, threshold=0.3, dust_size=6, dust_affinity=0.3, remove_size=4)
+    labels = labels_of(stored(tmp_path, affs, offsets=NEAREST), settings, tmp_path)
+    assert (labels.max(), (labels == 0).sum()) == (152, 3)
+
+
+OPTIONS = [
+    {}, {"score": "aff85_his256"}, {"score": "hist_quantile_false", "dust_size": 8}, {"boundary": 0.4},
+    {"dust_size": 9, "dust_affinity": 0.2, "remove_size": 5, "score": "aff85_his256"}, {"remove_size": 7},
+    {"link": Link(0.3, True, 0.6, 4, 0.1)}, {"fragments": "maxima_distance-0.6", "score": "hist_quantile"},
+    {"fragments": "grid-3", "dust_size": 5, "boundary": 0.2, "link": Link()}, {"bias": (-0.5, 0.3, 0.0)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("levels", [None, 5])
+def test_labels_are_those_of_the_calls_one_by_one_and_another_cut_those_of_another_threshold(tmp_path, options, levels):
+    affs = random_affinities(1, levels=levels)
+    prediction = stored(tmp_path, affs, offsets=NEAREST)
+    settings = replace(PLAIN, **options)
+    out = decode(prediction, settings, tmp_path / "labels.h5")
+    step = read_affinities(prediction, settings)
+    fragments = make_fragments(step, settings)
+    graph = make_graph(fragments, step, settings)
+    tree = segment.agglomerate(graph, settings.score)
+    for threshold in (0.0, 0.2, 0.5, 0.7):
+        wanted = make_labels(fragments, graph, tree, step, replace(settings, threshold=threshold))
+        if threshold == settings.threshold:
+            assert np.array_equal(open_volume(out, "labels")[...], wanted)
+        again = open_volume(recut(out, threshold, tmp_path / "cut.h5", tmp_path / "a_prediction.h5"), "labels")
+        assert np.array_equal(again[...], wanted)
+        assert again.attrs["decode"]["threshold"] == threshold
+        assert again.offset == (60, 0, 0)
+        if not {"fragments", "bias", "link"} & set(options):
+            whole = segment.segment(affs, threshold, settings.score, low=0.1, high=0.999, boundary=settings.boundary,
+                                    dust_size=settings.dust_size, dust_affinity=settings.dust_affinity,
+                                    remove=settings.remove_size)
+            assert np.array_equal(wanted, whole)
+    kept = read_graph(out)
+    for name in ("u", "v", "count", "sum", "max", "min", "key", "bin_starts", "bins", "bin_counts"):
+        if getattr(graph, name) is not None:
+            np.testing.assert_array_equal(getattr(kept, name), getattr(graph, name))
+
+
+def test_linked_sections_are_those_of_link_sections(tmp_path):
+    affs = random_affinities(3)
+    prediction = stored(tmp_path, affs, offsets=NEAREST)
+    slices = replace(PLAIN, fragments="minima", threshold=0.2)
+    plain = labels_of(prediction, slices, tmp_path)
+    linked = labels_of(prediction, replace(slices, link=Link(0.2, False, 0.7, 3, 0.4, 2)), tmp_path)
+    wanted = segment.link_sections(plain, affs, iou=0.2, best_buddy=False, one_sided=0.7, one_sided_min_size=3,
+                                   affinity=0.4, min_size=2)
+    assert np.array_equal(linked, wanted)
+    assert not np.array_equal(linked, plain)
+
+
+def test_codes_other_orders_and_longer_predictions_decode_like_plain_affinities(tmp_path):
+    codes = np.random.default_rng(4).integers(0, 256, (3, 4, 8, 9)).astype(np.uint8)
+    _, table = segment.encode_affinities(np.zeros(1, np.float32))
+    settings = replace(PLAIN, threshold=0.4, dust_size=5, link=Link(), bias=(0.2, -0.1, 0.0), temperature=1.5)
+    for name, values in (("plain", np.arange(256, dtype=np.float32) / np.float32(255)), ("table", table)):
+        extra = {"affinity_table": table.tolist()} if name == "table" else {}
+        floats = labels_of(stored(tmp_path, values[codes], offsets=NEAREST), settings, tmp_path)
+        coded = labels_of(stored(tmp_path, codes, offsets=NEAREST, **extra), settings, tmp_path)
+        assert np.array_equal(floats, coded)
+        longer = np.concatenate([codes[:1] // 2, codes[::-1], codes[:1]])  # (-5, 0, 0), x, y, z and no affinity at all
+        moved = labels_of(stored(tmp_path, longer, offsets=[[-5, 0, 0], *NEAREST[::-1]], **extra), settings, tmp_path)
+        assert np.array_equal(coded, moved)
+        nameless = stored(tmp_path, codes[::-1].copy(), **extra)
+        assert np.array_equal(labels_of(nameless, replace(settings, channels=(2, 1, 0)), tmp_path), coded)
+        far = stored(tmp_path, codes, offsets=[[-3, 0, 0], [0, -9, 0], [0, 0, -9]], **extra)
+        assert np.array_equal(labels_of(far, replace(settings, channels=(0, 1, 2)), tmp_path), coded)
+        earlier = np.stack([np.roll(codes[axis], -1, axis) for axis in range(3)])
+        for axis in range(3):
+            edge = [slice(None)] * 3
+            edge[axis] = 0  # an edge that leaves the volume may hold anything, but the boundary map reads it
+            codes[(axis, *edge)] = 0
+        far = stored(tmp_path, earlier, offsets=[[3, 0, 0], [0, 3, 0], [0, 0, 3]], **extra)
+        plainer = replace(settings, link=None)
+        assert np.array_equal(labels_of(far, replace(plainer, channels=(0, 1, 2)), tmp_path),
+                              labels_of(stored(tmp_path, codes, offsets=NEAREST, **extra), plainer, tmp_path))
+
+
+def test_calibration_moves_logits(tmp_path):
+    affs = random_affinities(5)
+    affs[0, 0, 0, :4] = 0, 1, 1e-30, 1 - 2**-24
+    given = read_affinities(stored(tmp_path, affs, offsets=NEAREST), Decode())
+    assert calibrate(given, (0, 0, 0), 1).values is given.values
+    out = calibrate(given, (0.5, -1.0, 0.0), 2.0).values
+    inner = (affs > 1e-6) & (affs < 0.999)
+    logits = np.log(affs.astype(np.float64) / np.where(affs < 1, 1 - affs.astype(np.float64), 1) + 1e-300)
+    wanted = 1 / (1 + np.exp(-(logits + np.reshape([0.5, -1, 0], (3, 1, 1, 1))) / 2))
+    np.testing.assert_allclose(out[inner], wanted[inner], rtol=2e-7)
+    assert out[0, 0, 0, 0] == pytest.approx(1 / (1 + np.exp(49.5 / 2)))
+    assert out[0, 0, 0, 1] == pytest.approx(1)
+    again = calibrate(calibrate(given, (0.5, -1.0, 0.3), 1), (-0.5, 1.0, -0.3), 1).values
+    np.testing.assert_allclose(again[inner], affs[inner], rtol=1e-5)
+    for bad in ((np.nan, 0, 0), 1.0), ((0, 0, 0), 0.0):
+        with pytest.raises(InputError, match="temperature above 0"):
+            calibrate(given, *bad)
+
+
+# ---- the other kinds
+
+
+def flood_fill(joins, shape):
+    """Labels of voxels connected by joins(voxel, axis): the edge to voxel - 1 along the axis."""
+    labels, count = np.zeros(shape, int), 0
+    for voxel in np.ndindex(shape):
+        if labels[voxel]:
+            continue
+        count += 1
+        labels[voxel], queue = count, deque([voxel])
+        while queue:
+            here = queue.popleft()
+            for axis in range(3):
+                for step in (-1, 1):
+                    other = list(here)
+                    other[axis] += step
+                    other = tuple(other)
+                    if 0 <= other[axis] < shape[axis] and not labels[other] and joins(max(here, other), axis):
+                        labels[other] = count
+                        queue.append(other)
+    return labels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
+@pytest.mark.parametrize("thresholds", [(), (0.7, 0.5, 0.8)])
+def test_connected_joins_voxels_across_affinities_above_each_axis_own_threshold(tmp_path, dtype, thresholds):
+    affs = random_affinities(6)
+    affs = np.round(affs * 255).astype(np.uint8) if dtype == "uint8" else affs.astype(dtype)
+    settings = Decode("connected", threshold=0.61, thresholds=thresholds)
+    labels = labels_of(stored(tmp_path, affs, offsets=NEAREST), settings, tmp_path)
+    numbers = affs / 255 if dtype == "uint8" else affs
+    cuts = thresholds or (0.61,) * 3
+    wanted = flood_fill(lambda voxel, axis: numbers[(axis, *voxel)] > cuts[axis], affs.shape[1:])
+    sizes = np.bincount(wanted.ravel())
+    alone = sizes[wanted] == 1  # a voxel alone is 0, unless its own value, at the volume's edge, joins nothing
+    assert same(np.where(alone, 0, wanted), np.where(alone, 0, labels))
+
+
+def test_the_golden_numbers_of_connected_components(tmp_path):
+    from tests.test_slices import dbmim_fixture
+
+    prediction = stored(tmp_path, dbmim_fixture()[1], offsets=NEAREST)
+    found = []
+    for threshold in (0.3, 0.5, 0.7):
+        labels = labels_of(prediction, Decode("connected", threshold=threshold), tmp_path)
+        found.append(labels.max() + (labels == 0).sum())
+    assert found == [723, 1361, 1361]
+
+
+def test_the_mutex_watershed_takes_every_offset(tmp_path):
+    random = np.random.default_rng(7)
+    offsets = [[0, 0, -1], [-1, 0, 0], [0, -3, 0], [0, -1, 0], [-1, -2, 2]]
+    affs = random.random((6, 4, 8, 8)).astype(np.float32)  # the last channel is no affinity
+    labels = labels_of(stored(tmp_path, affs, offsets=offsets), Decode("mutex"), tmp_path)
+    attractive = [True, True, False, True, False]
+    assert np.array_equal(labels, segment.mutex_watershed(affs[:5], offsets, attractive=attractive))
+    some = labels_of(stored(tmp_path, affs, offsets=offsets), Decode("mutex", channels=(1, 3, 0, 2), strides=(1, 2, 2)),
+                     tmp_path)
+    wanted = segment.mutex_watershed(affs[[1, 3, 0, 2]], [offsets[c] for c in (1, 3, 0, 2)], strides=(1, 2, 2))
+    assert np.array_equal(some, wanted)
+    codes, table = segment.encode_affinities(affs)
+    prediction = stored(tmp_path, codes, offsets=offsets, affinity_table=table.tolist())
+    coded = labels_of(prediction, Decode("mutex"), tmp_path)
+    assert np.array_equal(coded, segment.mutex_watershed(table[codes[:5]], offsets, attractive=attractive))
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
+    values = np.random.default_rng(8).random((2, 3, 9, 9)).astype(np.float32)
+    extra = {}
+    if coded:
+        values, table = segment.encode_affinities(values)
+        extra = {"affinity_table": table.tolist()}
+    prediction = stored(tmp_path, values, **extra)
+    numbers = table[values] if coded else values
+    for settings, mask in (
+        (Decode("components", threshold=0.8, connectivity=6), numbers.max(0) > np.float32(0.8)),
+        (Decode("components", thresholds=(0.9, 0.7), connectivity=6),
+         (numbers[0] > np.float32(0.9)) | (numbers[1] > np.float32(0.7))),
+        (Decode("components", channels=(1,), threshold=0.6, connectivity=6), numbers[1] > np.float32(0.6)),
+    ):
+        assert np.array_equal(labels_of(prediction, settings, tmp_path), ndimage.label(mask)[0])
+    labels = labels_of(prediction, Decode("components", threshold=0.8, connectivity=6, remove_size=3), tmp_path)
+    whole = ndimage.label(numbers.max(0) > np.float32(0.8))[0]
+    assert np.array_equal(labels, np.where(np.bincount(whole.ravel())[whole] >= 3, whole, 0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
+    _, y, x = np.indices((3, 9, 21))
+    values = np.maximum(np.exp(-((x - 4) ** 2 + (y - 4) ** 2) / 20), np.exp(-((x - 13) ** 2 + (y - 4) ** 2) / 20))
+    values = np.maximum(values, 0.7 * ((x == 20) & (y > 6)))  # foreground without a seed
+    values = np.round(values * 255).astype(np.uint8) if dtype == "uint8" else values.astype(np.float32)
+    numbers = values / 255 if dtype == "uint8" else values
+    labels = labels_of(stored(tmp_path, values), Decode("components", threshold=0.3, seed_threshold=0.9), tmp_path)
+    assert ndimage.label(numbers > 0.3)[1] == 2
+    assert labels.max() == 2
+    assert np.array_equal(labels > 0, (numbers > 0.3) & (x < 20))
+    assert np.array_equal(labels[:, :, :8] == 1, numbers[:, :, :8] > 0.3)
+    assert (labels[:, :, 10:][numbers[:, :, 10:] > 0.3] != 1).all()
+
+
+def test_contours_and_polarity_pass_their_settings_on(tmp_path):
+    values = np.random.default_rng(9).random((3, 6, 20, 20)).astype(np.float32)
+    values = ndimage.gaussian_filter(values, (0, 1, 2, 2))
+    values = (values - values.min()) / (values.max() - values.min())
+    limits = Contour((0.55, 0.4), (0.5, 0.8), (0.5, 0.1), 2)
+    labels = labels_of(stored(tmp_path, values), Decode("contour", contour=limits, remove_size=4), tmp_path)
+    wanted = segment.contour_instances(values, binary=(0.55, 0.4), contour=(0.5, 0.8), distance=(0.5, 0.1), min_size=4,
+                                       min_seed=2)
+    assert wanted.max() > 1
+    assert np.array_equal(labels, wanted)
+    codes = np.round(values * 255).astype(np.uint8)
+    coded = labels_of(stored(tmp_path, codes), Decode("contour", contour=limits, remove_size=4), tmp_path)
+    wanted = segment.contour_instances(codes / np.float32(255), binary=(0.55, 0.4), contour=(0.5, 0.8),
+                                       distance=(0.5, 0.1), min_size=4, min_seed=2)
+    assert np.array_equal(coded, wanted)
+    for exclusive in (False, True):
+        settings = Decode("polarity", threshold=0.4, small=5, exclusive=exclusive)
+        wanted = segment.polarity_instances(values, 0.4, 5, exclusive=exclusive)
+        assert np.array_equal(labels_of(stored(tmp_path, values), settings, tmp_path), wanted)
+        mirrored = stored(tmp_path, values[::-1].copy())
+        assert np.array_equal(labels_of(mirrored, replace(settings, channels=(2, 1, 0)), tmp_path), wanted)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize("settings, attributes, sentence", [
+    (Decode(), {}, "decode.kind is none: set it to affinities"),
+    (Decode("affinities", threshold=1.5), {"offsets": NEAREST}, "decode.threshold must be between 0 and 1.*got 1.5"),
+    (Decode("components", thresholds=(0.5, 2.0)), {}, r"decode.thresholds\[1\] must be between 0 and 1"),
+    (Decode("components", threshold=float("nan")), {}, "decode.threshold must be between 0 and 1"),
+    (Decode("affinities"), {}, "no attribute offsets.*set decode.channels"),
+    (Decode("mutex"), {}, "no attribute offsets, which a mutex watershed needs"),
+    (Decode("mutex"), {"offsets": NEAREST}, "of longer steps, which hold apart"),
+    (Decode("affinities", channels=(0, 1)), {}, "must be three different channels"),
+    (Decode("affinities", channels=(0, 1, 7)), {}, r"of the 3 of .*got \[0, 1, 7\]"),
+    (Decode("affinities", channels=(2, 1, 0)), {"offsets": NEAREST}, "channel 2 .* is not along z"),
+    (Decode("affinities"), {"offsets": [[-2, 0, 0], [0, -1, 0], [0, 0, -1]]}, "no nearest neighbour along z"),
+    (Decode("affinities"), {"offsets": [[-1, 0, 0]] * 4}, "must be one .* triple for each of its 3 channels"),
+    (Decode("affinities"), {"offsets": [[-1, 0], [0, -1, 0]]}, "triples"),
+    (Decode("affinities"), {"offsets": 5}, "triple for each of its 3 channels; got 5"),
+    (Decode("affinities", fragments="basins"), {"offsets": NEAREST}, "decode.fragments must be watershed, maxima"),
+    (Decode("affinities", fragments="grid-0"), {"offsets": NEAREST}, "seeds must be one of"),
+    (Decode("affinities", low=0.9, high=0.1), {"offsets": NEAREST}, "low <= high"),
+    (Decode("connected", thresholds=(0.5,)), {"offsets": NEAREST}, "decode.thresholds must be three"),
+    (Decode("components", thresholds=(0.5,)), {}, "one for each of the 3 channels"),
+    (Decode("components", channels=(3,)), {}, "decode.channels must be among the 3 channels"),
+    (Decode("components", threshold=0.6, seed_threshold=0.5), {}, "must not be below"),
+])
+def test_what_cannot_be_decoded_is_one_sentence_and_old_labels_stay(tmp_path, settings, attributes, sentence):
+    prediction = stored(tmp_path, random_affinities(), **attributes)
+    (tmp_path / "labels.h5").write_bytes(b"old")
+    with pytest.raises(InputError, match=sentence) as caught:
+        decode(prediction, settings, tmp_path / "labels.h5")
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "labels.h5").read_bytes() == b"old"
+
+
+def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
+    prediction = stored(tmp_path, random_affinities(), offsets=NEAREST)
+    out = decode(prediction, replace(PLAIN, link=Link()), tmp_path / "labels.h5")
+    with pytest.raises(InputError, match=r"decode.threshold must be between 0 and 1"):
+        recut(out, 1.5, tmp_path / "cut.h5")
+    with pytest.raises(InputError, match=r"look at the affinities, but there is no .*gone.h5"):
+        recut(out, 0.5, tmp_path / "cut.h5", tmp_path / "gone.h5")
+    out = decode(prediction, Decode("connected"), tmp_path / "labels.h5")
+    with pytest.raises(InputError, match="no merge tree, so it cannot be cut"):
+        recut(out, 0.5, tmp_path / "cut.h5")
+    assert not (tmp_path / "cut.h5").exists()
+    with pytest.raises(InputError, match=r"affinities are \(channels, z, y, x\)"):
+        decode(open_volume(random_affinities()[0]), PLAIN, tmp_path / "labels.h5")
