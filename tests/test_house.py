@@ -30,6 +30,7 @@ FLOOR["data"] = FLOOR["models"] | {"synth"}
 UPPER = FLOOR["data"] | {"data", "models", "losses"}
 FLOOR["engine"] = FLOOR["report"] = FLOOR["blocks"] = UPPER | {"engine", "blocks"}
 FLOOR["predict"] = UPPER | {"engine", "blocks"}
+FLOOR["legacy_v1"] = UPPER | {"engine", "predict"}  # scripts of its own
 NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics")
 
 

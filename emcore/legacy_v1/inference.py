@@ -1,0 +1,81 @@
+"""test: every volume mirrored by half a patch, predicted in patches that overlap by half, blended by a Gaussian."""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from emcore.data.sources import open_source
+from emcore.engine import ranks
+from emcore.errors import InputError
+from emcore.legacy_v1.training import build
+from emcore.legacy_v1.weights import load_net
+from emcore.models.build import check_patch
+from emcore.predict.streaming import Job
+from emcore.settings.data import Data, Volume
+from emcore.settings.predict import Activation, Infer, Views
+from emcore.settings.target import Target
+from emcore.volumes import create_volume
+
+Triple = tuple[int, int, int]
+
+
+def positions(length: int, patch: int, stride: int) -> list[int]:
+    """First voxels of the patches along an axis, 1 + ceil((length - patch) / stride); the last ends with the axis."""
+    if length <= patch:
+        return [0]
+    count = 1 - (patch - length) // stride
+    return [min(number * stride, length - patch) for number in range(count)]
+
+
+def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
+    """The prediction of one volume, slab by slab; the net gives probabilities."""
+    pad = flags.pad or tuple(n // 2 for n in flags.patch)
+    stride = flags.stride or tuple(max(1, n // 2) for n in flags.patch)
+    views = Views(flips=(0, 1, 2), turns=flags.patch[1] == flags.patch[2]) if flags.test_augmentation else Views()
+    infer = Infer(window=flags.patch, blend="gaussian", pad=pad, batch=flags.batch_size, views=views,
+                  activation=(Activation(kind="none"),))
+    data = Data(normalise="divide", normalise_by="volume", storage="lazy")
+    offsets = Target("affinity").offsets if flags.task == "neuron" else None
+    job = Job(net, open_source(data, Volume(image), "test"), infer, data, offsets, "fp32")
+    job.starts = [positions(n, w, s) for n, w, s in zip(job.padded, flags.patch, stride)]
+    return job
+
+
+def test(flags: argparse.Namespace) -> int:
+    device = ranks.choose_device()
+    print("output path:", flags.output)
+    print("device:", device)
+    if flags.load_model:
+        net, _ = load_net(flags.pre_model)
+        found = net.fconv[0][1].out_channels
+        if flags.out_channel not in (None, found):
+            raise InputError(f"{flags.pre_model} has {found} output channels; --out-channel says {flags.out_channel}")
+    else:
+        net, _ = build(flags)
+        print("without -lm True -pm FILE the weights are random, and so is what is predicted")
+    check_patch(net, flags.patch)
+    net.to(device).eval()
+    gpus = min(flags.num_gpu, torch.cuda.device_count())
+    runner = nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net
+    folder = Path(flags.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write into -o {folder}: {error.strerror}") from None
+    start = time.monotonic()
+    for number, image in enumerate(flags.images):
+        job = prediction(runner, f"{image}:main", flags)
+        target = folder / f"volume_{number}.h5"
+        shape = (len(job.channels), *job.shape)
+        place = (job.source.resolution, job.source.offset)
+        with create_volume(f"{target}:main", shape, "uint8", *place, compression="gzip") as out:
+            for low, high, values in job.slabs(job.spans):
+                out[:, low:high] = (values * np.float32(255)).astype(np.uint8)  # cut off, not rounded
+                print(f"volume_id: {number}, sections {low} to {high - 1}", flush=True)
+        print("Output shape:", shape)
+    print(f"prediction time: {time.monotonic() - start:.1f} s")
+    return 0
