@@ -93,7 +93,8 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     net.to(here.device).train()
     module = net
     if here.world > 1:
-        net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)  # the statistics are those of the whole batch
+        if here.device.type == "cuda":  # the statistics are those of the whole batch
+            net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
         module = DistributedDataParallel(net, [here.device] if here.device.type == "cuda" else None)
 
     say("3. setup optimizer")
