@@ -283,6 +283,12 @@ def test_training_writes_the_files_and_logs_of_the_tutorial(tmp_path, monkeypatc
         main(["train", *warm, "--out-channel", "3"])
 
 
+def test_one_smallest_patch_a_step_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"nothing from one patch of \[2, 32, 32\]"):
+        main(["train", *make_data(tmp_path), "-b", "1"])
+
+
 def test_the_neuron_task_learns_three_affinities(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = make_data(tmp_path)

@@ -1,6 +1,7 @@
 """train: one loop over iterations, counted from 0, that writes volume_<iteration>.pth, a text log and events."""
 
 import argparse
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -73,6 +74,9 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     torch.manual_seed(flags.seed)
     net, count = build(flags)
     check_patch(net, flags.patch)
+    if flags.batch_size // here.world * math.prod(n // m for n, m in zip(flags.patch, net.multiple)) < 2:
+        raise InputError(f"batch norm learns nothing from one patch of {list(flags.patch)}, the smallest there is: "
+                         "raise -b, or one side of -mi")
     data = sampling(flags)
     sources = open_sources(data, "train")
     for source in sources:
