@@ -2,6 +2,7 @@
 
     python train.py --cfg configs/demo.toml
     torchrun --nproc-per-node=4 train.py --cfg configs/cremi_clefts.toml train.optimizer.lr=3e-4
+    python train.py --cfg configs/cremi_clefts.toml --smoke      # training to scores in seconds, on synthetic files
 
 Everything is written to outputs/<name>: config.toml, log.csv, checkpoints, previews. `touch outputs/<name>/STOP`,
 SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it is masked pretraining.
@@ -24,8 +25,13 @@ from emcore.settings import Settings
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("--smoke", action="store_true", help="train, infer, evaluate: small, on synthetic files")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as train.steps=1000")
     options, more = parser.parse_known_args(arguments)
+    if options.smoke:
+        from emcore.smoke import smoke
+
+        return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
     world = int(os.environ.get("WORLD_SIZE", "1"))
     samples = max(1, settings.train.batch // (world * settings.train.accumulate))

@@ -1,7 +1,8 @@
 """TOML file -> frozen dataclasses -> `key=value` overrides: typed, checked, and nothing else.
 
 A setting is one dataclass field with a type, a default and one comment that says meaning and unit; the comments
-in the source are what `python -m emcore config` prints. No includes, no profiles, no environment variables.
+in the source are what `python -m emcore config` prints. A file may start from another one (base = "other.toml");
+there are no profiles and no environment variables.
 """
 
 import argparse
@@ -29,7 +30,8 @@ def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequen
     """The settings of a TOML file (or the defaults) with `key=value` overrides applied; leading -- is accepted."""
     table = _defaults(schema)
     if path is not None:
-        _overlay(schema, table, read_toml(path), "")
+        for given in read_with_bases(path):
+            _overlay(schema, table, given, "")
     for override in overrides:
         _override(schema, table, override)
     return from_table(schema, table)
@@ -47,6 +49,22 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
+    """The tables of a TOML file and of the files it is based on, the base first; `base` is relative to its file."""
+    path, seen, tables = Path(path), [], []
+    while path is not None:
+        if path.resolve() in seen:
+            raise InputError(f"{path} is based on itself, through {', '.join(found.name for found in seen)}")
+        seen.append(path.resolve())
+        table = read_toml(path)
+        base = table.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise InputError(f"base in {path} must be the name of a TOML file, got {base!r}")
+        tables.insert(0, table)
+        path = path.parent / base if base else None
+    return tables
 
 
 def from_table(schema: type[Schema], table: Mapping[str, Any], where: str = "") -> Schema:

@@ -28,6 +28,12 @@ def score_volume(settings: Evaluate, truth: str, labels: Path | None, prediction
         ours, theirs = _pair(f"{labels}:labels", truth)
         matched = metrics.match_instances(metrics.contingency(theirs, ours, ignore_truth=()))
         rows.append({"score": "instance_f1", "value": float(matched.f1), "convention": "IoU >= 0.5, one to one"})
+    if labels is not None and "synapses" in settings.scores:
+        ours, theirs = _pair(f"{labels}:labels", truth)
+        table = metrics.contingency(theirs, ours, ignore_truth=())
+        rows += [{"score": score, "value": float(metrics.synapse_f1(table, convention).f1), "convention": told}
+                 for score, convention, told in (("synapse_f1", "em_r50", "EM-R50: both sides as one, IoU > 0.2"),
+                                                 ("synapse_sides_f1", "sides", "one to one, either side IoU > 0.2"))]
     if {"jaccard", "clefts"} & set(settings.scores):
         values, theirs = _pair(str(prediction), truth)
         values = values[0] if values.ndim == 4 else values
