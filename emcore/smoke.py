@@ -89,8 +89,9 @@ def reduced(settings: Settings, folder: Path) -> Settings:
         data=replace(data, folder=str(folder / settings.name / "data"), patch=patch, workers=0, storage="lazy",
                      pad=tuple(min(p, n // 2) for p, n in zip(data.pad, patch)), resolution=grid_of(data),
                      reject_below=round(data.reject_below * share),
-                     **{name: tuple(placed(volume) for volume in getattr(data, name))
-                        for name in ("train", "validation", "test")}),
+                     train=tuple(placed(volume) for volume in data.train),
+                     validation=tuple(placed(volume) for volume in data.validation),
+                     test=tuple(placed(volume) for volume in data.test[:1])),
         infer=replace(infer, checkpoint="", window=None, batch=min(4, infer.batch), slab=patch[0],
                       pad=tuple(min(p, n // 4) for p, n in zip(infer.pad, patch))))
 
