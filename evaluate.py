@@ -2,6 +2,7 @@
 
     python evaluate.py --cfg configs/demo.toml
     python evaluate.py --cfg configs/demo.toml evaluate.border_nm=25
+    python evaluate.py --cfg configs/demo.toml --tune    # the best [decode] settings: docs/tuning.md
 
 Writes scores.json, scores.csv, the threshold curve of every volume, and outputs/<name>/report.html.
 """
@@ -23,10 +24,19 @@ from emcore.settings.data import result_name
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("--params", help="TOML file laid over --cfg, such as the best_params.toml of a tune")
+    parser.add_argument("--tune", action="store_true", help="search [tune.space] for the best [decode] settings")
+    parser.add_argument("--from", dest="stored", action="append", default=[], metavar="FILE",
+                        help="stored prediction to tune by; once for each volume with a label")
+    parser.add_argument("--tune-budget", type=float, metavar="MINUTES", help="begin no stage of the tune after them")
+    parser.add_argument("--tune-random", type=int, metavar="N", help="N random points instead of all combinations")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.convention=skimage")
     options, more = parser.parse_known_args(arguments)
-    settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     folder = Path(settings.outputs) / settings.name
+    if options.tune:
+        results = Path(options.stored[0]).parent if options.stored else newest_results(folder)
+        return tune(settings, results, options)
     results = newest_results(folder)
 
     from emcore.report.page import write_report
@@ -47,6 +57,18 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     write(results, found)
     print(write_report(folder, results, settings, found))
+    return 0
+
+
+def tune(settings: Settings, results: Path, options: argparse.Namespace) -> int:
+    from emcore.predict.tune import heat_table, tune
+    from emcore.report.heat_map import write_heat_map
+
+    rows = tune(settings, results, options.stored, options.tune_budget, options.tune_random)
+    names, pairs, values = heat_table(rows, settings.tune.objective)
+    if names:
+        title = f"{settings.tune.objective}, best of all thresholds; columns: low, high"
+        write_heat_map(results / "tune.png", title, names, pairs, values)
     return 0
 
 

@@ -24,12 +24,13 @@ from emcore.settings.target import affinity_offsets
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
+    parser.add_argument("--params", help="TOML file laid over --cfg, such as the best_params.toml of a tune")
     parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
-    settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
     from emcore.engine import checkpoint

@@ -26,12 +26,17 @@ from emcore.errors import InputError
 Schema = TypeVar("Schema")
 
 
-def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = ()) -> Schema:
-    """The settings of a TOML file (or the defaults) with `key=value` overrides applied; leading -- is accepted."""
+def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = (),
+         parameters: str | Path | None = None) -> Schema:
+    """The settings of a TOML file (or the defaults), with those of a second file and then `key=value` laid over them.
+
+    Leading -- of an override is accepted.
+    """
     table = _defaults(schema)
-    if path is not None:
-        for given in read_with_bases(path):
-            _overlay(schema, table, given, "")
+    for file in (path, parameters):
+        if file is not None:
+            for given in read_with_bases(file):
+                _overlay(schema, table, given, "")
     for override in overrides:
         _override(schema, table, override)
     return from_table(schema, table)

@@ -10,6 +10,7 @@ from emcore.settings.model import Model
 from emcore.settings.predict import Decode, Infer
 from emcore.settings.target import Labels, Target
 from emcore.settings.train import Pretrain, Train
+from emcore.settings.tune import Tune
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Settings:
     infer: Infer = Infer()  # prediction of data.test
     decode: Decode = Decode()  # labels from predictions
     evaluate: Evaluate = Evaluate()  # scores against truth
+    tune: Tune = Tune()  # search for the best [decode]
     pretrain: Pretrain | None = None  # masked pretraining of the transformer instead of learning targets
 
 
@@ -35,5 +37,5 @@ class Settings:
 READS = {
     "train": ("data", "augment", "labels", "target", "loss", "model", "train", "pretrain"),
     "infer": ("data", "target", "infer", "decode"),
-    "evaluate": ("data", "evaluate"),
+    "evaluate": ("data", "decode", "evaluate", "tune"),
 }

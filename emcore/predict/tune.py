@@ -1,0 +1,290 @@
+"""evaluate.py --tune: the best [decode] settings for stored predictions with a truth, by [tune].
+
+All stages are kept in tune.db, so that a killed tune goes on where it stopped, and a later one adds to it.
+"""
+
+import csv
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, replace
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import emcore
+from emcore import config
+from emcore.errors import InputError
+from emcore.predict import tune_store
+from emcore.predict.tune_space import (
+    AFTER,
+    Thresholds,
+    drawn_points,
+    every_point,
+    read_space,
+    read_thresholds,
+    tree_of,
+)
+from emcore.predict.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
+from emcore.predict.tune_store import Row
+from emcore.progress import Progress, duration
+from emcore.settings import Settings
+from emcore.settings.data import result_name
+from emcore.settings.predict import Decode
+from emcore.volumes import open_volume
+from emcore.volumes.writing import replaced
+
+
+@dataclass(frozen=True)
+class Parameters:
+    decode: Decode
+
+
+class Job(NamedTuple):
+    """A piece of work for one process, and how its result becomes rows."""
+
+    function: Callable
+    arguments: tuple
+    rows: Callable[[Any, float], list[Row]]
+
+
+def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
+         draws: int | None = None) -> list[Row]:
+    """Every row of results/tune.db after searching the space, best first; tune.csv and best_params.toml beside it.
+
+    stored: predictions in the order of the volumes, instead of those in results. minutes: after them no stage is
+    begun, but the best point is still confirmed. draws: so many random points instead of every combination.
+    """
+    start = time.monotonic()
+    base = starting_point(settings.decode)
+    choices, thresholds = read_space(settings.tune.space), read_thresholds(settings.tune.space)
+    points = (every_point(base, choices) if draws is None
+              else drawn_points(base, choices, thresholds, settings.seed, draws))
+    task = Task(find_sources(settings, results, stored), settings.evaluate.convention, settings.evaluate.border_nm,
+                settings.data.resolution)
+    with tune_store.opened(results / "tune.db", digests(task)) as database:
+        def work(jobs: list[Job], deadline: float | None = None) -> None:
+            if not jobs:
+                return
+            with Progress(len(jobs), "tune", "stages") as progress:
+                for row in run(jobs, settings.tune.processes, deadline, progress):
+                    tune_store.add(database, row)
+
+        known = {row.key for row in tune_store.rows(database)}
+        is_decoded = draws is not None and any(name in AFTER for name in choices)
+        jobs = decoded_jobs(task, points, known) if is_decoded else curve_jobs(task, points, thresholds, known)
+        print(f"{len(points)} points of {len(task.sources)} volumes, {len(jobs)} stages to do", flush=True)
+        work(jobs, None if minutes is None else start + 60 * minutes)
+        objective = settings.tune.objective
+        best = sorted((row for row in tune_store.rows(database) if row.kind == "curve"),
+                      key=lambda row: value(row, objective))[: settings.tune.confirm]
+        confirmed = [base, *(confirmed_point(base, row, objective) for row in best)]
+        work(decoded_jobs(task, confirmed, {row.key for row in tune_store.rows(database)}))
+        rows = sorted(tune_store.rows(database), key=lambda row: value(row, objective))
+    write_table(results / "tune.csv", rows, objective)
+    best_row = next(row for row in rows if row.kind == "decoded")
+    write_parameters(results / "best_params.toml", best_row, settings)
+    base_row = next(row for row in rows if row.key == decoded_key(base))
+    print(f"{objective} {value(best_row, objective):.4f}, with the settings so far {value(base_row, objective):.4f}; "
+          f"{duration(time.monotonic() - start)}\n{results / 'best_params.toml'}")
+    return rows
+
+
+def starting_point(decode: Decode) -> Decode:
+    """[decode] as it is, the first point of every tune."""
+    if decode.kind not in ("none", "affinities"):
+        raise InputError(f'a tune searches decode.kind = "affinities"; the config has {decode.kind!r}')
+    return replace(decode, kind="affinities")
+
+
+def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Source, ...]:
+    """The volumes with a label, each with its prediction."""
+    kind = settings.tune.volumes
+    data = replace(settings.data, test=getattr(settings.data, kind))
+    numbers = [number for number, volume in enumerate(data.test) if volume.label is not None]
+    if not numbers:
+        raise InputError(f"there is no truth to tune by: no volume of data.{kind} has a label")
+    if stored and len(stored) != len(numbers):
+        raise InputError(f"--from must be given once for each of the {len(numbers)} volumes of data.{kind} that have a "
+                         f"label; got {len(stored)}")
+    sources = []
+    for place, number in enumerate(numbers):
+        name = result_name(data, number)
+        prediction = stored[place] if stored else str(results / f"{name}_prediction.h5")
+        if not stored and not Path(prediction).exists():
+            raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
+        sources.append(Source(name, prediction, os.path.join(data.folder, data.test[number].label)))
+    if len({source.name for source in sources}) < len(sources):
+        raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")
+    return tuple(sources)
+
+
+def digests(task: Task) -> dict[str, str]:
+    """What a database is bound to, each by a digest that changes with it."""
+    found = {"version of emcore": emcore.__version__,
+             "rule of scoring": f"{task.convention}, {task.border_nm:g} nm, {task.resolution}"}
+    for source in task.sources:
+        found[f"prediction of {source.name}"] = identity(open_volume(source.prediction))
+        found[f"truth of {source.name}"] = identity(open_volume(source.truth, kind="labels"))
+    return found
+
+
+# ---- stages
+
+
+def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: set[str]) -> list[Job]:
+    """A job for every watershed that still lacks a merge score."""
+    groups: dict[Decode, list[str]] = {}
+    for point in map(tree_of, points):
+        if curve_key(point, thresholds) not in known:
+            scores = groups.setdefault(replace(point, score=Decode.score), [])
+            scores += [point.score] if point.score not in scores else []
+
+    def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
+        def rows(found: dict[str, Any], seconds: float) -> list[Row]:
+            every = [(replace(point, score=score), values) for score, values in found.items()]
+            return [Row(curve_key(one, thresholds), "curve", config.to_table(one), values, seconds / len(every))
+                    for one, values in every]
+        return rows
+
+    return [Job(curve_stage, (task, point, tuple(scores), thresholds), rows_of(point))
+            for point, scores in groups.items()]
+
+
+def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]:
+    def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
+        return lambda found, seconds: [Row(decoded_key(point), "decoded", config.to_table(point), found, seconds)]
+
+    return [Job(decoded_stage, (task, point), rows_of(point)) for point in dict.fromkeys(points)
+            if decoded_key(point) not in known]
+
+
+def curve_key(point: Decode, thresholds: Thresholds) -> str:
+    return json.dumps(["curve", config.to_table(tree_of(point)), thresholds], sort_keys=True)
+
+
+def decoded_key(point: Decode) -> str:
+    return json.dumps(["decoded", config.to_table(point)], sort_keys=True)
+
+
+def confirmed_point(base: Decode, row: Row, objective: str) -> Decode:
+    """The settings of a curve's best threshold, with what [decode] does after the cut."""
+    tree = config.from_table(Decode, row.decode)
+    return replace(base, bias=tree.bias, temperature=tree.temperature, fragments=tree.fragments, low=tree.low,
+                   high=tree.high, score=tree.score, threshold=row.found[objective]["threshold"])
+
+
+# ---- processes
+
+
+def run(jobs: list[Job], processes: int, deadline: float | None, progress: Progress):
+    """The rows of every job as it ends; no job is begun after the deadline."""
+    waiting = list(reversed(jobs))
+
+    def may_begin() -> bool:
+        return bool(waiting) and (deadline is None or time.monotonic() < deadline)
+
+    if processes <= 1 or len(jobs) <= 1:
+        while may_begin():
+            job = waiting.pop()
+            yield from job.rows(*timed(job.function, *job.arguments))
+            progress.add()
+    else:
+        context = get_context("spawn")
+        counter = context.Value("i", 0)
+        with ProcessPoolExecutor(processes, context, begin_process, (counter, processes)) as pool:
+            running: dict[Future, Job] = {}
+            try:
+                while running or may_begin():
+                    while len(running) < processes and may_begin():
+                        job = waiting.pop()
+                        running[pool.submit(timed, job.function, *job.arguments)] = job
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        yield from running.pop(future).rows(*future.result())
+                        progress.add()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    if waiting:
+        print(f"the budget is spent with {len(waiting)} of {len(jobs)} stages left: the same command goes on with them")
+
+
+def begin_process(counter: Any, processes: int) -> None:
+    """Gives a process its share of the cores, and ends it with the one that started it, however that ends."""
+    with counter.get_lock():
+        number = counter.value
+        counter.value += 1
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[number % len(cores) :: processes] or cores)
+
+    def end_with_parent() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=end_with_parent, daemon=True).start()
+
+
+def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
+    start = time.monotonic()
+    return function(*arguments), time.monotonic() - start
+
+
+# ---- what is written
+
+
+def value(row: Row, objective: str) -> float:
+    """The row's value of an objective; undefined ones come last."""
+    number = row.found[objective]["scores"][objective]
+    return number if number == number else float("inf")
+
+
+def write_table(path: Path, rows: list[Row], objective: str) -> None:
+    """One line a row, best first: what it did, its threshold, its scores, seconds, settings that differ somewhere."""
+    plain = [flat(row.decode) for row in rows]
+    names = [name for name in dict.fromkeys(name for settings in plain for name in settings)
+             if name in ("score", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
+    names = [name for name in names if name != "threshold"]
+    scores = list(rows[0].found[objective]["scores"])
+    with replaced(path) as temporary, open(temporary, "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["stage", *names, "threshold", *scores, "seconds"])
+        for row, settings in zip(rows, plain):
+            found = row.found[objective]
+            table.writerow([row.kind, *(settings.get(name, "") for name in names), found["threshold"],
+                            *(round(found["scores"][name], 6) for name in scores), round(row.seconds, 3)])
+
+
+def heat_table(rows: list[Row], objective: str) -> tuple[list[str], list[tuple[str, str]], np.ndarray]:
+    """(scores, (low, high) of every watershed, best value of each pair) of the curves; nan where there is none."""
+    best: dict[tuple[str, tuple[float, float]], float] = {}
+    for row in rows:
+        if row.kind == "curve":
+            place = row.decode["score"], (row.decode["low"], row.decode["high"])
+            best[place] = min(best.get(place, float("inf")), value(row, objective))
+    names, pairs = sorted({name for name, _ in best}), sorted({pair for _, pair in best})
+    values = np.array([[best.get((name, pair), np.nan) for pair in pairs] for name in names]).reshape(
+        len(names), len(pairs))
+    return names, [(f"{low:.4g}", f"{high:.4g}") for low, high in pairs], values
+
+
+def flat(table: dict[str, Any]) -> dict[str, Any]:
+    """A table with the settings of its tables named table_setting."""
+    found = {}
+    for name, entry in table.items():
+        found |= {f"{name}_{inner}": one for inner, one in entry.items()} if isinstance(entry, dict) else {name: entry}
+    return found
+
+
+def write_parameters(path: Path, row: Row, settings: Settings) -> None:
+    """A [decode] table that --params of infer.py and evaluate.py lays over a config."""
+    point = config.from_table(Decode, row.decode)
+    scores = row.found[settings.tune.objective]["scores"]
+    lines = [f"# found by evaluate.py --tune for {settings.name}: " + ", ".join(
+        f"{name} {scores[name]:.4f}" for name in OBJECTIVES), "# use: infer.py --cfg CONFIG --params THIS_FILE"]
+    with replaced(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n" + config.to_toml(Parameters(point)), encoding="utf-8")

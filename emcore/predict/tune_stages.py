@@ -1,0 +1,167 @@
+"""The work of a tune: threshold curves of one watershed for several merge scores, or one full decoding."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emcore import metrics, segment
+from emcore.errors import InputError
+from emcore.metrics.curves import ThresholdCurve
+from emcore.metrics.score import IGNORED_TRUTH, overlap
+from emcore.metrics.tables import Contingency
+from emcore.predict.affinities import Affinities, calibrate, make_fragments, make_graph, make_labels, read_affinities
+from emcore.predict.tune_space import Thresholds
+from emcore.segment.scores import parse_score
+from emcore.settings.predict import Decode
+from emcore.volumes import Volume, open_volume
+
+OBJECTIVES = ("adapted_rand", "voi", "cremi_score", "voi_split", "voi_merge")
+HASHED_BYTES = 64 << 20  # of a volume at a time
+
+Found = dict[str, dict[str, Any]]  # objective -> threshold, its scores, and those of every volume
+
+
+class Source(NamedTuple):
+    """A volume that is scored: its name, its prediction and its truth."""
+
+    name: str
+    prediction: str
+    truth: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all stages of a tune share."""
+
+    sources: tuple[Source, ...]
+    convention: str  # of adapted_rand
+    border_nm: float
+    resolution: tuple[float, float, float] | None  # where the files do not say it
+
+
+class Truth(NamedTuple):
+    """What labels are compared with, where it lies in the prediction, and the voxels that are left out."""
+
+    labels: np.ndarray
+    box: tuple[slice, ...]
+    mask: np.ndarray | None
+
+
+def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
+    """What each merge score finds at its best thresholds, before anything is done after the cut.
+
+    One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
+    """
+    curves: dict[str, list[ThresholdCurve]] = {score: [] for score in scores}
+    demanding = max(scores, key=lambda score: parse_score(score).every_contact)
+    for source in task.sources:
+        affs = affinities(source, point)
+        fragments = make_fragments(affs, point)
+        table = compared(task, source, fragments)
+        graph = make_graph(fragments, affs, replace(point, score=demanding))
+        del fragments, affs
+        for score in scores:
+            curves[score].append(metrics.fold(table, segment.agglomerate(graph, score)))
+    return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
+
+
+def decoded_stage(task: Task, point: Decode) -> Found:
+    """The scores of one full decoding, with everything that happens after the cut."""
+    volumes = {}
+    for source in task.sources:
+        affs = affinities(source, point)
+        fragments = make_fragments(affs, point)
+        graph = make_graph(fragments, affs, point)
+        tree = segment.agglomerate(graph, point.score)
+        table = compared(task, source, make_labels(fragments, graph, tree, affs, point))
+        volumes[source.name] = named_scores(metrics.voi(table), metrics.rand(table, task.convention),
+                                            metrics.cremi_score(table))
+    entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes}
+    return dict.fromkeys(OBJECTIVES, entry)
+
+
+def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds) -> Found:
+    """By objective: of all thresholds the one where its mean over the volumes is lowest, the first of equals."""
+    tried = np.array(thresholds.listed)
+    if not thresholds.listed:  # the state changes just above a score, so that scores and both ends show every state
+        ends = np.array([thresholds.low, thresholds.high])
+        inner = np.concatenate([curve.score for curve in curves])
+        tried = np.unique(np.concatenate([ends, inner[(inner > ends[0]) & (inner < ends[1])]]))
+    states = [np.searchsorted(curve.score, tried, side="left") for curve in curves]
+    along = [named_scores(curve.voi, curve.rand(task.convention), curve.criterion("cremi_score")) for curve in curves]
+    found = {}
+    for objective in OBJECTIVES:
+        mean = sum(scores[objective][state] for scores, state in zip(along, states)) / len(curves)
+        best = 0 if np.isnan(mean).all() else int(np.nanargmin(mean))
+        threshold = float(tried[best])
+        if best > 0 and not thresholds.listed:  # all those above the one before do the same merges
+            middle = (float(tried[best - 1]) + threshold) / 2
+            threshold = middle if middle > tried[best - 1] else threshold
+        volumes = {source.name: {name: float(values[state[best]]) for name, values in scores.items()}
+                   for source, scores, state in zip(task.sources, along, states)}
+        found[objective] = {"threshold": threshold, "scores": mean_scores(volumes), "volumes": volumes}
+    return found
+
+
+def named_scores(voi, rand, cremi) -> dict[str, Any]:
+    return {"adapted_rand": rand.error, "voi": voi.split + voi.merge, "cremi_score": cremi, "voi_split": voi.split,
+            "voi_merge": voi.merge, "rand_precision": rand.precision, "rand_recall": rand.recall}
+
+
+def mean_scores(volumes: dict[str, dict[str, float]]) -> dict[str, float]:
+    names = next(iter(volumes.values()))
+    return {name: float(sum(scores[name] for scores in volumes.values()) / len(volumes)) for name in names}
+
+
+def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
+    """(labels x truth), with the rule of the convention about ids that do not count."""
+    truth = read_truth(task, source)
+    table = metrics.contingency(truth.labels, labels[truth.box], IGNORED_TRUTH.get(task.convention, (0,)), (),
+                                truth.mask)
+    if table.voxels == 0:
+        raise InputError(f"no voxel of the truth {source.truth} counts: all are unlabelled, ignored or near a border")
+    return table
+
+
+def affinities(source: Source, point: Decode) -> Affinities:
+    """Those of one volume, calibrated; what was read is kept for the next stage."""
+    return calibrate(stored_affinities(source.prediction, point.channels), point.bias, point.temperature)
+
+
+@lru_cache(maxsize=1)
+def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
+    affs = read_affinities(open_volume(prediction), Decode(channels=channels))
+    segment.check_affinities(affs.values, **affs.convention)
+    return affs
+
+
+@lru_cache(maxsize=1)
+def read_truth(task: Task, source: Source) -> Truth:
+    prediction, truth = open_volume(source.prediction), open_volume(source.truth, kind="labels")
+    start, truth_start, shape = overlap(replace(prediction, shape=prediction.shape[-3:]), truth)
+    labels, mask = truth[...], None
+    box, truth_box = (tuple(slice(at, at + length) for at, length in zip(corner, shape))
+                      for corner in (start, truth_start))
+    if task.border_nm:
+        resolution = truth.resolution or prediction.resolution or task.resolution
+        if resolution is None:
+            raise InputError(f"evaluate.border_nm needs the size of a voxel, but neither {truth.name} nor "
+                             f"{prediction.name} says its resolution: set data.resolution")
+        mask = metrics.neuron_border_mask(labels, resolution, task.border_nm)[truth_box]
+    return Truth(labels[truth_box], box, mask)
+
+
+def identity(volume: Volume) -> str:
+    """A digest of all that a volume holds and says, read piece by piece."""
+    said = [volume.shape, str(volume.dtype), volume.resolution, volume.offset, volume.attrs]
+    digest = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16)
+    planes = max(1, HASHED_BYTES // (volume.shape[-2] * volume.shape[-1] * volume.dtype.itemsize))
+    for channel in np.ndindex(volume.shape[:-3]):
+        for start in range(0, volume.shape[-3], planes):
+            digest.update(np.ascontiguousarray(volume[(*channel, slice(start, start + planes))]))
+    return digest.hexdigest()
