@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(settings.outputs) / settings.name
     if options.tune:
         results = Path(options.stored[0]).parent if options.stored else newest_results(folder)
-        return tune(settings, results, options)
+        return tune_decoding(settings, results, options)
     results = newest_results(folder)
 
     from emcore.report.page import write_report
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def tune(settings: Settings, results: Path, options: argparse.Namespace) -> int:
+def tune_decoding(settings: Settings, results: Path, options: argparse.Namespace) -> int:
     from emcore.predict.tune import heat_table, tune
     from emcore.report.heat_map import write_heat_map
 
