@@ -4,12 +4,11 @@
     python evaluate.py --cfg configs/demo.toml evaluate.border_nm=25
     python evaluate.py --cfg configs/demo.toml --tune    # the best [decode] settings: docs/tuning.md
 
-Writes scores.json, scores.csv, the threshold curve of every volume, and outputs/<name>/report.html.
+Writes scores.json, scores.csv and scores.txt, the threshold curve of every volume, and outputs/<name>/report.html;
+with a table [evaluate.sweep] also the files of dbMiM's evaluation.
 """
 
 import argparse
-import csv
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -40,22 +39,28 @@ def main(arguments: Sequence[str]) -> int:
     results = newest_results(folder)
 
     from emcore.report.page import write_report
-    from emcore.report.scores import score_volume
+    from emcore.report.scores import pooled, score_volume, write_scores
 
-    found = {}
+    found, scored = {}, []
     for number, volume in enumerate(settings.data.test):
         name = result_name(settings.data, number)
         if volume.label is None:
             print(f"{name}: no truth (data.test label), not scored")
             continue
         labels, prediction = (results / f"{name}_{kind}.h5" for kind in ("labels", "prediction"))
-        truth = os.path.join(settings.data.folder, volume.label)
-        found[name] = score_volume(settings.evaluate, truth, labels if labels.exists() else None, prediction)
-        for row in found[name]["scores"]:
-            print(f"{name}: {row['score']} {row['value']} ({row['convention']})")
+        truth, mask = (path and os.path.join(settings.data.folder, path) for path in (volume.label, volume.mask))
+        scored.append((name, prediction, truth))
+        found[name] = score_volume(settings.evaluate, truth, labels if labels.exists() else None, prediction,
+                                   settings.data, mask)
     if not found:
         raise InputError("nothing could be scored: no volume of data.test has a label")
-    write(results, found)
+    if len(found) > 1:
+        found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
+    print(write_scores(results, settings.evaluate, found))
+    if settings.evaluate.sweep is not None:
+        from emcore.predict.dbmim import write_sweep
+
+        print(write_sweep(results, settings, scored))
     print(write_report(folder, results, settings, found))
     return 0
 
@@ -78,15 +83,6 @@ def newest_results(folder: Path) -> Path:
     if not steps:
         raise InputError(f"{folder} has no results: run infer.py first")
     return max(steps)[1]
-
-
-def write(results: Path, found: dict) -> None:
-    (results / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
-    with open(results / "scores.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["volume", "score", "value", "convention"])
-        for name, scores in found.items():
-            table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
 
 
 if __name__ == "__main__":

@@ -9,11 +9,12 @@ from scipy import ndimage
 
 from emcore import segment
 from emcore.errors import InputError
-from emcore.predict.affinities import calibrate, make_fragments, make_graph, make_labels, read_affinities
+from emcore.predict.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
 from emcore.predict.decode import decode, recut
 from emcore.segment.storage import read_graph
 from emcore.settings.predict import Contour, Decode, Link
 from emcore.volumes import create_volume, open_volume
+from tests.test_segment import count_and_hash
 
 NEAREST = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 PLAIN = Decode("affinities", low=0.1, high=0.999)
@@ -45,11 +46,14 @@ def same(one, two):
 # ---- affinities
 
 
-def test_dust_and_removal_leave_as_many_segments_as_in_waterz(tmp_path):
+def test_dust_and_removal_leave_the_golden_segments_of_waterz(tmp_path):
     affs = np.random.RandomState(0).rand(3, 8, 16, 16).astype(np.float32)
     settings = replace(PLAIN, threshold=0.3, dust_size=6, dust_affinity=0.3, remove_size=4)
-    labels = labels_of(stored(tmp_path, affs, offsets=NEAREST), settings, tmp_path)
+    prediction = stored(tmp_path, affs, offsets=NEAREST)
+    labels = labels_of(prediction, settings, tmp_path)
     assert (labels.max(), (labels == 0).sum()) == (152, 3)
+    labels = labels_of(prediction, replace(settings, ties="waterz"), tmp_path)
+    assert (count_and_hash(labels), (labels == 0).sum()) == ("152 0312a43f", 3)
 
 
 OPTIONS = [
@@ -57,6 +61,7 @@ OPTIONS = [
     {"dust_size": 9, "dust_affinity": 0.2, "remove_size": 5, "score": "aff85_his256"}, {"remove_size": 7},
     {"link": Link(0.3, True, 0.6, 4, 0.1)}, {"fragments": "maxima_distance-0.6", "score": "hist_quantile"},
     {"fragments": "grid-3", "dust_size": 5, "boundary": 0.2, "link": Link()}, {"bias": (-0.5, 0.3, 0.0)},
+    {"ties": "waterz"}, {"ties": "waterz", "dust_size": 9, "score": "aff50_his256"},
 ]
 
 
@@ -70,7 +75,7 @@ def test_labels_are_those_of_the_calls_one_by_one_and_another_cut_those_of_anoth
     step = read_affinities(prediction, settings)
     fragments = make_fragments(step, settings)
     graph = make_graph(fragments, step, settings)
-    tree = segment.agglomerate(graph, settings.score)
+    tree = make_tree(graph, settings)
     for threshold in (0.0, 0.2, 0.5, 0.7):
         wanted = make_labels(fragments, graph, tree, step, replace(settings, threshold=threshold))
         if threshold == settings.threshold:
@@ -81,11 +86,13 @@ def test_labels_are_those_of_the_calls_one_by_one_and_another_cut_those_of_anoth
         assert again.offset == (60, 0, 0)
         if not {"fragments", "bias", "link"} & set(options):
             whole = segment.segment(affs, threshold, settings.score, low=0.1, high=0.999, boundary=settings.boundary,
+                                    plateau=settings.ties, tie_break=settings.ties,
                                     dust_size=settings.dust_size, dust_affinity=settings.dust_affinity,
                                     remove=settings.remove_size)
             assert np.array_equal(wanted, whole)
     kept = read_graph(out)
-    for name in ("u", "v", "count", "sum", "max", "min", "key", "bin_starts", "bins", "bin_counts"):
+    for name in ("u", "v", "count", "sum", "max", "min", "key", "running_mean", "bin_starts", "bins",
+                 "bin_counts"):
         if getattr(graph, name) is not None:
             np.testing.assert_array_equal(getattr(kept, name), getattr(graph, name))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.metrics.borders import neuron_border_mask
+from emcore.metrics.borders import box_border_mask, neuron_border_mask
 from emcore.metrics.partitions import CONVENTIONS, cremi_score, foreground_restricted, rand, voi
 from emcore.metrics.tables import BLOCK_BYTES, Contingency, contingency, pool
 from emcore.volumes import Volume, open_volume
@@ -101,8 +101,15 @@ def overlap(prediction: Volume, truth: Volume) -> tuple[Start, Start, Start]:
 
 
 def whole_table(prediction: Volume, truth: Volume, start: Start, truth_start: Start, shape: Start,
-                border_nm: float | None, threads: int | None) -> Contingency:
-    """The table of the part that both cover, read in blocks; the border mask sees past each block's edge."""
+                border_nm: float | None = None, threads: int | None = None, border_box: tuple[int, int] = (0, 0),
+                usable: Volume | None = None) -> Contingency:
+    """The table of the part that both cover, read in blocks; the border mask sees past each block's edge.
+
+    border_box: in y and x and in z, as box_border_mask takes it; usable: 0 where a voxel of the truth is left out.
+    """
+    if usable is not None and usable.shape != truth.shape:
+        raise InputError(f"the mask {usable.name} must have the shape {truth.shape} of the truth {truth.name}; "
+                         f"it has {usable.shape}")
     resolution = truth.resolution or prediction.resolution
     if border_nm is not None and resolution is None:
         raise InputError(f"--border-nm needs the size of a voxel, but neither {truth.name} nor {prediction.name} "
@@ -110,6 +117,8 @@ def whole_table(prediction: Volume, truth: Volume, start: Start, truth_start: St
     halo = [0, 0, 0]
     if border_nm and math.isfinite(border_nm):
         halo[1:] = (math.ceil(border_nm / size) + 1 for size in resolution[1:])
+    elif any(border_box):
+        halo = [border_box[1] + 1, border_box[0] + 1, border_box[0] + 1]
     tables: list[Contingency] = []
     for box in _blocks(shape, prediction, truth):
         labels = prediction[_moved(box, start)]
@@ -117,7 +126,14 @@ def whole_table(prediction: Volume, truth: Volume, start: Start, truth_start: St
         high = [min(end, span.stop + at + wide) for span, at, wide, end in zip(box, truth_start, halo, truth.shape)]
         wider = truth[tuple(slice(a, b) for a, b in zip(low, high))]
         inner = tuple(slice(span.start + at - a, span.stop + at - a) for span, at, a in zip(box, truth_start, low))
-        mask = None if border_nm is None else neuron_border_mask(wider, resolution, border_nm, threads)[inner]
+        mask = None
+        if border_nm is not None:
+            mask = neuron_border_mask(wider, resolution, border_nm, threads)[inner]
+        elif any(border_box):
+            mask = box_border_mask(wider, *border_box, threads)[inner]
+        if usable is not None:
+            unusable = usable[_moved(box, truth_start)] == 0
+            mask = unusable if mask is None else mask | unusable
         tables.append(contingency(wider[inner], labels, (), (), mask, threads))
         if len(tables) == POOL_EVERY:
             tables = [pool(tables)]

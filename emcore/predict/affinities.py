@@ -3,7 +3,7 @@
     affs = read_affinities(prediction, settings)          # three channels, calibrated
     fragments = make_fragments(affs, settings)
     graph = make_graph(fragments, affs, settings)
-    tree = segment.agglomerate(graph, settings.score)     # serves every threshold
+    tree = make_tree(graph, settings)                     # serves every threshold
     labels = make_labels(fragments, graph, tree, affs, settings)
 """
 
@@ -132,7 +132,8 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
 def make_fragments(affs: Affinities, settings: Decode) -> np.ndarray:
     """Fragments of the watershed of the volume, or of floods of its sections."""
     if settings.fragments == "watershed":
-        return segment.watershed(affs.values, settings.low, settings.high, **affs.convention)
+        return segment.watershed(affs.values, settings.low, settings.high, plateau=settings.ties,
+                                 **affs.convention)
     if settings.fragments.partition("-")[0] not in SEEDS:
         raise InputError(f"decode.fragments must be watershed, {', '.join(SEEDS)}, the last four with a number after "
                          f"a dash if wanted; got {settings.fragments!r}")
@@ -140,7 +141,12 @@ def make_fragments(affs: Affinities, settings: Decode) -> np.ndarray:
 
 
 def make_graph(fragments: np.ndarray, affs: Affinities, settings: Decode) -> RegionGraph:
-    return segment.region_graph(fragments, affs.values, score=settings.score, **affs.convention)
+    statistics = ("sizes", "running_mean") if settings.ties == "waterz" else ("sizes",)
+    return segment.region_graph(fragments, affs.values, score=settings.score, statistics=statistics, **affs.convention)
+
+
+def make_tree(graph: RegionGraph, settings: Decode) -> MergeTree:
+    return segment.agglomerate(graph, settings.score, tie_break=settings.ties)
 
 
 def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTree, affs: Affinities | None,
@@ -155,7 +161,8 @@ def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTre
     if settings.dust_size or settings.remove_size:
         borders = None
         if settings.dust_size:
-            borders = finish(start(graph, settings.score), settings.threshold, with_remaining=True)[1]
+            borders = finish(start(graph, settings.score, settings.ties), settings.threshold,
+                             with_remaining=True)[1]
         labels = merge_dust(labels, tree.table(settings.threshold), borders, settings.dust_size,
                             affinity=settings.dust_affinity, remove=settings.remove_size)
     if settings.link is not None:

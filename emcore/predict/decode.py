@@ -12,13 +12,14 @@ from emcore.predict.affinities import (
     make_fragments,
     make_graph,
     make_labels,
+    make_tree,
     needs_affinities,
     needs_graph,
     read_affinities,
     stored_offsets,
     stored_table,
 )
-from emcore.segment.affinities import check_table
+from emcore.segment.affinities import above, check_table
 from emcore.segment.storage import read_graph, write_graph
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, create_volume, open_volume
@@ -36,7 +37,7 @@ def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
         affs = read_affinities(prediction, settings)
         fragments = make_fragments(affs, settings)
         graph = make_graph(fragments, affs, settings)
-        tree = segment.agglomerate(graph, settings.score)
+        tree = make_tree(graph, settings)
         labels = make_labels(fragments, graph, tree, affs, settings)
     else:
         labels = KINDS[settings.kind](prediction, settings)
@@ -176,13 +177,6 @@ def chosen(prediction: Volume, channels: tuple[int, ...] | list[int]) -> np.ndar
     for row, channel in zip(values, channels):
         row[...] = prediction[channel]
     return values
-
-
-def above(values: np.ndarray, threshold: float, table: np.ndarray | None = None) -> np.ndarray:
-    """Where values, or what codes of 8 bits stand for, are above the threshold."""
-    if values.dtype != np.uint8:
-        return values > threshold
-    return (np.arange(256) > threshold * 255 if table is None else table > np.float32(threshold))[values]
 
 
 def real(values: np.ndarray, prediction: Volume) -> np.ndarray:

@@ -14,7 +14,15 @@ from emcore.errors import InputError
 from emcore.metrics.curves import ThresholdCurve
 from emcore.metrics.score import IGNORED_TRUTH, overlap
 from emcore.metrics.tables import Contingency
-from emcore.predict.affinities import Affinities, calibrate, make_fragments, make_graph, make_labels, read_affinities
+from emcore.predict.affinities import (
+    Affinities,
+    calibrate,
+    make_fragments,
+    make_graph,
+    make_labels,
+    make_tree,
+    read_affinities,
+)
 from emcore.predict.tune_space import Thresholds
 from emcore.segment.scores import parse_score
 from emcore.settings.predict import Decode
@@ -66,7 +74,7 @@ def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Th
         graph = make_graph(fragments, affs, replace(point, score=demanding))
         del fragments, affs
         for score in scores:
-            curves[score].append(metrics.fold(table, segment.agglomerate(graph, score)))
+            curves[score].append(metrics.fold(table, make_tree(graph, replace(point, score=score))))
     return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
 
 
@@ -77,7 +85,7 @@ def decoded_stage(task: Task, point: Decode) -> Found:
         affs = affinities(source, point)
         fragments = make_fragments(affs, point)
         graph = make_graph(fragments, affs, point)
-        tree = segment.agglomerate(graph, point.score)
+        tree = make_tree(graph, point)
         table = compared(task, source, make_labels(fragments, graph, tree, affs, point))
         volumes[source.name] = named_scores(metrics.voi(table), metrics.rand(table, task.convention),
                                             metrics.cremi_score(table))

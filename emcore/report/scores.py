@@ -1,83 +1,195 @@
-"""The scores of one volume, by [evaluate]: of labels against truth, and along the stored merge tree."""
+"""The scores of a run by [evaluate]: each volume, all of them together, and along the stored merge trees."""
 
-from dataclasses import replace
+import csv
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emcore import metrics, segment
-from emcore.metrics.score import overlap, score
+from emcore.errors import InputError
+from emcore.metrics.instances import match_instances
+from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
+from emcore.metrics.placement import box, placed
+from emcore.metrics.score import IGNORED_TRUTH, scores_by, whole_table
+from emcore.report.voxel_scores import (
+    cleft_rows,
+    overlap_rows,
+    predicted_foreground,
+    synapse_rows,
+    true_foreground,
+    unknown,
+)
+from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import open_volume
+from emcore.volumes import Volume, open_volume
 
 POINTS = 400  # of a curve that is stored
+OF_LABELS = ("voi", "rand", "curve", "instances", "synapses")
 
 
-def score_volume(settings: Evaluate, truth: str, labels: Path | None, prediction: Path) -> dict[str, Any]:
-    """{"scores": rows with their convention, "notes": what was left out, "curve": by threshold if asked for}."""
+def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | None, prediction: Path,
+                 data: Data | None = None, mask: str | None = None) -> dict[str, Any]:
+    """{"scores": rows with their convention, "notes": what was left out, "curve" and "counts" where asked for}.
+
+    labels: the file that decode wrote; data: whose ids mean background and unknown; mask: 0 where nothing is scored.
+    """
+    data, truth = data or Data(), open_volume(truth, kind="labels")
     rows, notes, found = [], [], {}
-    if labels is not None and {"voi", "rand"} & set(settings.scores):
-        done = score(f"{labels}:labels", truth, [settings.convention], settings.border_nm or None)
-        wanted = [name for name in ("voi", "rand") if name in settings.scores] + ["cremi", "v_"]
-        rows += [row for row in done["scores"] if row["score"].startswith(tuple(wanted))]
-        notes += done["notes"]
-    if labels is not None and "curve" in settings.scores and segment.has_tree(labels):
-        found["curve"] = curve(settings, truth, labels)
-    if labels is not None and "instances" in settings.scores:
-        ours, theirs = _pair(f"{labels}:labels", truth)
-        matched = metrics.match_instances(metrics.contingency(theirs, ours, ignore_truth=()))
-        rows.append({"score": "instance_f1", "value": float(matched.f1), "convention": "IoU >= 0.5, one to one"})
-    if labels is not None and "synapses" in settings.scores:
-        ours, theirs = _pair(f"{labels}:labels", truth)
-        table = metrics.contingency(theirs, ours, ignore_truth=())
-        rows += [{"score": score, "value": float(metrics.synapse_f1(table, convention).f1), "convention": told}
-                 for score, convention, told in (("synapse_f1", "em_r50", "EM-R50: both sides as one, IoU > 0.2"),
-                                                 ("synapse_sides_f1", "sides", "one to one, either side IoU > 0.2"))]
-    if {"jaccard", "clefts"} & set(settings.scores):
-        values, theirs = _pair(str(prediction), truth)
-        values = values[0] if values.ndim == 4 else values
-        ours = values > settings.threshold * (255 if values.dtype == np.uint8 else 1)
-        real = (theirs > 0) & (theirs < np.uint64(2**64 - 2) if theirs.dtype == np.uint64 else True)
-        if "jaccard" in settings.scores:
-            rows.append({"score": "jaccard", "value": float(metrics.jaccard(real, ours)), "convention": "label > 0"})
-        if "clefts" in settings.scores:
-            resolution = open_volume(truth).resolution or open_volume(prediction).resolution or (1.0, 1.0, 1.0)
-            rows += [{"score": name, "value": float(value), "convention": f"cremi, {settings.cleft_nm:g} nm"}
-                     for name, value in cleft_rows(real, ours, resolution, settings.cleft_nm)]
+    wanted = set(settings.scores)
+    if labels is None and wanted & set(OF_LABELS):
+        notes.append(f"{', '.join(name for name in OF_LABELS if name in wanted)} need labels, and there are none: set "
+                     "decode.kind and run infer.py")
+    if labels is not None and wanted & set(OF_LABELS):
+        usable = None if mask is None else open_volume(mask)
+        named = [name for name in ("voi", "rand") if name in wanted]
+        ours = open_volume(labels, "labels")
+        if named:
+            table = neuron_table(settings, ours, truth, data, notes, usable)
+            rows += [{**row, "border": border_of(settings)} for row in scores_by(table, settings.convention, notes)
+                     if row["score"].startswith((*named, "cremi", "v_", "info"))]
+            found["counts"] = {name: int(value) for name, value in square_sums(table)._asdict().items()}
+        if "curve" in wanted and segment.has_tree(labels):
+            found["curve"] = curve(settings, truth, labels, data, usable)
+        start, truth_start, shape = placed(ours, truth, settings.crop)
+        if "instances" in wanted:
+            theirs = truth[box(truth_start, shape)]
+            objects = np.where(true_foreground(theirs, data.background), theirs, 0)
+            matched = match_instances(metrics.contingency(objects, ours[box(start, shape)], (), (),
+                                                          unknown(theirs, data.ignore)), settings.instance_iou)
+            rule = f"IoU >= {settings.instance_iou:g}, one to one"
+            rows += [plain(f"instance_{name}", getattr(matched, name), rule)
+                     for name in ("f1", "precision", "recall", "accuracy", "panoptic_quality")]
+        if "synapses" in wanted:
+            rows += [plain(*row) for row in synapse_rows(settings, truth[box(truth_start, shape)],
+                                                         ours[box(start, shape)])]
+    if {"jaccard", "dice", "clefts"} & wanted:
+        if prediction.exists() or labels is None:
+            ours = open_volume(prediction)
+        else:
+            ours = open_volume(labels, "labels")
+            notes.append(f"there is no {prediction.name}: jaccard, dice and clefts are of the labels")
+        start, truth_start, shape = placed(ours, truth, settings.crop)
+        theirs = truth[box(truth_start, shape)]
+        foreground, nobody = predicted_foreground(ours, box(start, shape), settings), unknown(theirs, data.ignore)
+        real = true_foreground(theirs, data.background) & ~nobody
+        foreground &= ~nobody
+        rows += [plain(*row) for row in overlap_rows(settings, real, foreground, nobody)]
+        if "clefts" in wanted:
+            resolution = truth.resolution or ours.resolution or data.resolution or (1.0, 1.0, 1.0)
+            rows += [plain(*row) for row in cleft_rows(real, foreground, resolution, settings.cleft_nm)]
+    notes += [f"{row['score']} is undefined here: nothing to measure, or nothing to measure it to"
+              for row in rows if row["value"] is None and row["score"].startswith(("cleft", "instance", "synapse"))]
     return {"scores": rows, "notes": notes, **found}
 
 
-def curve(settings: Evaluate, truth: str, labels: Path) -> dict[str, Any]:
+def neuron_table(settings: Evaluate, ours: Volume, truth: Volume, data: Data, notes: list[str],
+                 usable: Volume | None = None):
+    """The table that neurons are scored by: near borders nothing counts, nor where the convention ignores the truth."""
+    if settings.border_nm and (settings.border_xy or settings.border_z):
+        raise InputError("evaluate.border_nm and evaluate.border_xy or border_z are two masks: set one of them to 0")
+    start, truth_start, shape = placed(ours, truth, settings.crop)
+    if shape != truth.shape:
+        notes.append(f"scored where both volumes are: {shape} voxels from {truth_start} of the truth {truth.shape}")
+    table = whole_table(ours, truth, start, truth_start, shape, settings.border_nm or None,
+                        border_box=(settings.border_xy, settings.border_z), usable=usable)
+    ignored = IGNORED_TRUTH.get(settings.convention, (0,))
+    return table.ignoring(tuple(dict.fromkeys((*ignored, *data.background, *data.ignore))))
+
+
+def border_of(settings: Evaluate) -> str:
+    if settings.border_nm:
+        return f"{settings.border_nm:g} nm"
+    return f"{settings.border_xy} x {settings.border_z} voxels" if settings.border_xy or settings.border_z else "none"
+
+
+def curve(settings: Evaluate, truth: Volume, labels: Path, data: Data, usable: Volume | None) -> dict[str, Any]:
     """VOI and Rand error at every merge (thinned out for storage), the best thresholds, and the one that was used."""
     tree = segment.read_tree(labels)
-    fragments, theirs = _pair(f"{labels}:fragments", truth)
-    whole = metrics.threshold_curve(fragments, tree, theirs)
+    whole = metrics.fold(neuron_table(settings, open_volume(labels, "fragments"), truth, data, [], usable), tree)
     states = np.unique(np.linspace(0, len(tree.score), POINTS).astype(int))
     thresholds = np.append(0.0, tree.score)[states]
+    best = {name: whole.best(name)._asdict() for name in ("voi", settings.convention)}
+    numbers = {"threshold": thresholds, "voi_split": whole.voi.split[states], "voi_merge": whole.voi.merge[states],
+               "rand_error": whole.rand(settings.convention).error[states]}
     return {
-        "threshold": thresholds.tolist(),
-        "voi_split": whole.voi.split[states].tolist(),
-        "voi_merge": whole.voi.merge[states].tolist(),
-        "rand_error": whole.rand(settings.convention).error[states].tolist(),
+        **{name: [finite(value) for value in values] for name, values in numbers.items()},
         "convention": settings.convention,
         "chosen": float(open_volume(labels, "labels").attrs["decode"]["threshold"]),
-        "best": {name: whole.best(name)._asdict() for name in ("voi", settings.convention)},
+        "best": {name: {key: finite(value) for key, value in entry.items()} for name, entry in best.items()},
     }
 
 
-def cleft_rows(truth: np.ndarray, prediction: np.ndarray, resolution, distance: float) -> list[tuple[str, float]]:
-    scores = metrics.clefts(truth.astype(np.uint8), prediction.astype(np.uint8), resolution, distance)
-    return [("cleft_score", scores.score), ("cleft_adgt", scores.to_truth.mean),
-            ("cleft_adf", scores.to_prediction.mean),
-            ("cleft_f1", scores.f1), ("cleft_false_positives", scores.false_positives),
-            ("cleft_false_negatives", scores.false_negatives)]
+def plain(score: str, value: float, convention: str) -> dict[str, Any]:
+    return {"score": score, "value": finite(value), "convention": convention}
 
 
-def _pair(ours: str, truth: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two volumes where both are, laid on each other by their offsets; ours may have channels."""
-    ours, truth = open_volume(ours), open_volume(truth, kind="labels")
-    first, second, shape = overlap(replace(ours, shape=ours.shape[-3:]), truth)
-    return tuple(volume[(..., *(slice(s, s + n) for s, n in zip(start, shape)))]
-                 for volume, start in ((ours, first), (truth, second)))
+def finite(value: float) -> float | None:
+    """A plain number; JSON has no other."""
+    value = float(value)
+    return value if math.isfinite(value) else None
 
+
+# ---- all volumes together
+
+
+def pooled(settings: Evaluate, found: dict[str, Any]) -> dict[str, Any]:
+    """Scores of all volumes: VOI and Rand of their voxels pooled, and the mean over volumes of every score."""
+    rows = []
+    counted = [scores["counts"] for scores in found.values() if "counts" in scores]
+    kept = [({row["score"]: row["value"] for row in scores["scores"]}, scores["counts"]["voxels"])
+            for scores in found.values() if "counts" in scores]
+    if len(counted) == len(found):
+        # objects of different volumes are different objects: sums of squares and entropies add up
+        if settings.convention not in ("cremi", "snemi3d", "isbi"):  # label 0 is an object of each volume
+            counted = [{**counts, "pairs": counts["pairs"] + counts["background_pairs"], "background_pairs": 0,
+                        "labels": counts["labels"] + counts["background"] ** 2, "background": 0} for counts in counted]
+        sums = SquareSums(*(sum(counts[name] for counts in counted) for name in SquareSums._fields))
+        rule = f"{settings.convention}, voxels of {len(found)} volumes pooled"
+        for name in ("voi_split", "voi_merge"):
+            if all(scores.get(name) is not None for scores, _ in kept):
+                rows.append(plain(name, sum(scores[name] * n for scores, n in kept) / sum(n for _, n in kept), rule))
+        if "rand" in settings.scores:
+            rand = rand_of_sums(sums, settings.convention)
+            rows += [plain(f"rand_{name}", value, rule) for name, value in rand._asdict().items()]
+    values: dict[tuple[str, str], list] = {}
+    for scores in found.values():
+        for row in scores["scores"]:
+            values.setdefault((row["score"], row["convention"]), []).append(row["value"])
+    for (name, convention), numbers in values.items():
+        if len(numbers) == len(found):
+            mean = math.nan if None in numbers else sum(numbers) / len(numbers)
+            rows.append(plain(name, mean, f"{convention}, mean of {len(found)} volumes"))
+    return {"scores": rows, "notes": []}
+
+
+def write_scores(results: Path, settings: Evaluate, found: dict[str, Any]) -> str:
+    """The text of scores.txt, which it writes beside scores.json and scores.csv: the same rows, with conventions."""
+    (results / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    with open(results / "scores.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["volume", "score", "value", "convention"])
+        for name, scores in found.items():
+            table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
+    text = printed(settings, found)
+    (results / "scores.txt").write_text(text)
+    return text
+
+
+def printed(settings: Evaluate, found: dict[str, Any]) -> str:
+    """The scores as text, with what their conventions mean."""
+    lines = []
+    for name, scores in found.items():
+        lines.append(name)
+        for row in scores["scores"]:
+            value = "undefined" if row["value"] is None else f"{row['value']:.6g}"
+            lines.append(f"  {row['score']:<24}{value:>14}  {row['convention']}")
+        lines += [f"  note: {note}" for note in scores["notes"]] + [""]
+    if {"voi", "rand", "curve"} & set(settings.scores):
+        lines += ["VOI in bits. Rand with P, B and A the sums of squares over pairs, predicted and true objects,",
+                  "+ leaving out label 0, c its voxels, N the scored and n all voxels:",
+                  f"  {settings.convention}: {CONVENTIONS[settings.convention]}",
+                  f"Voxels near borders of the truth that do not count: {border_of(settings)}."]
+    return "\n".join(lines) + "\n"

@@ -178,3 +178,10 @@ def decode_affinities(codes: np.ndarray, table: np.ndarray | None = None) -> np.
     if codes.dtype != np.uint8:
         raise InputError(f"codes must be uint8; got {codes.dtype}")
     return check_table(table, codes.dtype)[codes]
+
+
+def above(values: np.ndarray, threshold: float, table: np.ndarray | None = None) -> np.ndarray:
+    """Where values are above the threshold, or what codes of 8 bits stand for: code / 255 without a table."""
+    if values.dtype != np.uint8:
+        return values > threshold
+    return (np.arange(256) > threshold * 255 if table is None else table > np.float32(threshold))[values]

@@ -10,16 +10,17 @@ from emcore.segment.merge_tree import MergeTree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the score of every merge
-GRAPH = "graph"  # dataset (7, 1, 1, edges): these fields, with the bits of the last two as they are
+GRAPH = "graph"  # dataset (7 or 8, 1, 1, edges): these fields, of float32 the bits; the last one where there is one
 FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
-          "max": np.float32, "min": np.float32}
+          "max": np.float32, "min": np.float32, "running_mean": np.float32}
 HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where the graph has them
 
 
 def write_tree(path: Path, tree: MergeTree) -> None:
     """Adds the tree to an HDF5 file."""
     merges = np.stack([tree.a, tree.b, tree.score]).astype(np.float64)
-    _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a)})
+    _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
+                                       "single": int(tree.score.dtype == np.float32)})
 
 
 def has_tree(path: Path) -> bool:
@@ -31,15 +32,16 @@ def read_tree(path: Path) -> MergeTree:
     if not has_tree(path):
         raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
     (a, b, score), attributes = _read_rows(path, MERGES, "merges")
-    return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32), score)
+    return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
+                     score.astype(np.float32) if attributes.get("single") else score)
 
 
 def write_graph(path: Path, graph: RegionGraph) -> None:
     """Adds the edges of the graph to an HDF5 file, bit for bit."""
-    columns = [getattr(graph, name) for name in FIELDS]
+    columns = [getattr(graph, name) for name in FIELDS if getattr(graph, name) is not None]
     rows = np.stack([(column.view(np.uint32) if column.dtype == np.float32 else column).astype(np.uint64)
                      for column in columns])
-    _write_rows(path, GRAPH, rows, {"fragments": int(graph.fragments), "edges": len(graph.u), "fields": list(FIELDS)})
+    _write_rows(path, GRAPH, rows, {"fragments": int(graph.fragments), "edges": len(graph.u)})
     if graph.bins is not None:
         edges = np.repeat(np.arange(len(graph.u)), np.diff(graph.bin_starts))
         bins = np.stack([edges, graph.bins, graph.bin_counts]).astype(np.uint64)

@@ -37,5 +37,5 @@ class Settings:
 READS = {
     "train": ("data", "augment", "labels", "target", "loss", "model", "train", "pretrain"),
     "infer": ("data", "target", "infer", "decode"),
-    "evaluate": ("data", "decode", "evaluate", "tune"),
+    "evaluate": ("data", "infer", "decode", "evaluate", "tune"),
 }

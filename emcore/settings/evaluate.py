@@ -3,12 +3,41 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    thresholds: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55)  # at which every merge tree is scored
+    biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)  # of logits along z, y, x; each a variant
+    temperatures: tuple[float, ...] = (1.0,)  # each with each bias
+    merges: tuple[str, ...] = ()  # scores of merges; empty takes decode.score
+
+
+@dataclass(frozen=True)
+class Blockwise:
+    chunk: Triple = (32, 512, 512)  # voxels of a block that is normalised and predicted on its own
+    halo: Triple = (8, 64, 64)  # voxels around it that are predicted, too, and cut off
+    seam: Triple = (2, 16, 16)  # voxels on either side of a plane between blocks that count as its seam
+    without_halo: bool = False  # score blocks without a halo as well
+
 
 @dataclass(frozen=True)
 class Evaluate:
-    # see docs/settings.md
-    scores: tuple[Literal["voi", "rand", "curve", "jaccard", "clefts", "instances", "synapses"], ...] = ("voi", "rand")
-    convention: Literal["cremi", "snemi3d", "skimage", "funlib", "isbi"] = "cremi"  # of rand
+    # voi, rand, curve and instances look at labels, synapses at those of two sides, the others at the prediction
+    scores: tuple[Literal["voi", "rand", "curve", "instances", "synapses", "jaccard", "dice", "clefts"],
+                  ...] = ("voi", "rand")
+    convention: Literal["cremi", "snemi3d", "skimage", "dbmim", "funlib", "gala", "isbi"] = "cremi"  # of rand
+    crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, what is scored of the larger volume
     border_nm: float = 0.0  # voxels this near to a border of the truth, in their section, do not count; 0 counts all
-    threshold: float = 0.5  # of predictions for jaccard and clefts
+    border_xy: int = 0  # the same in voxels, within a box around the border, as in dbMiM; not with border_nm
+    border_z: int = 0  # and across sections
+    threshold: float = 0.5  # of predictions for jaccard, dice and clefts
+    channel: int = 0  # of predictions for jaccard, dice and clefts
     cleft_nm: float = 200.0  # farther than this a cleft voxel is false
+    instance_iou: float = 0.5  # from which an object is found
+    synapse_iou: float = 0.2  # above which a synapse is found
+    synapse_size: int = 0  # voxels under which a synapse does not count; EM-R50: 300
+    synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
+    sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
+    blockwise: Blockwise = Blockwise()  # of python -m emcore blockwise

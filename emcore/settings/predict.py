@@ -67,6 +67,8 @@ class Decode:
     temperature: float = 1.0  # then divides the logits
     fragments: str = "watershed"  # or floods of single sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
     score: str = "mean"  # of merges: mean, max, min, aff85_his256, ... (affinities)
+    # equal scores and plateaus: by a rule that holds for blocks and threads alike, or one by one as waterz takes them
+    ties: Literal["canonical", "waterz"] = "canonical"
     low: float = 1e-4  # affinities at or below join nothing (watershed)
     high: float = 0.9999  # affinities at or above always join (watershed)
     boundary: float = 0.0  # voxels whose mean y and x affinity is below it are cleared (affinities)

@@ -1,0 +1,99 @@
+"""Scores of predictions voxel by voxel, of clefts, and of synapses with two sides: rows (score, value, convention)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emcore import metrics
+from emcore.errors import InputError
+from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
+from emcore.metrics.synapses import CONVENTIONS
+from emcore.segment.affinities import TABLE_ATTRIBUTE, above, check_table
+from emcore.settings.evaluate import Evaluate
+from emcore.volumes import Volume
+
+Row = tuple[str, float, str]
+
+
+def predicted_foreground(prediction: Volume, box: tuple[slice, ...], settings: Evaluate) -> np.ndarray:
+    """Where the channel of a prediction is above the threshold; of labels, where there is one."""
+    if prediction.ndim == 3:
+        values = prediction[box]
+    elif not 0 <= settings.channel < prediction.shape[0]:
+        raise InputError(f"evaluate.channel must be one of the {prediction.shape[0]} channels of {prediction.name}; "
+                         f"got {settings.channel}")
+    else:
+        values = prediction[(settings.channel, *box)]
+    if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
+        return values > 0
+    if not 0 <= settings.threshold <= 1:
+        raise InputError(f"evaluate.threshold must be between 0 and 1, where predictions lie; got {settings.threshold}")
+    table = prediction.attrs.get(TABLE_ATTRIBUTE)
+    return above(values, settings.threshold,
+                 None if table is None else check_table(np.array(table, np.float32), values.dtype))
+
+
+def true_foreground(truth: np.ndarray, background: Sequence[int]) -> np.ndarray:
+    """Where there is a label; CREMI's marks for background and for unknown are none."""
+    out = truth > 0
+    for mark in (CREMI_BACKGROUND, CREMI_INVALID, *background):
+        if mark <= np.iinfo(truth.dtype).max if truth.dtype.kind in "ui" else mark == 0:
+            out &= truth != truth.dtype.type(mark)
+    return out
+
+
+def unknown(truth: np.ndarray, ignore: Sequence[int]) -> np.ndarray:
+    """Where nobody knows; such voxels are background on both sides."""
+    out = np.zeros(truth.shape, bool)
+    for mark in (CREMI_INVALID, *ignore):
+        if truth.dtype.kind in "ui" and mark <= np.iinfo(truth.dtype).max:
+            out |= truth == truth.dtype.type(mark)
+    return out
+
+
+def overlap_rows(settings: Evaluate, truth: np.ndarray, ours: np.ndarray, left_out: np.ndarray) -> list[Row]:
+    rows = []
+    rule = f"label > 0 against prediction > {settings.threshold:g}"
+    for name, score in (("jaccard", metrics.jaccard), ("dice", metrics.dice)):
+        if name in settings.scores:
+            rows.append((name, score(truth, ours, mask=left_out), rule))
+    return rows
+
+
+def cleft_rows(truth: np.ndarray, ours: np.ndarray, resolution: Sequence[float], distance: float) -> list[Row]:
+    scores = metrics.clefts(truth.astype(np.uint8), ours.astype(np.uint8), resolution, distance)
+    rule = f"cremi, {distance:g} nm"
+    return [("cleft_score", scores.score, rule), ("cleft_adgt", scores.to_truth.mean, rule),
+            ("cleft_adf", scores.to_prediction.mean, rule), ("cleft_f1", scores.f1, rule),
+            ("cleft_f1_of_rates", scores.f1_of_rates, rule),
+            ("cleft_false_positives", scores.false_positives, rule),
+            ("cleft_false_negatives", scores.false_negatives, rule)]
+
+
+def synapse_rows(settings: Evaluate, truth: np.ndarray, labels: np.ndarray) -> list[Row]:
+    """F1, precision and recall of synapses with ids 2n - 1 and 2n, by both conventions."""
+    margin = settings.synapse_margin
+    if margin < 0 or 2 * margin >= len(truth):
+        raise InputError(f"evaluate.synapse_margin must leave some of the {len(truth)} sections; got {margin}")
+    truth, labels = (without_small(side[margin:len(side) - margin], settings.synapse_size) for side in (truth, labels))
+    table = metrics.contingency(truth, labels, ignore_truth=())
+    rows = []
+    for name in CONVENTIONS:
+        scores = metrics.synapse_f1(table, name, settings.synapse_iou)
+        rule = f"{name}, IoU > {settings.synapse_iou:g}"
+        start = "synapse_sides" if name == "sides" else "synapse"
+        rows += [(f"{start}_{field}", getattr(scores, field), rule) for field in ("f1", "precision", "recall")]
+    return rows
+
+
+def without_small(labels: np.ndarray, size: int) -> np.ndarray:
+    """labels without the synapses, both sides together, below `size` voxels."""
+    if size <= 1:
+        return labels
+    places = np.flatnonzero(labels)
+    ids = labels.reshape(-1)[places]
+    _, place, counts = np.unique((ids - 1) // 2, return_inverse=True, return_counts=True)
+    out = np.zeros(labels.size, labels.dtype)
+    keep = counts[place] >= size
+    out[places[keep]] = ids[keep]
+    return out.reshape(labels.shape)
