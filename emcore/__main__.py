@@ -19,6 +19,8 @@ TOOLS = {
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
+    "blockwise": ("emcore.predict.blockwise", "score a prediction in blocks at their seams and away from them"),
+    "prepare": ("emcore.volumes.prepare", "turn public TIFF volumes into HDF5 with a manifest"),
     "score": ("emcore.metrics.score", "score two label files against each other"),
     "report": ("emcore.report", "write the page of a finished run"),
 }

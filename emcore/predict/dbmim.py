@@ -2,7 +2,8 @@
 
 One prediction is read once; each calibration makes its fragments, its region graph and its merge trees once, and
 (fragments x truth) is counted once, so that a threshold costs nothing. The columns and their order are dbMiM's; those
-that mean nothing here, or that a stored prediction does not tell, are empty. Boundaries, dust and links, which come after the cut, are no part of this protocol.
+that mean nothing here, or that a stored prediction does not tell, are empty. Boundaries, dust and links, which come
+after the cut, are no part of this protocol.
 """
 
 import csv
@@ -264,8 +265,9 @@ def mean_rows(records: list[dict[str, Any]], keys: Sequence[str]) -> list[dict[s
 def told(row: dict[str, Any] | None) -> str:
     if row is None:
         return "nothing could be scored on every volume"
+    variant = row.get("affinity_variant") or row.get("variant")
     return (f"VOI {row['voi_sum']:.6f}, adapted Rand error {row['adapted_rand_error']:.6f} at threshold "
-            f"{row['threshold']:g} of {row['affinity_variant']}, {row['waterz_scoring']}, mean of {row['n']} volumes")
+            f"{row['threshold']:g} of {variant}, {row['waterz_scoring']}, mean over {row['n']} volumes")
 
 
 def finite(value: float) -> float | None:
