@@ -98,9 +98,9 @@ def to_table(config: Any) -> dict[str, Any]:
     return table
 
 
-def to_toml(config: Any) -> str:
-    """A config as TOML; loading it gives an equal config."""
-    return _write_table(to_table(config), "", None)
+def to_toml(config: Any, explained: bool = False) -> str:
+    """A config as TOML, on request with the meaning of every setting; loading it gives an equal config."""
+    return _write_table(to_table(config), "", type(config) if explained else None)
 
 
 def describe(schema: type, tables: Sequence[str] | None = None) -> str:

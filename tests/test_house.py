@@ -31,6 +31,7 @@ UPPER = FLOOR["data"] | {"data", "models", "losses"}
 FLOOR["engine"] = FLOOR["report"] = FLOOR["blocks"] = UPPER | {"engine", "blocks"}
 FLOOR["smoke"] = UPPER | {"__main__"}  # runs the scripts as a user does, and imports none of them
 FLOOR["predict"] = UPPER | {"engine", "blocks"}
+FLOOR["migration"] = UPPER | {"engine"}
 FLOOR["legacy_v1"] = UPPER | {"engine", "predict"}  # scripts of its own
 NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics")
 

@@ -1,0 +1,1 @@
+"""What people bring along: the configs and checkpoints of other systems, turned into ours."""

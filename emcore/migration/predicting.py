@@ -1,0 +1,174 @@
+"""PyTorch Connectomics' inference, decoding and evaluation settings as tables of ours."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from emcore.migration.profiles import with_template
+from emcore.migration.tree import Tree, pair, whole_numbers
+
+Table = dict[str, Any]
+SCORES = {"adapted_rand": "rand", "voi": "voi", "jaccard": "jaccard", "cremi_distance": "clefts",
+          "instance_matching": "instances"}
+
+
+def infer(tree: Tree, pad: list[int], offsets: list[list[int]], notes: list[str]) -> Table:
+    """[infer]; pad is that of the data, which the prediction loses again."""
+    part = tree.part("inference")
+    out: Table = {"pad": pad}
+    for key, kind, name in (("window", list, "window_size"), ("batch", int, "sw_batch_size"),
+                            ("overlap", float, "overlap"), ("blend", str, "blending")):
+        if (value := part.take(kind, f"window.{name}", f"sliding_window.{name}")) is not None:
+            out[key] = value
+    part.same({f"{place}.{name}": value for place in ("window", "sliding_window") for name, value in (
+        ("padding_mode", "reflect"), ("keep_input_on_cpu", False), ("sigma_scale", 0.25))})
+    names = ("model.select_channel", "select_channel", "test_time_augmentation.select_channel")
+    select = whole_numbers(part.take(list, *names, default=[]), part.path(names[0]))
+    if select:
+        out["select"] = select
+    crop = part.take(list, "model.crop_pad", "crop_pad")
+    reach = [max([0, *(abs(offsets[c][axis]) for c in select or range(len(offsets)) if c < len(offsets))])
+             for axis in range(3)]
+    later, earlier = ([side for p, r in zip(pad, reach) for side in sides(p, r)]  # where edges are stored
+                      for sides in (lambda p, r: (p - r, p), lambda p, r: (p, p - r)))
+    if crop and crop not in (pad, later, earlier):
+        notes.append(f"crop_pad {crop} does not give the image's own extent back; here predictions always have it")
+    views = part.part("test_time_augmentation")
+    activations = [_activation(entry) for entry in views.take(list, "channel_activations", default=[])]
+    if activations:
+        out["activation"] = activations
+    if views.take(bool, "enabled"):
+        flips = views.take(object, "flip_axes", default="all")
+        out["views"] = {"flips": [0, 1, 2] if flips == "all" else _axes(flips)}
+        if views.take(object, "rotation90_axes"):
+            out["views"]["turns"] = True
+        mode = views.take(object, "ensemble_mode", default="mean")
+        out["views"]["combine"] = mode if isinstance(mode, str) else "mean"
+        if not isinstance(mode, str):
+            notes.append(f"the views are combined by the mean, not by {mode}")
+        views.same({"patch_first_local": True})
+    else:
+        views.done()
+    kind = part.take(str, "save_dtype", "save_prediction.intensity_dtype")
+    if kind in ("float32", "float16"):
+        out["dtype"] = kind
+    elif kind is not None:
+        notes.append(f"predictions are stored as float32, not as {kind}")
+    part.same({"save_results": True, "save_prediction.enabled": True, "save_prediction.intensity_scale": -1,
+               "save_prediction.output_formats": ["h5"], "postprocessing.enabled": True})
+    return out
+
+
+def _activation(entry: Any) -> Table:
+    if isinstance(entry, Mapping):
+        return {"channels": str(entry.get("channels", ":")), "kind": entry.get("activation", "sigmoid")}
+    if isinstance(entry, list) and len(entry) == 3:  # first, last, name: the form of 2025
+        return {"channels": f"{entry[0]}:{entry[1]}", "kind": entry[2]}
+    return {"channels": str(entry)}
+
+
+def _axes(flips: Any) -> list[int]:
+    if not isinstance(flips, list):
+        return []
+    return sorted({axis for item in flips for axis in (item if isinstance(item, list) else [item])
+                   if axis in (0, 1, 2)})
+
+
+def decode(tree: Tree, select: list[int], offsets: list[list[int]], libraries: Mapping[str, Any],
+           notes: list[str]) -> Table:
+    """[decode], from the one step that makes labels."""
+    found: Table = {}
+    for place in ("decoding.steps", "decoding", "inference.decoding"):
+        for entry in tree.parts(place):
+            steps = with_template(entry.values, libraries)
+            if steps is None:
+                notes.append(f"the decoding template {entry.values.get('template')} is not known")
+                continue
+            entry.take(str, "template")
+            for values in steps:
+                step = Tree(values, entry.where, tree.taken)
+                made = _step(step, select, offsets, notes)
+                if made is None:
+                    notes.append(f"the decoding step {values.get('name')} is not here")
+                elif found:
+                    notes.append(f"only one decoding step makes labels here; {values.get('name')} is left out")
+                else:
+                    found = made
+                    step.take(str, "name")
+        if found:
+            break
+    tree.same({"decoding.postprocessing.enabled": True})
+    return found
+
+
+def _step(step: Tree, select: list[int], offsets: list[list[int]], notes: list[str]) -> Table | None:
+    name, kwargs = step.values.get("name"), step.part("kwargs")
+    if name == "decode_waterz":
+        return _waterz(kwargs, select, offsets, notes)
+    if name == "polarity2instance":
+        return {"kind": "polarity", "threshold": kwargs.take(float, "thres", default=0.5),
+                "small": kwargs.take(int, "thres_small", default=128),
+                "exclusive": kwargs.take(bool, "exclusive", default=False)}
+    if name == "decode_instance_binary_contour_distance":
+        contour = {ours: pair(kwargs.take(object, f"{ours}_threshold", default=default), kwargs.where)
+                   for ours, default in (("binary", [0.9, 0.85]), ("contour", [0.8, 1.1]), ("distance", [0.5, -0.5]))}
+        contour["min_seed"] = kwargs.take(int, "min_seed_size", default=5)
+        return {"kind": "contour", "remove_size": kwargs.take(int, "min_instance_size", default=0), "contour": contour}
+    if name == "decode_affinity_cc":
+        return {"kind": "connected", "threshold": kwargs.take(float, "threshold", default=0.5)}
+    return None
+
+
+def _waterz(kwargs: Tree, select: list[int], offsets: list[list[int]], notes: list[str]) -> Table:
+    thresholds = kwargs.take(object, "thresholds", default=0.3)
+    if isinstance(thresholds, list):
+        if len(thresholds) != 1:
+            notes.append(f"of the thresholds {thresholds} the last is taken: infer.py --cut makes the others at once")
+        thresholds = thresholds[-1] if thresholds else 0.3
+    low, high = pair(kwargs.take(list, "aff_threshold", default=[1e-4, 0.9999]), kwargs.path("aff_threshold"))
+    out: Table = {"kind": "affinities", "score": kwargs.take(str, "merge_function", default="aff50_his256"),
+                  "threshold": thresholds, "low": low, "high": high,
+                  "boundary": kwargs.take(float, "boundary_threshold", default=0.0)}
+    if kwargs.take(bool, "dust_merge", default=True):
+        out["dust_size"] = kwargs.take(int, "dust_merge_size", default=0)
+        out["dust_affinity"] = kwargs.take(float, "dust_merge_affinity", default=0.0)
+    out["remove_size"] = kwargs.take(int, "dust_remove_size", default=0)
+    if kwargs.take(bool, "compute_fragments"):
+        out["fragments"] = kwargs.take(str, "seed_method", default="maxima_distance")
+    link = ("iou_threshold", "best_buddy", "one_sided_threshold", "one_sided_min_size", "affinity_threshold")
+    if kwargs.take(bool, "branch_merge"):
+        out["link"] = {"iou": kwargs.take(float, link[0], default=0.5),
+                       "best_buddy": kwargs.take(bool, link[1], default=True),
+                       "one_sided": kwargs.take(float, link[2], default=0.8),
+                       "one_sided_size": kwargs.take(int, link[3], default=100),
+                       "affinity": kwargs.take(float, link[4], default=0.0)}
+    else:
+        for name in link:  # without branch_merge they do nothing
+            kwargs.done(name)
+    kwargs.same({"use_aff_uint8": False, "use_seg_uint32": False})
+    used = [offsets[c] for c in select or range(len(offsets)) if c < len(offsets)][:3]
+    order = kwargs.take(str, "channel_order", default="xyz")
+    axes = [next((axis for axis in range(3) if offset[axis]), None) for offset in used]
+    if len(used) == 3 and any(sum(map(abs, offset)) != 1 for offset in used) and sorted(map(str, axes)) == list("012"):
+        out["channels"] = [axes.index(axis) for axis in range(3)]
+    elif len(used) == 3 and "".join("zyx"[axis] for axis in axes if axis is not None) != order:
+        notes.append(f"{kwargs.where}.channel_order {order} contradicts the offsets {used}, which count here")
+    return out
+
+
+def evaluate(tree: Tree, notes: list[str]) -> Table:
+    """[evaluate]."""
+    part = tree.part("evaluation")
+    if part.take(bool, "enabled", default=True) is False:
+        part.done()
+        return {}
+    metrics = [str(name) for name in part.take(list, "metrics", default=[])]
+    for name in metrics:
+        if name not in SCORES:
+            notes.append(f"the metric {name} is not here")
+    scores = [SCORES[name] for name in metrics if name in SCORES]
+    out: Table = {"scores": scores} if scores else {}
+    if "rand" in scores:
+        out["convention"] = "snemi3d"
+    if (threshold := part.take(float, "prediction_threshold")) is not None:
+        out["threshold"] = threshold
+    return out

@@ -1,0 +1,261 @@
+"""YAML configs of PyTorch Connectomics become TOML with the pinned values; what cannot be carried is told."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emcore import config
+from emcore.errors import InputError
+from emcore.migration.config import import_config, main
+from emcore.migration.yaml_files import read_chain
+from emcore.settings import Settings
+
+pytest.importorskip("yaml")
+ROOT = Path(__file__).resolve().parent.parent
+YAML = ROOT / "tests" / "yaml"
+
+
+def carried(folder, text):
+    (folder / "own.yaml").write_text(text)
+    return import_config(folder / "own.yaml")
+
+
+def test_the_cleft_recipe_comes_out_with_the_pinned_values():
+    found, notes, left = import_config(YAML / "clefts.yaml")
+    assert (found.name, found.seed, found.data.patch, found.data.pad) == ("clefts", 7, (18, 256, 256), (0, 32, 32))
+    assert [v.label for v in found.data.train] == [f"datasets/corrected/syn_{c}.h5" for c in "ABC"]
+    assert (found.data.reject_below, found.data.reject_probability) == (1000, 0.95)
+    assert found.model.rsunet.width == (32, 64, 96, 128, 160)  # what is documented, not what that code built
+    assert (found.model.rsunet.norm, found.model.rsunet.act, found.model.rsunet.depth_2d) == ("batch", "elu", 1)
+    assert [(term.kind, term.weight) for term in found.loss.terms] == [("bce", 1.0), ("dice", 1.0)]
+    assert found.loss.terms[1].smooth == 1e-5
+    assert (found.train.steps, found.train.precision, found.train.batch) == (150_000, "bf16", 4)
+    assert (found.train.schedule.kind, found.train.schedule.least, found.train.schedule.every) == ("cosine", 1e-5, 1)
+    assert (found.train.ema.decay, found.train.ema.warmup) == (0.999, 500)
+    assert (found.train.save.best, found.train.save.steps) == (3, 12_800)
+    assert found.augment.flip.probability == (0.0, 0.5, 0.5)
+    assert (found.augment.blur.sections, found.augment.blur.kernel) == (2, 11)
+    assert found.augment.cut_noise.probability == 0
+    assert (found.infer.views.flips, found.infer.blend, found.infer.pad) == ((0, 1, 2), "bump", (0, 32, 32))
+    assert found.evaluate.scores == ("clefts", "jaccard")
+    assert any("[32, 64, 96, 128, 160]" in note and "[18, 36, 48, 64, 80]" in note for note in notes)
+    assert left == ["monitor.logging.images.max_images = 8", "monitor.logging.images.num_slices = 9",
+                    "test.save_path = outputs/clefts/results"]
+
+
+def test_the_neuron_recipe_comes_out_with_the_pinned_values():
+    found, notes, left = import_config(YAML / "neurons.yaml")
+    offsets = found.target[0].offsets
+    assert offsets[:6] == ((0, 0, -1), (0, -1, 0), (-1, 0, 0), (-2, 0, 0), (-3, 0, 0), (-4, 0, 0))
+    assert (offsets[8], offsets[11], found.labels.erosion, found.model.out_channels) == (
+        (0, 0, -27), (0, -27, 0), 1, 12)
+    assert (found.model.rsunet.width, found.model.rsunet.norm, found.model.rsunet.groups) == (
+        (18, 36, 48, 64, 80), "group", 4)
+    schedule = found.train.schedule
+    assert (schedule.kind, schedule.warmup, schedule.every, schedule.warmup_factor, schedule.least) == (
+        "warmup_cosine", 3000, 1000, 1e-5, 1e-6)
+    assert (found.train.steps, found.train.optimizer.lr, found.train.ema.decay) == (100_000, 3e-4, 0.0)
+    assert set(found.augment.exclusive) == {"misalignment", "missing_section", "blur", "missing_part"}
+    assert (found.augment.misalignment.displacement, found.augment.missing_section.sections) == (17, (0, 5))
+    assert (found.infer.select, found.infer.batch, found.infer.pad) == ((0, 1, 2), 16, (8, 128, 128))
+    assert (found.infer.views.flips, found.decode.link) == ((), None)  # views are off, branch_merge is off
+    decode = found.decode
+    assert (decode.score, decode.threshold, decode.low, decode.high) == ("aff85_his256", 0.5, 0.1, 0.999)
+    assert (decode.dust_size, decode.dust_affinity, decode.remove_size) == (800, 0.3, 600)
+    assert (found.evaluate.scores, found.evaluate.convention) == (("rand",), "snemi3d")
+    assert found.data.test[0].image == "datasets/SNEMI/test-input.tif"
+    assert "tune.n_trials = 25" in left
+    assert any("multiply it" in note for note in notes)
+
+
+@pytest.mark.parametrize("name, recipe", [("clefts", "cremi_clefts"), ("neurons", "snemi_neurons")])
+def test_an_imported_recipe_equals_ours_of_the_same_name(name, recipe):
+    found = import_config(YAML / f"{name}.yaml")[0]
+    ours = config.load(Settings, ROOT / "configs" / f"{recipe}.toml")
+    for table in ("augment", "labels", "target", "model", "train", "infer", "decode"):
+        assert getattr(found, table) == getattr(ours, table), table
+
+
+def test_the_command_writes_toml_that_says_what_was_left(tmp_path, capsys):
+    assert main([str(YAML / "clefts.yaml"), "-o", str(tmp_path / "out.toml")]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{tmp_path / 'out.toml'}: 3 settings not carried, told at its end\n"
+    assert "not carried: test.save_path = outputs/clefts/results\n" in captured.err
+    text = (tmp_path / "out.toml").read_text()
+    assert "patch = [18, 256, 256]  # z, y, x, voxels of one sample" in text
+    assert text.splitlines()[-1] == "# not carried: test.save_path = outputs/clefts/results"
+    assert config.load(Settings, tmp_path / "out.toml") == import_config(YAML / "clefts.yaml")[0]
+
+
+def test_profiles_are_known_where_their_files_are_absent(tmp_path):
+    text = (YAML / "neurons.yaml").read_text()
+    found, notes, _ = carried(tmp_path, text)
+    assert found == import_config(YAML / "neurons.yaml")[0]
+    assert notes[0] == "profiles/all.yaml is not there; its profiles are taken as published in 2026"
+
+
+def test_heads_other_targets_and_banis_offsets_are_carried(tmp_path):
+    found, notes, left = carried(tmp_path, """
+default:
+  pipeline_profile: aff9_sdt
+  model:
+    arch: {profile: mednext_s}
+    heads:
+      near: {out_channels: 3, num_blocks: 1}
+      sdt: {out_channels: 1, num_blocks: 1}
+    loss:
+      losses:
+      - {function: PerChannelBCEWithLogitsLoss, pred_head: near, target_slice: "0:3", kwargs: {auto_pos_weight: true}}
+      - {function: SmoothL1Loss, pred_head: sdt, target_slice: "3:4", pos_weight: 1.0, kwargs: {tanh: true}}
+      - {function: MalisLoss, weight: 0.5}
+      loss_balancing: {strategy: uncertainty}
+  data:
+    split_enabled: true
+    split_train_range: [0.0, 0.8]
+    split_val_range: [0.8, 1.0]
+    split_axis: 0
+    label_transform:
+      targets:
+      - {name: affinity, kwargs: {offsets: ["0-0-1", "0-1-0", "1-0-0"], affinity_mode: banis}}
+      - {name: skeleton_aware_edt, kwargs: {alpha: 0.8, bg_value: -1.0}}
+      - {name: flow}
+    dataloader: {patch_size: [32, 160, 160]}
+  inference: {test_time_augmentation: {ensemble_mode: min}}
+  decoding:
+    steps:
+    - {name: decode_waterz, kwargs: {thresholds: [0.3, 0.4], branch_merge: true, iou_threshold: 0.6}}
+train:
+  data: {train: {image: a.h5, label: b.h5, label_aux: s.h5, label_aux_type: skeleton}}
+""")
+    assert (found.model.name, found.model.mednext.size, found.model.mednext.heads) == (
+        "mednext", "S", (("near", 3), ("sdt", 1)))
+    assert found.target[0].offsets == ((0, 0, 1), (0, 1, 0), (1, 0, 0))
+    assert (found.target[1].kind, found.target[1].alpha, len(found.target)) == ("skeleton_distance", 0.8, 2)
+    assert [(term.kind, term.head, term.target) for term in found.loss.terms] == [
+        ("per_channel_bce", "near", "0:3"), ("smooth_l1", "sdt", "3:4")]
+    assert found.loss.terms[1].tanh
+    assert found.loss.uncertainty
+    assert (found.data.train_part, found.data.validation_part) == ((0.0, 0.8), (0.8, 1.0))
+    assert found.data.validation == found.data.train
+    assert found.data.train[0].skeleton == "s.h5"
+    assert [(a.channels, a.kind) for a in found.infer.activation] == [("0:-1", "sigmoid"), ("-1:", "tanh")]
+    assert (found.decode.threshold, found.decode.link.iou) == (0.4, 0.6)
+    assert "the loss MalisLoss is not here" in notes
+    assert "the target flow is not here" in notes
+    assert {"model.loss.losses.2.function = MalisLoss", "model.loss.losses.2.weight = 0.5"} <= set(left)
+
+
+def test_far_affinities_chosen_for_decoding_are_named_by_axis(tmp_path):
+    text = (YAML / "neurons.yaml").read_text().replace("[0, 1, 2]", "[6, 9, 4]").replace(
+        "[7, 8, 127, 128, 127, 128]", "[5, 8, 125, 128, 125, 128]")
+    found, notes, _ = carried(tmp_path, text)
+    assert (found.infer.select, found.decode.channels) == ((6, 9, 4), (2, 1, 0))  # z, y, x among what is stored
+    assert not any("crop_pad" in note for note in notes)
+    assert any("crop_pad" in note for note in carried(tmp_path, text.replace("[5, 8,", "[1, 8,"))[1])
+
+
+def test_polarity_and_the_layout_of_2025_are_carried(tmp_path):
+    found, _, left = carried(tmp_path, """
+experiment_name: old
+system: {training: {batch_size: 2, num_gpus: 1}}
+model:
+  arch: {type: rsunet}
+  out_channels: 3
+  filters: [16, 32, 64]
+  rsunet_norm: batch
+  rsunet_down_factors: [[1, 2, 2], [1, 2, 2]]
+  losses:
+  - {function: WeightedBCEWithLogitsLoss, pred_slice: [0, '${model.out_channels}'], pos_weight: auto}
+data:
+  train_image: [a.h5]
+  train_label: [b.h5]
+  patch_size: [8, 64, 64]
+  iter_num_per_epoch: 100
+  label_transform: {targets: [{name: polarity, kwargs: {exclusive: false}}]}
+optimization: {max_epochs: 3, scheduler: {name: CosineAnnealingLR, t_max: 300, interval: step}}
+decoding: {steps: [{name: polarity2instance, kwargs: {exclusive: false, thres: 0.6, dilate_sz: 5}}]}
+test: {data: {test_image: [c.h5], test_resolution: [30, 8, 8]}}
+inference: {test_time_augmentation: {channel_activations: [[0, 3, sigmoid]]}}
+""")
+    assert (found.data.train[0].image, found.data.patch, found.train.steps) == ("a.h5", (8, 64, 64), 300)
+    assert (found.model.rsunet.width, found.model.rsunet.down) == ((16, 32, 64), ((1, 2, 2), (1, 2, 2)))
+    assert (found.loss.terms[0].prediction, found.loss.terms[0].positive_weight) == ("0:3", "auto")
+    assert (found.target[0].kind, found.decode.kind, found.decode.threshold) == ("polarity", "polarity", 0.6)
+    assert (found.data.test[0].image, found.data.resolution) == ("c.h5", (30.0, 8.0, 8.0))
+    assert found.infer.activation[0].channels == "0:3"
+    assert left == ["decoding.steps.0.kwargs.dilate_sz = 5"]
+
+
+@pytest.mark.parametrize("files, sentence", [
+    ({"own.yaml": "_base_: own.yaml"}, "own.yaml includes itself through _base_: own.yaml -> own.yaml"),
+    ({"own.yaml": "_base_: b.yaml", "b.yaml": "_base_: own.yaml"}, "own.yaml -> b.yaml -> own.yaml"),
+    ({"own.yaml": "a: !!python/object/apply:os.system [echo]"}, "is no valid YAML at line 1"),
+    ({"own.yaml": "a: [1"}, "is no valid YAML at line 1"),
+    ({"own.yaml": "- 1"}, "must hold a table of settings; it holds a list"),
+    ({"own.yaml": "a: &a [x, *a]"}, "nested too deep"),
+    ({"own.yaml": "\n".join([f"k{i}: &k{i} [{', '.join([f'*k{i - 1}' if i else '1'] * 9)}]" for i in range(9)])},
+     "too many values"),
+    ({"own.yaml": "x: " + "y" * (1 << 20)}, "larger than 1 MiB"),
+    ({"own.yaml": "data: {dataloader: {patch_size: big}}"}, "data.dataloader.patch_size must be a list; got 'big'"),
+    ({"own.yaml": "data: {dataloader: {patch_size: [1, 2]}}"}, "cannot be carried over: data.patch needs 3 values"),
+    ({"own.yaml": "data: {train: {image: [a, b], label: [c]}}"}, "has 2 images and 1 files as label"),
+    ({"own.yaml": "\n".join(["_base_:", *(f"- b{i}.yaml" for i in range(60))]),
+      **{f"b{i}.yaml": "" for i in range(60)}}, "more than 50 files"),
+])
+def test_hostile_or_wrong_files_are_refused_in_one_sentence(tmp_path, files, sentence):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=r"^[^\n]*$") as error:
+        import_config(tmp_path / "own.yaml")
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["clefts", "neurons"])
+def test_values_of_any_kind_are_carried_or_refused(tmp_path, name):
+    import yaml
+    tree = read_chain(YAML / f"{name}.yaml")[0]
+    paths = list(nodes(tree, ()))
+    outcomes = {"carried": 0, "refused": 0}
+    for number, path in enumerate(paths):
+        for odd in ODD[number % len(ODD)::len(ODD)]:
+            changed = copy.deepcopy(tree)
+            parent = changed
+            for step in path[:-1]:
+                parent = parent[step]
+            parent[path[-1]] = odd
+            (tmp_path / "own.yaml").write_text(yaml.safe_dump(changed))
+            try:
+                import_config(tmp_path / "own.yaml")
+                outcomes["carried"] += 1
+            except InputError:
+                outcomes["refused"] += 1
+    assert min(outcomes.values()) > 20
+
+
+ODD = [None, 5, "x", [], {}, [[1]], True, -1.5, {"a": 1}, [{"a": {"b": 2}}], "0:${a.b}", 10**30]
+
+
+def nodes(value, path):
+    for step, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield (*path, step)
+        if isinstance(item, dict | list):
+            yield from nodes(item, (*path, step))
+
+
+def test_what_a_config_says_cannot_leave_its_comment(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text('extra: "x\\nname = \\"evil\\""\nexperiment_name: "a\\nb"')
+    assert main([str(tmp_path / "own.yaml"), "-o", str(tmp_path / "out.toml")]) == 0
+    assert config.load(Settings, tmp_path / "out.toml").name == "a\nb"
+    assert '# not carried: extra = x name = "evil"' in (tmp_path / "out.toml").read_text()
+
+
+def test_without_pyyaml_one_sentence_names_the_extra():
+    code = ("import sys; sys.modules['yaml'] = None; sys.argv = ['emcore', 'import-config', 'tests/yaml/clefts.yaml']\n"
+            "from emcore.__main__ import main; sys.exit(main())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == ("error: reading YAML configs needs PyYAML, which is not installed: "
+                           "pip install emcore[yaml]\n")
