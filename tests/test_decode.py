@@ -1,17 +1,20 @@
 """Every kind of [decode] against plain definitions, published numbers and the calls it stands for."""
 
+import re
 from collections import deque
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from emcore import segment
+from emcore import config, segment
 from emcore.errors import InputError
 from emcore.predict.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
 from emcore.predict.decode import decode, recut
 from emcore.segment.storage import read_graph
+from emcore.settings import Settings
 from emcore.settings.predict import Contour, Decode, Link
 from emcore.volumes import create_volume, open_volume
 from tests.test_segment import count_and_hash
@@ -329,3 +332,22 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     assert not (tmp_path / "cut.h5").exists()
     with pytest.raises(InputError, match=r"affinities are \(channels, z, y, x\)"):
         decode(open_volume(random_affinities()[0]), PLAIN, tmp_path / "labels.h5")
+
+
+# ---- what docs/decoding.md says
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    text = (Path(__file__).resolve().parent.parent / "docs" / "decoding.md").read_text()
+    stored(tmp_path, random_affinities(), "test_im_prediction.h5", offsets=NEAREST)
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], found)
+    assert found["labels"].shape == (4, 9, 10)
+    (tmp_path / "run.toml").write_text('name = "x"\n' + re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    settings = config.load(Settings, tmp_path / "run.toml")
+    assert settings.evaluate.sweep.biases[0] == (-0.5, -1.0, -1.0)
+    named = {field.name for table in (Decode, Link, Contour) for field in fields(table)}
+    for row in re.findall(r"^\| .*\|$", text, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", row.split("|")[3] if row.count("|") > 3 else row.split("|")[2]):
+            assert name in named | {"maxima_distance"}, name

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from emcore import config, metrics, segment
 from emcore.errors import InputError
@@ -144,6 +145,40 @@ def test_clefts_jaccard_and_dice_of_one_channel_among_several(tmp_path, dtype):
                             (Evaluate(("dice",), threshold=1.2), "evaluate.threshold must be between 0 and 1.*1.2")):
         with pytest.raises(InputError, match=sentence):
             score_volume(wrong, reference, None, tmp_path / "p.h5")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_membranes_are_scored_by_section_at_the_best_threshold(tmp_path, dtype):
+    random = np.random.default_rng(6)
+    truth = np.ones((3, 21, 22), np.uint8)
+    truth[:, 7], truth[:, :, 11] = 0, 0
+    perfect = np.where(truth, 0.85, 0.25)
+    leaky = perfect.copy()
+    leaky[1, 7, 5] = 0.55  # a hole in a membrane, closed from 0.6 on
+    noisy = np.clip(leaky + random.normal(0, 0.2, truth.shape), 0, 1)
+    reference, found = stored(f"{tmp_path}/t.h5:inside", truth), []
+    for number, values in enumerate((perfect, leaky, noisy)):
+        values = np.round(values * 255).astype(np.uint8) if dtype == "uint8" else values.astype(np.float32)
+        stored(tmp_path / "p.h5", values[None])
+        rows = score_volume(Evaluate(("membranes",)), reference, None, tmp_path / "p.h5")
+        found.append([value(rows, name, "isbi 2012") for name in ("v_rand", "v_info")])
+        best = 0
+        for threshold in np.arange(11) / 10:
+            numbers = values / 255 if dtype == "uint8" else values
+            scores = []
+            for real, section in zip(truth, numbers):
+                objects, _ = ndimage.label(section > threshold)
+                if objects.any():  # each pixel to its nearest object; ties within membranes count nowhere
+                    nearest = ndimage.distance_transform_cdt(objects == 0, "taxicab", return_distances=False,
+                                                             return_indices=True)
+                    objects = objects[tuple(nearest)]
+                table = metrics.contingency(ndimage.label(real)[0][None], objects[None])
+                scores.append(metrics.foreground_restricted(table).v_rand)
+            best = max(best, np.mean(scores))
+        if number < 2:  # noise leaves ties where they count
+            assert found[-1][0] == pytest.approx(best)
+    assert found[0] == found[1] == [1, 1]
+    assert found[2][0] < 1
 
 
 def test_labels_serve_where_there_is_no_prediction_and_what_is_undefined_is_null(tmp_path):

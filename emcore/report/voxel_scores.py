@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emcore import metrics
+from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
 from emcore.metrics.synapses import CONVENTIONS
@@ -12,11 +12,13 @@ from emcore.segment.affinities import TABLE_ATTRIBUTE, above, check_table
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume
 
+THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
 Row = tuple[str, float, str]
 
 
-def predicted_foreground(prediction: Volume, box: tuple[slice, ...], settings: Evaluate) -> np.ndarray:
-    """Where the channel of a prediction is above the threshold; of labels, where there is one."""
+def predicted_channel(prediction: Volume, box: tuple[slice, ...],
+                      settings: Evaluate) -> tuple[np.ndarray, np.ndarray | None]:
+    """(values, what their codes stand for) of the channel that is scored; of labels 1 where there is one."""
     if prediction.ndim == 3:
         values = prediction[box]
     elif not 0 <= settings.channel < prediction.shape[0]:
@@ -24,13 +26,16 @@ def predicted_foreground(prediction: Volume, box: tuple[slice, ...], settings: E
                          f"got {settings.channel}")
     else:
         values = prediction[(settings.channel, *box)]
-    if values.dtype.kind in "ui" and values.dtype.itemsize > 1:
-        return values > 0
+    if values.dtype.kind in "uib" and values.dtype != np.uint8:
+        return (values > 0).astype(np.float32), None
+    table = prediction.attrs.get(TABLE_ATTRIBUTE)
+    return values, None if table is None else check_table(np.array(table, np.float32), values.dtype)
+
+
+def foreground(values: np.ndarray, table: np.ndarray | None, settings: Evaluate) -> np.ndarray:
     if not 0 <= settings.threshold <= 1:
         raise InputError(f"evaluate.threshold must be between 0 and 1, where predictions lie; got {settings.threshold}")
-    table = prediction.attrs.get(TABLE_ATTRIBUTE)
-    return above(values, settings.threshold,
-                 None if table is None else check_table(np.array(table, np.float32), values.dtype))
+    return above(values, settings.threshold, table)
 
 
 def true_foreground(truth: np.ndarray, background: Sequence[int]) -> np.ndarray:
@@ -57,6 +62,28 @@ def overlap_rows(settings: Evaluate, truth: np.ndarray, ours: np.ndarray, left_o
     for name, score in (("jaccard", metrics.jaccard), ("dice", metrics.dice)):
         if name in settings.scores:
             rows.append((name, score(truth, ours, mask=left_out), rule))
+    return rows
+
+
+def membrane_rows(real: np.ndarray, values: np.ndarray, table: np.ndarray | None) -> list[Row]:
+    """ISBI 2012's V_Rand and V_Info, each at the best of the thresholds 0, 0.1, ... 1, and where that is.
+
+    values: how likely a voxel is inside of a cell. Objects are 4-connected in their section; predicted ones grow evenly
+    until they meet, so that membranes have no width, as the contest thins them (to lines of one pixel, here of none).
+    """
+    sections = [segment.connected_components(section, 4)[None] for section in real]
+    tried = []
+    for threshold in THRESHOLDS:
+        inside = above(values, threshold, table)
+        grown = [segment.flood(np.zeros(section.shape, np.float32), segment.connected_components(section, 4))[None]
+                 for section in inside]
+        scores = [metrics.foreground_restricted(metrics.contingency(truth, labels))
+                  for truth, labels in zip(sections, grown)]
+        tried.append([float(np.mean([getattr(score, name) for score in scores])) for name in ("v_rand", "v_info")])
+    rows = []
+    for name, along in zip(("v_rand", "v_info"), np.transpose(tried)):
+        best = int(along.argmax())
+        rows.append((name, along[best], f"isbi 2012, mean of sections, best threshold {THRESHOLDS[best]:g}"))
     return rows
 
 

@@ -25,7 +25,7 @@ class Blockwise:
 @dataclass(frozen=True)
 class Evaluate:
     # voi, rand, curve and instances look at labels, synapses at those of two sides, the others at the prediction
-    scores: tuple[Literal["voi", "rand", "curve", "instances", "synapses", "jaccard", "dice", "clefts"],
+    scores: tuple[Literal["voi", "rand", "curve", "instances", "synapses", "jaccard", "dice", "clefts", "membranes"],
                   ...] = ("voi", "rand")
     convention: Literal["cremi", "snemi3d", "skimage", "dbmim", "funlib", "gala", "isbi"] = "cremi"  # of rand
     crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, what is scored of the larger volume
@@ -33,7 +33,7 @@ class Evaluate:
     border_xy: int = 0  # the same in voxels, within a box around the border, as in dbMiM; not with border_nm
     border_z: int = 0  # and across sections
     threshold: float = 0.5  # of predictions for jaccard, dice and clefts
-    channel: int = 0  # of predictions for jaccard, dice and clefts
+    channel: int = 0  # of predictions, for what looks at them
     cleft_nm: float = 200.0  # farther than this a cleft voxel is false
     instance_iou: float = 0.5  # from which an object is found
     synapse_iou: float = 0.2  # above which a synapse is found
