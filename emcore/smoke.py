@@ -142,8 +142,9 @@ def placed(volume: Volume) -> Volume:
 
 
 def inside(reference: str) -> str:
+    """A path below the folder of the data; of a pattern, the name of one file that fits it."""
     parts = [part for part in PurePath(reference).parts if part not in ("..", PurePath(reference).anchor)]
-    return "/".join(parts)
+    return "/".join(parts).replace("*", "0")
 
 
 def write_files(settings: Settings, small: Settings) -> None:

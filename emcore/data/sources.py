@@ -2,13 +2,14 @@
 
 import atexit
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,12 +48,25 @@ def open_sources(data: Data, which: str) -> list[Source]:
     sources, wrong = [], []
     for number, volume in enumerate(getattr(data, which)):
         try:
-            sources.append(open_source(data, volume, which))
+            sources += [open_source(data, one, which) for one in expanded(data, volume)]
         except InputError as error:
             wrong.append(f"data.{which}.{number}: {error}")
     if wrong:
         raise InputError("; ".join(wrong))
     return sources
+
+
+def expanded(data: Data, volume: Volume) -> list[Volume]:
+    """The volume, or one for each file that its image names with * or **, in the order of their names."""
+    pattern, colon, dataset = volume.image.partition(":") if isinstance(volume.image, str) else ("", "", "")
+    if "*" not in pattern:
+        return [volume]
+    if volume.label or volume.mask or volume.skeleton:
+        raise InputError(f"{volume.image} names many files, so nothing can belong to it: name images with labels singly")
+    found = sorted(glob.glob(os.path.join(data.folder, pattern), recursive=True))
+    if not found:
+        raise InputError(f"no file is named like {os.path.join(data.folder, pattern)}")
+    return [replace(volume, image=os.path.abspath(path) + colon + dataset) for path in found]
 
 
 def open_source(data: Data, volume: Volume, which: str) -> Source:

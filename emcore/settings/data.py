@@ -9,7 +9,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Volume:
-    image: str  # path, or path:dataset
+    image: str  # path, or path:dataset; without labels also a pattern with * or **, one volume each file
     label: str | None = None  # labels of the same place; none for pretraining and prediction
     mask: str | None = None  # voxels that may be used (not 0); none means all
     skeleton: str | None = None  # ids on the skeletons of the labels, for the target skeleton_distance
