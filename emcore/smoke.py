@@ -83,7 +83,7 @@ def reduced(settings: Settings, folder: Path) -> Settings:
         policy = pretrain.policy
         policy = replace(policy, hidden=16, warmup=min(1, policy.warmup), freeze=min(STEPS - 1, policy.freeze))
         pretrain = replace(pretrain, decoder_width=model.transformer.width, policy=policy)
-    infer, data = settings.infer, settings.data
+    infer, data, evaluate = settings.infer, settings.data, settings.evaluate
     return replace(
         settings, outputs=str(folder), device="cpu", model=model, pretrain=pretrain, train=short(settings.train),
         data=replace(data, folder=str(folder / settings.name / "data"), patch=patch, workers=0, storage="lazy",
@@ -92,6 +92,8 @@ def reduced(settings: Settings, folder: Path) -> Settings:
                      train=tuple(placed(volume) for volume in data.train),
                      validation=tuple(placed(volume) for volume in data.validation),
                      test=tuple(placed(volume) for volume in data.test[:1])),
+        evaluate=replace(evaluate, crop=None, synapse_size=round(evaluate.synapse_size * share),
+                         synapse_margin=min(1, evaluate.synapse_margin)),
         infer=replace(infer, checkpoint="", window=None, batch=min(4, infer.batch), slab=patch[0],
                       pad=tuple(min(p, n // 4) for p, n in zip(infer.pad, patch))))
 

@@ -66,7 +66,8 @@ def test_a_shipped_config_takes_two_steps(path, tmp_path):
         batch = augment_batch({
             "image": torch.randint(0, 255, (2, 1, *shape), dtype=torch.uint8), "number": torch.arange(2) + 2 * step,
             "label": torch.randint(0, 9, (2, *shape)).repeat_interleave(4, 3)[..., :shape[2]],
-            "statistics": torch.tensor([[0.0, 1.0]] * 2)}, settings.augment, settings.data, settings.seed)
+            "statistics": torch.tensor([[0.0, settings.data.divide]] * 2)},
+            settings.augment, settings.data, settings.seed)
         loss, terms = task(batch, step)
         assert torch.isfinite(loss)
         assert len(terms) == len(task.columns)

@@ -14,7 +14,7 @@ from emcore.synth import synthesize, write_layout
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))
-FAST = ("demo", "emr50_polarity")  # the others of --smoke are marked slow
+FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others of --smoke are marked slow
 
 
 def settings_of(name):
@@ -179,7 +179,13 @@ def test_snemi_neurons_is_the_documented_recipe():
         "infer.pad": (8, 128, 128), "infer.batch": 16, "infer.select": (0, 1, 2), "infer.views.flips": (),
         "infer.activation.0.kind": "sigmoid", "decode.kind": "affinities", "decode.score": "aff85_his256",
         "decode.threshold": 0.5, "decode.low": 0.1, "decode.high": 0.999, "decode.dust_size": 800,
-        "decode.dust_affinity": 0.3, "decode.remove_size": 600, "evaluate.convention": "snemi3d",
+        "decode.dust_affinity": 0.3, "decode.remove_size": 600, "decode.link.iou": 0.5,
+        "decode.link.best_buddy": True, "decode.link.one_sided": 0.8, "decode.link.one_sided_size": 100,
+        "evaluate.convention": "snemi3d", "tune.volumes": "test", "tune.objective": "adapted_rand",
+        "tune.space.threshold": {"min": 0.1, "max": 0.9, "step": 0.1},
+        "tune.space.low": {"min": 0.0, "max": 0.5, "step": 0.1},
+        "tune.space.high": {"min": 0.7, "max": 1.0, "step": 0.1},
+        "tune.space.score": [f"aff{share}_his256" for share in (85, 75, 50, 25, 15)],
     })
     settings = settings_of("snemi_neurons")
     assert settings.target[0].offsets == (
@@ -204,6 +210,7 @@ def test_polarity_is_the_cleft_recipe_with_three_channels_and_its_decoder():
         "loss.terms.0.weight": 1.0, "loss.terms.0.prediction": "0:3", "loss.terms.0.target": "0:3",
         "decode.kind": "polarity", "decode.exclusive": False, "decode.threshold": 0.5, "decode.small": 128,
         "data.reject_below": 1000, "data.reject_probability": 0.95, "evaluate.scores": ("synapses", "instances"),
+        "evaluate.synapse_iou": 0.2, "evaluate.synapse_size": 300, "evaluate.synapse_margin": 14,
     })
     check("emr50_polarity_exclusive", {
         "model.out_channels": 3, "target.0.exclusive": True, "loss.terms.0.kind": "weighted_ce",
@@ -220,9 +227,167 @@ def test_polarity_is_the_cleft_recipe_with_three_channels_and_its_decoder():
         assert (settings.infer.window, settings.infer.views) == (clefts.infer.window, clefts.infer.views)
 
 
+def test_the_variants_of_snemi_neurons_differ_as_documented():
+    check("snemi_neurons_mednext", {
+        "model.name": "mednext", "model.mednext.size": "S", "model.mednext.kernel": 3, "model.deep_supervision": True,
+        "data.patch": (32, 160, 160), "data.pad": (16, 80, 80), "data.train_part": (0.0, 0.8),
+        "data.validation_part": (0.8, 1.0), "data.split_axis": 0, "train.batch": 12 * 4, "train.accumulate": 4,
+        "train.steps": 200 * 1000, "train.precision": "bf16", "train.ema.decay": 0.999, "train.ema.warmup": 1000,
+        "train.save.monitor": "loss/val", "infer.batch": 4, "infer.window": (32, 160, 160),
+        "infer.views.flips": (0, 1, 2), "infer.views.turns": True, "infer.views.combine": "min",
+        "loss.levels": (1.0, 0.5, 0.25, 0.125, 0.0625),
+    })
+    check("snemi_neurons_sdt", {
+        "model.name": "mednext", "model.out_channels": 10, "target.1.kind": "skeleton_distance", "target.1.alpha": 0.8,
+        "data.train.0.skeleton": "train-labels_skeleton.h5", "loss.uncertainty": True,
+        "loss.terms.0.kind": "per_channel_bce", "loss.terms.0.prediction": "0:-1", "loss.terms.1.kind": "smooth_l1",
+        "loss.terms.1.tanh": True, "loss.terms.1.prediction": "-1:", "train.ema.decay": 0.0,
+        "infer.activation.0.channels": "0:-1", "infer.activation.0.kind": "sigmoid",
+        "infer.activation.1.channels": "-1:", "infer.activation.1.kind": "tanh", "infer.pad": (16, 80, 80),
+        "infer.views.flips": (), "infer.views.turns": False, "decode.threshold": 0.4, "decode.score": "aff85_his256",
+        "decode.low": 0.001, "decode.high": 0.999, "decode.dust_size": 100, "decode.dust_affinity": 0.0,
+        "decode.remove_size": 50,
+    })
+    check("snemi_neurons_multitask", {
+        "model.mednext.heads": (("aff_r1", 3), ("aff_r5", 3), ("aff_r9", 3), ("sdt", 1)),
+        "model.mednext.head_blocks": 1, "loss.uncertainty": True, "infer.select": (0, 1, 2),
+        "infer.views.flips": (0, 1, 2), "infer.views.turns": True, "infer.views.combine": "min",
+        "decode.threshold": 0.4, "decode.low": 0.01, "decode.high": 0.99, "decode.boundary": 0.2,
+        "decode.dust_size": 800, "decode.dust_affinity": 0.3, "decode.remove_size": 600,
+    })
+    nine = tuple(tuple(-reach if axis == along else 0 for axis in range(3)) for reach in (1, 5, 9)
+                 for along in (2, 1, 0))
+    for name in ("snemi_neurons_sdt", "snemi_neurons_multitask"):
+        assert settings_of(name).target[0].offsets == nine
+    assert [term.head for term in settings_of("snemi_neurons_multitask").loss.terms] == [
+        "aff_r1", "aff_r5", "aff_r9", "sdt"]
+
+
+def test_cremi_clefts_v1_is_the_tutorial_of_2019():
+    check("cremi_clefts_v1", {
+        "data.patch": (8, 256, 256), "data.normalise": "divide", "data.divide": 255.0, "data.choose": "positions",
+        "data.reject_below": 101, "data.reject_probability": 0.9, "model.name": "unet_v1", "model.out_channels": 1,
+        "model.unet_v1.filters": (32, 64, 128, 256, 256), "loss.terms.0.kind": "legacy_bce",
+        "loss.terms.0.balance": "positive", "train.steps": 100_001, "train.batch": 8, "train.optimizer.kind": "adam",
+        "train.optimizer.lr": 1e-3, "train.optimizer.weight_decay": 1e-6, "train.optimizer.amsgrad": True,
+        "train.optimizer.decay_norms": True, "train.optimizer.clip": 0.0, "train.schedule.kind": "plateau",
+        "train.schedule.factor": 0.1, "train.schedule.patience": 1000, "train.schedule.window": 10,
+        "train.schedule.least": 1e-7, "train.save.steps": 10_000, "train.ema.decay": 0.0, "train.precision": "fp32",
+        "augment.rotate.probability": 1.0, "augment.scale.probability": 0.5, "augment.scale.factor": (0.8, 1.2),
+        "augment.elastic.probability": 0.75, "augment.elastic.sigma": (4.0, 4.0), "augment.elastic.flat": True,
+        "augment.elastic.magnitude": (12.0, 12.0), "augment.contrast.probability": 0.75,
+        "augment.contrast.section_ratio": 0.5, "augment.contrast.gamma": (0.5, 2.0),
+        "augment.contrast.gain": (0.85, 1.15), "augment.contrast.bias": (-0.15, 0.15), "augment.fold.probability": 0.9,
+        "augment.fold.width": 40, "augment.deleted_section.probability": 0.5, "augment.deleted_section.sections": 2,
+        "augment.misalignment.probability": 1.0, "augment.misalignment.displacement": 8, "labels.smooth": True,
+        "infer.window": (8, 256, 256), "infer.pad": (4, 128, 128), "infer.overlap": 0.5, "infer.blend": "gaussian",
+        "infer.batch": 16, "infer.activation.0.kind": "none", "infer.dtype": "uint8",
+    })
+    settings = settings_of("cremi_clefts_v1")
+    assert [(volume.image, volume.label) for volume in settings.data.train] == [
+        (f"images/im_{letter}_v2_200.h5:main", f"gt-syn/syn_{letter}_v2_200.h5:main") for letter in "ABC"]
+
+
+# ---- dbMiM: arm -> seed, samples a step, steps, edge share, power and noise, structure and membrane weight, policy
+
+PRETRAINED = {
+    "r16": (176, 16, 160_000, 0.0, None, 0.2, 1.35, "patch"), "r20": (220, 8, 240_000, 0.0, None, 0.2, 1.35, "patch"),
+    "r23_public": (230, 8, 160_000, 0.0, None, 0.0, 0.0, "none"),
+    "r23_full": (231, 8, 160_000, 0.0, None, 0.0, 0.0, "none"),
+    "r29": (292, 8, 160_000, 1.0, (1.5, 0.025), 0.2, 1.35, "none"),
+    "r30": (292, 8, 160_000, 1.0, (1.5, 0.025), 0.0, 0.0, "none"),
+    "r31": (293, 8, 160_000, 1.0, (1.5, 0.025), 0.2, 1.35, "none"),
+    "r32": (294, 8, 160_000, 0.5, (1.25, 0.05), 0.2, 1.35, "none"),
+    "r33": (295, 8, 160_000, 0.5, (1.25, 0.05), 0.2, 1.35, "none"),
+    "r34": (296, 8, 160_000, 0.5, (1.25, 0.05), 0.2, 1.35, "adaptive"),
+    "r35": (297, 8, 160_000, 0.5, (1.25, 0.05), 0.2, 1.35, "adaptive"),
+}
+FULL = ("r20", "r23_full", "r31", "r33", "r35")
+POLICIES = {
+    "none": {},
+    "patch": {"least_ratio": 0.4, "most_ratio": 0.9, "lr": 5e-4, "weight": 0.05, "warmup": 0, "freeze": 40_000,
+              "use_frozen": False, "entropy_coefficient": 0.01, "value_coefficient": 0.5, "ratio_coefficient": 0.25},
+    "adaptive": {"ratios": (0.625, 0.75, 0.875), "edge_fractions": (0.25, 0.5, 0.75), "lr": 2e-4, "weight": 0.02,
+                 "entropy_coefficient": 0.02, "value_coefficient": 0.25, "ratio_coefficient": 0.5, "warmup": 10_000,
+                 "freeze": 40_000, "use_frozen": True},
+}
+
+
+@pytest.mark.parametrize("arm", PRETRAINED)
+def test_a_pretraining_arm_is_as_published(arm):
+    seed, batch, steps, share, edges, structure, membrane, policy = PRETRAINED[arm]
+    check(f"dbmim_pretrain_{arm}", {
+        "seed": seed, "train.batch": batch, "train.steps": steps, "pretrain.edge_fraction": share,
+        "pretrain.structure_weight": structure, "pretrain.membrane_weight": membrane, "pretrain.policy.kind": policy,
+        **{f"pretrain.policy.{key}": value for key, value in POLICIES[policy].items()},
+        "data.patch": (32, 160, 160), "data.percentiles": (1.0, 99.0), "data.normalise_by": "patch",
+        "model.transformer.patch": (4, 16, 16), "model.transformer.width": 192, "model.transformer.depth": 6,
+        "model.transformer.heads": 6, "pretrain.decoder_width": 192, "pretrain.mask_ratio": 0.75,
+        "pretrain.structure_axis_weights": (0.5, 1.0, 1.0), "pretrain.membrane_axis_weights": (0.25, 1.0, 1.0),
+        "pretrain.membrane_clip": 5.0, "train.optimizer.kind": "adamw", "train.optimizer.lr": 1.5e-4,
+        "train.optimizer.weight_decay": 0.05, "train.optimizer.decay_norms": True, "train.optimizer.clip": 1.0,
+        "train.schedule.kind": "constant", "train.precision": "fp16", "train.log_steps": 20, "train.save.steps": 2000,
+        "augment.turn.probability": 0.75, "augment.flip.probability": (0.2, 0.5, 0.5),
+        "augment.noise.probability": 0.25, "augment.noise.deviation": 0.025,
+        "augment.contrast.probability": 0.35, "augment.contrast.gain": (0.85, 1.15),
+        "augment.contrast.bias": (-0.05, 0.05), "augment.gamma.probability": 0.35, "augment.gamma.range": (0.7, 1.5),
+    })
+    settings = settings_of(f"dbmim_pretrain_{arm}")
+    if edges:
+        assert (settings.pretrain.edge_power, settings.pretrain.edge_noise) == edges
+    images = [volume.image for volume in settings.data.train]
+    assert images[:3] == [f"CREMI/sample_{letter}_20160501.hdf:volumes/raw" for letter in "ABC"]
+    assert any("EM_pretrain_data" in image for image in images) is (arm in FULL)
+    assert len(images) == (4 if arm in FULL else 7)
+
+
+# arm -> seed, steps, what it starts from and its step
+FINETUNED = {
+    "scratch": (192, 12_000, None, 0), "r17": (191, 12_000, "r16", 160_000), "r20": (201, 12_000, "r20", 60_000),
+    "r23_public": (193, 12_000, "r23_public", 160_000), "r23_full": (213, 12_000, "r23_full", 160_000),
+    "r29": (292, 12_000, "r29", 160_000), "r30": (292, 12_000, "r30", 160_000), "r31": (293, 12_000, "r31", 160_000),
+    "r32": (294, 12_000, "r32", 160_000), "r33": (295, 12_000, "r33", 160_000), "r34": (296, 12_000, "r34", 160_000),
+    "r35": (297, 12_000, "r35", 160_000), "r48": (309, 20_000, "r16", 160_000),
+}
+
+
+@pytest.mark.parametrize("arm", FINETUNED)
+def test_a_finetuning_arm_is_as_published(arm):
+    seed, steps, source, at = FINETUNED[arm]
+    check(f"dbmim_finetune_{arm}", {
+        "seed": seed, "train.steps": steps, "train.batch": 4, "data.patch": (32, 160, 160),
+        "data.percentiles": (1.0, 99.0), "model.name": "unetr", "model.out_channels": 3,
+        "model.transformer.patch": (4, 16, 16), "model.transformer.width": 192, "model.transformer.depth": 6,
+        "model.transformer.heads": 6, "model.transformer.dropout": 0.05, "model.transformer.features": 32,
+        "model.transformer.head": "em", "model.transformer.head_depth": 2,
+        "model.transformer.head_bias": (-0.2, 0.0, 0.0), "labels.erosion": 1, "target.0.border": "replicate",
+        "target.0.background": "negative", "target.0.offsets": ((-1, 0, 0), (0, -1, 0), (0, 0, -1)),
+        "loss.terms.0.kind": "sigmoid_mse", "loss.terms.0.channel_weights": (1.35, 1.0, 1.0), "loss.clamp": 0.0,
+        "loss.terms.0.membrane_weight": 0.75, "loss.terms.0.membrane_axis_weights": (0.25, 1.0, 1.0),
+        "loss.terms.0.membrane_clip": 4.0, "train.optimizer.kind": "adamw", "train.optimizer.lr": 8e-5,
+        "train.optimizer.encoder_lr": 1e-5, "train.optimizer.weight_decay": 0.01, "train.optimizer.decay_norms": True,
+        "train.optimizer.clip": 1.0, "train.schedule.kind": "constant", "train.precision": "fp16",
+        "train.log_steps": 20, "train.save.steps": 1000, "augment.noise.deviation": 0.035,
+        "augment.turn.probability": 0.75, "augment.flip.probability": (0.2, 0.5, 0.5),
+        "augment.gamma.range": (0.7, 1.5), "infer.window": (32, 160, 160), "infer.overlap": 0.5,
+        "infer.blend": "constant", "infer.batch": 1, "decode.fragments": "maxima_distance-0.5",
+        "decode.score": "aff50_his256", "evaluate.border_xy": 1, "evaluate.border_z": 0,
+        "evaluate.convention": "skimage", "evaluate.sweep.thresholds": (0.35, 0.4, 0.45, 0.5, 0.55),
+        "evaluate.sweep.biases": ((-0.5, -1.0, -1.0), (-0.25, -0.5, -0.5), (0.0, 0.0, 0.0)),
+        "evaluate.sweep.merges": ("aff50_his256",),
+    })
+    train = settings_of(f"dbmim_finetune_{arm}").train
+    assert train.start_from == (f"outputs/dbmim_pretrain_{source}/checkpoints/step_{at:09d}.pt" if source else "")
+    assert train.start_include == (("pos_embed", "patch_embed", "encoder_blocks", "norm") if source else ())
+    if source:  # the checkpoint it names is one that the pretraining run keeps
+        before = settings_of(f"dbmim_pretrain_{source}").train
+        assert at == before.steps or at in before.save.at
+
+
 @pytest.mark.parametrize(("layout", "recipes"), [
     ("cremi-clefts", ["cremi_clefts"]), ("polarity", ["emr50_polarity", "emr50_polarity_exclusive"]),
-    ("snemi", ["snemi_neurons"]),
+    ("snemi", ["snemi_neurons", "snemi_neurons_mednext"]), ("cremi", ["dbmim_finetune_scratch", "dbmim_finetune_r17"]),
+    ("plain", ["banis_neurons", "mito_instances"]),
 ])
 def test_synth_writes_the_files_that_a_recipe_names(layout, recipes, tmp_path):
     if layout == "snemi":

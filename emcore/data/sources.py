@@ -62,7 +62,8 @@ def expanded(data: Data, volume: Volume) -> list[Volume]:
     if "*" not in pattern:
         return [volume]
     if volume.label or volume.mask or volume.skeleton:
-        raise InputError(f"{volume.image} names many files, so nothing can belong to it: name images with labels singly")
+        raise InputError(f"{volume.image} names many files, so nothing can belong to it: name images with labels one "
+                         "by one")
     found = sorted(glob.glob(os.path.join(data.folder, pattern), recursive=True))
     if not found:
         raise InputError(f"no file is named like {os.path.join(data.folder, pattern)}")
