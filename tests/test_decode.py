@@ -334,6 +334,35 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
         decode(open_volume(random_affinities()[0]), PLAIN, tmp_path / "labels.h5")
 
 
+@pytest.mark.parametrize("dataset, values, attributes, sentence", [
+    ("merges", np.array([[1, 2], [2, 99], [0.1, 0.2]]), {"fragments": 20, "merges": 2}, "names fragments that are not"),
+    ("merges", np.array([[1, 0], [2, 3], [0.1, 0.2]]), {"fragments": 20, "merges": 2}, "names fragments that are not"),
+    ("merges", np.array([[1, 2], [2, 3], [0.2, 0.1]]), {"fragments": 20, "merges": 2}, "scores of its merges fall"),
+    ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20, "merges": 3}, "not one that was stored"),
+    ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20}, "not one that was stored"),
+    ("merges", np.zeros((2, 4)), {"fragments": 20, "merges": 2}, "not one that was stored"),
+    ("graph", np.full((7, 2), 2**40, np.uint64), {"fragments": 20, "edges": 2}, "names fragments that are not"),
+    ("histograms", np.full((3, 2), 7**9, np.uint64), {"bins": 2}, "histograms fit no graph"),
+    ("labels", np.ones((4, 90)), {}, "does not say by which"),
+])
+def test_a_damaged_store_is_one_sentence(tmp_path, dataset, values, attributes, sentence):
+    settings = replace(PLAIN, score="hist_quantile_false", dust_size=4)
+    out = decode(stored(tmp_path, random_affinities(), offsets=NEAREST), settings, tmp_path / "labels.h5")
+    recut(out, 0.5, tmp_path / "cut.h5")
+    shape = (len(values), 1, 1, values.shape[1])
+    with create_volume(f"{out}:{dataset}", shape, values.dtype, attributes=attributes) as target:
+        target[...] = values.reshape(shape)
+    with pytest.raises(InputError, match=sentence):
+        recut(out, 0.5, tmp_path / "cut.h5")
+
+
+def test_a_table_that_is_none_is_one_sentence(tmp_path):
+    codes = np.zeros((3, 4, 4, 4), np.uint8)
+    for table in ([[1, 2], [3]], "abc", [0.0, 1.0]):
+        with pytest.raises(InputError, match="256"):
+            decode(stored(tmp_path, codes, offsets=NEAREST, affinity_table=table), PLAIN, tmp_path / "labels.h5")
+
+
 # ---- what docs/decoding.md says
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from emcore import segment
 from emcore.errors import InputError
-from emcore.segment.affinities import NEAREST, TABLE_ATTRIBUTE, check_table, nearest_channels, signed_offsets
+from emcore.segment.affinities import NEAREST, check_table, nearest_channels, signed_offsets, stored_table
 from emcore.segment.cleanup import merge_dust
 from emcore.segment.graph import RegionGraph
 from emcore.segment.merge_tree import MergeTree, finish, start
@@ -88,12 +88,6 @@ def stored_offsets(prediction: Volume) -> list[tuple[int, int, int]] | None:
     except ValueError:  # ragged
         raise InputError(f"the attribute offsets of {prediction.name} must be (z, y, x) triples; "
                          f"got {stored}") from None
-
-
-def stored_table(prediction: Volume) -> np.ndarray | None:
-    """What the codes of a prediction in 8 bits stand for, if it says so."""
-    stored = prediction.attrs.get(TABLE_ATTRIBUTE)
-    return None if stored is None else check_table(np.array(stored, np.float32), prediction.dtype)
 
 
 def calibrate(affs: Affinities, bias: Sequence[float], temperature: float) -> Affinities:

@@ -17,9 +17,8 @@ from emcore.predict.affinities import (
     needs_graph,
     read_affinities,
     stored_offsets,
-    stored_table,
 )
-from emcore.segment.affinities import above, check_table
+from emcore.segment.affinities import above, check_table, stored_table
 from emcore.segment.storage import read_graph, write_graph
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, create_volume, open_volume
@@ -56,7 +55,10 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
     The prediction is opened only where the stored settings clear boundaries or link sections.
     """
     tree, labels = segment.read_tree(stored), open_volume(stored, "labels")
-    settings = replace(config.from_table(Decode, labels.attrs["decode"], "decode"), threshold=threshold)
+    made_by = labels.attrs.get("decode")
+    if not isinstance(made_by, dict):
+        raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
+    settings = replace(config.from_table(Decode, made_by, "decode"), threshold=threshold)
     check_thresholds(settings)
     affs = None
     if needs_affinities(settings):

@@ -115,13 +115,14 @@ def curve(settings: Evaluate, truth: Volume, labels: Path, data: Data, usable: V
     whole = metrics.fold(neuron_table(settings, open_volume(labels, "fragments"), truth, data, [], usable), tree)
     states = np.unique(np.linspace(0, len(tree.score), POINTS).astype(int))
     thresholds = np.append(0.0, tree.score)[states]
+    chosen = open_volume(labels, "labels").attrs.get("decode")
     best = {name: whole.best(name)._asdict() for name in ("voi", settings.convention)}
     numbers = {"threshold": thresholds, "voi_split": whole.voi.split[states], "voi_merge": whole.voi.merge[states],
                "rand_error": whole.rand(settings.convention).error[states]}
     return {
         **{name: [finite(value) for value in values] for name, values in numbers.items()},
         "convention": settings.convention,
-        "chosen": float(open_volume(labels, "labels").attrs["decode"]["threshold"]),
+        "chosen": chosen["threshold"] if isinstance(chosen, dict) and "threshold" in chosen else None,
         "best": {name: {key: finite(value) for key, value in entry.items()} for name, entry in best.items()},
     }
 

@@ -8,7 +8,7 @@ from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
 from emcore.metrics.synapses import CONVENTIONS
-from emcore.segment.affinities import TABLE_ATTRIBUTE, above, check_table
+from emcore.segment.affinities import above, stored_table
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume
 
@@ -28,8 +28,7 @@ def predicted_channel(prediction: Volume, box: tuple[slice, ...],
         values = prediction[(settings.channel, *box)]
     if values.dtype.kind in "uib" and values.dtype != np.uint8:
         return (values > 0).astype(np.float32), None
-    table = prediction.attrs.get(TABLE_ATTRIBUTE)
-    return values, None if table is None else check_table(np.array(table, np.float32), values.dtype)
+    return values, stored_table(prediction)
 
 
 def foreground(values: np.ndarray, table: np.ndarray | None, settings: Evaluate) -> np.ndarray:
@@ -83,7 +82,8 @@ def membrane_rows(real: np.ndarray, values: np.ndarray, table: np.ndarray | None
     rows = []
     for name, along in zip(("v_rand", "v_info"), np.transpose(tried)):
         best = int(along.argmax())
-        rows.append((name, along[best], f"isbi 2012, mean of sections, best threshold {THRESHOLDS[best]:g}"))
+        rule = "isbi 2012, mean of sections, at its best threshold"
+        rows += [(name, along[best], rule), (f"{name}_threshold", THRESHOLDS[best], rule)]
     return rows
 
 

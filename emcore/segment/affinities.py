@@ -12,6 +12,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import affinities as kernel
 from emcore.threads import run_parallel, slabs, thread_count
+from emcore.volumes import Volume
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 PLAIN_TABLE = (np.arange(256) / 255).astype(np.float32)
@@ -80,6 +81,17 @@ def check_table(table: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
         raise InputError(f"table must be 256 values that rise from 0 to 1; got shape {values.shape}"
                          + (f", {values[0]} to {values[-1]}" if values.size else ""))
     return values
+
+
+def stored_table(volume: Volume) -> np.ndarray | None:
+    """What the codes of a volume in 8 bits stand for, if its file says so."""
+    stored = volume.attrs.get(TABLE_ATTRIBUTE)
+    if stored is None:
+        return None
+    try:
+        return check_table(np.array(stored, np.float32), volume.dtype)
+    except (ValueError, TypeError):  # ragged, or no numbers
+        raise InputError(f"the attribute {TABLE_ATTRIBUTE} of {volume.name} must be 256 numbers") from None
 
 
 def check_affinities(affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None, edge: str = "later",

@@ -1,11 +1,12 @@
 """A merge tree and a region graph in a file beside their fragments: another threshold costs a table look-up."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.graph import RegionGraph
+from emcore.segment.graph import BINS, RegionGraph
 from emcore.segment.merge_tree import MergeTree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
@@ -31,7 +32,10 @@ def read_tree(path: Path) -> MergeTree:
     """The tree that write_tree stored."""
     if not has_tree(path):
         raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
-    (a, b, score), attributes = _read_rows(path, MERGES, "merges")
+    (a, b, score), attributes = _read_rows(path, MERGES, "merges", (3,))
+    _check_ids(path, MERGES, attributes["fragments"], a, b)
+    if np.isnan(score).any() or (np.diff(score) < 0).any():
+        raise InputError(f"{path}: the scores of its merges fall; the file is damaged, decode the prediction again")
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
                      score.astype(np.float32) if attributes.get("single") else score)
 
@@ -53,11 +57,15 @@ def read_graph(path: Path) -> RegionGraph:
     names = {item.name for item in list_datasets(path)}
     if GRAPH not in names:
         raise InputError(f"{path} has no region graph; decode the prediction again")
-    rows, attributes = _read_rows(path, GRAPH, "edges")
+    rows, attributes = _read_rows(path, GRAPH, "edges", (len(FIELDS) - 1, len(FIELDS)))
+    _check_ids(path, GRAPH, attributes["fragments"], rows[0], rows[1])
     fields = {name: row.astype(np.uint32).view(dtype) if dtype is np.float32 else row.astype(dtype)
               for (name, dtype), row in zip(FIELDS.items(), rows)}
     if HISTOGRAMS in names:
-        edges, bins, counts = _read_rows(path, HISTOGRAMS, "bins")[0]
+        edges, bins, counts = _read_rows(path, HISTOGRAMS, "bins", (3,))[0]
+        falling = (edges[1:] < edges[:-1]).any()
+        if falling or (edges >= max(1, rows.shape[1])).any() or (bins >= BINS).any():
+            raise InputError(f"{path}: its histograms fit no graph; the file is damaged, decode the prediction again")
         starts = np.searchsorted(edges, np.arange(rows.shape[1] + 1, dtype=np.uint64))
         fields |= {"bin_starts": starts.astype(np.int64), "bins": bins.astype(np.uint32),
                    "bin_counts": counts.astype(np.int64)}
@@ -71,6 +79,18 @@ def _write_rows(path: Path, dataset: str, rows: np.ndarray, attributes: dict) ->
             out[...] = rows.reshape(shape)
 
 
-def _read_rows(path: Path, dataset: str, count: str) -> tuple[np.ndarray, dict]:
+def _read_rows(path: Path, dataset: str, count: str, rows: Sequence[int]) -> tuple[np.ndarray, dict]:
     stored = open_volume(path, dataset)
-    return stored[...][:, 0, 0, :int(stored.attrs[count])], stored.attrs
+    numbers = [stored.attrs.get(name) for name in (count, "fragments") if name in stored.attrs or name == count]
+    shape = stored.shape
+    if (len(shape) != 4 or shape[0] not in rows or shape[1:3] != (1, 1)
+            or not all(isinstance(number, int) and number >= 0 for number in numbers) or numbers[0] > shape[3]):
+        raise InputError(f"{path}: the dataset {dataset} {shape} is not one that was stored with labels")
+    return stored[...][:, 0, 0, :numbers[0]], {"fragments": 0, **stored.attrs}
+
+
+def _check_ids(path: Path, dataset: str, fragments: int, *columns: np.ndarray) -> None:
+    for ids in columns:
+        if ids.size and not (ids.min() >= 1 and ids.max() <= min(fragments, 2**32 - 2)):
+            raise InputError(f"{path}: the dataset {dataset} names fragments that are not among its {fragments}; the "
+                             "file is damaged, decode the prediction again")
