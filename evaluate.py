@@ -33,6 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     folder = Path(settings.outputs) / settings.name
+    if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None):
+        raise InputError("--from, --tune-budget and --tune-random belong to --tune: add it")
     if options.tune:
         results = Path(options.stored[0]).parent if options.stored else newest_results(folder)
         return tune_decoding(settings, results, options)
@@ -70,10 +72,9 @@ def tune_decoding(settings: Settings, results: Path, options: argparse.Namespace
     from emcore.report.heat_map import write_heat_map
 
     rows = tune(settings, results, options.stored, options.tune_budget, options.tune_random)
-    names, pairs, values = heat_table(rows, settings.tune.objective)
+    names, ends, values = heat_table(rows, settings.tune.objective)
     if names:
-        title = f"{settings.tune.objective}, best of all thresholds; columns: low, high"
-        write_heat_map(results / "tune.png", title, names, pairs, values)
+        write_heat_map(results / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)
     return 0
 
 

@@ -7,7 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -44,6 +45,19 @@ def measure(function: Callable[[], object]) -> tuple[float, float, object]:
     result = function()
     seconds = time.perf_counter() - start
     return seconds, max(0, _status("VmHWM") - before) / 2**20, result
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what compiled code prints away from standard output."""
+    kept, silence = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(silence)
 
 
 def compare(work: str, ours: Callable[[], object], peer_name: str, peer: Callable[[], object] | None,

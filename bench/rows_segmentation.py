@@ -1,12 +1,11 @@
 """Affinities to labels against waterz, one threshold and nine: python -m bench.kernels --only segmentation."""
 
-import os
 import statistics
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bench.compare import Row, measure
+from bench.compare import Row, measure, quiet
 from emcore import metrics, segment
 
 LOW, HIGH, THRESHOLD = 0.1, 0.999, 0.5
@@ -21,15 +20,9 @@ SCORES = {  # name -> (type in waterz, goals)
 def waterz_segment(affs: np.ndarray, score: str) -> np.ndarray:
     """What waterz makes of it, without its messages on standard output."""
     import waterz
-    kept, silence = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silence, 1)
-    try:
+    with quiet():
         return next(waterz.agglomerate(affs, [THRESHOLD], aff_threshold_low=LOW, aff_threshold_high=HIGH,
                                        scoring_function=SCORES[score][0]))
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(silence)
 
 
 def ours_at_all_thresholds(affs: np.ndarray, score: str) -> np.ndarray:

@@ -16,13 +16,14 @@ from emcore.errors import InputError
 from emcore.predict.decode import decode
 from emcore.predict.tune import tune
 from emcore.predict.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
-from emcore.report.heat_map import FONT, write_heat_map
+from emcore.report.heat_map import FONT, FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Decode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
 from tests.test_pipeline import blocks, exact_affinities
+from tests.test_png import decode_png
 from tests.test_train import ROOT, environment
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
@@ -246,6 +247,8 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
         tune(settings, tmp_path, ["a", "b"])
     with pytest.raises(InputError, match=r"searches decode.kind"):
         tune(replace(settings, decode=Decode("components")), tmp_path)
+    with pytest.raises(InputError, match=r"--tune-random must be at least 1; got 0"):
+        tune(settings, tmp_path, draws=0)
     truth = stored_volume(tmp_path, "a")
     with h5py.File(tmp_path / "a.h5", "r+") as f:
         f["labels"][...] = np.zeros_like(truth)
@@ -266,12 +269,16 @@ def test_ranges_are_written_as_in_parameter_spaces():
 
 
 def test_a_heat_map_frames_the_lowest_value_and_greys_what_is_missing(tmp_path):
-    write_heat_map(tmp_path / "map.png", "title", ["a", "b"], [("0.1", "0.9"), ("0.2", "0.9")],
+    write_heat_map(tmp_path / "map.png", "title", ["a", "b"], {"low": ["0.1", "0.2"]},
                    np.array([[0.5, np.nan], [0.25, 1.0]]))
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    image = decode_png((tmp_path / "map.png").read_bytes()).reshape(-1, 3)
+    colours = {tuple(colour) for colour in image.tolist()}
+    assert {FRAME, GREY, (253, 231, 37), (68, 1, 84)} <= colours
+    write_heat_map(tmp_path / "wide.png", "title", ["a"], {"low": list("12") * 100}, np.arange(200.0)[None])
+    assert decode_png((tmp_path / "wide.png").read_bytes()).shape[1] < 8000
     assert all(len(rows) == 5 for rows in FONT.values())
     with pytest.raises(InputError, match=r"at least one number"):
-        write_heat_map(tmp_path / "none.png", "title", ["a"], [("0.1",)], np.array([[np.nan]]))
+        write_heat_map(tmp_path / "none.png", "title", ["a"], {"low": ["0.1"]}, np.array([[np.nan]]))
 
 
 def test_evaluate_tunes_and_infer_takes_what_it_found(tmp_path):

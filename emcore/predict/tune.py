@@ -23,6 +23,7 @@ from emcore.errors import InputError
 from emcore.predict import tune_store
 from emcore.predict.tune_space import (
     AFTER,
+    BEFORE,
     Thresholds,
     drawn_points,
     every_point,
@@ -61,7 +62,8 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     begun, but the best point is still confirmed. draws: so many random points instead of every combination.
     """
     start = time.monotonic()
-    base = starting_point(settings.decode)
+    check(settings, draws)
+    base = replace(settings.decode, kind="affinities")
     choices, thresholds = read_space(settings.tune.space), read_thresholds(settings.tune.space)
     points = (every_point(base, choices) if draws is None
               else drawn_points(base, choices, thresholds, settings.seed, draws))
@@ -81,9 +83,7 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
         print(f"{len(points)} points of {len(task.sources)} volumes, {len(jobs)} stages to do", flush=True)
         work(jobs, None if minutes is None else start + 60 * minutes)
         objective = settings.tune.objective
-        best = sorted((row for row in tune_store.rows(database) if row.kind == "curve"),
-                      key=lambda row: value(row, objective))[: settings.tune.confirm]
-        confirmed = [base, *(confirmed_point(base, row, objective) for row in best)]
+        confirmed = [base, *best_points(base, tune_store.rows(database), objective, settings.tune.confirm)]
         work(decoded_jobs(task, confirmed, {row.key for row in tune_store.rows(database)}))
         rows = sorted(tune_store.rows(database), key=lambda row: value(row, objective))
     write_table(results / "tune.csv", rows, objective)
@@ -95,11 +95,13 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     return rows
 
 
-def starting_point(decode: Decode) -> Decode:
-    """[decode] as it is, the first point of every tune."""
-    if decode.kind not in ("none", "affinities"):
-        raise InputError(f'a tune searches decode.kind = "affinities"; the config has {decode.kind!r}')
-    return replace(decode, kind="affinities")
+def check(settings: Settings, draws: int | None) -> None:
+    if settings.decode.kind not in ("none", "affinities"):
+        raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
+    numbers = {"--tune-random": draws, "tune.confirm": settings.tune.confirm, "tune.processes": settings.tune.processes}
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1; got {number}")
 
 
 def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Source, ...]:
@@ -172,11 +174,14 @@ def decoded_key(point: Decode) -> str:
     return json.dumps(["decoded", config.to_table(point)], sort_keys=True)
 
 
-def confirmed_point(base: Decode, row: Row, objective: str) -> Decode:
-    """The settings of a curve's best threshold, with what [decode] does after the cut."""
-    tree = config.from_table(Decode, row.decode)
-    return replace(base, bias=tree.bias, temperature=tree.temperature, fragments=tree.fragments, low=tree.low,
-                   high=tree.high, score=tree.score, threshold=row.found[objective]["threshold"])
+def best_points(base: Decode, rows: list[Row], objective: str, count: int) -> list[Decode]:
+    """The best curves at their best thresholds, and what [decode] does after the cut; one of those that score alike."""
+    points: dict[tuple, Decode] = {}
+    for row in sorted((row for row in rows if row.kind == "curve"), key=lambda row: value(row, objective)):
+        tree, found = config.from_table(Decode, row.decode), row.found[objective]
+        kept = {name: getattr(tree, name) for name in BEFORE}
+        points.setdefault(tuple(found["scores"].values()), replace(base, **kept, threshold=found["threshold"]))
+    return list(points.values())[:count]
 
 
 # ---- processes
@@ -259,8 +264,8 @@ def write_table(path: Path, rows: list[Row], objective: str) -> None:
                             *(round(found["scores"][name], 6) for name in scores), round(row.seconds, 3)])
 
 
-def heat_table(rows: list[Row], objective: str) -> tuple[list[str], list[tuple[str, str]], np.ndarray]:
-    """(scores, (low, high) of every watershed, best value of each pair) of the curves; nan where there is none."""
+def heat_table(rows: list[Row], objective: str) -> tuple[list[str], dict[str, list[str]], np.ndarray]:
+    """(merge scores, low and high of every watershed, best value of each curve); nan where there is none."""
     best: dict[tuple[str, tuple[float, float]], float] = {}
     for row in rows:
         if row.kind == "curve":
@@ -269,7 +274,8 @@ def heat_table(rows: list[Row], objective: str) -> tuple[list[str], list[tuple[s
     names, pairs = sorted({name for name, _ in best}), sorted({pair for _, pair in best})
     values = np.array([[best.get((name, pair), np.nan) for pair in pairs] for name in names]).reshape(
         len(names), len(pairs))
-    return names, [(f"{low:.4g}", f"{high:.4g}") for low, high in pairs], values
+    ends = {"low": [f"{low:.4g}" for low, _ in pairs], "high": [f"{high:.4g}" for _, high in pairs]}
+    return names, ends, values
 
 
 def flat(table: dict[str, Any]) -> dict[str, Any]:

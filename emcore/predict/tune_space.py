@@ -127,7 +127,7 @@ def every_point(base: Decode, choices: dict[str, Range | list]) -> list[Decode]:
 
 def drawn_points(base: Decode, choices: dict[str, Range | list], thresholds: Thresholds, seed: int,
                  count: int) -> list[Decode]:
-    """`count` points, each a function of the seed and its number alone; thresholds matter only after `is_cut_alone`."""
+    """`count` points, each a function of the seed and its number alone; the threshold is that of a full decoding."""
     return [draw(base, choices, thresholds, np.random.default_rng([seed, number])) for number in range(count)]
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,26 +22,28 @@ COLOURS = np.array([(253, 231, 37), (94, 201, 98), (33, 145, 140), (59, 82, 139)
 GREY, BLACK, WHITE, FRAME = (208, 208, 208), (24, 24, 24), (255, 255, 255), (220, 30, 30)
 
 
-def write_heat_map(path: str | os.PathLike, title: str, rows: Sequence[str], columns: Sequence[Sequence[str]],
+def write_heat_map(path: str | os.PathLike, title: str, rows: Sequence[str], headings: Mapping[str, Sequence[str]],
                    values: np.ndarray) -> None:
-    """Writes values (row, column) as a PNG; a column's name may have several lines; what is not finite is grey."""
+    """Writes values (row, column) as a PNG; headings: name -> the text above each column. Grey: not finite."""
     values = np.asarray(values, np.float64)
-    if values.shape != (len(rows), len(columns)) or not np.isfinite(values).any():
-        raise InputError(f"a heat map needs at least one number, and a name for each row and column; got "
-                         f"{values.shape}, {len(rows)} and {len(columns)} names")
-    if len(columns) > COLUMNS:
+    count = len(next(iter(headings.values())))
+    if values.shape != (len(rows), count) or not np.isfinite(values).any():
+        raise InputError(f"a heat map needs at least one number, and names for each row and column; got {values.shape} "
+                         f"and {len(rows)} and {count} names")
+    if count > COLUMNS:
         lowest = np.where(np.isfinite(values), values, np.inf).min(0)
         shown = np.sort(np.argsort(lowest, kind="stable")[:COLUMNS])
-        title += f", the best {COLUMNS} of {len(columns)} columns"
-        columns, values = [columns[number] for number in shown], values[:, shown]
-    left = ADVANCE * (max(map(len, rows)) + 2)
-    top = LINE * (2 + max(map(len, columns)))
-    width = max(left + CELL[1] * len(columns), ADVANCE * (len(title) + 1)) + ADVANCE
+        title += f", the best {COLUMNS} of {count} columns"
+        headings, values = {name: [texts[k] for k in shown] for name, texts in headings.items()}, values[:, shown]
+    left = ADVANCE * (max(map(len, [*rows, *headings])) + 2)
+    top = LINE * (2 + len(headings))
+    width = max(left + CELL[1] * values.shape[1], ADVANCE * (len(title) + 1)) + ADVANCE
     image = np.full((top + CELL[0] * len(rows) + ADVANCE, width, 3), 255, np.uint8)
     write(image, title, ADVANCE, ADVANCE, BLACK)
-    for number, lines in enumerate(columns):
-        for place, text in enumerate(lines):
-            write(image, text, top - LINE * (len(lines) - place), left + CELL[1] * number + ADVANCE // 2, BLACK)
+    for line, (name, texts) in enumerate(headings.items(), start=2):
+        write(image, name, LINE * line - LINE // 4, ADVANCE, BLACK)
+        for number, text in enumerate(texts):
+            write(image, text, LINE * line - LINE // 4, left + CELL[1] * number + ADVANCE, BLACK)
     low, high = np.nanmin(values[np.isfinite(values)]), np.nanmax(values[np.isfinite(values)])
     best = np.unravel_index(np.argmin(np.where(np.isfinite(values), values, np.inf)), values.shape)
     for row, name in enumerate(rows):
