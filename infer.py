@@ -56,7 +56,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     device = ranks.choose_device(settings.device)
     model = checkpoint.load_model(path, device)
     content = checkpoint.read(path)
-    step = int(content.get("step", 0))
+    step = checkpoint.step_of(content)
     precision = fast_precision(settings.train.precision, device.type)
     weights = "averaged" if content.get("ema") else "plain"
     print(f"{path}, step {step}, {weights} weights, {device}, {precision}", flush=True)
@@ -98,7 +98,7 @@ def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) ->
     from emcore.engine import checkpoint
     from emcore.predict.decode import recut
 
-    results = folder / f"results_step={int(checkpoint.read(path).get('step', 0))}"
+    results = folder / f"results_step={checkpoint.step_of(checkpoint.read(path))}"
     for number in range(len(settings.data.test)):
         name = result_name(settings.data, number)
         stored = results / f"{name}_labels.h5"

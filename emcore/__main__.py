@@ -23,14 +23,16 @@ TOOLS = {
     "prepare": ("emcore.volumes.prepare", "turn public TIFF volumes into HDF5 with a manifest"),
     "score": ("emcore.metrics.score", "score two label files against each other"),
     "import-config": ("emcore.migration.config", "turn a YAML config of PyTorch Connectomics into TOML"),
+    "import-checkpoint": ("emcore.migration.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
+    "download": ("emcore.migration.download", "fetch public data of the tutorials, resumable, checked"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 
 
 def usage() -> str:
     lines = ["usage: python -m emcore COMMAND [ARGUMENTS]   (COMMAND --help says more)", ""]
-    lines += [f"  {name:<14}{text}" for name, text in SCRIPTS.items()]
-    lines += [f"  {name:<14}{text}" for name, (_, text) in TOOLS.items()]
+    lines += [f"  {name:<19}{text}" for name, text in SCRIPTS.items()]
+    lines += [f"  {name:<19}{text}" for name, (_, text) in TOOLS.items()]
     return "\n".join(lines)
 
 

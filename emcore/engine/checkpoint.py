@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from emcore.config import from_table
+from emcore.engine.published import grid_of, is_published, published_tables
 from emcore.errors import InputError
 from emcore.models.build import build_model
 from emcore.models.vit import transfer_encoder
@@ -120,16 +121,15 @@ def start_from(net: nn.Module, path: str | Path, include: Sequence[str], exclude
     state = content.get("model", content.get("state_dict", content))
     if content.get("ema"):
         state = content["ema"]["weights"]
-    model = content.get("config", {}).get("model", {})
-    grid = None
-    size = content.get("config", {}).get("data", {}).get("patch") or model.get("volume_size")
-    token = model.get("transformer", {}).get("patch") or model.get("patch_size")
-    if size and token:
-        grid = tuple(int(s) // int(t) for s, t in zip(size, token))
-    taken = transfer_encoder(net, state, grid, include, exclude)
+    taken = transfer_encoder(net, state, grid_of(content.get("config")), include, exclude)
     if not taken:
         raise InputError(f"no tensor of {path} fits this net by name and shape; it has {', '.join(list(state)[:5])}")
     return taken
+
+
+def step_of(content: Mapping[str, Any]) -> int:
+    """How many steps a checkpoint was trained, under our name or that of published files."""
+    return int(content.get("step", content.get("global_step", 0)))
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:
@@ -137,9 +137,10 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn
     content = read(checkpoint)
     try:
         config = content["config"]
-        model, patch = from_table(Model, config["model"], "model"), tuple(config["data"]["patch"])
+        table, patch = published_tables(config) if is_published(config) else (config["model"], config["data"]["patch"])
+        model, patch = from_table(Model, table, "model"), tuple(patch)
         weights = content["ema"]["weights"] if content.get("ema") else content["model"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise InputError(f"{checkpoint} does not say which net it belongs to (no model and config); it has: "
                          f"{', '.join(map(str, content)) or 'nothing'}") from None
     net = build_model(model, patch)
