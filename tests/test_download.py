@@ -1,0 +1,184 @@
+"""Downloads against a server of our own: whole, resumed after a break, checked, refused in one sentence."""
+
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+from typing import ClassVar
+
+import pytest
+
+from emcore.errors import InputError, run_command
+from emcore.migration import download
+from emcore.migration.download import SOURCES, Source, fetch, main, unpack
+
+CONTENT = bytes(range(256)) * 9000
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Files by name; a request may be cut off, ranges may be refused."""
+
+    files: ClassVar[dict] = {}
+    cuts: ClassVar[list] = []  # bytes after which the next answers break off
+    ranges = True
+    seen: ClassVar[list] = []
+
+    def do_GET(self):
+        Handler.seen.append(self.headers.get("Range"))
+        content = Handler.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = 0
+        if Handler.ranges and self.headers.get("Range"):
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+            if self.headers.get("If-Range") not in (None, self.tag(content)):
+                start = 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", self.tag(content))
+        self.end_headers()
+        cut = Handler.cuts.pop(0) if Handler.cuts else None
+        if self.command == "GET":
+            self.wfile.write(content[start:] if cut is None else content[start:start + cut])
+
+    do_HEAD = do_GET
+
+    @staticmethod
+    def tag(content):
+        return f'"{hashlib.md5(content).hexdigest()}"'
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    Handler.files, Handler.cuts, Handler.ranges, Handler.seen = {"/a.bin": CONTENT}, [], True, []
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_a_file_arrives_whole_under_its_final_name_and_its_checksum_is_kept(server, tmp_path, capsys):
+    source = Source(f"{server}/a.bin", "x", "")
+    path = fetch(source, tmp_path / "x")
+    assert path.read_bytes() == CONTENT
+    assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().err
+    assert sorted(p.name for p in path.parent.iterdir()) == ["a.bin", "a.bin.source.json"]
+    requests = len(Handler.seen)
+    assert fetch(source, tmp_path / "x") == path
+    assert len(Handler.seen) == requests  # nothing is fetched twice
+    path.write_bytes(b"altered")
+    with pytest.raises(InputError, match="is there, but its sha256 is not"):
+        fetch(source, tmp_path / "x")
+
+
+def test_breaks_are_survived_within_a_run(server, tmp_path):
+    Handler.cuts = [1000, 70_000, 0, 5]
+    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert Handler.seen == [None, "bytes=1000-", "bytes=71000-", "bytes=71000-", "bytes=71005-"]
+
+
+def test_the_next_run_goes_on_where_the_last_one_was_stopped(server, tmp_path):
+    Handler.cuts = [1000, *[0] * 20]
+    with pytest.raises(InputError, match=r"cannot be reached \(the connection broke off\); 1000 bytes are kept in .*"
+                                         r"a\.bin\.part, the same command goes on"):
+        fetch(Source(f"{server}/a.bin", "", ""), tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
+    Handler.cuts, Handler.seen = [], []
+    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert Handler.seen == ["bytes=1000-"]
+
+
+def test_a_part_that_is_already_whole_is_taken(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_part_of_another_version_or_a_server_without_ranges_begins_anew(server, tmp_path, ranges):
+    Handler.cuts, Handler.ranges = [1000, *[0] * 20], ranges
+    with pytest.raises(InputError, match="cannot be reached"):
+        fetch(Source(f"{server}/a.bin", "", ""), tmp_path)
+    Handler.cuts, Handler.files = [], {"/a.bin": CONTENT[::-1]}
+    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT[::-1]
+
+
+def test_a_wrong_checksum_leaves_nothing_under_the_final_name(server, tmp_path):
+    with pytest.raises(InputError, match=f"sha256 is {hashlib.sha256(CONTENT).hexdigest()}, not {'0' * 64}"):
+        fetch(Source(f"{server}/a.bin", "", "", sha256="0" * 64), tmp_path)
+    assert not list(tmp_path.glob("a.bin")) + list(tmp_path.glob("*.part"))
+    right = Source(f"{server}/a.bin", "", "", sha256=hashlib.sha256(CONTENT).hexdigest())
+    assert fetch(right, tmp_path).read_bytes() == CONTENT
+
+
+def test_what_is_not_there_and_no_network_end_in_one_sentence_and_exit_code_2(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SOURCES, "gone", (Source(f"{server}/gone.zip", "", ""),))
+    monkeypatch.setitem(SOURCES, "away", (Source("http://127.0.0.1:9/a.zip", "", ""),))
+    for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("isbi2012", "no tutorial names"),
+                           ("nothing", "there is no data set 'nothing'; there are cremi, ")):
+        assert run_command(main, [name, "--folder", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert sentence in error
+
+
+def archive(files):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as target:
+        for name, content in files.items():
+            target.writestr(name, content)
+    return out.getvalue()
+
+
+def test_archives_are_unpacked_beside_themselves(server, tmp_path, monkeypatch, capsys):
+    Handler.files = {"/d.zip": archive({"im_A.h5": b"abc", "sub/syn_A.h5": b"de"})}
+    monkeypatch.setitem(SOURCES, "d", (Source(f"{server}/d.zip", "datasets/d", "things"),))
+    assert main(["d", "--folder", str(tmp_path)]) == 0
+    folder = tmp_path / "datasets" / "d"
+    assert capsys.readouterr().out.split() == [str(folder / "im_A.h5"), str(folder / "sub" / "syn_A.h5")]
+    assert (folder / "sub" / "syn_A.h5").read_bytes() == b"de"
+    assert main(["--sizes"]) == 0
+    assert f"{server}/d.zip  (0 MiB) -> datasets/d" in capsys.readouterr().out
+
+
+def test_hostile_or_broken_archives_are_refused(tmp_path):
+    path = tmp_path / "in" / "d.zip"
+    path.parent.mkdir()
+    path.write_bytes(archive({"../evil": b"x"}))
+    with pytest.raises(InputError, match="leads out of its folder"):
+        unpack(path)
+    assert not (tmp_path / "evil").exists()
+    path.write_bytes(b"PK nonsense")
+    with pytest.raises(InputError, match="no whole zip archive"):
+        unpack(path)
+    path.write_bytes(archive({"a": b"x"}))
+    free = download.shutil.disk_usage(tmp_path)
+    small = type(free)(free.total, free.used, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(download.shutil, "disk_usage", lambda _: small)
+        with pytest.raises(InputError, match="unpacks to more than is free"):
+            unpack(path)
+
+
+def test_the_list_names_every_data_set_with_its_place(monkeypatch, capsys):
+    monkeypatch.setattr(download, "remote_size", lambda _: 0)
+    assert main([]) == 0
+    told = capsys.readouterr().out
+    for sources in SOURCES.values():
+        for source in sources:
+            assert source.address in told
+            assert source.folder in told
+    assert "isbi2012" in told
