@@ -55,6 +55,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.data.sampler import Sampler, load, sample_numbers
     from emcore.data.sources import open_sources
     from emcore.engine import checkpoint, finish
+    from emcore.engine.batchnorm import share_batch_statistics
     from emcore.engine.ema import MovingAverage
     from emcore.engine.log import Log, make_run_folder, write_environment
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
@@ -88,7 +89,7 @@ def run(settings: Settings, mode, ranks) -> int:
             print(f"{len(copied)} tensors taken from {train.start_from}", flush=True)
     freeze(task, train.freeze)
     if train.sync_batchnorm and ranks.world > 1:
-        task = torch.nn.SyncBatchNorm.convert_sync_batchnorm(task)
+        task = share_batch_statistics(task, device)
     task.prepare()
     optimizer = build_optimizer(task, train, (policy.lr, policy.weight_decay) if policy else None)
     scaler = torch.amp.GradScaler(mode.device, enabled=mode.precision == "fp16")

@@ -371,3 +371,57 @@ def test_validation_scores_the_decoded_volumes_the_same_on_one_rank_and_on_two(p
     assert min(state(place, "one", 4)["best"].items(), key=lambda item: item[1])[0] == str(min(best, key=best.get))
     refused(place, "save.monitor = voi/val is never computed", "train.save.monitor=voi/val", "name=three")
     assert not list((place / "outputs" / "one").glob(".validation_*"))
+
+
+@pytest.mark.slow
+def test_batch_statistics_over_two_ranks_learn_what_one_rank_learns(place):
+    options = ["train.batch=4", "train.steps=6", "augment.noise.probability=0", "train.sync_batchnorm=true",
+               "train.log_steps=1"]
+    one = train(place, "name=one", *options)
+    assert one.returncode == 0, one.stderr
+    two = train(place, "name=two", *options, ranks=2)
+    assert two.returncode == 0, two.stderr
+    losses = [np.array([[float(value or 0) for value in row[2:4]] for row in rows(place, name)[1:]])
+              for name in ("one", "two")]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    buffers = [state(place, name, 6)["model"]["encoder.0.pre.0.running_mean"] for name in ("one", "two")]
+    np.testing.assert_allclose(*buffers, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_half_precision_scales_its_loss_and_resumes_with_the_scale(place):
+    done = train(place, "train.precision=fp16", "train.steps=4", "train.save.steps=2")
+    assert done.returncode == 0, done.stderr
+    assert all(np.isfinite(float(row[2])) for row in rows(place)[1:])
+    scale = state(place, "tiny", 2)["scaler"]["scale"]
+    assert scale >= 1
+    (place / "outputs" / "tiny" / "checkpoints" / "step_000000004.pt").unlink()
+    before = rows(place)
+    again = train(place, "train.precision=fp16", "train.steps=4", "train.save.steps=2")
+    assert "step 2 of 4" in again.stdout
+    assert rows(place) == before
+
+
+@pytest.mark.slow
+def test_an_error_in_a_loader_process_is_told_as_its_own_sentence(place):
+    with h5py.File(place / "vol.h5", "r+") as f:
+        labels = f["labels"][...].astype(np.int32)
+        del f["labels"]
+        labels[6] = -7
+        f["labels"] = labels
+    refused(place, r"the labels of vol hold -7, which is no object: name it in data.background", "data.workers=2")
+
+
+@pytest.mark.slow
+def test_a_killed_loader_process_ends_the_run_with_one_sentence(place):
+    process = subprocess.Popen(command("train.steps=100000", "data.workers=2"), cwd=place, env=environment(),
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = place / "outputs" / "tiny" / "log.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.search(r"error: a process that reads patches died: .*killed by signal", errors)

@@ -179,13 +179,19 @@ def sample_numbers(first: int, steps: int, batch: int, accumulate: int, rank: in
 
 
 def load(sampler: Sampler, numbers: Iterator[list[int]] | Sequence[list[int]], workers: int, prefetch: int = 4,
-         pin: bool = False) -> DataLoader:
-    """Batches of samples, in the order of `numbers`, read ahead by workers."""
-    numbers = _Numbers(numbers)
-    if workers == 0:
-        return DataLoader(sampler, batch_sampler=numbers, collate_fn=collate, pin_memory=pin)
-    return DataLoader(sampler, batch_sampler=numbers, collate_fn=collate, num_workers=workers, prefetch_factor=prefetch,
-                      pin_memory=pin)
+         pin: bool = False) -> Iterator[dict[str, Tensor]]:
+    """Batches of samples, in the order of `numbers`, read ahead by workers; a worker's error is told as it was."""
+    loader = DataLoader(sampler, batch_sampler=_Numbers(numbers), collate_fn=collate, num_workers=workers,
+                        prefetch_factor=prefetch if workers else None, pin_memory=pin)
+    try:
+        yield from loader
+    except InputError as error:  # from a worker it comes with that process's traceback in its text
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("emcore.errors.InputError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
+                         "data.workers or data.prefetch") from None
 
 
 class _Numbers:
