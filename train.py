@@ -53,6 +53,7 @@ def run(settings: Settings, mode, ranks) -> int:
 
     from emcore.data.augment import augment_batch, check_augment, margin
     from emcore.data.sampler import Sampler, load, sample_numbers
+    from emcore.data.skeletons import skeleton_folder
     from emcore.data.sources import open_sources
     from emcore.engine import checkpoint, finish
     from emcore.engine.batchnorm import share_batch_statistics
@@ -77,7 +78,7 @@ def run(settings: Settings, mode, ranks) -> int:
 
     # data
     check_augment(settings.augment, data.patch)
-    sources = open_sources(data, "train")
+    sources = open_sources(data, "train", skeleton_folder(settings))
     sampler = Sampler(sources, data, settings.seed, margin(settings.augment, data.patch))
 
     # net, loss, optimizer
@@ -100,7 +101,9 @@ def run(settings: Settings, mode, ranks) -> int:
     best = finish.Best(train.save)
     parts = {"task": task, "optimizer": optimizer, "average": average, "plateau": plateau, "scaler": scaler,
              "best": best}
-    first, total = 0, dict.fromkeys(["steps", "loss/train", *task.columns], 0.0)  # sums since the last row of the log
+    drawn = ["draws"] if data.reject_below > 0 else []  # patches looked at for each that was kept
+    columns = ["loss/train", *task.columns, *drawn]
+    first, total = 0, dict.fromkeys(["steps", *columns], 0.0)  # sums since the last row of the log
     found = checkpoint.newest(folder / "checkpoints")
     if found is not None:
         first, total = finish.restore(found, parts)
@@ -110,7 +113,7 @@ def run(settings: Settings, mode, ranks) -> int:
     if lead:
         (folder / "config.toml").write_text(config.to_toml(settings))
         write_environment(folder, device)
-        log = Log(folder, ["lr", "loss/train", *task.columns, *validation.columns], first)
+        log = Log(folder, ["lr", *columns, *validation.columns], first)
     ranks.wait()
 
     # the loop
@@ -127,7 +130,7 @@ def run(settings: Settings, mode, ranks) -> int:
         rate = plateau.lr if plateau else learning_rate(train.schedule, train.optimizer.lr, step, train.steps)
         set_rate(optimizer, rate)
         torch.manual_seed(hash((settings.seed, step, ranks.rank)) % 2**63)  # dropout and masks, the same after a resume
-        sums = torch.zeros(1 + len(task.columns), device=device)
+        sums = torch.zeros(len(columns), device=device)
         for micro in range(train.accumulate):
             with speed.waiting():
                 read = next(batches)
@@ -137,7 +140,8 @@ def run(settings: Settings, mode, ranks) -> int:
             module.require_backward_grad_sync = micro == train.accumulate - 1
             loss, terms = module(batch, step)
             scaler.scale(loss / train.accumulate).backward()
-            sums += torch.stack([loss.detach(), *terms.values()]) / train.accumulate
+            draws = [read[name].float().mean().to(device) for name in drawn]
+            sums += torch.stack([loss.detach(), *terms.values(), *draws]) / train.accumulate
         wrong, wants_stop = ranks.largest(torch.stack([(~sums.isfinite().all()).float(),
                                                        torch.tensor(float(stop.asked()), device=device)])).tolist()
         if wrong:

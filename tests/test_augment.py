@@ -35,6 +35,10 @@ def done(augment, patch=PATCH, n=2, seed=0, data=None):
     return given, augment_batch(given, augment, data or dataclasses.replace(AS_IS, patch=patch), 3)
 
 
+def moved(tensors, plan, patch):
+    return move(tensors, plan, patch, torch.Generator().manual_seed(0))
+
+
 def test_probability_zero_is_the_identity_bit_for_bit():
     given, out = done(Augment())
     assert torch.equal(out["image"], given["image"])
@@ -96,23 +100,23 @@ def test_a_quarter_turn_by_angle_is_the_exact_quarter_turn():
     tensor = torch.rand(1, 3, 16, 16)
     angle = math.pi / 2
     matrix = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
-    warped = move(tensor, Plan(matrix=matrix), (3, 16, 16), False, torch.Generator())
+    warped = moved({"image": tensor}, Plan(matrix=matrix), (3, 16, 16))["image"]
     exact = [tensor.rot90(k, (2, 3)) for k in (1, 3)]
     assert min((warped - e).abs().max() for e in exact) < 1e-4
-    nearest = move((tensor * 1000).long(), Plan(matrix=matrix), (3, 16, 16), True, torch.Generator())
+    nearest = moved({"label": (tensor * 1000).long()}, Plan(matrix=matrix), (3, 16, 16))["label"]
     assert any(torch.equal(nearest, (e * 1000).long()) for e in exact)
 
 
 def test_an_object_enlarged_twice_is_twice_as_large():
     label = torch.zeros(1, 2, 64, 64, dtype=torch.int64)
     label[..., 24:40, 28:36] = 9
-    out = move(label, Plan(matrix=np.diag([1, 0.5, 0.5])), (2, 64, 64), True, torch.Generator())
+    out = moved({"label": label}, Plan(matrix=np.diag([1, 0.5, 0.5])), (2, 64, 64))["label"]
     assert (out == 9).sum().item() == pytest.approx(4 * (label == 9).sum().item(), rel=0.02)
 
 
 def test_huge_ids_survive_every_warp():
     label = torch.full((1, 3, 20, 20), 2**53 + 1)
-    out = move(label, Plan(elastic=(5.0, 2.0)), (3, 16, 16), True, torch.Generator().manual_seed(0))
+    out = moved({"label": label}, Plan(elastic=(5.0, 2.0)), (3, 16, 16))["label"]
     assert set(out.unique().tolist()) <= {2**53 + 1, -1}
 
 
@@ -263,15 +267,19 @@ def test_mixup_mixes_within_the_batch_and_leaves_labels():
     assert torch.equal(out["label"], given["label"])
 
 
-def test_a_pasted_object_has_its_image_and_a_new_id():
+@pytest.mark.parametrize("chosen, others, new", [(3, (), 1), (4, (), 2), (1, (3, 5), 7), (2**63 - 1, (1,), 3)])
+def test_a_pasted_object_has_its_image_and_a_new_id_that_is_odd_or_even_like_its_own(chosen, others, new):
     label = torch.zeros(1, 2, 16, 16, dtype=torch.int64)
-    label[..., 1:4, 1:6] = 3
-    given = {"image": label[:, None].float() + 0.5, "label": label, "number": torch.tensor([0]),
-             "statistics": torch.tensor([[0.0, 1.0]])}
+    label[..., 1:4, 1:6] = chosen
+    for number, other in enumerate(others):
+        label[..., :, 15 - number] = other
+    image = torch.where(label == chosen, 3.5, 0.5)[:, None]
+    given = {"image": image, "label": label, "number": torch.tensor([0]), "statistics": torch.tensor([[0.0, 1.0]])}
     data = dataclasses.replace(AS_IS, patch=(2, 16, 16))
-    out = augment_batch(given, Augment(copy_paste=steps.CopyPaste(1.0)), data, 0)
-    assert out["label"].unique().tolist() == [0, 3, 4]
-    assert (out["image"][0, 0][out["label"][0] == 4] == 3.5).all()
+    # larger objects are not copied: only the chosen one fits
+    out = augment_batch(given, Augment(copy_paste=steps.CopyPaste(1.0, largest=31 / 512)), data, 0)
+    assert out["label"].unique().tolist() == sorted({0, chosen, new, *others})
+    assert (out["image"][0, 0][out["label"][0] == new] == 3.5).all()
 
 
 def test_intensities_are_scaled_per_patch_or_volume():

@@ -32,37 +32,48 @@ def check_augment(augment: Augment, patch: tuple[int, int, int]) -> None:
 
 def normalise(image: Tensor, statistics: Tensor, data: Data) -> Tensor:
     """(n, c, z, y, x) as float32, scaled by the volume's statistics or by the patch's own."""
-    image = image.float()
     if data.normalise == "none":
-        return image
+        return image.float()
     if data.normalise == "divide" or data.normalise_by == "volume":
-        low, span = (statistics[:, i].view(-1, 1, 1, 1, 1) for i in (0, 1))
-        scaled = (image - low) / span
-        return scaled.clamp(0, 1) if data.normalise == "range" else scaled
+        low, span = statistics[:, 0], statistics[:, 1]
+    else:
+        low, span = _own_statistics(image, data)
+    low, span = (value.view(-1, 1, 1, 1, 1) for value in (low, span))
+    scaled = (image - low).div_(span)
+    return scaled.clamp_(0, 1) if data.normalise == "range" else scaled
+
+
+def _own_statistics(image: Tensor, data: Data) -> tuple[Tensor, Tensor]:
+    """What is subtracted from every patch, and what it is divided by then."""
     flat = image.flatten(1)
     if data.normalise == "score":
-        low, span = flat.mean(1), flat.std(1, unbiased=False)
+        low, span = flat.float().mean(1), flat.float().std(1, unbiased=False)
     elif data.percentiles == (0.0, 100.0):
-        low, high = flat.amin(1), flat.amax(1)
+        low, high = flat.amin(1).float(), flat.amax(1).float()
         span = high - low
     else:
         low, high = percentiles(flat, data.percentiles)
         span = high - low
-    shape = (-1, 1, 1, 1, 1)
-    scaled = (image - low.view(shape)) / torch.where(span > 0, span, 1.0).view(shape)
-    return scaled.clamp(0, 1) if data.normalise == "range" else scaled
+    return low, torch.where(span > 0, span, 1.0)
 
 
 def percentiles(values: Tensor, shares: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Two percentiles of every row, between the nearest values like numpy's; rows of any length."""
-    ordered = values.sort(1).values
-    found = []
-    for share in shares:
-        place = share / 100 * (values.shape[1] - 1)
-        low = int(place)
-        high = min(low + 1, values.shape[1] - 1)
-        found.append(torch.lerp(ordered[:, low], ordered[:, high], place - low))
-    return found[0], found[1]
+    last = values.shape[1] - 1
+    places = [share / 100 * last for share in shares]
+    if values.dtype == torch.uint8:  # counted, not sorted
+        upto = torch.stack([row.bincount(minlength=256) for row in values.int()]).cumsum(1)
+
+        def ranked(place: int) -> Tensor:
+            return (upto <= place).sum(1).float()
+    else:
+        ordered = values.sort(1).values
+
+        def ranked(place: int) -> Tensor:
+            return ordered[:, place].float()
+    low, high = (torch.lerp(ranked(int(place)), ranked(min(int(place) + 1, last)), place - int(place))
+                 for place in places)
+    return low, high
 
 
 def augment_batch(batch: Mapping[str, Tensor], augment: Augment, data: Data, seed: int) -> dict[str, Tensor]:
@@ -76,17 +87,17 @@ def augment_batch(batch: Mapping[str, Tensor], augment: Augment, data: Data, see
         chosen = _chosen(augment, random)
         plan = draw_plan(augment, data.patch, random, chosen)
         key = int(random.integers(0, 2**62))
-        for name, tensor in (("image", image), *moved.items()):
-            # the same fields for image and labels
-            generator = torch.Generator(image.device).manual_seed(key)
-            out[name].append(move(tensor[i], plan, data.patch, name != "image", generator))
+        sample = {"image": image[i], **{name: tensor[i] for name, tensor in moved.items()}}
+        for name, tensor in move(sample, plan, data.patch, torch.Generator(image.device).manual_seed(key)).items():
+            out[name].append(tensor)
         randoms.append((random, chosen, torch.Generator(image.device).manual_seed(key + 1)))
     for i, (random, chosen, generator) in enumerate(randoms):
         for name, function in (*INTENSITY.items(), *DEFECTS.items()):
             step = getattr(augment, name)
             if step.probability <= 0 or (name in DEFECTS and name not in chosen):
                 continue
-            if name == "fold" or random.random() < step.probability:  # a fold draws for every section
+            chance = step.patches if name == "fold" else step.probability  # a fold draws for every section
+            if random.random() < chance:
                 out["image"][i] = function(out["image"][i], step, random, generator)
         if "label" in moved and random.random() < augment.copy_paste.probability:
             out["image"][i], out["label"][i] = _copy_paste(out["image"][i], out["label"][i], augment.copy_paste, random)
@@ -124,4 +135,6 @@ def _copy_paste(image: Tensor, label: Tensor, step: CopyPaste, random: np.random
     turns = turns if square else 2
     mask = (label == chosen).rot90(turns, (2, 3)) & (label == 0)
     pasted = torch.where(mask, image.rot90(turns, (2, 3)), image)
-    return pasted, torch.where(mask, label.max() + 1, label) if step.labels else label
+    # odd or even as the id that it copies: for polarity, odd ids are before the synapse and even ids behind it
+    free = torch.arange(2 - int(chosen) % 2, 2 * len(ids) + 3, 2, device=ids.device)
+    return pasted, torch.where(mask, free[~torch.isin(free, ids)][0], label) if step.labels else label

@@ -54,8 +54,9 @@ def area(image: Tensor, full: float, part: tuple[float, float], random: np.rando
 
 
 def noise(image: Tensor, step: Noise, random: np.random.Generator, generator: torch.Generator) -> Tensor:
-    field = torch.empty_like(image).normal_(0, random.uniform(0, step.deviation), generator=generator)
-    return image + field
+    bounds = step.deviation if isinstance(step.deviation, tuple) else (0.0, step.deviation)
+    out = torch.empty_like(image).normal_(0, random.uniform(*bounds), generator=generator).add_(image)
+    return out.clamp_(0, 1) if step.clip else out
 
 
 def shift(image: Tensor, step: Shift, random: np.random.Generator, generator: torch.Generator) -> Tensor:

@@ -4,8 +4,9 @@ Every random number of a sample comes from (seed, N) alone: the same samples wha
 ranks, and after a resume.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -19,10 +20,11 @@ from emcore.settings.data import Data
 
 Margin = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 NONE: Margin = ((0, 0), (0, 0), (0, 0))
+SENT = 2**16  # bytes up to which an array goes through the workers' pipe
 
 
 class Sampler(Dataset):
-    """Sample N as a dict: image, label, mask, skeleton where given, and where it comes from."""
+    """Sample N as a dict of tensors: image, label, mask, skeleton where given, and where it comes from."""
 
     def __init__(self, sources: Sequence[Source], data: Data, seed: int, margin: Margin = NONE, stream: int = 0):
         """margin: voxels more than the patch on both sides of every axis; stream separates training from validation."""
@@ -36,6 +38,21 @@ class Sampler(Dataset):
             raise InputError(f"the weights of the volumes must not be negative, one must be positive; got "
                              f"{weights.tolist()}")
         self.chance = weights / weights.sum()
+        if data.reject_below > 0:
+            labelled = [source for source in self.sources if "label" in source.arrays]
+            empty = [source.name for source in labelled if not self._foreground(source)]
+            if empty:
+                raise InputError(f"data.reject_below = {data.reject_below} asks for labelled voxels, but the labels of "
+                                 f"{', '.join(empty)} hold none in the part that is used: leave those volumes out or "
+                                 "set data.reject_below = 0")
+
+    def _foreground(self, source: Source) -> bool:
+        """Whether any voxel that may be used is labelled; looks at a few sections at a time until one is."""
+        shape = source.arrays["label"].shape[-3:]
+        box = [(max(low, s), min(high, s + n)) for (low, high), s, n in zip(source.box, source.starts["label"], shape)]
+        step = max(1, 2**24 // (shape[1] * shape[2]))
+        return any((self.labels(source, [(first, min(first + step, box[0][1])), *box[1:]]) > 0).any()
+                   for first in range(*box[0], step))
 
     def _weight(self, source: Source, spans: Sequence[tuple[int, int]]) -> float:
         if self.data.choose == "size":
@@ -80,25 +97,38 @@ class Sampler(Dataset):
         out[ignored] = IGNORE
         return out
 
-    def __getitem__(self, number: int) -> dict[str, Any]:
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(values)[0] for name, values in self.batch([number]).items()}
+
+    def batch(self, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        """Several samples, stacked; volumes without labels beside others with labels are refused."""
+        samples = [self._sample(number) for number in numbers]
+        if any(sample.keys() != samples[0].keys() for sample in samples):
+            raise InputError("volumes with and without labels, masks or skeletons cannot be mixed in one list of "
+                             "volumes")
+        return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def _sample(self, number: int) -> dict[str, np.ndarray]:
+        """Arrays that may be views of the volume: stacking copies them once."""
         volume, corner, draws = self.place(number)
         source = self.sources[volume]
         box = [(c - low, c + p + high) for c, p, (low, high) in zip(corner, self.data.patch, self.margin)]
         image = read(source, "image", box)
         image = image if image.ndim == 4 else image[None]
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise InputError(f"the image of {source.name} holds NaN or infinite values in the patch at {list(corner)}; "
+                             "images must be finite")
         if image.dtype not in (np.uint8, np.float32):
             image = image.astype(np.float32)
-        sample = {"number": number, "volume": volume, "corner": torch.tensor(corner), "draws": draws,
-                  "statistics": torch.tensor(source.statistics, dtype=torch.float32),
-                  "image": torch.from_numpy(np.ascontiguousarray(image))}
+        sample = {"number": np.int64(number), "volume": np.int64(volume), "corner": np.array(corner),
+                  "draws": np.int64(draws), "statistics": np.array(source.statistics, np.float32), "image": image}
         if "label" in source.arrays:
-            label = self.labels(source, box)
-            label[~_inside(source, "label", box)] = IGNORE
-            sample["label"] = torch.from_numpy(label)
+            sample["label"] = self.labels(source, box)
+            sample["label"][~_inside(source, "label", box)] = IGNORE
         if "skeleton" in source.arrays:
-            sample["skeleton"] = torch.from_numpy(read(source, "skeleton", box).astype(np.int64))
+            sample["skeleton"] = read(source, "skeleton", box).astype(np.int64)
         if "mask" in source.arrays:
-            sample["mask"] = torch.from_numpy(read(source, "mask", box).astype(bool))
+            sample["mask"] = read(source, "mask", box).astype(bool)
         return sample
 
 
@@ -178,20 +208,49 @@ def sample_numbers(first: int, steps: int, batch: int, accumulate: int, rank: in
             yield list(range(start, start + part))
 
 
-def load(sampler: Sampler, numbers: Iterator[list[int]] | Sequence[list[int]], workers: int, prefetch: int = 4,
+def load(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch: int = 4,
          pin: bool = False) -> Iterator[dict[str, Tensor]]:
-    """Batches of samples, in the order of `numbers`, read ahead by workers; a worker's error is told as it was."""
-    loader = DataLoader(sampler, batch_sampler=_Numbers(numbers), collate_fn=collate, num_workers=workers,
-                        prefetch_factor=prefetch if workers else None, pin_memory=pin)
+    """Batches of samples, in the order of `numbers`, read ahead by workers."""
+    if workers == 0 or sampler.data.storage != "lazy":
+        return _threads(sampler, numbers, workers, prefetch, pin)
+    # processes, because HDF5 reads and unpacks under one lock
+    loader = DataLoader(_Batches(sampler), batch_size=None, sampler=_Numbers(numbers), collate_fn=_as_it_is,
+                        num_workers=workers, prefetch_factor=prefetch, pin_memory=pin)
+    return _plainly(iter(loader))  # the workers start now
+
+
+def _threads(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch: int,
+             pin: bool) -> Iterator[dict[str, Tensor]]:
+    """Batches read by threads: copying from memory holds no lock, and nothing is handed over between processes."""
+    def make(chosen: list[int]) -> dict[str, Tensor]:
+        batch = {name: torch.from_numpy(values) for name, values in sampler.batch(chosen).items()}
+        return {name: tensor.pin_memory() for name, tensor in batch.items()} if pin else batch
+
+    if workers == 0:
+        yield from map(make, numbers)
+        return
+    ahead: deque[Future] = deque()
+    pool = ThreadPoolExecutor(workers)
     try:
-        yield from loader
-    except InputError as error:  # from a worker it comes with that process's traceback in its text
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("emcore.errors.InputError: ")) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
-                         "data.workers or data.prefetch") from None
+        for chosen in numbers:
+            ahead.append(pool.submit(make, chosen))
+            if len(ahead) > workers * prefetch:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Batches(Dataset):
+    """Item [numbers] is a batch: large arrays as tensors, which processes share, small ones as they are."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+
+    def __getitem__(self, numbers: list[int]) -> dict[str, Tensor | np.ndarray]:
+        batch = self.sampler.batch(numbers)
+        return {name: torch.from_numpy(values) if values.nbytes > SENT else values for name, values in batch.items()}
 
 
 class _Numbers:
@@ -204,8 +263,19 @@ class _Numbers:
         return iter(self.numbers)
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """A batch; samples of volumes without labels beside others with labels are refused."""
-    if any(sample.keys() != samples[0].keys() for sample in samples):
-        raise InputError("volumes with and without labels, masks or skeletons cannot be mixed in one list of volumes")
-    return {key: torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in samples[0]}
+def _as_it_is(batch: dict) -> dict:
+    return batch
+
+
+def _plainly(batches: Iterator[dict[str, Tensor | np.ndarray]]) -> Iterator[dict[str, Tensor]]:
+    """The batches; what a worker meets is told as the user's mistake that it is, without the worker's traceback."""
+    try:
+        for batch in batches:
+            yield {name: torch.as_tensor(values) for name, values in batch.items()}
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("emcore.errors.InputError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
+                         "data.workers or data.prefetch") from None

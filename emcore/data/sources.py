@@ -15,9 +15,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from emcore.data.skeletons import skeletons_of
 from emcore.errors import InputError
 from emcore.settings.data import Data, Volume
-from emcore.volumes import check_labels, open_volume
+from emcore.volumes import check_labels, open_volume, split_reference
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 ROLES = ("image", "label", "mask", "skeleton")
@@ -43,14 +44,24 @@ class Source:
         return tuple(stop - start for start, stop in self.box)
 
 
-def open_sources(data: Data, which: str) -> list[Source]:
-    """The volumes of data.train, data.validation or data.test; everything that is wrong with any file, at once."""
+def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[Source]:
+    """The volumes of data.train, data.validation or data.test; everything that is wrong with any file, at once.
+
+    skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed.
+    """
     sources, wrong = [], []
+    for listed in ("train", "validation") if which == "train" else (which,):  # a training opens both, one after another
+        for number, volume in enumerate(getattr(data, listed)):
+            absent = _absent(data, volume)
+            if absent:
+                wrong.append(f"data.{listed}.{number}: there is no file {', '.join(absent)}")
     for number, volume in enumerate(getattr(data, which)):
-        try:
-            sources += [open_source(data, one, which) for one in expanded(data, volume)]
-        except InputError as error:
-            wrong.append(f"data.{which}.{number}: {error}")
+        if not _absent(data, volume):
+            try:
+                sources += [open_source(data, one, which, None if wrong else skeletons)
+                            for one in expanded(data, volume)]
+            except InputError as error:
+                wrong.append(f"data.{which}.{number}: {error}")
     if wrong:
         raise InputError("; ".join(wrong))
     return sources
@@ -70,7 +81,14 @@ def expanded(data: Data, volume: Volume) -> list[Volume]:
     return [replace(volume, image=os.path.abspath(path) + colon + dataset) for path in found]
 
 
-def open_source(data: Data, volume: Volume, which: str) -> Source:
+def _absent(data: Data, volume: Volume) -> list[str]:
+    """The paths of a volume at which there is nothing."""
+    named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)]
+    paths = [split_reference(os.path.join(data.folder, reference))[0] for reference in named]
+    return list(dict.fromkeys(str(path) for path in paths if "*" not in str(path) and not path.exists()))
+
+
+def open_source(data: Data, volume: Volume, which: str, skeletons: Path | None = None) -> Source:
     """One place; volume.image may also be an array."""
     opened = {}
     for role in ROLES:
@@ -83,6 +101,9 @@ def open_source(data: Data, volume: Volume, which: str) -> Source:
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)
     whole = image.shape[-3:]
+    if skeletons is not None and isinstance(volume.label, str) and "skeleton" not in opened:
+        unlabelled = (*data.background, *data.ignore)
+        opened["skeleton"] = skeletons_of(opened["label"], resolution, unlabelled, skeletons)
     starts = {"image": (0, 0, 0)}
     for role, other in opened.items():
         if role != "image":

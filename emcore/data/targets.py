@@ -37,26 +37,34 @@ def _pairs(size: Sequence[int], offset: Triple) -> tuple[tuple, tuple] | None:
 
 def affinities(labels: Tensor, offsets: Sequence[Triple], border: str = "ignore",
                background: str = "negative") -> tuple[Tensor, Tensor]:
-    """Values and validity, bool (n, channels, z, y, x); channel c at v says whether v and v + offset belong together.
+    """Values and validity, (n, channels, z, y, x); channel c at v says whether v and v + offset belong together.
 
     An edge holds where both labels are equal and not 0. A negative offset stores it at the later voxel, a positive one
     at the earlier. The offset (0, 0, 0) is the foreground.
     """
+    if labels.device.type == "cpu":
+        from emcore.data import loops  # machine code that a GPU does not need
+        return loops.affinities(labels, offsets, border, background)
+    return _affinities(labels, offsets, border, background)
+
+
+def _affinities(labels: Tensor, offsets: Sequence[Triple], border: str, background: str) -> tuple[Tensor, Tensor]:
+    """The same on any device."""
     shape = (labels.shape[0], len(offsets), *labels.shape[1:])
-    values = torch.zeros(shape, dtype=torch.bool, device=labels.device)
-    valid = torch.zeros_like(values)
+    values = torch.zeros(shape, device=labels.device)
+    valid = torch.zeros(shape, dtype=torch.bool, device=labels.device)
     inside = labels > 0
     known = labels != IGNORE
     for channel, offset in enumerate(offsets):
         if border != "ignore":
             valid[:, channel] = known & inside if background == "ignore" else known
             if border == "replicate":
-                values[:, channel] = inside
+                values[:, channel] = inside.float()
         pairs = _pairs(labels.shape[1:], offset)
         if pairs is None:
             continue
         here, there = pairs
-        values[:, channel][here] = (labels[here] == labels[there]) & inside[here]
+        values[:, channel][here] = ((labels[here] == labels[there]) & inside[here]).float()
         both = known[here] & known[there]
         if background == "ignore":
             both = both & (labels[here] != 0) & (labels[there] != 0)
@@ -68,6 +76,14 @@ def erode_borders(labels: Tensor, radius: int) -> Tensor:
     """Labels with 0 wherever the (2 radius + 1)² window of a section holds two different objects; IGNORE stays."""
     if radius < 1:
         return labels
+    if labels.device.type == "cpu":
+        from emcore.data import loops
+        return loops.erode(labels, radius)
+    return _erode_borders(labels, radius)
+
+
+def _erode_borders(labels: Tensor, radius: int) -> Tensor:
+    """The same on any device."""
     top = torch.iinfo(labels.dtype).max
     largest = labels.clamp_min(0)
     smallest = torch.where(labels > 0, labels, top)
@@ -216,5 +232,8 @@ def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence
             value = local_shape(local, resolution, target.sigma)
         values.append(value.float())
         counts.append(valid.expand_as(value))
-    value, count = torch.cat(values, 1), torch.cat(counts, 1)
+    if len(targets) == 1:
+        value, count = values[0], counts[0]
+    else:
+        value, count = torch.cat(values, 1), torch.cat(counts, 1)
     return value, count if mask is None else count & mask[:, None]

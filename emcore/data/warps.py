@@ -5,7 +5,7 @@ integer size are gathered from the nearest voxel, so both move alike.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from emcore.errors import InputError
 from emcore.settings.augment import Augment, Elastic
 
 Triple = tuple[int, int, int]
-SPACING = 3.0  # voxels of the smoothing width per point of the coarse field that elastic draws
+REACH = 3.0  # standard deviations that elastic shifts at most
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Plan:
 
     @property
     def interpolates(self) -> bool:
-        return self.elastic is not None or self.angles is not None or not np.array_equal(self.matrix, np.eye(3))
+        return self.elastic is not None or not np.array_equal(self.matrix, np.eye(3))
 
 
 def margin(augment: Augment, patch: Triple) -> Margin:
@@ -58,7 +58,7 @@ def margin(augment: Augment, patch: Triple) -> Margin:
         z = patch[0] / 2 / min(1.0, augment.scale.depth[0]) - patch[0] / 2
     if augment.elastic.probability > 0:
         elastic = augment.elastic
-        reach = 3 * deviation(elastic, elastic.sigma[0], elastic.magnitude[1])
+        reach = REACH * deviation(elastic, elastic.sigma[0], elastic.magnitude[1])
         y, x, z = y + reach, x + reach, z + (0 if elastic.flat else reach)
     if augment.misalignment.probability > 0:
         extra = augment.misalignment.displacement
@@ -142,8 +142,25 @@ def _draw_misalignment(plan: Plan, augment: Augment, patch: Triple, random: np.r
         plan.shifts = np.where(moved[:, None], second, one)
 
 
-def move(tensor: Tensor, plan: Plan, patch: Triple, nearest: bool, generator: torch.Generator) -> Tensor:
-    """One sample (c, Z, Y, X) with its margin, moved and cut to the patch; nearest for labels and masks."""
+def move(tensors: Mapping[str, Tensor], plan: Plan, patch: Triple, generator: torch.Generator) -> dict[str, Tensor]:
+    """One sample, (c, Z, Y, X) each with its margin, moved and cut to the patch; all but "image" take the nearest."""
+    out, places = {}, {}
+    bend = _bend(plan, patch, generator)  # one for all
+    for name, tensor in tensors.items():
+        tensor = _exactly(tensor, plan)
+        faults = plan.move_labels or name == "image"
+        shifts, angles = (plan.shifts, plan.angles) if faults else (None, None)
+        if not plan.interpolates and angles is None:
+            out[name] = _cut(tensor, patch, shifts)
+            continue
+        if faults not in places:
+            places[faults] = _places(plan, bend, shifts, angles, tensor.shape[1:], patch)
+        out[name] = _interpolated(tensor, places[faults]) if name == "image" else _nearest(tensor, places[faults])
+    return out
+
+
+def _exactly(tensor: Tensor, plan: Plan) -> Tensor:
+    """The sample with axes exchanged, mirrored, turned, and without its deleted sections."""
     if plan.order != (0, 1, 2):
         tensor = tensor.permute(0, *(axis + 1 for axis in plan.order))
     if plan.flips:
@@ -156,11 +173,11 @@ def move(tensor: Tensor, plan: Plan, patch: Triple, nearest: bool, generator: to
         before, after = list(range(start)), list(range(start + max(plan.sections) + 1, depth))
         keep = before + [start + z for z in plan.sections] + after
         tensor = tensor[:, keep]
-    faults = plan.move_labels or not nearest
-    shifts = plan.shifts if faults else None
-    angles = plan.angles if faults else None
-    if plan.interpolates and (plan.elastic or angles is not None or not np.array_equal(plan.matrix, np.eye(3))):
-        return _warp(tensor, plan, shifts, angles, patch, nearest, generator)
+    return tensor
+
+
+def _cut(tensor: Tensor, patch: Triple, shifts: np.ndarray | None) -> Tensor:
+    """The middle of a sample; every section moved by its shift."""
     start = [(have - want) // 2 for have, want in zip(tensor.shape[1:], patch)]
     if shifts is None:
         return tensor[:, start[0]:start[0] + patch[0], start[1]:start[1] + patch[1], start[2]:start[2] + patch[2]]
@@ -172,30 +189,39 @@ def move(tensor: Tensor, plan: Plan, patch: Triple, nearest: bool, generator: to
 
 
 def smooth_field(components: int, shape: Sequence[int], sigma: float, generator: torch.Generator) -> Tensor:
-    """(components, *shape) of unit variance, smooth over sigma voxels: drawn on a coarse grid and enlarged."""
-    spacing = max(1.0, sigma / SPACING)
-    coarse = [max(2, math.ceil(n / spacing) + 1) for n in shape]
-    radius = math.ceil(3 * sigma / spacing)
+    """(components, *shape) of unit variance whose correlation over d voxels is exp(-d² / 4 sigma²).
+
+    Random weights stand on a grid of points sigma apart; a voxel sums the Gaussian bells around the points. That close
+    together the bells add up evenly, and one matrix an axis does it.
+    """
+    spacing = max(1.0, sigma)
     device = generator.device
-    steps = torch.arange(-radius, radius + 1, device=device, dtype=torch.float32)
-    bell = torch.exp(-steps.square() / (2 * (sigma / spacing) ** 2))
-    bell = bell / bell.square().sum().sqrt()  # keeps the variance of independent values
-    noise = torch.randn((components, 1, *(n + 2 * radius for n in coarse)), device=device, generator=generator)
-    for axis in range(3):
-        kernel = [1] * 5
-        kernel[axis + 2] = -1
-        noise = functional.conv3d(noise, bell.view(kernel))
-    # the coarse points lie `spacing` apart, whatever the shape: cut to the span and stretch corner to corner
-    span = [min(c, (n - 1) / spacing + 1) for n, c in zip(shape, coarse)]
-    whole = [max(2, math.ceil(s)) for s in span]
-    noise = noise[:, :, :whole[0], :whole[1], :whole[2]]
-    return functional.interpolate(noise, size=tuple(shape), mode="trilinear", align_corners=True)[:, 0]
+    bells = []
+    for length in shape:
+        voxels = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+        points = (torch.arange(-4, math.ceil((length - 1) / spacing) + 5, device=device) * spacing)[None, :]
+        bell = torch.exp(-(voxels - points).square() / (2 * sigma**2))
+        bells.append(bell / bell.square().sum(1, keepdim=True).sqrt())  # independent weights keep their variance
+    weights = torch.randn((components, *(bell.shape[1] for bell in bells)), device=device, generator=generator)
+    z, y, x = bells
+    field = torch.tensordot(weights, z, ([1], [1]))  # (components, y, x, Z)
+    return torch.tensordot(torch.tensordot(field, y, ([1], [1])), x, ([1], [1]))
 
 
-def _places(plan: Plan, shifts: np.ndarray | None, angles: np.ndarray | None, source: Sequence[int], patch: Triple,
-            generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def _bend(plan: Plan, patch: Triple, generator: torch.Generator) -> Sequence[Tensor]:
+    """The elastic shift of every voxel along z, y, x, each broadcastable to the patch."""
+    if plan.elastic is None:
+        return (torch.zeros((), device=generator.device),) * 3
+    sigma, spread = plan.elastic
+    shape = (1, *patch[1:]) if plan.flat else patch
+    bend = smooth_field(2 if plan.flat else 3, shape, sigma, generator).clamp_(-REACH, REACH).mul_(spread)
+    return (torch.zeros((), device=generator.device), *bend) if plan.flat else tuple(bend)
+
+
+def _places(plan: Plan, bend: Sequence[Tensor], shifts: np.ndarray | None, angles: np.ndarray | None,
+            source: Sequence[int], patch: Triple) -> tuple[Tensor, Tensor, Tensor]:
     """z, y, x in the source of every output voxel, each broadcastable to the patch."""
-    device = generator.device
+    device = bend[0].device
     z, y, x = (torch.arange(n, device=device, dtype=torch.float32) - (n - 1) / 2 for n in patch)
     z, y, x = z[:, None, None], y[None, :, None], x[None, None, :]
     if angles is not None:
@@ -204,14 +230,7 @@ def _places(plan: Plan, shifts: np.ndarray | None, angles: np.ndarray | None, so
     if shifts is not None:
         moved = torch.as_tensor(shifts, device=device, dtype=torch.float32)
         y, x = y + moved[:, 0, None, None], x + moved[:, 1, None, None]
-    if plan.elastic is not None:
-        sigma, spread = plan.elastic
-        if plan.flat:
-            bend = smooth_field(2, (1, *patch[1:]), sigma, generator) * spread
-            y, x = y + bend[0], x + bend[1]
-        else:
-            bend = smooth_field(3, patch, sigma, generator) * spread
-            z, y, x = z + bend[0], y + bend[1], x + bend[2]
+    z, y, x = (line + moved for line, moved in zip((z, y, x), bend))
     m = plan.matrix
     if m[1, 2] or m[2, 1]:
         y, x = m[1, 1].item() * y + m[1, 2].item() * x, m[2, 1].item() * y + m[2, 2].item() * x
@@ -224,31 +243,37 @@ def _places(plan: Plan, shifts: np.ndarray | None, angles: np.ndarray | None, so
     return tuple(place + centre - half for place, centre, half in zip((z, y, x), middle, early))
 
 
-def _warp(tensor: Tensor, plan: Plan, shifts: np.ndarray | None, angles: np.ndarray | None, patch: Triple,
-          nearest: bool, generator: torch.Generator) -> Tensor:
-    source = tensor.shape[1:]
-    places = _places(plan, shifts, angles, source, patch, generator)
-    if nearest:
-        near = [place.round().long() for place in places]
-        inside = torch.ones((), dtype=torch.bool, device=tensor.device)
-        for place, length in zip(near, source):
-            inside = inside & (place >= 0) & (place < length)
-        near = [place.clamp(0, length - 1) for place, length in zip(near, source)]
-        index = (near[0] * source[1] + near[1]) * source[2] + near[2]
-        out = tensor.reshape(tensor.shape[0], -1)[:, index.expand(patch).reshape(-1)].view(-1, *patch)
-        outside = IGNORE if tensor.dtype == torch.int64 else False
-        return torch.where(inside.expand(patch), out, outside)
+def _nearest(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """Labels or a mask at the nearest voxel; IGNORE or False where that lies outside."""
+    index = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    inside = torch.ones((), dtype=torch.bool, device=tensor.device)
+    for place, length in zip(places, tensor.shape[1:]):
+        near = place.round()
+        held = near.clamp(0, length - 1)
+        inside = inside & (near == held)
+        index = index * length + held.long()
+    out = tensor.flatten(1).index_select(1, index.flatten()).view(-1, *index.shape)
+    return torch.where(inside, out, IGNORE if tensor.dtype == torch.int64 else False)
+
+
+def _interpolated(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
+    """The image between the voxels; beyond its edge the edge goes on."""
+    source, patch = tensor.shape[1:], torch.broadcast_shapes(*(place.shape for place in places))
     if places[0].numel() == patch[0]:  # z of a whole section alike: two dimensions, a quarter of the work
         whole = places[0].flatten()
         if torch.equal(whole, whole.round()):
             chosen = tensor[:, whole.long().clamp(0, source[0] - 1)].transpose(0, 1)
-            grid = torch.stack([(2 * place / max(1, length - 1) - 1).expand(patch)
-                                for place, length in ((places[2], source[2]), (places[1], source[1]))], -1)
-            moved = functional.grid_sample(chosen, grid, "bilinear", "border", align_corners=True)
+            moved = functional.grid_sample(chosen, _grid(places[1:], source[1:], patch), "bilinear", "border",
+                                           align_corners=True)
             return moved.transpose(0, 1)
-    grid = torch.stack([(2 * place / max(1, length - 1) - 1).expand(patch)
-                        for place, length in zip(reversed(places), reversed(source))], -1)
     # every output section its own batch entry, the source shared: torch works on batch entries in parallel
     spread = tensor[None].expand(patch[0], -1, -1, -1, -1)
-    moved = functional.grid_sample(spread, grid[:, None], "bilinear", "border", align_corners=True)
+    moved = functional.grid_sample(spread, _grid(places, source, patch)[:, None], "bilinear", "border",
+                                   align_corners=True)
     return moved[:, :, 0].transpose(0, 1)
+
+
+def _grid(places: Sequence[Tensor], source: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """Places as torch wants them: x first, -1 and 1 at the outermost voxels."""
+    return torch.stack([(place * (2 / max(1, length - 1)) - 1).expand(patch)
+                        for place, length in zip(reversed(places), reversed(source))], -1)

@@ -82,11 +82,9 @@ def augment(image: Tensor, label: Tensor, patch: Triple, random: np.random.Gener
     plan.matrix = scale @ np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)],
                                     [0, math.sin(angle), math.cos(angle)]])
     key = int(random.integers(2**62))
-    moved = []
-    for tensor, nearest in ((image, False), (label, True)):
-        generator = torch.Generator(tensor.device).manual_seed(key)  # the same field for both
-        moved.append(move(tensor[:, first:first + patch[0]], plan, patch, nearest, generator))
-    return moved[0], moved[1]
+    sample = {"image": image[:, first:first + patch[0]], "label": label[:, first:first + patch[0]]}
+    moved = move(sample, plan, patch, torch.Generator(image.device).manual_seed(key))
+    return moved["image"], moved["label"]
 
 
 def _misaligned(image: Tensor, label: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ import torch
 from emcore import metrics
 from emcore.data.augment import augment_batch
 from emcore.data.sampler import Sampler, load
+from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
 from emcore.data.targets import IGNORE
 from emcore.errors import InputError
@@ -59,7 +60,8 @@ class Validation:
         if chosen.scores and (settings.decode.kind == "none" or settings.pretrain is not None):
             raise InputError("train.validate.scores needs labels: set decode.kind, and no table [pretrain]")
         kind = Sampler if chosen.crops else Lattice
-        self.sampler = kind(open_sources(settings.data, "validation"), settings.data, settings.seed, stream=1)
+        sources = open_sources(settings.data, "validation", skeleton_folder(settings))
+        self.sampler = kind(sources, settings.data, settings.seed, stream=1)
         self.patches = chosen.crops or len(self.sampler.places)
 
     @torch.no_grad()

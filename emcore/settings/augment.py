@@ -57,7 +57,8 @@ class Misalignment:
 @dataclass(frozen=True)
 class Noise:
     probability: float = 0.0  # of Gaussian noise
-    deviation: float = 0.05  # at most; every sample draws 0..this
+    deviation: float | Range = 0.05  # at most, every sample draws 0..this; or a range
+    clip: bool = False  # to 0..1
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class MissingPart:
 @dataclass(frozen=True)
 class Fold:
     probability: float = 0.0  # of a band across a section; after one, two sections are spared
+    patches: float = 1.0  # share of the patches that have such sections at all
     width: int = 40  # half its width
 
 

@@ -42,7 +42,7 @@ class Data:
     reject_below: int = 0  # labelled voxels under which a patch is rejected
     reject_probability: float = 0.95  # with this chance; else it is kept all the same
     reject_tries: int = 50  # draws before the last one is kept all the same
-    workers: int = 2  # processes that read patches, a rank; 0 reads in the training process
+    workers: int = 2  # threads, or processes where storage is lazy, that read patches, a rank; 0 reads between steps
     prefetch: int = 4  # batches that each worker keeps ready
 
 

@@ -1,0 +1,105 @@
+"""Skeleton volumes for the target skeleton_distance: traced once and kept beside the labels until those change."""
+
+import fcntl
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from emcore import segment
+from emcore.errors import InputError
+from emcore.settings import Settings
+from emcore.volumes import Volume, create_volume, open_volume, split_reference
+
+DUST = 125  # voxels under which a piece of an object has no skeleton
+
+
+def skeleton_folder(settings: Settings) -> Path | None:
+    """Where skeletons go that cannot stand beside their labels; None where no target needs any."""
+    if any(target.kind == "skeleton_distance" for target in settings.target):
+        return Path(settings.outputs) / settings.name / "skeletons"
+    return None
+
+
+def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequence[int], folder: Path) -> Volume:
+    """The skeleton volume of labels: <file>_skeleton.h5 beside them, or in `folder` where that cannot be written.
+
+    The dataset is named like that of the labels. All ids in `unlabelled` are no objects. Of several processes one
+    traces and the others wait for it; a file older than the labels, or of other labels, is made again.
+    """
+    path, dataset = split_reference(labels.name)
+    facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution))}
+    beside = path.with_name(f"{path.stem}_skeleton.h5")
+    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]  # of labels of one name in several folders
+    apart = folder / f"{path.stem}_{key}_skeleton.h5"
+    for file in (beside, apart):
+        found = _fresh(file, dataset, labels, path, facts)
+        if found is not None:
+            return found
+    file = beside if _writable(beside.parent) else apart
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(file):
+        found = _fresh(file, dataset, labels, path, facts)
+        if found is None:
+            print(f"tracing the skeletons of {labels.name} once, into {file}", flush=True)
+            if file.exists() and file.stat().st_mtime_ns <= _changed(path):
+                file.unlink()  # its other datasets are as old
+            _trace(file, dataset, labels, resolution, unlabelled, facts)
+            found = _fresh(file, dataset, labels, path, facts)
+    if found is None:
+        raise InputError(f"{labels.name} was changed while its skeletons were traced: start again")
+    return found
+
+
+def _fresh(file: Path, dataset: str | None, labels: Volume, path: Path, facts: dict) -> Volume | None:
+    """The skeletons in a file if they are newer than the labels and made from them."""
+    if not file.exists() or file.stat().st_mtime_ns <= _changed(path):
+        return None
+    try:
+        found = open_volume(file, dataset or "main", kind="labels")
+    except InputError:  # of another dataset, or not ours
+        return None
+    same = found.shape == labels.shape[-3:] and all(found.attrs.get(name) == value for name, value in facts.items())
+    return found if same else None
+
+
+def _changed(path: Path) -> int:
+    """When a file, or anything in a folder, was last written, in nanoseconds."""
+    inside = path.rglob("*") if path.is_dir() else ()
+    return max(place.stat().st_mtime_ns for place in (path, *inside))
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _alone(file: Path):
+    """One process at a time; nothing stays behind."""
+    name = file.with_name(f".{file.name}.lock")
+    with open(name, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            name.unlink(missing_ok=True)  # who waits for it finds the file made, and who comes next too
+
+
+def _trace(file: Path, dataset: str | None, labels: Volume, resolution: Sequence[float], unlabelled: Sequence[int],
+           facts: dict) -> None:
+    values = labels[...]
+    limits = np.iinfo(values.dtype)
+    for identity in unlabelled:
+        if limits.min <= identity <= limits.max:
+            values[values == identity] = 0
+    traced = segment.skeleton_volume(values, resolution, dust_voxels=DUST)
+    with create_volume(f"{file}:{dataset or 'main'}", traced.shape, traced.dtype, labels.resolution, labels.offset,
+                       facts) as writer:
+        writer[...] = traced
