@@ -15,6 +15,7 @@ SCRIPTS = {
 # command -> (module with main(arguments), what it does)
 TOOLS = {
     "config": ("emcore.config", "print every setting of a script with its default and meaning, as TOML"),
+    "augment": ("emcore.data.sheet", "draw every augmentation of a config on its first sample"),
     "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emcore.metrics.compilation import compiled
+from emcore.cache import compiled
 from emcore.threads import run_parallel
 
 _LABELS = numba.types.Array(numba.int64, 3, "C", readonly=True)
