@@ -340,6 +340,7 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     ("merges", np.array([[1, 2], [2, 3], [0.2, 0.1]]), {"fragments": 20, "merges": 2}, "scores of its merges fall"),
     ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20, "merges": 3}, "not one that was stored"),
     ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20}, "not one that was stored"),
+    ("merges", np.array([[1], [2], [0.1]]), {"fragments": 2**40, "merges": 1}, "but it has 360 voxels"),
     ("merges", np.zeros((2, 4)), {"fragments": 20, "merges": 2}, "not one that was stored"),
     ("graph", np.full((7, 2), 2**40, np.uint64), {"fragments": 20, "edges": 2}, "names fragments that are not"),
     ("histograms", np.full((3, 2), 7**9, np.uint64), {"bins": 2}, "histograms fit no graph"),

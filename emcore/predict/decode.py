@@ -68,7 +68,10 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
                              "without them")
         affs = read_affinities(open_volume(prediction), settings)
     graph = read_graph(stored) if needs_graph(settings) else None
-    fragments = open_volume(stored, "fragments")[...]
+    fragments = open_volume(stored, "fragments")
+    if tree.fragments > fragments.size:
+        raise InputError(f"{stored}: its merges are of {tree.fragments} fragments, but it has {fragments.size} voxels")
+    fragments = fragments[...]
     _write(out, "labels", make_labels(fragments, graph, tree, affs, settings), (labels.resolution, labels.offset),
            settings)
     return out
