@@ -50,7 +50,7 @@ def decoded(tmp_path):
 @pytest.mark.parametrize("settings", [
     Evaluate(), Evaluate(convention="dbmim", border_xy=1), Evaluate(convention="skimage", border_xy=1, border_z=1),
     Evaluate(convention="snemi3d", border_z=2), Evaluate(convention="isbi", border_nm=5.0),
-    Evaluate(crop=(1, 5, 2, 14, 0, 9)),
+    Evaluate(crop=(1, 5, 2, 14, 0, 9)), Evaluate(crop=(1, 5, 2, 14, 0, 9), border_xy=1, border_z=1),
 ], ids=str)
 def test_scores_and_curve_are_those_of_the_voxels_that_count(decoded, settings):
     prediction, labels, reference, truth = decoded
@@ -70,6 +70,17 @@ def test_scores_and_curve_are_those_of_the_voxels_that_count(decoded, settings):
     assert curve["voi_merge"][at] == pytest.approx(value(found, "voi_merge"), abs=1e-9)
     assert curve["rand_error"][at] == pytest.approx(value(found, "rand_error"), abs=1e-9)
     json.dumps(found, allow_nan=False)
+
+
+@pytest.mark.parametrize("box_border", [(1, 0), (2, 1), (0, 2)])
+def test_borders_in_voxels_are_the_same_in_blocks_and_beyond_a_crop(decoded, monkeypatch, box_border):
+    prediction, labels, reference, _ = decoded
+    settings = Evaluate(border_xy=box_border[0], border_z=box_border[1], crop=(1, 5, 2, 14, 0, 9))
+    whole = score_volume(settings, reference, labels, prediction)
+    monkeypatch.setattr("emcore.metrics.score.BLOCK_BYTES", 600)
+    blocks = score_volume(settings, reference, labels, prediction)
+    assert blocks["counts"] == whole["counts"]
+    assert value(blocks, "voi_split") == pytest.approx(value(whole, "voi_split"), abs=1e-12)
 
 
 def test_masks_and_ids_of_the_data_table_leave_voxels_out(decoded, tmp_path):
