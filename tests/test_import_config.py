@@ -68,7 +68,9 @@ def test_the_neuron_recipe_comes_out_with_the_pinned_values():
     assert (decode.dust_size, decode.dust_affinity, decode.remove_size) == (800, 0.3, 600)
     assert (found.evaluate.scores, found.evaluate.convention) == (("rand",), "snemi3d")
     assert found.data.test[0].image == "datasets/SNEMI/test-input.tif"
-    assert "tune.n_trials = 25" in left
+    assert (found.tune.volumes, found.tune.space.low) == ("test", {"min": 0.0, "max": 0.5, "step": 0.1})
+    assert found.tune.space.score[-1] == "aff15_his256"
+    assert left == ["tune.n_trials = 25"]  # every point is tried
     assert any("multiply it" in note for note in notes)
 
 
@@ -78,6 +80,8 @@ def test_an_imported_recipe_equals_ours_of_the_same_name(name, recipe):
     ours = config.load(Settings, ROOT / "configs" / f"{recipe}.toml")
     for table in ("augment", "labels", "target", "model", "train", "infer"):
         assert getattr(found, table) == getattr(ours, table), table
+    if name == "neurons":
+        assert found.tune == ours.tune
     assert found.decode == replace(ours.decode, link=None)  # which that file names, and keeps from acting
 
 
@@ -150,6 +154,16 @@ train:
     assert {"model.loss.losses.2.function = MalisLoss", "model.loss.losses.2.weight = 0.5"} <= set(left)
 
 
+def test_a_search_on_volumes_of_its_own_gets_them_as_validation(tmp_path):
+    found, _, left = carried(tmp_path, """
+train: {data: {train: {image: a.h5, label: b.h5}}}
+test: {data: {test: {image: c.h5}}}
+tune: {profile: tune_waterz, data: {val: {image: d.h5, label: e.h5}}}
+""")
+    assert (found.tune.volumes, found.data.validation[0].image, left) == ("validation", "d.h5", [])
+    assert found.tune.space.threshold == {"min": 0.1, "max": 0.9, "step": 0.05}
+
+
 def test_far_affinities_chosen_for_decoding_are_named_by_axis(tmp_path):
     text = (YAML / "neurons.yaml").read_text().replace("[0, 1, 2]", "[6, 9, 4]").replace(
         "[7, 8, 127, 128, 127, 128]", "[5, 8, 125, 128, 125, 128]")
@@ -215,6 +229,7 @@ def test_hostile_or_wrong_files_are_refused_in_one_sentence(tmp_path, files, sen
     assert sentence in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clefts", "neurons"])
 def test_values_of_any_kind_are_carried_or_refused(tmp_path, name):
     import yaml

@@ -1,7 +1,7 @@
 """python -m emcore import-config FILE.yaml: a config of PyTorch Connectomics as TOML, and what could not be carried.
 
 Stages: [data.train], targets, augmentation, net, loss and loop come from `train` over `default`; prediction, decoding
-and scores from `test` over `default`; what `tune` says is told, not carried.
+and scores from `test` over `default`; the search from `tune`.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def _stage(whole: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
-    train, test = trees["train"], trees["test"]
+    train, test, tune = (trees[stage] for stage in STAGES)
     target, labels = learning.targets(train, notes)
     data = learning.data(train, notes)
     if target == [{"kind": "binary"}] and not train.parts("data.label_transform.targets"):
@@ -99,10 +99,18 @@ def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, n
     infer = predicting.infer(test, probe.get("pad", [0] * 3), offsets, notes)
     if probe.get("pad") != data.get("pad"):
         test.done("data.data_transform.pad_size")
+    search = predicting.tune(tune, notes)
+    searched = learning.volumes(tune, "val", "val") if search else []
+    if searched and [v["image"] for v in searched] != [v["image"] for v in data["test"]]:
+        search["volumes"] = "validation"
+        if data["validation"]:
+            notes.append("the search runs on the validation volumes, not on tune.data.val")
+        data["validation"] = data["validation"] or searched
     seed = train.take(int, "system.seed", default=42)
     return {"name": name, "seed": seed, "data": data, "augment": learning.augment(train, notes), "labels": labels,
             "target": target, "loss": learning.loss(train, notes), "model": learning.model(train, notes),
             "train": training.train(train, notes), "infer": infer, "evaluate": predicting.evaluate(test, notes),
+            "tune": search,
             "decode": predicting.decode(test, infer.get("select", []), offsets, libraries, notes)}
 
 

@@ -7,6 +7,10 @@ from emcore.migration.profiles import with_template
 from emcore.migration.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
+# a parameter of the search there -> here
+SPACE = {"merge_function": "score", "thresholds": "threshold", "aff_threshold_low": "low", "aff_threshold_high": "high",
+         "boundary_threshold": "boundary", "dust_merge_size": "dust_size", "dust_merge_affinity": "dust_affinity",
+         "dust_remove_size": "remove_size"}
 SCORES = {"adapted_rand": "rand", "voi": "voi", "jaccard": "jaccard", "cremi_distance": "clefts",
           "instance_matching": "instances"}
 
@@ -172,3 +176,25 @@ def evaluate(tree: Tree, notes: list[str]) -> Table:
     if (threshold := part.take(float, "prediction_threshold")) is not None:
         out["threshold"] = threshold
     return out
+
+
+def tune(tree: Tree, notes: list[str]) -> Table:
+    """[tune] without its volumes: the ranges of the search, every point of which is tried here."""
+    space: Table = {}
+    parameters = tree.part("parameter_space.decoding.parameters")
+    for name, key in SPACE.items():
+        entry = parameters.part(name)
+        choices, span = entry.take(list, "choices"), entry.take(list, "range")
+        if choices:
+            space[key] = choices
+        elif span:
+            low, high = pair(span, entry.path("range"))
+            step = entry.take(float, "step")
+            space[key] = {"min": low, "max": high} | ({"step": step} if step else {})
+        for word in ("type", "param_group", "tuple_index", "description"):
+            entry.done(word)
+    tree.done("parameter_space.decoding.defaults")  # where the search there begins
+    metric = tree.take(str, "optimization.single_objective.metric")
+    if metric not in (None, "adapted_rand"):
+        notes.append(f"the search makes adapted_rand small, not {metric}")
+    return {"space": space} if space else {}

@@ -123,6 +123,11 @@ BUILT_IN: dict[str, dict[str, Any]] = {
                                               "params": {"t_max": 200}}),
         "reduce_on_plateau": _optimization({"name": "ReduceLROnPlateau", "interval": "epoch", "factor": 0.2,
                                             "patience": 10, "min_lr": 1e-6})},
+    "tune_profiles": {"tune_waterz": {"parameter_space": {"decoding": {"parameters": {
+        "merge_function": {"type": "categorical", "choices": [f"aff{q}_his256" for q in (85, 75, 50)]},
+        "thresholds": {"type": "float", "range": [0.1, 0.9], "step": 0.05},
+        "aff_threshold_low": {"type": "float", "range": [0.001, 0.3], "step": 0.01},
+        "aff_threshold_high": {"type": "float", "range": [0.8, 0.9999], "step": 0.01}}}}}},
     "decoding_templates": {
         "decoding_waterz": {"steps": [{"name": "decode_waterz", "kwargs": {
             "thresholds": 0.4, "merge_function": "aff85_his256", "aff_threshold": [0.001, 0.999],
