@@ -2,9 +2,12 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +19,7 @@ from emcore.models.build import build_model
 from emcore.models.mae import MaskedAutoencoder
 from emcore.models.unetr import UNETR
 from emcore.settings import Settings
+from emcore.volumes import create_volume, open_volume
 from tests.test_unetr_mae import fill
 
 LEVELS = 3
@@ -185,3 +189,26 @@ def test_the_other_published_architectures_are_known_by_all_their_names(tmp_path
     with torch.device("meta"):
         net = build_model(config.from_table(Model, table, "model"), tuple(patch))
     assert len(net.state_dict()) == tensors
+
+
+@pytest.mark.slow
+def test_infer_predicts_from_a_published_file_as_it_is(tmp_path):
+    net = UNETR(volume=(8, 32, 32), patch=(2, 8, 8), width=16, depth=4, heads=4, features=8)
+    said = {"model": {"architecture": "unetr_aniso_em", "volume_size": [8, 32, 32], "patch_size": [2, 8, 8],
+                      "embed_dim": 16, "depth": 4, "num_heads": 4, "feature_size": 8, "out_channels": 3}}
+    torch.save({"model": net.state_dict(), "global_step": 12, "config": said}, tmp_path / "finetuned_latest.pt")
+    image = np.random.default_rng(0).integers(0, 256, (8, 32, 32), dtype=np.uint8)
+    with create_volume(tmp_path / "a.h5:raw", image.shape, image.dtype) as out:
+        out[...] = image
+    (tmp_path / "x.toml").write_text("name = 't'\n[data]\npatch = [8, 32, 32]\ntest = [{image = 'a.h5:raw'}]\n"
+                                     "[[target]]\nkind = 'affinity'\n[train]\nprecision = 'fp32'\n")
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, str(root / "infer.py"), "--cfg", "x.toml", "--checkpoint",
+                           "finetuned_latest.pt", "device=cpu"], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 0, done.stderr
+    found = open_volume(tmp_path / "outputs" / "t" / "results_step=12" / "test_im_prediction.h5")
+    with torch.no_grad():
+        expected = net.eval()(torch.from_numpy(image / np.float32(255))[None, None]).sigmoid()[0]
+    assert found.attrs["offsets"] == [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+    assert np.abs(found[...] - expected.numpy()).max() < 0.02  # intensities by the volume's range, near 0..255
