@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,15 @@ from emcore.data.sources import Source, open_source
 from emcore.errors import InputError
 from emcore.losses import channels_of
 from emcore.predict.windows import channel_plan, forward_view, inverse_view, shifted, starts, views_of, weights
-from emcore.progress import Progress
+from emcore.progress import Progress, quantity
 from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Infer
 from emcore.volumes import create_volume
 
 Triple = tuple[int, int, int]
+PIECE = 8  # sections that are finished at a time, at most
+ENOUGH = 2000  # windows from which compiling for a minute pays
 DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
 
 
@@ -50,8 +52,8 @@ def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, wi
     job = Job(model, source, replace(infer, window=window), data, offsets, precision)
     if path is None:
         out = np.empty((len(job.channels), *job.shape), DTYPES[infer.dtype])
-        for low, high, values in job.slabs([(low, high) for low, high in job.spans]):
-            out[:, low:high] = values
+        for low, high, values in job.pieces(job.spans):
+            out[:, low:high] = values()
         return out
     return _write(job, Path(path), provenance or {})
 
@@ -68,8 +70,9 @@ class Job:
         self.padded = tuple(n + 2 * p for n, p in zip(self.shape, infer.pad))
         self.window = tuple(infer.window)
         self.starts = [starts(n, w, infer.overlap) for n, w in zip(self.padded, self.window)]
-        self.weights = weights(self.window, infer.blend).to(self.device)
         self.views = views_of(infer.views.flips, infer.views.turns)
+        self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
+        self.runner = compiled(model, self.windows * len(self.views), infer.compile)
         if infer.views.turns and self.window[1] != self.window[2]:
             raise InputError(f"infer.views.turns needs square windows; got {list(self.window)}")
         self.count = self._count()
@@ -85,32 +88,44 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
+        self.weights = weights(self.window, infer.blend).to(self.device)
         step = max(1, infer.slab)
         self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+        # sums are kept on the device where half of what is free there holds them
+        self.sums_device = torch.device("cpu")
+        if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
+            self.sums_device = self.device
+        self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def _count(self) -> int:
         with torch.inference_mode():
-            out = self._net(torch.zeros(1, *self._lead(), *self.window, device=self.device))
+            out = self._net(torch.zeros(1, *self._lead(), *self.window, device=self.device), self.model)
         return out.shape[1]
 
     def _lead(self) -> tuple[int, ...]:
         image = self.source.arrays["image"]
         return (image.shape[0],) if len(image.shape) == 4 else (1,)
 
-    def _net(self, x: Tensor) -> Tensor:
+    def _net(self, x: Tensor, net: nn.Module | None = None) -> Tensor:
         types = {"bf16": torch.bfloat16, "fp16": torch.float16}
         fast = self.precision in types
         with torch.autocast(x.device.type, dtype=types[self.precision]) if fast else nullcontext():
-            out = self.model(x)
+            out = (net or self.runner)(x)
         if isinstance(out, dict):
             out = out["output"] if "output" in out else torch.cat(list(out.values()), 1)
         return out.float()
 
+    def sums_bytes(self) -> int:
+        """Memory of the sums of the windows that are not finished."""
+        return 4 * (self.count + 1) * self.window[0] * self.padded[1] * self.padded[2]
+
     def memory(self) -> int:
-        """Bytes that the sums and the slabs take, about."""
+        """Bytes that the work takes besides the net, about: sums, two rows of the image, finished sections."""
         plane = self.padded[1] * self.padded[2]
-        sections = self.window[0] + self.infer.slab
-        return plane * sections * 4 * (self.count + 1) + plane * self.infer.slab * 8 * len(self.channels)
+        item = self.source.arrays["image"].dtype.itemsize
+        step = self.starts[0][1] - self.starts[0][0] if len(self.starts[0]) > 1 else self.window[0]
+        return (self.sums_bytes() + 3 * self._lead()[0] * self.window[0] * plane * item
+                + 3 * 4 * len(self.channels) * min(step, self.window[0], PIECE) * plane)
 
     def activate(self, logits: Tensor) -> Tensor:
         """Values of (n, c, ...) logits, by channel."""
@@ -148,38 +163,62 @@ class Job:
                 total = values if total is None else choose(total, values)
         return total / counts if mode == "mean" else total  # the plain view covers every voxel
 
-    def slabs(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, np.ndarray]]:
-        """(first, last section, values) of consecutive slabs; windows that two of them share are computed once."""
-        pad, wz, plane = self.infer.pad, self.window[0], self.padded[1:]
-        low = spans[0][0] + pad[0]
-        rows = [z for z in self.starts[0] if z + wz > low]
-        base = rows[0]  # the section at which the sums begin
-        sums = torch.zeros(self.count + 1, 0, *plane)
-        done = 0
+    def pieces(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Callable[[], np.ndarray]]]:
+        """(first, last section, how to get the values) of finished sections, in order; none crosses the end of a span.
+
+        Sums are kept of the sections that windows still add to: a ring as deep as a window.
+        """
+        pad, depth, plane = self.infer.pad[0], self.window[0], self.padded[1:]
+        low, high = spans[0][0] + pad, spans[-1][1] + pad
+        rows = [z for z in self.starts[0] if z + depth > low and z < high]
+        sums = torch.zeros(self.count + 1, depth, *plane, device=self.sums_device)
+        ends = [low, *(last + pad for _, last in spans)]
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._row, rows[0])
-            for first, last in spans:
-                stop = min(self.padded[0], last + pad[0])
-                while done < len(rows) and rows[done] < stop:
-                    image = ahead.result()
-                    if done + 1 < len(rows):
-                        ahead = reader.submit(self._row, rows[done + 1])
-                    need = max(rows[done] + wz, stop) - base - sums.shape[1]
-                    if need > 0:
-                        sums = torch.cat([sums, torch.zeros(self.count + 1, need, *plane)], 1)
-                    self._add(sums[:, rows[done] - base:rows[done] - base + wz], image)
-                    done += 1
-                part = sums[:, first + pad[0] - base:last + pad[0] - base, pad[1]:pad[1] + self.shape[1],
-                            pad[2]:pad[2] + self.shape[2]]
-                values = part[:-1] / part[-1:]
+            for number, z in enumerate(rows):
+                image = ahead.result()
+                if number + 1 < len(rows):
+                    ahead = reader.submit(self._row, rows[number + 1])
+                self._add(sums, z, image)
+                done = rows[number + 1] if number + 1 < len(rows) else min(self.padded[0], z + depth)
+                yield from self._finished(sums, z, done, low, high, ends)
+
+    def _finished(self, sums: Tensor, start: int, stop: int, low: int, high: int, ends: Sequence[int]):
+        """The sections [start, stop) that no window adds to any more; their place in the ring is cleared."""
+        pad, depth = self.infer.pad, self.window[0]
+        while start < stop:
+            ring = start % depth
+            last = min(stop, start + depth - ring, start + PIECE, *(end for end in ends if end > start))
+            part = sums[:, ring:ring + last - start]
+            if low <= start < high:
+                inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
+                values = inner[:-1] / inner[-1:]
                 if len(self.views) == 1:
                     values = self.activate(values[None])[0]
-                yield first, last, self._stored(values[self.channels])
-                sums = sums[:, stop - base:].clone()
-                base = stop
+                yield start - pad[0], last - pad[0], self._to_host(values[self.channels])
+            part.zero_()
+            start = last
 
-    def _row(self, z: int) -> Tensor:
-        """The padded image of all windows that begin at section z of the padded volume, scaled, (c, z, y, x)."""
+    def _to_host(self, values: Tensor) -> Callable[[], np.ndarray]:
+        """How to get values as they are stored; from a GPU they are copied while it goes on."""
+        if self.infer.dtype == "uint8":
+            values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+        elif self.infer.dtype == "float16":
+            values = values.half()
+        if values.device.type == "cpu":
+            return lambda: self._stored(values)
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> np.ndarray:
+            copied.synchronize()
+            return self._stored(host)
+        return wait
+
+    def _row(self, z: int) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The padded image of all windows that begin at section z of the padded volume, (c, z, y, x), as it is."""
         pad = self.infer.pad
         box = []
         for axis, length in enumerate(self.padded):
@@ -187,30 +226,46 @@ class Job:
             size = max(length, self.window[axis])
             box.append((start + z, start + z + self.window[0]) if axis == 0 else (start, start + size))
         image = read(self.source, "image", box)
-        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 4 else image[None]))
-        return normalise(image[None], torch.tensor([self.source.statistics]), self.data)[0]
+        image = np.ascontiguousarray(image if image.ndim == 4 else image[None])
+        if image.dtype != np.uint8:
+            image = image.astype(np.float32)
+        row = torch.from_numpy(image)
+        if self.copying is None:
+            return row, None
+        with torch.cuda.stream(self.copying):
+            row = row.pin_memory().to(self.device, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        return row, copied
 
     @torch.inference_mode()
-    def _add(self, sums: Tensor, image: Tensor) -> None:
-        """Adds the windows of one row to the sums; the last channel sums the weights."""
-        _, wy, wx = self.window
+    def _add(self, sums: Tensor, z: int, row: tuple[Tensor, torch.cuda.Event | None]) -> None:
+        """Adds the windows that begin at section z to the sums; the last channel sums the weights."""
+        image, copied = row
+        if copied is not None:
+            torch.cuda.current_stream().wait_event(copied)
+            image.record_stream(torch.cuda.current_stream())
+        depth, wy, wx = self.window
+        ring = z % depth
+        statistics = torch.tensor([self.source.statistics], device=self.device)
         places = [(y, x) for y in self.starts[1] for x in self.starts[2]]
         for i in range(0, len(places), self.infer.batch):
             some = places[i:i + self.infer.batch]
             batch = torch.stack([image[:, :, y:y + wy, x:x + wx] for y, x in some])
-            for (y, x), value in zip(some, self._windows(batch.to(self.device))):
-                weighted = torch.cat([value * self.weights, self.weights[None]]).cpu()
-                place = sums[:, :, y:y + wy, x:x + wx]
+            batch = normalise(batch, statistics, self.data)
+            if self.runner is not self.model and len(some) < self.infer.batch:  # compiled for one size alone
+                batch = torch.cat([batch, batch[:1].expand(self.infer.batch - len(some), *batch.shape[1:])])
+            for (y, x), value in zip(some, self._windows(batch)):
+                weighted = torch.cat([value * self.weights, self.weights[None]]).to(self.sums_device)
                 # a window larger than the volume hangs over its end
-                place += weighted[:, :place.shape[1], :place.shape[2], :place.shape[3]]
+                for here, there in ((slice(0, depth - ring), slice(ring, depth)), (slice(depth - ring, depth),
+                                                                                  slice(0, ring))):
+                    place = sums[:, there, y:y + wy, x:x + wx]
+                    place += weighted[:, here, :place.shape[2], :place.shape[3]]
 
     def _stored(self, values: Tensor) -> np.ndarray:
         array = values.numpy()
-        if self.infer.dtype == "uint8":
-            return np.round(np.clip(array, 0, 1) * 255).astype(np.uint8)
-        if self.infer.dtype == "affinity8":
-            return encode_affinities(np.clip(array, 0, 1))[0]
-        return array.astype(DTYPES[self.infer.dtype])
+        return encode_affinities(np.clip(array, 0, 1))[0] if self.infer.dtype == "affinity8" else array
 
     def attributes(self) -> dict[str, Any]:
         found = {}
@@ -219,6 +274,14 @@ class Job:
         if self.infer.dtype == "affinity8":
             found[TABLE_ATTRIBUTE] = encode_affinities(np.zeros((1, 1, 1, 1), np.float32))[1].tolist()
         return found
+
+
+def compiled(model: nn.Module, windows: int, choice: str) -> nn.Module:
+    """The net as it is run: compiled if asked for, or by itself on a GPU where there is enough to do."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    if choice == "off" or (choice == "auto" and not (on_gpu and windows >= ENOUGH)):
+        return model
+    return torch.compile(model, dynamic=False)
 
 
 @contextmanager
@@ -242,8 +305,9 @@ def _write(job: Job, path: Path, provenance: dict[str, Any]) -> Path:
     except OSError as error:
         raise InputError(f"cannot write beside {path}: {error.strerror}") from None
     names = {span: parts / f"{span[0]:06d}_{span[1]:06d}.npy" for span in job.spans}
-    total = int(np.prod(job.shape, dtype=object))
-    with Progress(total, f"predict {path.name}", "voxels") as progress:
+    print(f"{path.name}: {' x '.join(map(str, job.shape))} voxels, {job.windows * len(job.views)} windows, "
+          f"{len(job.spans)} parts; takes about {quantity(job.memory())}B of memory besides the net", flush=True)
+    with Progress(int(np.prod(job.shape, dtype=object)), f"predict {path.name}", "voxels") as progress:
         while missing := [span for span in job.spans if not names[span].exists()]:
             if not _take(job, missing, names, progress):
                 break
@@ -263,25 +327,53 @@ def _write(job: Job, path: Path, provenance: dict[str, Any]) -> Path:
 
 
 def _take(job: Job, missing: list[tuple[int, int]], names: dict, progress: Progress) -> bool:
-    """Works on the first run of slabs that nobody holds; False where all are held by others."""
+    """Works on slabs from the first that nobody holds up to one that somebody holds; False where all are held."""
     for start, span in enumerate(missing):
-        with claimed(names[span].with_suffix(".lock")) as mine:
-            if not mine or names[span].exists():
+        with ExitStack() as claims, ThreadPoolExecutor(1) as writer:
+            if not _claim(claims, names[span]):
                 continue
-            for (low, high), (first, last, values) in zip(missing[start:], job.slabs(_consecutive(missing[start:]))):
-                target = names[(low, high)]
-                temporary = target.with_suffix(f".{os.getpid()}.tmp")
-                with open(temporary, "wb") as file:
-                    np.save(file, values)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
+            spans = _consecutive(missing[start:])
+            written = None
+            for first, last, values in job.pieces(spans):
+                if first == spans[0][1]:  # the next slab begins; its windows at this end are computed already
+                    spans = spans[1:]
+                    if not _claim(claims, names[spans[0]]):
+                        break
+                if written is not None:
+                    written.result()  # one piece is written while the next is computed
+                written = writer.submit(_put, job, names[spans[0]], spans[0], first, last, values)
                 progress.add((last - first) * job.shape[1] * job.shape[2])
-                following = [s for s in missing[start:] if s[0] == high]
-                if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not following:
-                    break  # others may have taken the next one
+            written.result()
             return True
     return False
+
+
+def _claim(claims: ExitStack, name: Path) -> bool:
+    """Whether a part is this process's to do, until the claims end."""
+    return claims.enter_context(claimed(name.with_suffix(".lock"))) and not name.exists()
+
+
+def _put(job: Job, target: Path, span: tuple[int, int], first: int, last: int,
+         get: Callable[[], np.ndarray]) -> None:
+    """Writes sections of a part; with its last section the part gets its name."""
+    temporary, array = target.with_suffix(f".{os.getpid()}.tmp"), get()
+    if first == span[0]:
+        shape = (len(job.channels), span[1] - span[0], *job.shape[1:])
+        with open(temporary, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(array.dtype),
+                                                        "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + array.dtype.itemsize * int(np.prod(shape, dtype=object)))
+    depth, section = span[1] - span[0], array[0, :1].nbytes
+    with open(temporary, "r+b") as file:
+        begin = os.path.getsize(temporary) - section * depth * len(array)
+        for channel, values in enumerate(array):
+            file.seek(begin + section * (channel * depth + first - span[0]))
+            file.write(np.ascontiguousarray(values))
+        if last == span[1]:
+            file.flush()
+            os.fsync(file.fileno())
+    if last == span[1]:
+        os.replace(temporary, target)
 
 
 def _consecutive(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

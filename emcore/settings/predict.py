@@ -31,7 +31,10 @@ class Infer:
     select: tuple[int, ...] = ()  # channels that are written; empty writes all
     dtype: Literal["float32", "float16", "uint8", "affinity8"] = "float32"  # affinity8: 8 bits that keep what saturates
     views: Views = Views()  # test-time augmentation
-    slab: int = 64  # sections that are finished and written at a time, which bounds the memory
+    slab: int = 64  # sections of one part: what is done by one process, and not done again after a kill
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto compiles for much work on a GPU
+    # memory layout of the weights; auto measures both where there is enough to do
+    layout: Literal["auto", "channels_last", "contiguous"] = "auto"
 
 
 @dataclass(frozen=True)
