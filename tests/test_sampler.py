@@ -78,6 +78,7 @@ def test_samples_are_the_same_for_any_number_of_workers_and_after_a_resume(files
     first = drawn(data, numbers)
     for workers in (1, 4):
         assert same(first, drawn(data, numbers, workers))
+        assert same(first, drawn(settings(files, storage="memory"), numbers, workers))
     assert same(first[5:], drawn(data, numbers[5:], 2))
     assert not same(first, drawn(data, numbers, seed=6))
     assert not same(first, drawn(data, numbers, stream=1))
@@ -260,6 +261,65 @@ def test_everything_wrong_with_the_files_is_said_at_once(files):
         f["bad"] = np.full(SHAPE, np.nan, np.float32)
     with pytest.raises(InputError, match="NaN or infinite"):
         open_sources(settings(files, train=(Volume("a.h5:bad"),), normalise_by="volume"), "train")
+
+
+def test_every_missing_file_of_both_lists_is_told_before_any_is_read(files):
+    data = settings(files, train=(Volume("no1.h5", "no2.h5:labels", "no3.h5"), Volume("a.h5:raw")),
+                    validation=(Volume("a.h5:raw", "no4.h5"),))
+    with pytest.raises(InputError) as caught:
+        open_sources(data, "train")
+    assert all(f"no{number}.h5" in str(caught.value) for number in (1, 2, 3, 4))
+    assert "data.validation.0: there is no file" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("storage", ["memory", "lazy"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_not_finite_is_told_in_one_sentence(files, value, storage, workers):
+    with h5py.File(files / "a.h5", "a") as f:
+        f["bad"] = np.full(SHAPE, value, np.float32)
+    data = settings(files, train=(Volume("a.h5:bad"),), storage=storage)
+    with pytest.raises(InputError, match=r"^the image of a holds NaN or infinite values in the patch at \[.*finite$"):
+        drawn(data, [[0], [1]], workers)
+
+
+def test_labels_without_any_object_are_told_where_patches_need_some(files):
+    with h5py.File(files / "a.h5", "a") as f:
+        f["none"] = np.zeros(SHAPE, np.uint8)
+        f["one"] = np.zeros(SHAPE, np.uint8)
+        f["one"][11, 19, 23] = 1
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:none"),))
+    assert len(drawn(data, [[0]])) == 1
+    needy = dataclasses.replace(data, reject_below=1)
+    with pytest.raises(InputError, match=r"reject_below = 1 asks for labelled voxels, but the labels of a hold none"):
+        Sampler(open_sources(needy, "train"), needy, 0)
+    for part in ((0.0, 0.9), (0.9, 1.0)):  # the one labelled voxel is in the last section
+        some = dataclasses.replace(needy, train=(Volume("a.h5:raw", "a.h5:one"),), train_part=part, patch=(1, 6, 8))
+        if part[0] == 0:
+            with pytest.raises(InputError, match="hold none in the part that is used"):
+                Sampler(open_sources(some, "train"), some, 0)
+        else:
+            Sampler(open_sources(some, "train"), some, 0)
+
+
+def test_minus_one_means_unknown_only_where_that_is_configured(files):
+    with h5py.File(files / "a.h5", "a") as f:
+        f["signed"] = np.full(SHAPE, -1, np.int32)
+    volume = (Volume("a.h5:raw", "a.h5:signed"),)
+    with pytest.raises(InputError, match="hold -1, which is no object: name it in"):
+        drawn(settings(files, train=volume), [[0]])
+    assert (drawn(settings(files, train=volume, ignore=(-1,)), [[0]])[0]["label"] == -1).all()
+    assert (drawn(settings(files, train=volume, background=(-1,)), [[0]])[0]["label"] == 0).all()
+
+
+def test_a_patch_larger_than_its_volume_on_every_axis_is_mirrored_around_it(files):
+    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), patch=(31, 50, 70))
+    batch = drawn(data, [[0]])[0]
+    assert batch["image"].shape == (1, 1, 31, 50, 70)
+    assert (batch["label"] >= 0).all()
+    flat = settings(files, train=(Volume("a.h5:raw", box=(3, 4, 0, 20, 0, 24)),), patch=(5, 8, 8))
+    image = drawn(flat, [[0]])[0]["image"]
+    assert torch.equal(image, image[:, :, :1].expand_as(image))
 
 
 def copies(folder):

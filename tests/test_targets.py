@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from emcore.data import loops
 from emcore.data.descriptors import local_shape
 from emcore.data.distances import (
     _squared_distance,
@@ -16,6 +17,8 @@ from emcore.data.distances import (
     squared_distance,
 )
 from emcore.data.targets import (
+    _affinities,
+    _erode_borders,
     affinities,
     boundary,
     channel_names,
@@ -94,6 +97,39 @@ def test_affinities_equal_a_loop_over_voxels_for_any_offset():
                 counts = border != "ignore" and own != -1 and (background == "negative" or own != 0)
             assert values[(n, 0, *place)].item() == want
             assert valid[(n, 0, *place)].item() == counts
+
+
+def test_the_compiled_loops_give_what_torch_gives_on_any_threads():
+    generator = torch.Generator().manual_seed(2)
+    before = torch.get_num_threads()
+    try:
+        for trial in range(60):
+            shape = [int(torch.randint(0 if trial % 9 == 0 else 1, 9, (), generator=generator)) for _ in range(3)]
+            labels = torch.randint(-1, 4, (2, *shape), generator=generator)
+            labels = labels.transpose(2, 3) if trial % 2 else torch.where(labels > 2, 2**62 + labels, labels)
+            offsets = torch.randint(-6, 7, (3, 3), generator=generator).tolist()
+            torch.set_num_threads((1, 2, 3, 7)[trial % 4])
+            kept = labels.clone()
+            for border, background in itertools.product(("ignore", "replicate", "zero"), ("negative", "ignore")):
+                ours = loops.affinities(labels, offsets, border, background)
+                assert all(map(torch.equal, ours, _affinities(labels, offsets, border, background)))
+            for radius in (1, 2, 5):
+                assert torch.equal(loops.erode(labels, radius), _erode_borders(labels, radius))
+            assert torch.equal(labels, kept)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", ["affinity", "binary", "polarity", "boundary", "signed_distance",
+                                  "foreground_distance", "instance_distance", "skeleton_distance", "lsd"])
+def test_ids_beyond_32_bits_give_the_targets_of_small_ids(kind):
+    labels = tissue((4, 10, 10), 5)
+    target = [Target(kind=kind, erosion=1, sigma=3.0)]
+    small, valid = make_targets(labels, target)
+    for step in (2**32, 2**61):  # even: polarity goes by odd and even
+        large, large_valid = make_targets(torch.where(labels > 0, labels + step, labels), target)
+        torch.testing.assert_close(large, small)
+        assert torch.equal(large_valid, valid)
 
 
 def test_an_offset_longer_than_the_patch_has_no_valid_voxel():

@@ -403,19 +403,38 @@ def test_half_precision_scales_its_loss_and_resumes_with_the_scale(place):
 
 
 @pytest.mark.slow
+def test_the_draws_of_a_sample_stand_in_the_log_the_same_after_a_resume(place):
+    with h5py.File(place / "vol.h5", "r+") as f:
+        labels = f["labels"][...]
+        labels[:, :, 12:] = 0
+        f["labels"][...] = labels
+    options = ("data.reject_below=900", "data.reject_probability=1.0", "train.steps=10", "train.save.steps=5")
+    assert train(place, *options).returncode == 0
+    whole = rows(place)
+    assert whole[0][:5] == ["step", "lr", "loss/train", "loss/train/0 bce", "draws"]
+    draws = [float(row[4]) for row in whole[1:]]
+    assert min(draws) >= 1
+    assert max(draws) > 1.5
+    (place / "outputs" / "tiny" / "checkpoints" / "step_000000010.pt").unlink()
+    assert "step 5 of 10" in train(place, *options).stdout
+    assert rows(place) == whole
+
+
+@pytest.mark.slow
 def test_an_error_in_a_loader_process_is_told_as_its_own_sentence(place):
     with h5py.File(place / "vol.h5", "r+") as f:
         labels = f["labels"][...].astype(np.int32)
         del f["labels"]
         labels[6] = -7
         f["labels"] = labels
-    refused(place, r"the labels of vol hold -7, which is no object: name it in data.background", "data.workers=2")
+    refused(place, r"the labels of vol hold -7, which is no object: name it in data.background", "data.workers=2",
+            "data.storage=lazy")
 
 
 @pytest.mark.slow
 def test_a_killed_loader_process_ends_the_run_with_one_sentence(place):
-    process = subprocess.Popen(command("train.steps=100000", "data.workers=2"), cwd=place, env=environment(),
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("train.steps=100000", "data.workers=2", "data.storage=lazy"), cwd=place,
+                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = place / "outputs" / "tiny" / "log.csv"
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
