@@ -71,6 +71,7 @@ WARPS = {
     "scale": Augment(scale=steps.Scale(1.0, (0.7, 1.3))),
     "shear": Augment(shear=steps.Shear(1.0, 0.2)),
     "elastic": Augment(elastic=steps.Elastic(1.0, (5, 8), (200, 300))),
+    "elastic in sections": Augment(elastic=steps.Elastic(1.0, (5, 8), (200, 300), depth=0.0)),
     "flat elastic": Augment(elastic=steps.Elastic(1.0, (4, 4), (20, 20), flat=True)),
     "turned sections": Augment(misalignment=steps.Misalignment(1.0, 8, rotate_ratio=1.0)),
     "all": Augment(flip=steps.Flip(), turn=steps.Turn(0.5), rotate=steps.Rotate(0.5), scale=steps.Scale(0.5),
@@ -129,6 +130,17 @@ def test_elastic_shifts_have_the_stated_deviation_and_smoothness():
         lag = round(sigma)
         together = (fields[..., lag:] * fields[..., :-lag]).mean() / fields.square().mean()
         assert together.item() == pytest.approx(math.exp(-(lag**2) / (4 * sigma**2)), abs=0.08)
+
+
+def test_the_depth_of_elastic_says_how_far_it_shifts_along_z():
+    ramp = torch.arange(12.0).view(1, 12, 1, 1).expand(1, 12, 24, 24)  # its value is its section
+    whole, half, none = (moved({"image": ramp}, Plan(elastic=(5.0, 1.0), depth=depth), (6, 24, 24))["image"]
+                         for depth in (1.0, 0.5, 0.0))
+    section = torch.arange(3.0, 9.0).view(1, 6, 1, 1)
+    torch.testing.assert_close(half - section, (whole - section) / 2, atol=1e-4, rtol=0)
+    assert torch.equal(none, section.expand_as(none))
+    shallow, deep = (margin(Augment(elastic=steps.Elastic(1.0, depth=depth)), PATCH)[0][0] for depth in (0.0, 1.0))
+    assert (shallow, deep > 1) == (0, True)
 
 
 def test_misalignment_moves_one_section_or_all_that_follow_within_its_range():

@@ -4,6 +4,8 @@ Every random number of a sample comes from (seed, N) alone: the same samples wha
 ranks, and after a resume.
 """
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -216,7 +218,12 @@ def load(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch:
     # processes, because HDF5 reads and unpacks under one lock
     loader = DataLoader(_Batches(sampler), batch_size=None, sampler=_Numbers(numbers), collate_fn=_as_it_is,
                         num_workers=workers, prefetch_factor=prefetch, pin_memory=pin)
-    return _plainly(iter(loader))  # the workers start now
+    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
+    batches = iter(loader)  # the workers start now
+    if threading.current_thread() is threading.main_thread():
+        # torch would raise a worker's death wherever the program is by then; it is found on the next batch as well
+        signal.signal(signal.SIGCHLD, before)
+    return _plainly(batches)
 
 
 def _threads(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch: int,

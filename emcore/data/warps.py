@@ -32,6 +32,7 @@ class Plan:
     matrix: np.ndarray = field(default_factory=lambda: np.eye(3))  # source offset = matrix @ output offset
     elastic: tuple[float, float] | None = None  # sigma, standard deviation of the shift
     flat: bool = False  # elastic moves y and x alone, all sections alike
+    depth: float = 1.0  # factor of the elastic shift along z
     sections: list[int] | None = None  # which section of the source each output section is, where some are deleted
     shifts: np.ndarray | None = None  # (z, 2) y, x shift of every section
     angles: np.ndarray | None = None  # (z,) turn of every section, radians
@@ -59,7 +60,7 @@ def margin(augment: Augment, patch: Triple) -> Margin:
     if augment.elastic.probability > 0:
         elastic = augment.elastic
         reach = REACH * deviation(elastic, elastic.sigma[0], elastic.magnitude[1])
-        y, x, z = y + reach, x + reach, z + (0 if elastic.flat else reach)
+        y, x, z = y + reach, x + reach, z + (0 if elastic.flat else reach * elastic.depth)
     if augment.misalignment.probability > 0:
         extra = augment.misalignment.displacement
         y, x = y + extra, x + extra
@@ -111,6 +112,7 @@ def draw_plan(augment: Augment, patch: Triple, random: np.random.Generator, chos
     if random.random() < augment.elastic.probability:
         sigma, magnitude = random.uniform(*augment.elastic.sigma), random.uniform(*augment.elastic.magnitude)
         plan.elastic, plan.flat = (sigma, deviation(augment.elastic, sigma, magnitude)), augment.elastic.flat
+        plan.depth = augment.elastic.depth
     depth = patch[0]
     deleted = augment.deleted_section
     if "deleted_section" in chosen and depth > 2 and random.random() < deleted.probability:
@@ -215,7 +217,10 @@ def _bend(plan: Plan, patch: Triple, generator: torch.Generator) -> Sequence[Ten
     sigma, spread = plan.elastic
     shape = (1, *patch[1:]) if plan.flat else patch
     bend = smooth_field(2 if plan.flat else 3, shape, sigma, generator).clamp_(-REACH, REACH).mul_(spread)
-    return (torch.zeros((), device=generator.device), *bend) if plan.flat else tuple(bend)
+    if plan.flat or plan.depth == 0:
+        return (torch.zeros((), device=generator.device), *bend[-2:])
+    bend[0].mul_(plan.depth)
+    return tuple(bend)
 
 
 def _places(plan: Plan, bend: Sequence[Tensor], shifts: np.ndarray | None, angles: np.ndarray | None,
