@@ -43,6 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     here = ranks.start(mode.device)
     try:
         return run(settings, mode, here)
+    except RuntimeError as error:
+        from emcore.data.sampler import death_of_worker
+
+        raise death_of_worker(error) from None
     finally:
         ranks.stop()
 

@@ -4,8 +4,6 @@ Every random number of a sample comes from (seed, N) alone: the same samples wha
 ranks, and after a resume.
 """
 
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -218,12 +216,7 @@ def load(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch:
     # processes, because HDF5 reads and unpacks under one lock
     loader = DataLoader(_Batches(sampler), batch_size=None, sampler=_Numbers(numbers), collate_fn=_as_it_is,
                         num_workers=workers, prefetch_factor=prefetch, pin_memory=pin)
-    before = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
-    batches = iter(loader)  # the workers start now
-    if threading.current_thread() is threading.main_thread():
-        # torch would raise a worker's death wherever the program is by then; it is found on the next batch as well
-        signal.signal(signal.SIGCHLD, before)
-    return _plainly(batches)
+    return _plainly(iter(loader))  # the workers start now
 
 
 def _threads(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch: int,
@@ -282,7 +275,12 @@ def _plainly(batches: Iterator[dict[str, Tensor | np.ndarray]]) -> Iterator[dict
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("emcore.errors.InputError: ")) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
-                         "data.workers or data.prefetch") from None
+        raise death_of_worker(error) from None
+
+
+def death_of_worker(error: RuntimeError) -> Exception:
+    """The sentence for a reading process that died, which torch raises wherever the program is; else the error."""
+    if "DataLoader worker" not in str(error):
+        return error
+    return InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
+                      "data.workers or data.prefetch")
