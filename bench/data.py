@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="blocks of samples, ours and the peer's in turns")
     parser.add_argument("--threads", type=int, help="of torch, for both; as many as cores without")
     parser.add_argument("--gigavoxels", type=float, default=2.0, help="size of the HDF5 volume")
-    parser.add_argument("--samples", type=int, default=100, help="crops that the loader reads a run")
+    parser.add_argument("--samples", type=int, default=200, help="crops that the loader reads a run")
     parser.add_argument("--folder", help="where the volumes are made for a while")
     options = parser.parse_args()
     if options.threads:
