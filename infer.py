@@ -4,6 +4,7 @@
     torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the slabs are shared out
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
     python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
+    python infer.py --cfg configs/demo.toml --export net.pt2   # the net as a file for other programs
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5.
 """
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
+    parser.add_argument("--export", metavar="MODEL.pt2", help="write the net for other programs; nothing is predicted")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
@@ -41,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
     if options.cut is not None:
         return cut_again(settings, folder, Path(path), options.cut)
+    if options.export:
+        return export(settings, Path(path), Path(options.export))
     return predict_all(settings, folder, Path(path))
 
 
@@ -49,6 +53,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     from emcore.engine.mode import fast_precision
     from emcore.predict import predict
     from emcore.predict.decode import decode
+    from emcore.predict.layout import lay_out
     from emcore.volumes import open_volume
 
     if not settings.data.test:
@@ -59,17 +64,18 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     step = checkpoint.step_of(content)
     precision = fast_precision(settings.train.precision, device.type)
     weights = "averaged" if content.get("ema") else "plain"
-    print(f"{path}, step {step}, {weights} weights, {device}, {precision}", flush=True)
     offsets = affinity_offsets(settings.target)
     results = folder / f"results_step={step}"
     results.mkdir(parents=True, exist_ok=True)
+    window = settings.infer.window or settings.data.patch
+    layout = lay_out(model, settings.infer.layout, window, settings.model.in_channels, precision, results)
+    print(f"{path}, step {step}, {weights} weights, {device}, {precision}, {layout}", flush=True)
     for number, volume in enumerate(settings.data.test):
         target = results / f"{result_name(settings.data, number)}_prediction.h5"
         start = time.monotonic()
         if not target.exists():
-            predict(model, volume, target, window=settings.infer.window or settings.data.patch, infer=settings.infer,
-                    data=settings.data, offsets=offsets, precision=precision,
-                    provenance={"checkpoint": str(path), "step": step})
+            predict(model, volume, target, window=window, infer=settings.infer, data=settings.data, offsets=offsets,
+                    precision=precision, provenance={"checkpoint": str(path), "step": step})
         if not target.exists():
             continue  # another process is finishing it, and decodes it
         print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
@@ -105,6 +111,21 @@ def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) ->
         if not stored.exists():
             raise InputError(f"there is no {stored}: run infer.py without --cut first")
         print(recut(stored, threshold, results / f"{name}_labels_{threshold:g}.h5", results / f"{name}_prediction.h5"))
+    return 0
+
+
+def export(settings: Settings, path: Path, out: Path) -> int:
+    import torch
+
+    from emcore.engine import checkpoint
+    from emcore.predict.export import export_model
+
+    model = checkpoint.load_model(path, torch.device("cpu"))
+    data = settings.data
+    notes = {"offsets": affinity_offsets(settings.target), "normalise": data.normalise, "percentiles": data.percentiles,
+             "divide": data.divide, "activation": [vars(activation) for activation in settings.infer.activation],
+             "checkpoint": str(path)}
+    print(export_model(model, out, settings.infer.window or data.patch, settings.model.in_channels, notes))
     return 0
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from emcore.errors import InputError
 from emcore.models.mae import edge_map
+from emcore.settings.channels import channels_of
 from emcore.settings.loss import Loss, Term
 
 MOST = 10.0  # no class weighs more than this
@@ -158,23 +159,6 @@ def class_balance(term: Term, target: Tensor, only: str | None = None) -> Tensor
 
 KINDS = {"bce": bce, "per_channel_bce": per_channel_bce, "dice": dice, "mse": mse, "mae": mae, "smooth_l1": smooth_l1,
          "sigmoid_mse": sigmoid_mse, "focal": focal, "weighted_ce": weighted_ce, "legacy_bce": legacy_bce}
-
-
-def channels_of(text: str, count: int, what: str) -> slice:
-    """The channels that "a:b" or "a" names, among `count`; an empty choice is refused."""
-    parts = [part.strip() for part in text.split(":")]
-    try:
-        numbers = [int(part) if part else None for part in parts]
-    except ValueError:
-        numbers = []
-    if len(numbers) == 1 and numbers[0] is not None and -count <= numbers[0] < count:
-        first = numbers[0] % count
-        return slice(first, first + 1)
-    if len(numbers) == 2 and all(n is None or -count <= n <= count for n in numbers):
-        chosen = range(count)[slice(*numbers)]
-        if len(chosen):
-            return slice(chosen.start, chosen.stop)
-    raise InputError(f"{what} {text!r} names no channels of the {count} there are; write \"0:3\", \"-1:\" or \"2\"")
 
 
 @dataclass(frozen=True)

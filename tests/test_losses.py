@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from emcore.errors import InputError
-from emcore.losses import LossPlan, channels_of, class_balance, shrink
+from emcore.losses import LossPlan, class_balance, shrink
 from emcore.models.unet_v1 import UNetV1
+from emcore.settings.channels import channels_of
 from emcore.settings.loss import Loss, Term
 
 

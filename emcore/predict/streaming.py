@@ -24,10 +24,10 @@ from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import Source, open_source
 from emcore.errors import InputError
-from emcore.losses import channels_of
 from emcore.predict.windows import channel_plan, forward_view, inverse_view, shifted, starts, views_of, weights
 from emcore.progress import Progress, quantity
 from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
+from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Infer
 from emcore.volumes import create_volume

@@ -1,0 +1,57 @@
+"""Which memory layout of the weights predicts faster: measured once a result folder, so that a restart repeats it."""
+
+import json
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+
+
+def lay_out(model: nn.Module, choice: str, window: tuple[int, int, int], channels: int, precision: str,
+            folder: Path) -> str:
+    """The layout that the model now has: as chosen, as an earlier or another process found it, or measured."""
+    if choice == "auto":
+        record = folder / "layout.json"
+        if not record.exists():
+            _keep(record, measure(model, window, channels, precision))
+        choice = json.loads(record.read_text())["layout"]
+    model.to(memory_format=FORMATS[choice])
+    return choice
+
+
+def _keep(record: Path, found: dict) -> None:
+    """Writes the record whole, unless another process was faster."""
+    temporary = record.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found))
+    try:
+        os.link(temporary, record)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+@torch.inference_mode()
+def measure(model: nn.Module, window: tuple[int, int, int], channels: int, precision: str) -> dict:
+    """{"layout": the faster one, "seconds": of one window in each}."""
+    device = next(model.parameters()).device
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    image = torch.rand(1, channels, *window, device=device)
+    seconds = {}
+    for name, memory_format in FORMATS.items():
+        model.to(memory_format=memory_format)
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.autocast(device.type, dtype=types[precision]) if precision in types else nullcontext():
+                model(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times[1:])
+    return {"layout": min(seconds, key=seconds.get), "seconds": seconds}
