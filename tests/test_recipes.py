@@ -11,6 +11,7 @@ from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.smoke import smoke
 from emcore.synth import synthesize, write_layout
+from emcore.volumes import create_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))
@@ -208,6 +209,7 @@ def test_polarity_is_the_cleft_recipe_with_three_channels_and_its_decoder():
     check("emr50_polarity", {
         "model.out_channels": 3, "target.0.kind": "polarity", "target.0.exclusive": False, "loss.terms.0.kind": "bce",
         "loss.terms.0.weight": 1.0, "loss.terms.0.prediction": "0:3", "loss.terms.0.target": "0:3",
+        "loss.terms.0.positive_weight": "auto",
         "decode.kind": "polarity", "decode.exclusive": False, "decode.threshold": 0.5, "decode.small": 128,
         "data.reject_below": 1000, "data.reject_probability": 0.95, "evaluate.scores": ("synapses", "instances"),
         "evaluate.synapse_iou": 0.2, "evaluate.synapse_size": 300, "evaluate.synapse_margin": 14,
@@ -397,3 +399,21 @@ def test_synth_writes_the_files_that_a_recipe_names(layout, recipes, tmp_path):
             for path in write_layout(tmp_path, layout, tissue, sample)}
     for name in recipes:
         assert named_files(settings_of(name)) <= made, name
+
+
+def test_a_pattern_takes_every_file_that_it_names(tmp_path):
+    from emcore.data.sources import open_sources
+    from emcore.settings.data import Data, Volume
+
+    for place, value in (("b/two", 2), ("one", 1), ("b/c/three", 3)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        with create_volume(f"{tmp_path / place}.h5:raw", (4, 8, 8), "uint8") as out:
+            out[...] = value
+    data = Data(folder=str(tmp_path), storage="lazy", train=(Volume("**/*.h5:raw", weight=2.0),))
+    found = open_sources(data, "train")
+    assert [(source.name, source.weight, int(source.arrays["image"][0, 0, 0])) for source in found] == [
+        ("three", 2.0, 3), ("two", 2.0, 2), ("one", 2.0, 1)]
+    with pytest.raises(InputError, match="no file is named like"):
+        open_sources(Data(folder=str(tmp_path), train=(Volume("*.tif"),)), "train")
+    with pytest.raises(InputError, match="names many files, so nothing can belong to it"):
+        open_sources(Data(folder=str(tmp_path), train=(Volume("*.h5", label="one.h5"),)), "train")
