@@ -10,6 +10,7 @@ import pytest
 from emcore import metrics
 from emcore.segment import polarity_instances
 from emcore.synth import synthesize, write_layout
+from emcore.volumes import open_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 RESOLUTION = (40.0, 10.0, 10.0)
@@ -48,3 +49,14 @@ def test_the_truth_as_a_prediction_decodes_to_a_perfect_score(exclusive):
     swapped = np.where(labels > 0, labels + np.where(labels % 2 == 1, 1, -1), 0).astype(labels.dtype)
     table = metrics.contingency(truth, swapped, ignore_truth=())
     assert (metrics.synapse_f1(table, "em_r50").f1, metrics.synapse_f1(table, "sides").f1) == (1, 0)
+
+
+@pytest.mark.slow
+def test_a_small_net_finds_synapses_and_their_sides(tmp_path):
+    """Three minutes on one core: whole synapses are found; see the tutorial for the sides."""
+    tissues = [synthesize((24, 160, 160), RESOLUTION, seed, synapses=60) for seed in range(2)]
+    scores = scores_of("emr50_polarity", tissues, tmp_path, 300)
+    labels = open_volume(tmp_path / "emr50_polarity" / "results_step=300" / "vol4_labels.h5", "labels")[...]
+    elsewhere = metrics.contingency(tissues[1].polarity, labels[:, ::-1, ::-1], ignore_truth=())
+    chance = metrics.synapse_f1(elsewhere, "em_r50").f1
+    assert scores["synapse_f1"] > 0.4 + chance

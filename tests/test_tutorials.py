@@ -16,6 +16,7 @@ import pytest
 from emcore import config
 from emcore.__main__ import SCRIPTS, TOOLS
 from emcore.legacy_v1.flags import read_flags
+from emcore.migration.download import SOURCES
 from emcore.settings import Settings
 from emcore.synth import synthesize, write_layout
 
@@ -62,10 +63,11 @@ def check_command(line):
         return
     if words[0] == "-m":
         assert words[1] == "emcore"
-        name = words[2]
+        words = words[1:]
+        name = words[1]
         assert name in TOOLS or name in SCRIPTS, name
-        check_options(help_of("-m", "emcore", name), words[3:])
-        words = words[2:]
+        check_options(help_of("-m", "emcore", name), words[2:])
+        assert name != "download" or words[2] in SOURCES, words[2]
     else:
         assert words[0].removesuffix(".py") in SCRIPTS, words[0]
         check_options(help_of(words[0]), words[1:])
