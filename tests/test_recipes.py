@@ -9,7 +9,7 @@ import pytest
 from emcore import config
 from emcore.errors import InputError
 from emcore.settings import Settings
-from emcore.smoke import smoke
+from emcore.smoke import reduced, smoke
 from emcore.synth import synthesize, write_layout
 from emcore.volumes import create_volume
 
@@ -65,6 +65,24 @@ def test_a_recipe_opens_with_data_cost_and_what_to_expect_and_is_named_like_its_
     for word in ("Data", "Cost", "Expect"):
         assert re.search(word, head, re.IGNORECASE), f"{path.name} does not say {word}"
     assert config.load(Settings, path).name == path.stem
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_reduced_recipe_keeps_what_makes_it_that_recipe(path):
+    whole = config.load(Settings, path)
+    small = reduced(whole, Path("elsewhere"))
+    for name in ("augment", "labels", "target", "loss", "decode", "seed", "name"):
+        assert getattr(small, name) == getattr(whole, name), name
+    assert small.evaluate.scores == whole.evaluate.scores
+    assert small.infer.views == whole.infer.views
+    assert (small.model.name, small.model.deep_supervision) == (whole.model.name, whole.model.deep_supervision)
+    assert len(small.model.rsunet.width) == len(whole.model.rsunet.width)
+    assert small.model.mednext.heads == whole.model.mednext.heads
+    assert small.train.optimizer == whole.train.optimizer
+    assert small.train.schedule.kind == whole.train.schedule.kind
+    assert (small.pretrain is None) is (whole.pretrain is None)
+    assert all(few <= many for few, many in zip(small.data.patch, whole.data.patch))
+    assert math.prod(small.data.patch) <= 2**16
 
 
 def test_the_reduced_run_never_leaves_its_folder(tmp_path):
