@@ -52,8 +52,8 @@ def test_the_truth_as_a_prediction_decodes_to_a_perfect_score(exclusive):
 
 
 @pytest.mark.slow
-def test_a_small_net_finds_synapses_and_their_sides(tmp_path):
-    """Three minutes on one core: whole synapses are found; see the tutorial for the sides."""
+def test_a_small_net_finds_whole_synapses(tmp_path):
+    """Two minutes on one core: whole synapses are found. Sides take longer, see docs/tutorials/emr50_polarity.md."""
     tissues = [synthesize((24, 160, 160), RESOLUTION, seed, synapses=60) for seed in range(2)]
     scores = scores_of("emr50_polarity", tissues, tmp_path, 300)
     labels = open_volume(tmp_path / "emr50_polarity" / "results_step=300" / "vol4_labels.h5", "labels")[...]
