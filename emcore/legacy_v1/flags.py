@@ -73,6 +73,9 @@ def _checked(flags: argparse.Namespace, mode: str) -> argparse.Namespace:
             raise InputError(f"{name} must be {least} or more; got {value}")
     if mode == "test":
         flags.stride = triple("--test-stride", flags.test_stride) if flags.test_stride else None
+        if flags.stride and not all(0 < step <= size for step, size in zip(flags.stride, flags.patch)):
+            raise InputError(f"--test-stride must be 1 to the patch {list(flags.patch)} on every axis; got "
+                             f"{list(flags.stride)}")
         flags.test_augmentation = word("--test-augmentation", flags.test_augmentation)
         return flags
     if flags.valid_mask:

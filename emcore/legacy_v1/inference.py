@@ -32,12 +32,12 @@ def positions(length: int, patch: int, stride: int) -> list[int]:
 
 
 def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
-    """The prediction of one volume, slab by slab; the net gives probabilities."""
+    """The prediction of one volume, piece by piece; the net gives probabilities."""
     pad = flags.pad or tuple(n // 2 for n in flags.patch)
     stride = flags.stride or tuple(max(1, n // 2) for n in flags.patch)
     views = Views(flips=(0, 1, 2), turns=flags.patch[1] == flags.patch[2]) if flags.test_augmentation else Views()
     infer = Infer(window=flags.patch, blend="gaussian", pad=pad, batch=flags.batch_size, views=views,
-                  activation=(Activation(kind="none"),))
+                  activation=(Activation(kind="none"),), compile="off")
     data = Data(normalise="divide", normalise_by="volume", storage="lazy")
     offsets = Target("affinity").offsets if flags.task == "neuron" else None
     job = Job(net, open_source(data, Volume(image), "test"), infer, data, offsets, "fp32")
@@ -73,8 +73,8 @@ def test(flags: argparse.Namespace) -> int:
         shape = (len(job.channels), *job.shape)
         place = (job.source.resolution, job.source.offset)
         with create_volume(f"{target}:main", shape, "uint8", *place, compression="gzip") as out:
-            for low, high, values in job.slabs(job.spans):
-                out[:, low:high] = (values * np.float32(255)).astype(np.uint8)  # cut off, not rounded
+            for low, high, values in job.pieces(job.spans):
+                out[:, low:high] = (values() * np.float32(255)).astype(np.uint8)  # cut off, not rounded
                 print(f"volume_id: {number}, sections {low} to {high - 1}", flush=True)
         print("Output shape:", shape)
     print(f"prediction time: {time.monotonic() - start:.1f} s")
