@@ -33,7 +33,7 @@ from emcore.settings.predict import Infer
 from emcore.volumes import create_volume
 
 Triple = tuple[int, int, int]
-PIECE = 8  # sections that are finished at a time, at most
+PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
 ENOUGH = 2000  # windows from which compiling for a minute pays
 DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
 
@@ -88,13 +88,14 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
-        self.weights = weights(self.window, infer.blend).to(self.device)
         step = max(1, infer.slab)
         self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
         # sums are kept on the device where half of what is free there holds them
         self.sums_device = torch.device("cpu")
         if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
             self.sums_device = self.device
+        self.weights = weights(self.window, infer.blend).to(self.sums_device)
+        self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def _count(self) -> int:
@@ -123,9 +124,8 @@ class Job:
         """Bytes that the work takes besides the net, about: sums, two rows of the image, finished sections."""
         plane = self.padded[1] * self.padded[2]
         item = self.source.arrays["image"].dtype.itemsize
-        step = self.starts[0][1] - self.starts[0][0] if len(self.starts[0]) > 1 else self.window[0]
         return (self.sums_bytes() + 3 * self._lead()[0] * self.window[0] * plane * item
-                + 3 * 4 * len(self.channels) * min(step, self.window[0], PIECE) * plane)
+                + 5 * 4 * self.count * self.piece * plane)
 
     def activate(self, logits: Tensor) -> Tensor:
         """Values of (n, c, ...) logits, by channel."""
@@ -188,7 +188,7 @@ class Job:
         pad, depth = self.infer.pad, self.window[0]
         while start < stop:
             ring = start % depth
-            last = min(stop, start + depth - ring, start + PIECE, *(end for end in ends if end > start))
+            last = min(stop, start + depth - ring, start + self.piece, *(end for end in ends if end > start))
             part = sums[:, ring:ring + last - start]
             if low <= start < high:
                 inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
@@ -256,12 +256,12 @@ class Job:
             if self.runner is not self.model and len(some) < self.infer.batch:  # compiled for one size alone
                 batch = torch.cat([batch, batch[:1].expand(self.infer.batch - len(some), *batch.shape[1:])])
             for (y, x), value in zip(some, self._windows(batch)):
-                weighted = torch.cat([value * self.weights, self.weights[None]]).to(self.sums_device)
-                # a window larger than the volume hangs over its end
-                for here, there in ((slice(0, depth - ring), slice(ring, depth)), (slice(depth - ring, depth),
-                                                                                  slice(0, ring))):
+                value = value.to(self.sums_device)
+                for here, there in places_in_ring(ring, depth):
                     place = sums[:, there, y:y + wy, x:x + wx]
-                    place += weighted[:, here, :place.shape[2], :place.shape[3]]
+                    inside = (here, slice(place.shape[2]), slice(place.shape[3]))  # a window may hang over the end
+                    place[:-1].addcmul_(value[(slice(None), *inside)], self.weights[inside])
+                    place[-1] += self.weights[inside]
 
     def _stored(self, values: Tensor) -> np.ndarray:
         array = values.numpy()
@@ -274,6 +274,12 @@ class Job:
         if self.infer.dtype == "affinity8":
             found[TABLE_ATTRIBUTE] = encode_affinities(np.zeros((1, 1, 1, 1), np.float32))[1].tolist()
         return found
+
+
+def places_in_ring(ring: int, depth: int) -> list[tuple[slice, slice]]:
+    """(sections of a window, their places) in a ring of its depth that it enters at `ring`."""
+    found = [(slice(0, depth - ring), slice(ring, depth)), (slice(depth - ring, depth), slice(0, ring))]
+    return found if ring else found[:1]
 
 
 def compiled(model: nn.Module, windows: int, choice: str) -> nn.Module:
@@ -318,9 +324,9 @@ def _write(job: Job, path: Path, provenance: dict[str, Any]) -> Path:
         with create_volume(path, (len(job.channels), *job.shape), DTYPES[job.infer.dtype], job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
             for (low, high), name in names.items():
-                values = np.load(name, mmap_mode="r")
                 step = max(1, 2**26 // section)
                 for z in range(low, high, step):
+                    values = np.load(name, mmap_mode="r")  # anew: pages that were read are given back
                     out[:, z:min(z + step, high)] = values[:, z - low:min(z + step, high) - low]
         shutil.rmtree(parts)
     return path
