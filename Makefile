@@ -65,6 +65,10 @@ fast: kernels
 bench: kernels
 	$(call step,kernels against their peers,$(python) -m bench.kernels --size 256)
 	$(call step,metrics against their peers,$(python) -m bench.metrics --size 256)
+	$(call step,augmentations targets and loader,$(python) -m bench.data --gigavoxels 0.2)
+	$(call step,the net in every mode,$(python) -m bench.training --net rsunet)
+	$(call step,prediction,$(python) -m bench.predict --stream-shape 128 1536 1536)
+	$(call step,tuning,$(python) -m bench.tune)
 
 lint: $(packages)
 	$(call step,ruff check,$(python) -m ruff check .)
