@@ -41,7 +41,8 @@ class Shear:
 class Elastic:
     probability: float = 0.0  # of a smooth random deformation
     sigma: Range = (5.0, 8.0)  # of the Gaussian that smooths the random field
-    magnitude: Range = (50.0, 150.0)  # of the field before smoothing: the shift is about magnitude * 0.09 / sigma^1.5
+    # of the field before smoothing: the shift is about magnitude * 0.09 / sigma^1.5, of a flat one * 0.28 / sigma
+    magnitude: Range = (50.0, 150.0)
     flat: bool = False  # one field in y and x for all sections
     depth: float = 1.0  # factor of the shift along z: below 1 where sections are thick, 0 bends within them alone
 
