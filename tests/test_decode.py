@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from emcore import config, segment
 from emcore.errors import InputError
@@ -227,6 +226,7 @@ def test_the_mutex_watershed_takes_every_offset(tmp_path):
 
 @pytest.mark.parametrize("coded", [False, True])
 def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
+    ndimage = pytest.importorskip("scipy.ndimage")
     values = np.random.default_rng(8).random((2, 3, 9, 9)).astype(np.float32)
     extra = {}
     if coded:
@@ -248,6 +248,7 @@ def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
+    ndimage = pytest.importorskip("scipy.ndimage")
     _, y, x = np.indices((3, 9, 21))
     values = np.maximum(np.exp(-((x - 4) ** 2 + (y - 4) ** 2) / 20), np.exp(-((x - 13) ** 2 + (y - 4) ** 2) / 20))
     values = np.maximum(values, 0.7 * ((x == 20) & (y > 6)))  # foreground without a seed
@@ -262,6 +263,7 @@ def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
 
 
 def test_contours_and_polarity_pass_their_settings_on(tmp_path):
+    ndimage = pytest.importorskip("scipy.ndimage")
     values = np.random.default_rng(9).random((3, 6, 20, 20)).astype(np.float32)
     values = ndimage.gaussian_filter(values, (0, 1, 2, 2))
     values = (values - values.min()) / (values.max() - values.min())

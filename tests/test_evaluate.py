@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from emcore import config, metrics, segment
 from emcore.errors import InputError
@@ -163,6 +162,7 @@ def test_clefts_jaccard_and_dice_of_one_channel_among_several(tmp_path, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_membranes_are_scored_by_section_at_the_best_threshold(tmp_path, dtype):
+    ndimage = pytest.importorskip("scipy.ndimage")
     random = np.random.default_rng(6)
     truth = np.ones((3, 21, 22), np.uint8)
     truth[:, 7], truth[:, :, 11] = 0, 0
