@@ -216,3 +216,33 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
     expected = open_volume(tmp_path / "whole.h5")[...]
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
+
+
+def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(tmp_path, monkeypatch):
+    net, image = torch.nn.Conv3d(1, 2, 1).eval(), np.zeros((8, 16, 16), np.uint8)
+    with pytest.raises(InputError, match="predicts 2 channels, but the config has 3 affinity offsets"):
+        predict(net, image, window=(4, 8, 8), offsets=[(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = image
+    out = tmp_path / "a_prediction.h5"
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    infer = Infer(slab=4)
+    with monkeypatch.context() as patched:
+        patched.setattr("emcore.predict.parts.os.fsync", full)
+        with pytest.raises(InputError, match=r"No space left on device.*the same command continues"):
+            predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
+    with monkeypatch.context() as patched:  # all parts are there, but the whole is not
+        patched.setattr("emcore.predict.parts.create_volume", lambda *a: full(0))
+        with pytest.raises(OSError, match="No space"):
+            predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
+    part = sorted(tmp_path.glob("*.parts/*.npy"))[1]
+    part.write_bytes(part.read_bytes()[:200])
+    with pytest.raises(InputError, match=f"{part.name} cannot be read .*delete it and run the same command again"):
+        predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
+    assert not out.exists()
+    part.unlink()
+    predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
+    assert out.exists()

@@ -1,0 +1,139 @@
+"""A prediction on its way to one file: slabs of sections, each a file of its own until all are there.
+
+Each is written under another name and renamed. Any number of processes may work on one prediction: each takes the next
+slab that nobody holds; a lock says who does, and ends with its process.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.progress import Progress, quantity
+from emcore.volumes import create_volume
+
+
+@contextmanager
+def claimed(path: Path):
+    """Whether this process may work on a part; the claim ends with the block, or with the process."""
+    with open(path, "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+
+
+def write_in_parts(job: Any, path: Path, provenance: dict[str, Any]) -> Path:
+    """The path, once the job of streaming.py is done or others are finishing it."""
+    digest = hashlib.sha256(json.dumps([asdict(job.infer), job.shape, job.source.name, provenance], sort_keys=True,
+                                       default=str).encode()).hexdigest()[:12]
+    parts = path.with_name(f"{path.name.split(':')[0]}.{digest}.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write beside {path}: {error.strerror}") from None
+    names = {span: parts / f"{span[0]:06d}_{span[1]:06d}.npy" for span in job.spans}
+    print(f"{path.name}: {' x '.join(map(str, job.shape))} voxels, {job.windows * len(job.views)} windows, "
+          f"{len(job.spans)} parts; takes about {quantity(job.memory())}B of memory besides the net", flush=True)
+    with Progress(int(np.prod(job.shape, dtype=object)), f"predict {path.name}", "voxels") as progress:
+        while missing := [span for span in job.spans if not names[span].exists()]:
+            if not _take(job, missing, names, progress):
+                break
+    with claimed(parts / "whole.lock") as mine:
+        if not mine or not parts.exists() or any(not name.exists() for name in names.values()):
+            return path  # another process is still at work or puts the whole together
+        section = int(np.prod(job.shape[1:], dtype=object))
+        with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
+                           job.source.offset, {**job.attributes(), **provenance}) as out:
+            for (low, high), name in names.items():
+                step = max(1, 2**26 // section)
+                for z in range(low, high, step):
+                    values = load_part(name)  # anew: pages that were read are given back
+                    out[:, z:min(z + step, high)] = values[:, z - low:min(z + step, high) - low]
+        shutil.rmtree(parts)
+    return path
+
+
+def load_part(name: Path) -> np.ndarray:
+    """The sections of a finished part."""
+    try:
+        return np.load(name, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"the part {name} cannot be read ({error}): delete it and run the same command again"
+                         ) from None
+
+
+def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progress) -> bool:
+    """Works on slabs from the first that nobody holds up to one that somebody holds; False where all are held."""
+    for start, span in enumerate(missing):
+        with ExitStack() as claims, ThreadPoolExecutor(1) as writer:
+            if not _claim(claims, names[span]):
+                continue
+            spans = _consecutive(missing[start:])
+            written = None
+            for first, last, values in job.pieces(spans):
+                if first == spans[0][1]:  # the next slab begins; its windows at this end are computed already
+                    spans = spans[1:]
+                    if not _claim(claims, names[spans[0]]):
+                        break
+                if written is not None:
+                    written.result()  # one piece is written while the next is computed
+                written = writer.submit(_put, job, names[spans[0]], spans[0], first, last, values)
+                progress.add((last - first) * job.shape[1] * job.shape[2])
+            written.result()
+            return True
+    return False
+
+
+def _claim(claims: ExitStack, name: Path) -> bool:
+    """Whether a part is this process's to do, until the claims end."""
+    return claims.enter_context(claimed(name.with_suffix(".lock"))) and not name.exists()
+
+
+def _put(job: Any, target: Path, span: tuple[int, int], first: int, last: int,
+         get: Callable[[], np.ndarray]) -> None:
+    """Writes sections of a part; with its last section the part gets its name."""
+    temporary, array = target.with_suffix(f".{os.getpid()}.tmp"), get()
+    try:
+        if first == span[0]:
+            shape = (len(job.channels), span[1] - span[0], *job.shape[1:])
+            with open(temporary, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(array.dtype),
+                                                            "fortran_order": False, "shape": shape})
+                file.truncate(file.tell() + array.dtype.itemsize * int(np.prod(shape, dtype=object)))
+        depth, section = span[1] - span[0], array[0, :1].nbytes
+        with open(temporary, "r+b") as file:
+            begin = os.path.getsize(temporary) - section * depth * len(array)
+            for channel, values in enumerate(array):
+                file.seek(begin + section * (channel * depth + first - span[0]))
+                file.write(np.ascontiguousarray(values))
+            if last == span[1]:
+                file.flush()
+                os.fsync(file.fileno())
+        if last == span[1]:
+            os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {target} ({error.strerror}): make room, and the same command continues"
+                         ) from None
+
+
+def _consecutive(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    found = [spans[0]]
+    for span in spans[1:]:
+        if span[0] != found[-1][1]:
+            break
+        found.append(span)
+    return found
