@@ -32,11 +32,11 @@ QUICK = {"rsunet": (6, 64, 64), "unet_v1": (4, 64, 64), "unetr": (8, 32, 32), "m
 CONVOLUTIONS = [(32, (1, 3, 3), 1), (32, (3, 3, 3), 1), (64, (3, 3, 3), 2), (96, (3, 3, 3), 4), (128, (3, 3, 3), 8)]
 
 
-def modes(device: str) -> list[Mode]:
+def modes(device: str, plain: bool) -> list[Mode]:
     """The first is what a user of eager fp32 code gets: the reference of the ratios."""
     limit = SAFE if device == "cpu" and not os.environ.get(LIMIT) else ""
     found = [Mode(device, precision, layout, compiled, limit if precision == "bf16" else "")
-             for compiled in (False, True) for precision in ("fp32", "bf16")
+             for compiled in ((False,) if plain else (False, True)) for precision in ("fp32", "bf16")
              for layout in ("contiguous", "channels_last")]
     return [mode for mode in found if not (mode.compile and mode.layout == "contiguous")]
 
@@ -112,7 +112,8 @@ def child() -> None:
     print(json.dumps({"first": first, "seconds": min(once() for _ in range(work["repeats"])), "flops": flops}))
 
 
-def table(name: str, model: Model, patch: tuple, device: str, samples: int, rounds: int, limit: float) -> None:
+def table(name: str, model: Model, patch: tuple, device: str, samples: int, rounds: int, limit: float,
+          plain: bool) -> None:
     ceiling = max((flops_of(run({"convolution": c, "patch": patch, "samples": samples, "what": "forward",
                                  "repeats": 3}, Mode(device, "bf16", "channels_last", False), limit))
                    for c in CONVOLUTIONS), default=0.0) if name == "rsunet" else 0.0
@@ -121,7 +122,7 @@ def table(name: str, model: Model, patch: tuple, device: str, samples: int, roun
     chosen = choose_mode(model, Train(batch=samples), patch, samples, device, 100_000)
     print(f"{name}, {samples} x {'x'.join(map(str, patch))}; chosen by default: {title(chosen)}")
     print(f"  {'mode':<30}{'forward s':>11}{'ratio':>7}{'step s':>9}{'ratio':>7}{'Mvoxel/s':>10}{'TFLOP/s':>9}")
-    table_of = {mode: {"forward": [], "step": []} for mode in modes(device)}
+    table_of = {mode: {"forward": [], "step": []} for mode in modes(device, plain)}
     flops = 0.0
     for _ in range(rounds):
         for mode, found in table_of.items():
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny patches, one round: does everything run?")
     parser.add_argument("--samples", type=int, default=1, help="patches of one step")
     parser.add_argument("--rounds", type=int, default=3, help="times that every mode has its turn")
+    parser.add_argument("--plain", action="store_true", help="leave out what is compiled")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds one mode may take")
     parser.add_argument("--recipe", help="config to train for --steps steps instead")
     parser.add_argument("--steps", type=int, default=30)
@@ -191,7 +193,7 @@ def main() -> None:
         model, patch = NETS[name]
         patch = QUICK[name] if arguments.quick else patch
         table(name, model, patch, device, arguments.samples, 1 if arguments.quick else arguments.rounds,
-              arguments.limit)
+              arguments.limit, arguments.plain)
 
 
 if __name__ == "__main__":
