@@ -20,6 +20,13 @@ from tests.test_predict import Neighbours, Same
 from tests.test_train import CONFIG, ROOT, environment
 
 
+class Thrice(Same):
+    """The input as three affinity channels."""
+
+    def forward(self, x):
+        return super().forward(x).expand(-1, 3, -1, -1, -1)
+
+
 def settings_of(chunk, window=(4, 6, 6), normalise="none", **evaluate):
     return config.from_table(Settings, {
         "name": "run", "data": {"normalise": normalise, "patch": list(window)},
@@ -33,7 +40,7 @@ def test_blocks_of_a_net_that_looks_at_single_voxels_make_the_whole():
     image = np.random.default_rng(0).random((7, 13, 11)).astype(np.float32)
     settings = settings_of([3, 5, 4])
     for halo in ((0, 0, 0), (1, 2, 0), (9, 9, 9)):
-        out, count, seconds = blockwise.predict_blocks(Same(), open_volume(image), settings, halo)
+        out, count, seconds = blockwise.predict_blocks(Thrice(), open_volume(image), settings, halo)
         assert count == 3 * 3 * 3
         assert seconds > 0
         np.testing.assert_allclose(out[0], image, atol=1e-6)
@@ -41,7 +48,7 @@ def test_blocks_of_a_net_that_looks_at_single_voxels_make_the_whole():
 
 def test_each_block_is_normalised_by_itself_with_its_halo():
     image = np.random.default_rng(1).random((6, 8, 12)).astype(np.float32)
-    out, _, _ = blockwise.predict_blocks(Same(), open_volume(image), settings_of([6, 8, 4], normalise="range"),
+    out, _, _ = blockwise.predict_blocks(Thrice(), open_volume(image), settings_of([6, 8, 4], normalise="range"),
                                          (0, 0, 2))
     for low, high in ((0, 4), (4, 8), (8, 12)):
         block = image[:, :, max(0, low - 2):high + 2]
@@ -107,7 +114,7 @@ def test_regions_are_scored_with_the_other_voxels_of_the_truth_ignored(tmp_path)
 
 def test_a_block_of_nothing_is_one_sentence():
     with pytest.raises(InputError, match=r"chunk must be at least 1 .*got \[0, 4, 4\]"):
-        blockwise.predict_blocks(Same(), open_volume(np.zeros((4, 4, 4), np.float32)), settings_of([0, 4, 4]),
+        blockwise.predict_blocks(Thrice(), open_volume(np.zeros((4, 4, 4), np.float32)), settings_of([0, 4, 4]),
                                  (0, 0, 0))
 
 
