@@ -91,3 +91,8 @@ def test_volumes_of_another_kind_are_read(tmp_path):
         file["raw"] = np.random.default_rng(0).integers(0, 60000, (6, 20, 20)).astype(np.uint16)
     out = predict(torch.nn.Conv3d(1, 1, 1).eval(), str(tmp_path / "a.h5"), window=(4, 16, 16))
     assert np.isfinite(out).all()
+
+
+def test_the_layout_of_a_net_that_takes_no_smaller_window_is_measured_on_a_whole_one(tmp_path):
+    net = build_model(NETS["mednext"], (32, 32, 32)).eval()  # half of it leaves one voxel, which cannot be normalised
+    assert lay_out(net, "auto", (32, 32, 32), 1, "fp32", tmp_path) in ("contiguous", "channels_last")

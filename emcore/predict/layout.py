@@ -9,8 +9,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from emcore.errors import InputError
-
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
 
@@ -47,7 +45,7 @@ def measure(model: nn.Module, window: tuple[int, int, int], channels: int, preci
         model.to(memory_format=memory_format)
         try:
             seconds[name] = _time(model, half, channels, precision)
-        except (RuntimeError, InputError):
+        except (RuntimeError, ValueError):
             half = window  # a net of one size, or one that divides by more
             seconds[name] = _time(model, window, channels, precision)
     return {"layout": min(seconds, key=seconds.get), "seconds": seconds}
