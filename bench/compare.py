@@ -1,5 +1,6 @@
 """Times two callables in turns, with the peak memory each takes on top of its inputs, and prints ratios."""
 
+import argparse
 import ctypes
 import gc
 import json
@@ -11,6 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import numpy as np
+
+from bench.affinities import load_labels
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,17 @@ def print_row(row: Row) -> None:
     print(f"{row.work:<46}{row.peer:<16}{row.ours_s:>9.3f}{cell(row.peer_s, 9, 3)}{cell(row.ratio, 8, 2)}"
           f"{row.ours_mib:>10.0f}{cell(row.peer_mib, 10, 0)}  {row.goal}{'; ' if row.goal and row.agreement else ''}"
           f"{row.agreement}", flush=True)
+
+
+def rows_command(description: str, rows: Callable[[int, np.ndarray], Iterator[Row]]) -> None:
+    """Prints the rows of one part on --labels, or on synthetic ones, of --size."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic without")
+    arguments = parser.parse_args()
+    print_header()
+    for row in rows(arguments.size, load_labels(arguments.labels, arguments.size)):
+        print_row(row)
 
 
 def write_json(rows: list[Row], path: str) -> None:

@@ -1,12 +1,10 @@
 """Mutex watershed on 12 offsets against mwatershed: python -m bench.rows_mutex [--size 128] [--labels FILE]."""
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
 
-from bench.affinities import load_labels
-from bench.compare import Row, compare, print_header, print_row
+from bench.compare import Row, compare, rows_command
 from emcore.segment import mutex_watershed
 
 NEAREST = [(-1, 0, 0), (0, -1, 0), (0, 0, -1)]
@@ -57,15 +55,5 @@ def rows(size: int, labels: np.ndarray, affs: np.ndarray | None = None, repeats:
                       "mwatershed", peer, repeats, ">= 8x" if threads is None else "faster", same_partition)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic without")
-    arguments = parser.parse_args()
-    print_header()
-    for row in rows(arguments.size, load_labels(arguments.labels, arguments.size)):
-        print_row(row)
-
-
 if __name__ == "__main__":
-    main()
+    rows_command(__doc__, rows)

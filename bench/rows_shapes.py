@@ -1,12 +1,10 @@
 """Morphology against scipy, and the time of skeletons: python -m bench.rows_shapes [--size 128] [--labels FILE]."""
 
-import argparse
 from collections.abc import Iterator
 
 import numpy as np
 
-from bench.affinities import load_labels
-from bench.compare import Row, compare, print_header, print_row
+from bench.compare import Row, compare, rows_command
 from emcore.segment import dilate, erode, fill_holes, skeletonize
 
 RESOLUTION = (40, 16, 16)
@@ -17,7 +15,7 @@ def same(ours: np.ndarray, peer: np.ndarray) -> str:
     return f"{different} voxels differ" if different else "same voxels"
 
 
-def rows(size: int, labels: np.ndarray, repeats: int = 3) -> Iterator[Row]:
+def rows(size: int, labels: np.ndarray, affs: np.ndarray | None = None, repeats: int = 3) -> Iterator[Row]:
     """Rows of masks (all threads and one), then the skeletons of all labels, for which there is no peer here."""
     labels = np.ascontiguousarray(labels[:size, :size, :size])
     mask = erode(labels, (1, 3, 3)) > 0
@@ -41,15 +39,5 @@ def rows(size: int, labels: np.ndarray, repeats: int = 3) -> Iterator[Row]:
                       lambda threads=threads: skeletonize(labels, RESOLUTION, threads=threads), "none", None, 1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic without")
-    arguments = parser.parse_args()
-    print_header()
-    for row in rows(arguments.size, load_labels(arguments.labels, arguments.size)):
-        print_row(row)
-
-
 if __name__ == "__main__":
-    main()
+    rows_command(__doc__, rows)
