@@ -96,7 +96,7 @@ def child() -> None:
 
     def once() -> float:
         start = time.perf_counter()
-        with torch.set_grad_enabled(trains), autocast(mode):
+        with torch.set_grad_enabled(trains), autocast(mode.precision, mode.device):
             out = runner(image)
         if trains:
             values = list(out.values()) if isinstance(out, dict) else [out]

@@ -10,11 +10,9 @@ from emcore.engine.mode import Mode
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(mode: Mode):
-    """The context in which forward passes run."""
-    if mode.precision == "fp32":
-        return nullcontext()
-    return torch.autocast(mode.device, dtype=TYPES[mode.precision])
+def autocast(precision: str, device: str):
+    """The context in which forward passes run; device: cpu or cuda."""
+    return torch.autocast(device, dtype=TYPES[precision]) if precision in TYPES else nullcontext()
 
 
 def place(net: nn.Module, mode: Mode) -> nn.Module:

@@ -190,7 +190,7 @@ def child() -> None:
     times = []
     for _ in range(4):
         start = time.perf_counter()
-        with autocast(mode):
+        with autocast(mode.precision, mode.device):
             out = net(image)
         out = [out] if not isinstance(out, dict) else list(out.values())
         sum(value.float().square().mean() for value in out).backward()

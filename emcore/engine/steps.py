@@ -42,7 +42,7 @@ class Supervised(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             target, valid = self.targets(batch)
-        with autocast(self.mode):
+        with autocast(self.mode.precision, self.mode.device):
             prediction = self.runner[0](batch["image"])
         value = self.plan(prediction, target, valid, batch["image"])
         return value.total, dict(zip(self.columns, (term.detach() for term in value.terms)))
@@ -51,7 +51,7 @@ class Supervised(nn.Module):
     def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
         """Target and prediction, (channels, z, y, x) of the first sample in 0..1, and the names of the channels."""
         target, _ = self.targets({name: value[:1] for name, value in batch.items()})
-        with autocast(self.mode):
+        with autocast(self.mode.precision, self.mode.device):
             prediction = self.net(batch["image"][:1])
         if isinstance(prediction, Mapping):
             prediction = prediction["output"] if "output" in prediction else torch.cat(list(prediction.values()), 1)
@@ -116,7 +116,7 @@ class Masked(nn.Module):
             mask = decision.mask
         else:
             mask = choose_mask(edges, options.mask_ratio, options.edge_fraction, options.edge_power, options.edge_noise)
-        with autocast(self.mode):
+        with autocast(self.mode.precision, self.mode.device):
             out = self.net(image, mask, edges)
         loss, policy_term = out.loss, torch.zeros((), device=image.device)
         if learns:

@@ -3,11 +3,12 @@
 import json
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from emcore.engine.arithmetic import autocast
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 
@@ -54,12 +55,11 @@ def measure(model: nn.Module, window: tuple[int, int, int], channels: int, preci
 def _time(model: nn.Module, window: tuple[int, int, int], channels: int, precision: str) -> float:
     """Seconds of the fastest of three passes, or of as many as fit into half a second."""
     device = next(model.parameters()).device
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     image = torch.rand(1, channels, *window, device=device)
     times = []
     while len(times) < 3 and sum(times) < 0.5:
         start = time.perf_counter()
-        with torch.autocast(device.type, dtype=types[precision]) if precision in types else nullcontext():
+        with autocast(precision, device.type):
             model(image)
         if device.type == "cuda":
             torch.cuda.synchronize()

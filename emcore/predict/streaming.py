@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import Source, open_source
+from emcore.engine.arithmetic import autocast
 from emcore.errors import InputError
 from emcore.predict.parts import write_in_parts
 from emcore.predict.windows import channel_plan, forward_view, inverse_view, shifted, starts, views_of, weights
@@ -101,9 +101,7 @@ class Job:
         return (image.shape[0],) if len(image.shape) == 4 else (1,)
 
     def _net(self, x: Tensor, net: nn.Module | None = None) -> Tensor:
-        types = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        fast = self.precision in types
-        with torch.autocast(x.device.type, dtype=types[self.precision]) if fast else nullcontext():
+        with autocast(self.precision, x.device.type):
             out = (net or self.runner)(x)
         if isinstance(out, dict):
             out = out["output"] if "output" in out else torch.cat(list(out.values()), 1)
