@@ -5,11 +5,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.test_train import ROOT, environment, place, train  # noqa: F401 (place is a fixture)
+from tests.test_train import ROOT, environment, place, train, wait_for_rows  # noqa: F401 (place is a fixture)
 
 SRUN = '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n'
 SCONTROL = '#!/bin/bash\nif [ "$1" = show ]; then echo localhost; else echo "$@" >> "$SCONTROL_LOG"; fi\n'
@@ -40,10 +39,7 @@ def submit(cluster, script, *arguments):
 def test_a_job_whose_time_is_up_saves_and_queues_itself_and_the_next_one_finishes(cluster):
     folder, _ = cluster
     job = submit(cluster, "train.sbatch", "train.steps=100000")
-    log = folder / "outputs" / "tiny" / "log.csv"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
-        time.sleep(0.05)
+    wait_for_rows(folder)
     job.send_signal(signal.SIGUSR1)
     text, _ = job.communicate(timeout=60)
     assert job.returncode == 0, text

@@ -119,6 +119,14 @@ def same(a, b):
     return a == b or (a != a and b != b)
 
 
+def wait_for_rows(place):
+    """Until a run in the background has learned for some steps."""
+    log = place / "outputs" / "tiny" / "log.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
+        time.sleep(0.05)
+
+
 def refused(place, sentence, *overrides, **options):
     done = train(place, *overrides, **options)
     assert done.returncode == 2, done.stdout + done.stderr
@@ -323,10 +331,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(place):
 def test_when_a_rank_dies_the_others_end_within_a_minute(place):
     process = subprocess.Popen(command("train.steps=100000", ranks=2), cwd=place, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    log = place / "outputs" / "tiny" / "log.csv"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
-        time.sleep(0.05)
+    wait_for_rows(place)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     start = time.monotonic()
@@ -435,10 +440,7 @@ def test_an_error_in_a_loader_process_is_told_as_its_own_sentence(place):
 def test_a_killed_loader_process_ends_the_run_with_one_sentence(place):
     process = subprocess.Popen(command("train.steps=100000", "data.workers=2", "data.storage=lazy"), cwd=place,
                                env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = place / "outputs" / "tiny" / "log.csv"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and (not log.exists() or len(log.read_text().splitlines()) < 3):
-        time.sleep(0.05)
+    wait_for_rows(place)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)

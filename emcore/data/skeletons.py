@@ -28,35 +28,35 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     """The skeleton volume of labels: <file>_skeleton.h5 beside them, or in `folder` where that cannot be written.
 
     The dataset is named like that of the labels. All ids in `unlabelled` are no objects. Of several processes one
-    traces and the others wait for it; a file older than the labels, or of other labels, is made again.
+    traces and the others wait for it; a file made from other labels, or before these were written again, is made anew.
     """
     path, dataset = split_reference(labels.name)
-    facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution))}
+    # when the labels were written, not which of two files is newer: clocks of file servers disagree
+    facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution)),
+             "labels_written_ns": str(_changed(path))}
     beside = path.with_name(f"{path.stem}_skeleton.h5")
     key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]  # of labels of one name in several folders
     apart = folder / f"{path.stem}_{key}_skeleton.h5"
     for file in (beside, apart):
-        found = _fresh(file, dataset, labels, path, facts)
+        found = _made_from(file, dataset, labels, facts)
         if found is not None:
             return found
     file = beside if _writable(beside.parent) else apart
     file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file):
-        found = _fresh(file, dataset, labels, path, facts)
+        found = _made_from(file, dataset, labels, facts)
         if found is None:
             print(f"tracing the skeletons of {labels.name} once, into {file}", flush=True)
-            if file.exists() and file.stat().st_mtime_ns <= _changed(path):
-                file.unlink()  # its other datasets are as old
             _trace(file, dataset, labels, resolution, unlabelled, facts)
-            found = _fresh(file, dataset, labels, path, facts)
-    if found is None:
+            found = _made_from(file, dataset, labels, facts)
+    if found is None or facts["labels_written_ns"] != str(_changed(path)):
         raise InputError(f"{labels.name} was changed while its skeletons were traced: start again")
     return found
 
 
-def _fresh(file: Path, dataset: str | None, labels: Volume, path: Path, facts: dict) -> Volume | None:
-    """The skeletons in a file if they are newer than the labels and made from them."""
-    if not file.exists() or file.stat().st_mtime_ns <= _changed(path):
+def _made_from(file: Path, dataset: str | None, labels: Volume, facts: dict) -> Volume | None:
+    """The skeletons in a file if they were made from these labels as they are now."""
+    if not file.exists():
         return None
     try:
         found = open_volume(file, dataset or "main", kind="labels")
