@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     from emcore.engine import checkpoint, ranks
     from emcore.engine.mode import fast_precision
+    from emcore.engine.pages import keep_pages
     from emcore.predict import predict
     from emcore.predict.decode import decode
     from emcore.predict.layout import lay_out
@@ -59,8 +60,9 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
     device = ranks.choose_device(settings.device)
-    model = checkpoint.load_model(path, device)
+    keep_pages(device.type)
     content = checkpoint.read(path)
+    model = checkpoint.model_of(content, path, device)
     step = checkpoint.step_of(content)
     precision = fast_precision(settings.train.precision, device.type)
     weights = "averaged" if content.get("ema") else "plain"

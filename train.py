@@ -64,12 +64,14 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.ema import MovingAverage
     from emcore.engine.log import Log, make_run_folder, write_environment
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
+    from emcore.engine.pages import keep_pages
     from emcore.engine.preview import picture
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
     from emcore.predict.validation import Validation
 
+    keep_pages(mode.device)
     train, data = settings.train, settings.data
     device, lead = ranks.device, ranks.leads
     folder = Path(settings.outputs) / settings.name

@@ -28,6 +28,7 @@ def child(work: dict) -> dict:
         found = stream(work)
     else:
         from emcore.engine.mode import fast_precision
+        from emcore.engine.pages import keep_pages
         from emcore.models.rsunet import RSUNet
         from emcore.predict import predict
         from emcore.predict.layout import lay_out
@@ -40,6 +41,7 @@ def child(work: dict) -> dict:
         start = time.perf_counter()
         if work["what"] == "ours":
             precision = fast_precision("auto", "cpu")
+            keep_pages("cpu")  # as infer.py does
             with tempfile.TemporaryDirectory() as folder:
                 layout = lay_out(net, "auto", WINDOW, 1, precision, Path(folder))
             from emcore.settings.data import Data

@@ -33,7 +33,7 @@ CONVOLUTIONS = [(32, (1, 3, 3), 1), (32, (3, 3, 3), 1), (64, (3, 3, 3), 2), (96,
 
 
 def modes(device: str, plain: bool) -> list[Mode]:
-    """The first is what a user of eager fp32 code gets: the reference of the ratios."""
+    """The first is what a user of eager fp32 code gets, its memory pages cleared anew: the reference of the ratios."""
     limit = SAFE if device == "cpu" and not os.environ.get(LIMIT) else ""
     found = [Mode(device, precision, layout, compiled, limit if precision == "bf16" else "")
              for compiled in ((False,) if plain else (False, True)) for precision in ("fp32", "bf16")
@@ -68,9 +68,12 @@ def child() -> None:
 
     from emcore.config import from_table
     from emcore.engine.arithmetic import autocast, place
+    from emcore.engine.pages import keep_pages
     from emcore.models.build import build_model
 
     mode = Mode(**mode)
+    if work["keep_pages"]:
+        keep_pages(mode.device)
     device = torch.device(mode.device)
     torch.manual_seed(0)
     if "convolution" in work:
@@ -114,9 +117,10 @@ def child() -> None:
 
 def table(name: str, model: Model, patch: tuple, device: str, samples: int, rounds: int, limit: float,
           plain: bool) -> None:
-    ceiling = max((flops_of(run({"convolution": c, "patch": patch, "samples": samples, "what": "forward",
-                                 "repeats": 3}, Mode(device, "bf16", "channels_last", False), limit))
-                   for c in CONVOLUTIONS), default=0.0) if name == "rsunet" else 0.0
+    single = {"patch": patch, "samples": samples, "what": "forward", "repeats": 3, "keep_pages": True}
+    bf16 = Mode(device, "bf16", "channels_last", False)
+    ceiling = max((flops_of(run({"convolution": sizes, **single}, bf16, limit)) for sizes in CONVOLUTIONS),
+                  default=0.0) if name == "rsunet" else 0.0
     if ceiling:
         print(f"ceiling: the fastest bf16 convolution of these sizes reaches {ceiling / 1e12:.2f} TFLOP/s")
     chosen = choose_mode(model, Train(batch=samples), patch, samples, device, 100_000)
@@ -125,10 +129,10 @@ def table(name: str, model: Model, patch: tuple, device: str, samples: int, roun
     table_of = {mode: {"forward": [], "step": []} for mode in modes(device, plain)}
     flops = 0.0
     for _ in range(rounds):
-        for mode, found in table_of.items():
+        for number, (mode, found) in enumerate(table_of.items()):
             for what, values in found.items():
                 answer = run({"model": to_table(model), "patch": patch, "samples": samples, "what": what,
-                              "repeats": 2}, mode, limit)
+                              "repeats": 2, "keep_pages": number > 0}, mode, limit)
                 values.append(answer.get("seconds", answer.get("failed")))
                 flops = answer.get("flops", flops) if what == "step" else flops
     reference = {}

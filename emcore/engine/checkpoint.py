@@ -134,7 +134,11 @@ def step_of(content: Mapping[str, Any]) -> int:
 
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The net of a checkpoint in eval mode, with the averaged weights where there are any."""
-    content = read(checkpoint)
+    return model_of(read(checkpoint), checkpoint, device)
+
+
+def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """The net in what was read from the file `checkpoint`."""
     try:
         config = content["config"]
         table, patch = published_tables(config) if is_published(config) else (config["model"], config["data"]["patch"])

@@ -178,9 +178,11 @@ def child() -> None:
         return
     from emcore.config import from_table
     from emcore.engine.arithmetic import autocast, place
+    from emcore.engine.pages import keep_pages
     from emcore.models.build import build_model
 
     mode = Mode(**mode)
+    keep_pages(mode.device)
     device = torch.device(mode.device)
     model = from_table(Model, work["model"], "model")
     if work["masked"]:  # the transformer alone: its arithmetic is that of the linear head

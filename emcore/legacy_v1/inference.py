@@ -10,6 +10,7 @@ from torch import nn
 
 from emcore.data.sources import open_source
 from emcore.engine import ranks
+from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
 from emcore.legacy_v1.training import build
 from emcore.legacy_v1.weights import load_net
@@ -47,6 +48,7 @@ def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
 
 def test(flags: argparse.Namespace) -> int:
     device = ranks.choose_device()
+    keep_pages(device.type)
     print("output path:", flags.output)
     print("device:", device)
     if flags.load_model:

@@ -16,6 +16,7 @@ from emcore.data.sampler import Sampler, load, sample_numbers
 from emcore.data.sources import open_sources
 from emcore.data.targets import make_targets
 from emcore.engine import ranks
+from emcore.engine.pages import keep_pages
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.legacy_v1.samples import augmented, sample_size, sampling
@@ -39,6 +40,7 @@ def train(flags: argparse.Namespace, arguments: Sequence[str]) -> int:
         return subprocess.call([sys.executable, "-m", "torch.distributed.run", "--standalone",
                                 f"--nproc-per-node={wanted}", "-m", "emcore.legacy_v1", *arguments])
     here = ranks.start()
+    keep_pages(here.device.type)
     try:
         return run(flags, here)
     finally:

@@ -21,6 +21,7 @@ from torch import nn
 from emcore import config, metrics
 from emcore.engine import checkpoint, ranks
 from emcore.engine.mode import fast_precision
+from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
 from emcore.metrics.placement import box, placed
 from emcore.predict.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
@@ -173,6 +174,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint"
                          if path is None else "nothing could be scored: no volume of data.test has a label")
     device = ranks.choose_device(settings.device)
+    keep_pages(device.type)
     model = checkpoint.load_model(path, device)
     precision = fast_precision(settings.train.precision, device.type)
     records, throughput = [], []
