@@ -5,6 +5,7 @@
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
     python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
     python infer.py --cfg configs/demo.toml --export net.pt2   # the net as a file for other programs
+    python infer.py --cfg configs/demo.toml --export net.pt    # a small checkpoint to share: only the weights
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5.
 """
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
-    parser.add_argument("--export", metavar="MODEL.pt2", help="write the net for other programs; nothing is predicted")
+    parser.add_argument("--export", metavar="FILE", help=".pt2: the net for other programs; .pt: only its weights")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
@@ -122,7 +123,12 @@ def export(settings: Settings, path: Path, out: Path) -> int:
     from emcore.engine import checkpoint
     from emcore.predict.export import export_model
 
-    model = checkpoint.load_model(path, torch.device("cpu"))
+    content = checkpoint.read(path)
+    model = checkpoint.model_of(content, path, torch.device("cpu"))
+    if out.suffix == ".pt":
+        checkpoint.save_weights(content, out)
+        print(out)
+        return 0
     data = settings.data
     notes = {"offsets": affinity_offsets(settings.target), "normalise": data.normalise, "percentiles": data.percentiles,
              "divide": data.divide, "activation": [vars(activation) for activation in settings.infer.activation],

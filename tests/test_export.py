@@ -44,7 +44,7 @@ def test_an_exported_net_gives_what_the_net_gives_for_any_batch(tmp_path, name):
 
 
 def test_only_pt2_files_are_exported(tmp_path):
-    with pytest.raises(InputError, match=r"an exported net is a \.pt2 file; got net\.onnx"):
+    with pytest.raises(InputError, match=r"an exported net is a \.pt2 file .*; got net\.onnx"):
         export_model(torch.nn.Identity(), tmp_path / "net.onnx", (1, 1, 1), 1, {})
 
 
@@ -61,6 +61,25 @@ def test_the_example_of_the_page_predicts_segments_and_scores_without_model_code
     shown = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, env=environment())
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"Voi\(split=[\d.]+, merge=[\d.]+\)", shown.stdout)
+
+
+def test_shared_weights_are_small_and_predict_like_the_checkpoint_they_come_from(place):  # noqa: F811
+    done = train(place, "train.steps=3", "train.validate.steps=0", "train.ema.decay=0.5")
+    assert done.returncode == 0, done.stderr
+    run = [sys.executable, str(ROOT / "infer.py"), "--cfg", "run.toml", "decode.kind=none",
+           'data.test=[{image="vol.h5:raw"}]']
+    predictions = []
+    for extra in ([], ["--export", "net.pt"], ["--checkpoint", "net.pt"]):
+        done = subprocess.run([*run, *extra], cwd=place, capture_output=True, text=True, env=environment())
+        assert done.returncode == 0, done.stderr
+        if "--export" not in extra:
+            path = next((place / "outputs" / "tiny" / "results_step=3").glob("*_prediction.h5"))
+            with h5py.File(path) as file:
+                predictions.append(file["main"][...])
+            path.unlink()
+    assert np.array_equal(*predictions)
+    whole = (place / "outputs" / "tiny" / "checkpoints" / "step_000000003.pt").stat().st_size
+    assert (place / "net.pt").stat().st_size < whole / 2
 
 
 def test_prediction_does_not_need_the_model_code():

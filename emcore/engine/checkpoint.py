@@ -132,6 +132,12 @@ def step_of(content: Mapping[str, Any]) -> int:
     return int(content.get("step", content.get("global_step", 0)))
 
 
+def save_weights(content: Mapping[str, Any], path: Path) -> None:
+    """Writes only what prediction needs of a checkpoint: a quarter of its size, to be shared."""
+    weights = content["ema"]["weights"] if content.get("ema") else content["model"]
+    save(path, {"step": step_of(content), "model": weights, "config": content["config"]})
+
+
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:
     """The net of a checkpoint in eval mode, with the averaged weights where there are any."""
     return model_of(read(checkpoint), checkpoint, device)

@@ -15,7 +15,7 @@ NOTES = "emcore.json"  # the extra file inside that says how to use the net
 def export_model(model: nn.Module, path: Path, window: tuple[int, int, int], channels: int, notes: dict) -> Path:
     """Writes the net for windows of one size and any batch; what was written is compared with the net first."""
     if path.suffix != ".pt2":
-        raise InputError(f"an exported net is a .pt2 file; got {path.name}")
+        raise InputError(f"an exported net is a .pt2 file (or .pt: the weights alone); got {path.name}")
     model = model.cpu().eval()
     image = torch.rand(2, channels, *window)
     with torch.no_grad():
