@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -246,3 +247,18 @@ def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(t
     part.unlink()
     predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
     assert out.exists()
+
+
+def test_a_compiler_that_stumbles_costs_nothing_but_the_speed(monkeypatch, capsys):
+    def stumbling(model, dynamic):
+        def run(x):
+            raise RuntimeError("no compiler here\nand much more")
+        return run
+
+    image = np.random.default_rng(0).integers(0, 255, (6, 20, 20)).astype(np.uint8)
+    infer = Infer(activation=PLAIN, compile="off")
+    expected = predict(Blurred(), image, window=(4, 12, 12), infer=infer, data=RAW)
+    monkeypatch.setattr(torch, "compile", stumbling)
+    found = predict(Blurred(), image, window=(4, 12, 12), infer=replace(infer, compile="on"), data=RAW)
+    assert np.array_equal(found, expected)
+    assert "not compiled: no compiler here\n" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from emcore.errors import InputError
+from emcore.models.layers import Convolution, InstanceNorm
 
 Triple = tuple[int, int, int]
 
@@ -22,7 +23,7 @@ def normalisation(kind: str, channels: int, groups: int) -> nn.Module:
     if kind == "group":
         return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
     if kind == "instance":
-        return nn.InstanceNorm3d(channels, affine=True)
+        return InstanceNorm(channels)
     if kind == "none":
         return nn.Identity()
     raise InputError(f"model norm must be batch, group, instance or none; got {kind!r}")
@@ -45,7 +46,7 @@ class NormActConv(nn.Sequential):
 
     def __init__(self, inside: int, outside: int, kernel: Triple, norm: str, groups: int, act: str):
         super().__init__(normalisation(norm, inside, groups), activation(act),
-                         nn.Conv3d(inside, outside, kernel, padding=tuple(k // 2 for k in kernel), bias=False))
+                         Convolution(inside, outside, kernel, padding=tuple(k // 2 for k in kernel), bias=False))
 
 
 class ConvBlock(nn.Module):

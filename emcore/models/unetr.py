@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emcore.errors import InputError
+from emcore.models.layers import InstanceNorm
 from emcore.models.vit import Triple, VisionTransformer
 
 
@@ -19,8 +20,8 @@ def convolution(inside: int, outside: int, kernel: int | Triple = 3, stride: int
     return nn.Conv3d(inside, outside, kernel, stride, padding, bias=False)
 
 
-def norm(channels: int) -> nn.InstanceNorm3d:
-    return nn.InstanceNorm3d(channels, affine=True)
+def norm(channels: int) -> nn.Module:
+    return InstanceNorm(channels)
 
 
 def drop(dropout: float) -> nn.Module:

@@ -62,7 +62,7 @@ class Job:
         self.starts = [starts(n, w, infer.overlap) for n, w in zip(self.padded, self.window)]
         self.views = views_of(infer.views.flips, infer.views.turns)
         self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
-        self.runner = compiled(model, self.windows * len(self.views), infer.compile)
+        self.runner = self._runner()
         if infer.views.turns and self.window[1] != self.window[2]:
             raise InputError(f"infer.views.turns needs square windows; got {list(self.window)}")
         self.count = self._count()
@@ -90,6 +90,20 @@ class Job:
         self.weights = weights(self.window, infer.blend).to(self.sums_device)
         self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def _runner(self) -> nn.Module:
+        """The net as it is run: compiled if asked for, or by itself on a GPU where there is enough to do."""
+        enough = self.device.type == "cuda" and self.windows * len(self.views) >= ENOUGH
+        if self.infer.compile == "off" or (self.infer.compile == "auto" and not enough):
+            return self.model
+        runner = torch.compile(self.model, dynamic=False)
+        try:
+            with torch.inference_mode():
+                self._net(torch.zeros(self.infer.batch, *self._lead(), *self.window, device=self.device), runner)
+        except Exception as error:  # no compiler, or one that stumbles: of any kind, and the net itself still runs
+            print(f"not compiled: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}", flush=True)
+            return self.model
+        return runner
 
     def _count(self) -> int:
         with torch.inference_mode():
@@ -271,11 +285,3 @@ def places_in_ring(ring: int, depth: int) -> list[tuple[slice, slice]]:
     """(sections of a window, their places) in a ring of its depth that it enters at `ring`."""
     found = [(slice(0, depth - ring), slice(ring, depth)), (slice(depth - ring, depth), slice(0, ring))]
     return found if ring else found[:1]
-
-
-def compiled(model: nn.Module, windows: int, choice: str) -> nn.Module:
-    """The net as it is run: compiled if asked for, or by itself on a GPU where there is enough to do."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    if choice == "off" or (choice == "auto" and not (on_gpu and windows >= ENOUGH)):
-        return model
-    return torch.compile(model, dynamic=False)
