@@ -67,7 +67,7 @@ def test_compilation_is_taken_where_it_pays_within_the_run_and_left_where_it_fai
     assert "it fails here" in chosen.reason
 
 
-def test_a_verdict_is_kept_for_the_same_net_patch_and_settings(tried):
+def test_a_verdict_is_kept_for_the_same_net_patch_and_settings(tried, monkeypatch):
     log, _ = tried
     first = choose()
     count = len(log)
@@ -75,6 +75,10 @@ def test_a_verdict_is_kept_for_the_same_net_patch_and_settings(tried):
     assert len(log) == count
     choose(Train(precision="fp32"))
     assert len(log) > count
+    count = len(log)
+    monkeypatch.setattr(mode, "_nets", lambda: "other code")
+    choose()
+    assert len(log) > count, "the code of the nets has changed"
 
 
 def test_where_nothing_runs_the_first_reason_is_told(tried):

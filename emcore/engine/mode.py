@@ -2,7 +2,7 @@
 
 Some builds of torch crash the whole process in bf16 convolutions on some processors (their weight gradients, for many
 shapes), and which layout is fastest depends on the machine. So each candidate runs the step of this net at this size
-once in a child; one that dies is passed over. The verdict is kept, by versions, processor and shapes.
+once in a child; one that dies is passed over. The verdict is kept, by torch, nets, processor and shapes.
 
 Nothing here imports torch before the verdict: the instruction set must be limited before torch is loaded.
 """
@@ -60,7 +60,7 @@ def choose_mode(model: Model, train: Train, patch: tuple[int, int, int], samples
     """
     work = {"model": to_table(model), "patch": list(patch), "samples": samples, "masked": masked}
     wanted = {"precision": train.precision, "layout": train.layout, "compile": train.compile, "device": device}
-    key = hashlib.sha256(json.dumps([work, wanted, version("torch"), processor(), _gpu(), steps > 200],
+    key = hashlib.sha256(json.dumps([work, wanted, version("torch"), processor(), _gpu(), steps > 200, _nets()],
                                     sort_keys=True).encode()).hexdigest()[:24]
     folder = cache_folder("modes")
     if folder is None:
@@ -93,6 +93,12 @@ def apply_mode(mode: Mode) -> None:
 
 def _gpu() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "all") if Path("/dev/nvidiactl").exists() else ""
+
+
+def _nets() -> str:
+    """What changes with the code of the nets."""
+    files = sorted((Path(__file__).resolve().parents[1] / "models").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def candidates(train: Train, device: str) -> list[Mode]:
