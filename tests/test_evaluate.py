@@ -195,14 +195,18 @@ def test_membranes_are_scored_by_section_at_the_best_threshold(tmp_path, dtype):
     assert found[2][0] < 1
 
 
-def test_labels_serve_where_there_is_no_prediction_and_what_is_undefined_is_null(tmp_path):
+def test_voxels_are_scored_of_labels_where_there_are_some_and_what_is_undefined_is_null(tmp_path):
     labels = np.zeros((2, 4, 4), np.uint32)
     labels[0, :2] = 5
     stored(f"{tmp_path}/labels.h5:labels", labels)
     truth = stored(f"{tmp_path}/t.h5:t", (labels > 0).astype(np.uint8))
     found = score_volume(Evaluate(("dice", "instances")), truth, tmp_path / "labels.h5", tmp_path / "p.h5")
     assert value(found, "dice") == value(found, "instance_f1") == 1
+    found = score_volume(Evaluate(("membranes",)), truth, tmp_path / "labels.h5", tmp_path / "p.h5")
     assert any("there is no p.h5" in note for note in found["notes"])
+    stored(tmp_path / "other.h5", np.where(labels > 0, 0.6, 0.7).astype(np.float32)[None])
+    assert value(score_volume(Evaluate(("dice",)), truth, tmp_path / "labels.h5", tmp_path / "other.h5"), "dice") == 1
+    assert value(score_volume(Evaluate(("dice",)), truth, None, tmp_path / "other.h5"), "dice") < 1
     nothing = stored(f"{tmp_path}/n.h5:t", np.zeros((2, 4, 4), np.uint8))
     found = score_volume(Evaluate(("clefts",)), nothing, tmp_path / "labels.h5", tmp_path / "p.h5")
     assert value(found, "cleft_adgt") is None

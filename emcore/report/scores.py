@@ -14,16 +14,7 @@ from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import IGNORED_TRUTH, scores_by, whole_table
-from emcore.report.voxel_scores import (
-    cleft_rows,
-    foreground,
-    membrane_rows,
-    overlap_rows,
-    predicted_channel,
-    synapse_rows,
-    true_foreground,
-    unknown,
-)
+from emcore.report.voxel_scores import synapse_rows, true_foreground, unknown, voxel_rows
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
@@ -67,23 +58,9 @@ def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | 
         if "synapses" in wanted:
             rows += [plain(*row) for row in synapse_rows(settings, truth[box(truth_start, shape)],
                                                          ours[box(start, shape)])]
-    if {"jaccard", "dice", "clefts", "membranes"} & wanted:
-        if prediction.exists() or labels is None:
-            ours = open_volume(prediction)
-        else:
-            ours = open_volume(labels, "labels")
-            notes.append(f"there is no {prediction.name}: the scores of voxels are of the labels")
-        start, truth_start, shape = placed(ours, truth, settings.crop)
-        theirs = truth[box(truth_start, shape)]
-        (values, codes), nobody = predicted_channel(ours, box(start, shape), settings), unknown(theirs, data.ignore)
-        real = true_foreground(theirs, data.background) & ~nobody
-        if "membranes" in wanted:
-            rows += [plain(*row) for row in membrane_rows(real, values, codes)]
-        inside = foreground(values, codes, settings) & ~nobody
-        rows += [plain(*row) for row in overlap_rows(settings, real, inside, nobody)]
-        if "clefts" in wanted:
-            resolution = truth.resolution or ours.resolution or data.resolution or (1.0, 1.0, 1.0)
-            rows += [plain(*row) for row in cleft_rows(real, inside, resolution, settings.cleft_nm)]
+    for group in ({"membranes"}, {"jaccard", "dice", "clefts"}):
+        if group & wanted:
+            rows += [plain(*row) for row in voxel_rows(settings, group, truth, labels, prediction, data, notes)]
     notes += [f"{row['score']} is undefined here: nothing to measure, or nothing to measure it to"
               for row in rows if row["value"] is None and row["score"].startswith(("cleft", "instance", "synapse"))]
     return {"scores": rows, "notes": notes, **found}

@@ -1,31 +1,59 @@
 """Scores of predictions voxel by voxel, of clefts, and of synapses with two sides: rows (score, value, convention)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
+from emcore.metrics.placement import box, placed
 from emcore.metrics.synapses import CONVENTIONS
 from emcore.segment.affinities import above, stored_table
+from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import Volume
+from emcore.volumes import Volume, open_volume
 
 THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
 Row = tuple[str, float, str]
 
 
-def predicted_channel(prediction: Volume, box: tuple[slice, ...],
+def voxel_rows(settings: Evaluate, group: set[str], truth: Volume, labels: Path | None, prediction: Path, data: Data,
+               notes: list[str]) -> list[Row]:
+    """The scores of a group: membranes are of the prediction, the others of labels where there are any."""
+    if prediction.exists() and (labels is None or "membranes" in group):
+        ours = open_volume(prediction)
+    elif labels is not None:
+        ours = open_volume(labels, "labels")
+        if "membranes" in group:
+            notes.append(f"there is no {prediction.name}: the scores of membranes are of the labels")
+    else:
+        raise InputError(f"there is neither {prediction} nor labels of it: run infer.py first")
+    start, truth_start, shape = placed(ours, truth, settings.crop)
+    theirs = truth[box(truth_start, shape)]
+    (values, codes), nobody = predicted_channel(ours, box(start, shape), settings), unknown(theirs, data.ignore)
+    real = true_foreground(theirs, data.background) & ~nobody
+    if "membranes" in group:
+        return membrane_rows(real, values, codes)
+    inside = foreground(values, codes, settings) & ~nobody
+    rows = overlap_rows(settings, real, inside, nobody, ours.ndim == 3 and labels is not None)
+    if "clefts" in settings.scores:
+        resolution = truth.resolution or ours.resolution or data.resolution or (1.0, 1.0, 1.0)
+        rows += cleft_rows(real, inside, resolution, settings.cleft_nm)
+    return rows
+
+
+def predicted_channel(prediction: Volume, region: tuple[slice, ...],
                       settings: Evaluate) -> tuple[np.ndarray, np.ndarray | None]:
     """(values, what their codes stand for) of the channel that is scored; of labels 1 where there is one."""
     if prediction.ndim == 3:
-        values = prediction[box]
+        values = prediction[region]
     elif not 0 <= settings.channel < prediction.shape[0]:
         raise InputError(f"evaluate.channel must be one of the {prediction.shape[0]} channels of {prediction.name}; "
                          f"got {settings.channel}")
     else:
-        values = prediction[(settings.channel, *box)]
+        values = prediction[(settings.channel, *region)]
     if values.dtype.kind in "uib" and values.dtype != np.uint8:
         return (values > 0).astype(np.float32), None
     return values, stored_table(prediction)
@@ -55,9 +83,10 @@ def unknown(truth: np.ndarray, ignore: Sequence[int]) -> np.ndarray:
     return out
 
 
-def overlap_rows(settings: Evaluate, truth: np.ndarray, ours: np.ndarray, left_out: np.ndarray) -> list[Row]:
+def overlap_rows(settings: Evaluate, truth: np.ndarray, ours: np.ndarray, left_out: np.ndarray,
+                 of_labels: bool) -> list[Row]:
     rows = []
-    rule = f"label > 0 against prediction > {settings.threshold:g}"
+    rule = "label > 0 on both sides" if of_labels else f"label > 0 against prediction > {settings.threshold:g}"
     for name, score in (("jaccard", metrics.jaccard), ("dice", metrics.dice)):
         if name in settings.scores:
             rows.append((name, score(truth, ours, mask=left_out), rule))

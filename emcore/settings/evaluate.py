@@ -24,7 +24,8 @@ class Blockwise:
 
 @dataclass(frozen=True)
 class Evaluate:
-    # voi, rand, curve and instances look at labels, synapses at those of two sides, the others at the prediction
+    # membranes look at the prediction, the others at labels (synapses at those of two sides); jaccard, dice and clefts
+    # at the prediction where there are no labels: decode.kind = "none"
     scores: tuple[Literal["voi", "rand", "curve", "instances", "synapses", "jaccard", "dice", "clefts", "membranes"],
                   ...] = ("voi", "rand")
     convention: Literal["cremi", "snemi3d", "skimage", "dbmim", "funlib", "gala", "isbi"] = "cremi"  # of rand
@@ -32,7 +33,7 @@ class Evaluate:
     border_nm: float = 0.0  # voxels this near to a border of the truth, in their section, do not count; 0 counts all
     border_xy: int = 0  # the same in voxels, within a box around the border, as in dbMiM; not with border_nm
     border_z: int = 0  # and across sections
-    threshold: float = 0.5  # of predictions for jaccard, dice and clefts
+    threshold: float = 0.5  # of predictions without labels for jaccard, dice and clefts
     channel: int = 0  # of predictions, for what looks at them
     cleft_nm: float = 200.0  # farther than this a cleft voxel is false
     instance_iou: float = 0.5  # from which an object is found
