@@ -1,4 +1,4 @@
-"""Forward pass and training step of every net in every mode: python -m bench.training [--net NAME] [--quick].
+"""Forward pass and training step of every net in every mode: python -m bench.training [--net NAME] [--chosen].
 
 Each mode runs in a process of its own, in turns with the others, because some builds of torch crash in some of them.
 The ceiling is what single convolutions of the RSUNet's sizes reach on this machine in the same run.
@@ -116,7 +116,7 @@ def child() -> None:
 
 
 def table(name: str, model: Model, patch: tuple, device: str, samples: int, rounds: int, limit: float,
-          plain: bool) -> None:
+          plain: bool, only_chosen: bool) -> None:
     single = {"patch": patch, "samples": samples, "what": "forward", "repeats": 3, "keep_pages": True}
     bf16 = Mode(device, "bf16", "channels_last", False)
     ceiling = max((flops_of(run({"convolution": sizes, **single}, bf16, limit)) for sizes in CONVOLUTIONS),
@@ -126,7 +126,8 @@ def table(name: str, model: Model, patch: tuple, device: str, samples: int, roun
     chosen = choose_mode(model, Train(batch=samples), patch, samples, device, 100_000)
     print(f"{name}, {samples} x {'x'.join(map(str, patch))}; chosen by default: {title(chosen)}")
     print(f"  {'mode':<30}{'forward s':>11}{'ratio':>7}{'step s':>9}{'ratio':>7}{'Mvoxel/s':>10}{'TFLOP/s':>9}")
-    table_of = {mode: {"forward": [], "step": []} for mode in modes(device, plain)}
+    wanted = [modes(device, True)[0], chosen] if only_chosen else modes(device, plain)
+    table_of = {mode: {"forward": [], "step": []} for mode in wanted}
     flops = 0.0
     for _ in range(rounds):
         for number, (mode, found) in enumerate(table_of.items()):
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1, help="patches of one step")
     parser.add_argument("--rounds", type=int, default=3, help="times that every mode has its turn")
     parser.add_argument("--plain", action="store_true", help="leave out what is compiled")
+    parser.add_argument("--chosen", action="store_true", help="only the reference and what is chosen by default")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds one mode may take")
     parser.add_argument("--recipe", help="config to train for --steps steps instead")
     parser.add_argument("--steps", type=int, default=30)
@@ -197,7 +199,7 @@ def main() -> None:
         model, patch = NETS[name]
         patch = QUICK[name] if arguments.quick else patch
         table(name, model, patch, device, arguments.samples, 1 if arguments.quick else arguments.rounds,
-              arguments.limit, arguments.plain)
+              arguments.limit, arguments.plain, arguments.chosen)
 
 
 if __name__ == "__main__":
