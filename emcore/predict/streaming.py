@@ -62,6 +62,10 @@ class Job:
         self.starts = [starts(n, w, infer.overlap) for n, w in zip(self.padded, self.window)]
         self.views = views_of(infer.views.flips, infer.views.turns)
         self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
+        if infer.batch < 0:
+            raise InputError(f"infer.batch counts windows, 0 lets the device choose; got {infer.batch}")
+        # on a CPU several windows at once are no faster than one after the other, and take as many times the memory
+        self.batch = infer.batch or (4 if self.device.type == "cuda" else 1)
         self.runner = self._runner()
         if infer.views.turns and self.window[1] != self.window[2]:
             raise InputError(f"infer.views.turns needs square windows; got {list(self.window)}")
@@ -99,7 +103,7 @@ class Job:
         runner = torch.compile(self.model, dynamic=False)
         try:
             with torch.inference_mode():
-                self._net(torch.zeros(self.infer.batch, *self._lead(), *self.window, device=self.device), runner)
+                self._net(torch.zeros(self.batch, *self._lead(), *self.window, device=self.device), runner)
         except Exception as error:  # no compiler, or one that stumbles: of any kind, and the net itself still runs
             print(f"not compiled: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}", flush=True)
             return self.model
@@ -254,12 +258,12 @@ class Job:
         ring = z % depth
         statistics = torch.tensor([self.source.statistics], device=self.device)
         places = [(y, x) for y in self.starts[1] for x in self.starts[2]]
-        for i in range(0, len(places), self.infer.batch):
-            some = places[i:i + self.infer.batch]
+        for i in range(0, len(places), self.batch):
+            some = places[i:i + self.batch]
             batch = torch.stack([image[:, :, y:y + wy, x:x + wx] for y, x in some])
             batch = normalise(batch, statistics, self.data)
-            if self.runner is not self.model and len(some) < self.infer.batch:  # compiled for one size alone
-                batch = torch.cat([batch, batch[:1].expand(self.infer.batch - len(some), *batch.shape[1:])])
+            if self.runner is not self.model and len(some) < self.batch:  # compiled for one size alone
+                batch = torch.cat([batch, batch[:1].expand(self.batch - len(some), *batch.shape[1:])])
             for (y, x), value in zip(some, self._windows(batch)):
                 value = value.to(self.sums_device)
                 for here, there in places_in_ring(ring, depth):

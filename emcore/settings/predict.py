@@ -26,7 +26,7 @@ class Infer:
     overlap: float = 0.5  # of neighbouring windows, share of the window
     blend: Literal["bump", "gaussian", "constant"] = "bump"  # weight of a window's voxels, from its middle to its edge
     pad: Triple = (0, 0, 0)  # voxels of mirrored context around the volume, cut off again
-    batch: int = 4  # windows in one pass
+    batch: int = 0  # windows in one pass; 0: four on a GPU, one on a CPU
     activation: tuple[Activation, ...] = (Activation(),)  # channels not named stay logits
     select: tuple[int, ...] = ()  # channels that are written; empty writes all
     dtype: Literal["float32", "float16", "uint8", "affinity8"] = "float32"  # affinity8: 8 bits that keep what saturates
