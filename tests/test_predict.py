@@ -265,5 +265,5 @@ def test_a_compiler_that_stumbles_costs_nothing_but_the_speed(monkeypatch, capsy
 
 
 def test_a_batch_below_zero_is_refused():
-    with pytest.raises(InputError, match="infer.batch counts windows.*got -1"):
+    with pytest.raises(InputError, match=r"infer\.batch counts windows.*got -1"):
         predict(Same(), np.zeros((4, 8, 8), np.uint8), window=(4, 8, 8), infer=Infer(batch=-1), data=RAW)
