@@ -132,10 +132,14 @@ def step_of(content: Mapping[str, Any]) -> int:
     return int(content.get("step", content.get("global_step", 0)))
 
 
+def final_weights(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The averaged weights where there are any."""
+    return content["ema"]["weights"] if content.get("ema") else content["model"]
+
+
 def save_weights(content: Mapping[str, Any], path: Path) -> None:
     """Writes only what prediction needs of a checkpoint: a quarter of its size, to be shared."""
-    weights = content["ema"]["weights"] if content.get("ema") else content["model"]
-    save(path, {"step": step_of(content), "model": weights, "config": content["config"]})
+    save(path, {"step": step_of(content), "model": final_weights(content), "config": content["config"]})
 
 
 def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> nn.Module:
@@ -149,7 +153,7 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
         config = content["config"]
         table, patch = published_tables(config) if is_published(config) else (config["model"], config["data"]["patch"])
         model, patch = from_table(Model, table, "model"), tuple(patch)
-        weights = content["ema"]["weights"] if content.get("ema") else content["model"]
+        weights = final_weights(content)
     except (KeyError, TypeError, AttributeError):
         raise InputError(f"{checkpoint} does not say which net it belongs to (no model and config); it has: "
                          f"{', '.join(map(str, content)) or 'nothing'}") from None

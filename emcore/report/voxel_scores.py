@@ -22,14 +22,12 @@ Row = tuple[str, float, str]
 def voxel_rows(settings: Evaluate, group: set[str], truth: Volume, labels: Path | None, prediction: Path, data: Data,
                notes: list[str]) -> list[Row]:
     """The scores of a group: membranes are of the prediction, the others of labels where there are any."""
-    if prediction.exists() and (labels is None or "membranes" in group):
+    if labels is None or ("membranes" in group and prediction.exists()):
         ours = open_volume(prediction)
-    elif labels is not None:
+    else:
         ours = open_volume(labels, "labels")
         if "membranes" in group:
             notes.append(f"there is no {prediction.name}: the scores of membranes are of the labels")
-    else:
-        raise InputError(f"there is neither {prediction} nor labels of it: run infer.py first")
     start, truth_start, shape = placed(ours, truth, settings.crop)
     theirs = truth[box(truth_start, shape)]
     (values, codes), nobody = predicted_channel(ours, box(start, shape), settings), unknown(theirs, data.ignore)
@@ -37,7 +35,7 @@ def voxel_rows(settings: Evaluate, group: set[str], truth: Volume, labels: Path 
     if "membranes" in group:
         return membrane_rows(real, values, codes)
     inside = foreground(values, codes, settings) & ~nobody
-    rows = overlap_rows(settings, real, inside, nobody, ours.ndim == 3 and labels is not None)
+    rows = overlap_rows(settings, real, inside, nobody, labels is not None)
     if "clefts" in settings.scores:
         resolution = truth.resolution or ours.resolution or data.resolution or (1.0, 1.0, 1.0)
         rows += cleft_rows(real, inside, resolution, settings.cleft_nm)
