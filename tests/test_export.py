@@ -44,7 +44,8 @@ def test_an_exported_net_gives_what_the_net_gives_for_any_batch(tmp_path, name):
 
 
 def test_only_pt2_files_are_exported(tmp_path):
-    with pytest.raises(InputError, match=r"an exported net is a \.pt2 file \(or \.pt: the weights alone\); got net\.onnx"):
+    sentence = r"an exported net is a \.pt2 file \(or \.pt: the weights alone\); got net\.onnx"
+    with pytest.raises(InputError, match=sentence):
         export_model(torch.nn.Identity(), tmp_path / "net.onnx", (1, 1, 1), 1, {})
 
 
