@@ -56,6 +56,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     from emcore.predict import predict
     from emcore.predict.decode import decode
     from emcore.predict.layout import lay_out
+    from emcore.predict.parts import claimed
     from emcore.volumes import open_volume
 
     if not settings.data.test:
@@ -80,13 +81,19 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
             predict(model, volume, target, window=window, infer=settings.infer, data=settings.data, offsets=offsets,
                     precision=precision, provenance={"checkpoint": str(path), "step": step})
         if not target.exists():
-            continue  # another process is finishing it, and decodes it
+            continue  # another process is finishing it
         print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
         labels = results / f"{result_name(settings.data, number)}_labels.h5"
-        if settings.decode.kind != "none" and not is_decoded(labels):
-            start = time.monotonic()
-            decode(open_volume(target), settings.decode, labels)
-            print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+        if settings.decode.kind == "none":
+            continue
+        lock = labels.with_suffix(".lock")
+        with claimed(lock) as mine:
+            if mine and not is_decoded(labels):
+                start = time.monotonic()
+                decode(open_volume(target), settings.decode, labels)
+                print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+            if mine:
+                lock.unlink(missing_ok=True)
     return 0
 
 

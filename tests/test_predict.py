@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,6 +218,76 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
     expected = open_volume(tmp_path / "whole.h5")[...]
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
+
+
+@pytest.mark.parametrize("moment", ["before a claim", "within a claim", "after the last part", "before the start"])
+def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp_path, monkeypatch, moment):
+    from emcore.predict import parts, streaming
+
+    np.save(tmp_path / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
+
+    def work():
+        return predict(Blurred(), str(tmp_path / "raw.npy"), tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
+
+    real, calls = {"_take": parts._take, "claimed": parts.claimed, "Job": streaming.Job, "_put": parts._put}, []
+
+    def other_process_does_all():
+        with monkeypatch.context() as plain:
+            for name, function in real.items():
+                plain.setattr(streaming if name == "Job" else parts, name, function)
+            work()
+        calls.clear()
+
+    def take(*arguments):
+        if moment == "before a claim":
+            other_process_does_all()
+        done = real["_take"](*arguments)
+        if moment == "after the last part":
+            other_process_does_all()
+        return done
+
+    @contextmanager
+    def claimed(path):
+        with real["claimed"](path) as mine:
+            if moment == "within a claim" and path.parent.exists():  # the folder goes; the lock is still held
+                path.parent.rename(path.parent.with_suffix(".done"))
+                (tmp_path / "out.h5").touch()
+            yield mine
+
+    def job(*arguments):
+        if moment == "before the start":
+            other_process_does_all()
+        return real["Job"](*arguments)
+
+    def put(*arguments):
+        calls.append(arguments)
+        return real["_put"](*arguments)
+
+    monkeypatch.setattr(parts, "_take", take)
+    monkeypatch.setattr(parts, "claimed", claimed)
+    monkeypatch.setattr(parts, "_put", put)
+    monkeypatch.setattr(streaming, "Job", job)
+    assert work() == tmp_path / "out.h5"
+    assert (tmp_path / "out.h5").exists()
+    assert not calls
+    assert not list(tmp_path.glob("*.parts/*.npy"))
+
+
+def test_where_files_cannot_be_locked_one_process_works_and_several_are_told(tmp_path, monkeypatch):
+    np.save(tmp_path / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
+
+    def no_locks(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    def work():
+        return predict(Blurred(), str(tmp_path / "raw.npy"), tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
+
+    monkeypatch.setattr("emcore.predict.parts.fcntl.flock", no_locks)
+    with monkeypatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        with pytest.raises(InputError, match=r"cannot lock .*, or run one process"):
+            work()
+    assert open_volume(work()).shape == (3, 12, 20, 20)
 
 
 def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(tmp_path, monkeypatch):

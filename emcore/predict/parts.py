@@ -25,18 +25,28 @@ from emcore.volumes import create_volume
 
 @contextmanager
 def claimed(path: Path):
-    """Whether this process may work on a part; the claim ends with the block, or with the process."""
-    with open(path, "a") as lock:
+    """Whether this process may do some work; the claim ends with the block, or with the process.
+
+    Nobody may where the folder is gone: its work is done.
+    """
+    with ExitStack() as opened:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(opened.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, FileNotFoundError):
             yield False
             return
+        except OSError as error:  # some cluster file systems have no locks
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1 or "SLURM_ARRAY_TASK_ID" in os.environ:
+                raise InputError(f"cannot lock {path} ({error.strerror}), so processes cannot share this work: set "
+                                 "outputs to a file system with locks, or run one process") from None
         yield True
 
 
-def write_in_parts(job: Any, path: Path, provenance: dict[str, Any]) -> Path:
-    """The path, once the job of streaming.py is done or others are finishing it."""
+def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: bool) -> Path:
+    """The path, once the job of streaming.py is done or others are finishing it.
+
+    replaced: a file stood there when the job began; else one that appears is the work of another process.
+    """
     digest = hashlib.sha256(json.dumps([asdict(job.infer), job.shape, job.source.name, provenance], sort_keys=True,
                                        default=str).encode()).hexdigest()[:12]
     parts = path.with_name(f"{path.name.split(':')[0]}.{digest}.parts")
@@ -48,12 +58,14 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any]) -> Path:
     print(f"{path.name}: {' x '.join(map(str, job.shape))} voxels, {job.windows * len(job.views)} windows, "
           f"{len(job.spans)} parts; takes about {quantity(job.memory())}B of memory besides the net", flush=True)
     with Progress(int(np.prod(job.shape, dtype=object)), f"predict {path.name}", "voxels") as progress:
-        while missing := [span for span in job.spans if not names[span].exists()]:
-            if not _take(job, missing, names, progress):
+        while replaced or not path.exists():
+            missing = [span for span in job.spans if not names[span].exists()]
+            if not missing or not _take(job, missing, names, progress):
                 break
+    done = parts.with_suffix(".done")
     with claimed(parts / "whole.lock") as mine:
-        if not mine or not parts.exists() or any(not name.exists() for name in names.values()):
-            return path  # another process is still at work or puts the whole together
+        if not mine or any(not name.exists() for name in names.values()):
+            return path  # another process is still at work or has put the whole together
         section = int(np.prod(job.shape[1:], dtype=object))
         with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
@@ -62,7 +74,8 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any]) -> Path:
                 for z in range(low, high, step):
                     values = load_part(name)  # anew: pages that were read are given back
                     out[:, z:min(z + step, high)] = values[:, z - low:min(z + step, high) - low]
-        shutil.rmtree(parts)
+        os.rename(parts, done)  # at once: nobody finds half of a folder
+    shutil.rmtree(done, ignore_errors=True)  # a network file system may hold on to locks that others have open
     return path
 
 
@@ -99,7 +112,8 @@ def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progr
 
 def _claim(claims: ExitStack, name: Path) -> bool:
     """Whether a part is this process's to do, until the claims end."""
-    return claims.enter_context(claimed(name.with_suffix(".lock"))) and not name.exists()
+    lock = name.with_suffix(".lock")
+    return claims.enter_context(claimed(lock)) and not name.exists() and lock.exists()  # else the folder is done with
 
 
 def _put(job: Any, target: Path, span: tuple[int, int], first: int, last: int,

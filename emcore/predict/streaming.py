@@ -21,6 +21,7 @@ from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Infer
+from emcore.volumes import split_reference
 
 Triple = tuple[int, int, int]
 PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
@@ -38,6 +39,7 @@ def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, wi
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
+    replaced = path is not None and split_reference(path)[0].exists()
     source = open_source(data, volume if isinstance(volume, Volume) else Volume(image=volume), "test")
     job = Job(model, source, replace(infer, window=window), data, offsets, precision)
     if path is None:
@@ -45,7 +47,7 @@ def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, wi
         for low, high, values in job.pieces(job.spans):
             out[:, low:high] = values()
         return out
-    return write_in_parts(job, Path(path), provenance or {})
+    return write_in_parts(job, Path(path), provenance or {}, replaced)
 
 
 class Job:
