@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from emcore.errors import InputError
-from emcore.models.rsunet import RSUNet, bilinear_up
+from emcore.models.rsunet import RSUNet, bilinear_up, folded, unfolded
 
 SMALL, LARGE = (18, 36, 48, 64, 80), (32, 64, 96, 128, 160)
 
@@ -87,3 +87,32 @@ def test_wrong_shapes_of_the_net_are_told():
         RSUNet(norm="layer")
     with pytest.raises(InputError, match="activation must be"):
         RSUNet(act="gelu")
+
+
+def test_folding_moves_every_voxel_of_a_block_into_its_channels_and_back():
+    x, factor = torch.arange(2 * 3 * 4 * 6 * 4.0).view(2, 3, 4, 6, 4), (2, 3, 2)
+    out = folded(x, factor)
+    assert out.shape == (2, 36, 2, 2, 2)
+    for z, y, x_axis in ((0, 0, 0), (3, 4, 1), (2, 5, 3)):
+        inner = ((z % 2) * 3 + y % 3) * 2 + x_axis % 2
+        torch.testing.assert_close(out[:, inner::12, z // 2, y // 3, x_axis // 2], x[:, :, z, y, x_axis])
+    assert torch.equal(unfolded(out, factor), x)
+
+
+def test_a_folding_net_answers_at_full_size_sees_farther_and_needs_larger_multiples():
+    def reach(**options):
+        torch.manual_seed(0)
+        net = RSUNet(width=(4, 8), out_channels=2, norm="none", depth_2d=2, **options).double()
+        x = torch.randn(1, 1, 2, 64, 64, dtype=torch.float64, requires_grad=True)
+        out = net(x * 1)  # the first activation works in place
+        assert out.shape == (1, 2, 2, 64, 64)
+        out[0, 0, 0, 32, 32].backward()
+        return net.multiple, int((x.grad[0, 0, 0].abs().sum(0) > 0).sum())
+
+    (plain, near), (multiple, far) = reach(), reach(fold=(1, 2, 2))
+    assert (plain, multiple) == ((1, 2, 2), (1, 4, 4))
+    assert far > 1.8 * near
+    with pytest.raises(InputError, match=r"fold is a factor of at least 1"):
+        RSUNet(fold=(1, 0, 1))
+    supervised = RSUNet(width=(4, 8), fold=(1, 2, 2), deep_supervision=True)(torch.randn(1, 1, 2, 16, 16))
+    assert supervised["ds_1"].shape == (1, 1, 2, 8, 8)

@@ -23,8 +23,9 @@ def build_model(model: Model, patch: Triple) -> nn.Module:
     extras = {"deep_supervision": model.deep_supervision, "checkpointing": model.checkpointing}
     if model.name == "rsunet":
         sizes = model.rsunet
-        net = RSUNet(*channels, sizes.width, down=sizes.down or None, kernel=sizes.kernel, depth_2d=sizes.depth_2d,
-                     kernel_2d=sizes.kernel_2d, norm=sizes.norm, groups=sizes.groups, act=sizes.act, **extras)
+        net = RSUNet(*channels, sizes.width, fold=sizes.fold, down=sizes.down or None, kernel=sizes.kernel,
+                     depth_2d=sizes.depth_2d, kernel_2d=sizes.kernel_2d, norm=sizes.norm, groups=sizes.groups,
+                     act=sizes.act, **extras)
     elif model.name == "unet_v1":
         net = UNetV1(*channels, model.unet_v1.filters)
     elif model.name == "mednext":

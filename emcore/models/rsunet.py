@@ -4,6 +4,7 @@ After Lee et al. 2017 (arXiv 1706.00120). Shapes: (n, c, z, y, x) in and out, lo
 """
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -81,10 +82,27 @@ def bilinear_up(x: Tensor, factor: Triple) -> Tensor:
     return out
 
 
+def folded(x: Tensor, factor: Triple) -> Tensor:
+    """Blocks of `factor` voxels as the channels of one voxel; nothing is lost."""
+    n, channels, *shape = x.shape
+    (fz, fy, fx), (z, y, x_) = factor, [length // f for length, f in zip(shape, factor)]
+    blocks = x.reshape(n, channels, z, fz, y, fy, x_, fx).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return blocks.reshape(n, channels * fz * fy * fx, z, y, x_)
+
+
+def unfolded(x: Tensor, factor: Triple) -> Tensor:
+    """The inverse of folded."""
+    (fz, fy, fx), (n, channels, z, y, x_) = factor, x.shape
+    channels //= fz * fy * fx
+    blocks = x.reshape(n, channels, fz, fy, fx, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return blocks.reshape(n, channels, z * fz, y * fy, x_ * fx)
+
+
 class RSUNet(nn.Module):
     """Logits of the input's size; with deep supervision a dict of "output" and ds_1 (bottleneck) to ds_4 (finer)."""
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: Sequence[int] = (18, 36, 48, 64, 80), *,
+                 fold: Triple = (1, 1, 1),
                  down: Sequence[Triple] | None = None, kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0,
                  kernel_2d: Triple = (1, 3, 3), norm: str = "batch", groups: int = 8, act: str = "elu",
                  deep_supervision: bool = False, checkpointing: bool = False):
@@ -97,6 +115,10 @@ class RSUNet(nn.Module):
             raise InputError(f"RSUNet of {len(width)} widths needs {depth} down-sampling factors; got {len(self.down)}")
         kernels = [triple(kernel)] * len(width) if isinstance(kernel, int) else [triple(size) for size in kernel]
         kernels += [kernels[-1]] * (len(width) - len(kernels))
+        self.fold = tuple(fold)
+        if len(self.fold) != 3 or min(self.fold) < 1:
+            raise InputError(f"model.rsunet.fold is a factor of at least 1 for z, y and x; got {list(fold)}")
+        in_channels, out_channels = in_channels * prod(self.fold), out_channels * prod(self.fold)
         kernels[:depth_2d] = [triple(kernel_2d)] * min(depth_2d, len(width))
         style = (norm, groups, act)
         self.checkpointing = checkpointing
@@ -119,7 +141,7 @@ class RSUNet(nn.Module):
     @property
     def multiple(self) -> Triple:
         """A patch must be a multiple of this on every axis."""
-        z, y, x = 1, 1, 1
+        z, y, x = self.fold
         for factor in self.down:
             z, y, x = z * factor[0], y * factor[1], x * factor[2]
         return z, y, x
@@ -130,7 +152,8 @@ class RSUNet(nn.Module):
         return block(x)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        skips = []
+        skips, folds = [], self.fold != (1, 1, 1)
+        x = folded(x, self.fold) if folds else x
         for level, block in enumerate(self.encoder):
             if level:
                 skips.append(x)
@@ -144,4 +167,7 @@ class RSUNet(nn.Module):
             x = bilinear_up(self.lateral[level](x), self.down[level]) + skips[level]
             x = self._run(self.decoder[level], x)
         x = self.tail(x)
+        if folds:
+            x = unfolded(x, self.fold)
+            aside = {name: unfolded(value, self.fold) for name, value in aside.items()}
         return {"output": x, **aside} if aside else x

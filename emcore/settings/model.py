@@ -9,6 +9,7 @@ Triple = tuple[int, int, int]
 @dataclass(frozen=True)
 class RSUNetSizes:
     width: tuple[int, ...] = (18, 36, 48, 64, 80)  # channels of each level, finest first
+    fold: Triple = (1, 1, 1)  # z, y, x voxels that enter and leave as channels of one: sees farther at the same cost
     down: tuple[Triple, ...] = ()  # z, y, x factor between levels; empty means (1, 2, 2) everywhere
     kernel: int | tuple[Triple, ...] = 3  # one size for all axes and levels, or one triple a level
     depth_2d: int = 0  # how many of the finest levels use kernel_2d
