@@ -103,10 +103,10 @@ def test_a_folding_net_answers_at_full_size_sees_farther_and_needs_larger_multip
     def reach(**options):
         torch.manual_seed(0)
         net = RSUNet(width=(4, 8), out_channels=2, norm="none", depth_2d=2, **options).double()
-        x = torch.randn(1, 1, 2, 64, 64, dtype=torch.float64, requires_grad=True)
+        x = torch.randn(1, 1, 2, 160, 160, dtype=torch.float64, requires_grad=True)
         out = net(x * 1)  # the first activation works in place
-        assert out.shape == (1, 2, 2, 64, 64)
-        out[0, 0, 0, 32, 32].backward()
+        assert out.shape == (1, 2, 2, 160, 160)
+        out[0, 0, 0, 80, 80].backward()
         return net.multiple, int((x.grad[0, 0, 0].abs().sum(0) > 0).sum())
 
     (plain, near), (multiple, far) = reach(), reach(fold=(1, 2, 2))
