@@ -20,6 +20,7 @@ from tests.test_train import ROOT, environment, place, train  # noqa: F401 (plac
 
 NETS = {
     "rsunet": Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8))),
+    "folded": Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2))),
     "unetr": Model(name="unetr", out_channels=3, transformer=TransformerSizes((2, 8, 8), 16, 4, 2, features=8)),
     "mednext": Model(name="mednext", mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))),
 }

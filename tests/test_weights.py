@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from emcore import config
-from emcore.config import to_table
 from emcore.engine import checkpoint
 from emcore.settings import Settings
+from emcore.settings.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "weights").glob("*.pt"))
@@ -22,7 +22,7 @@ def test_weights_belong_to_a_recipe_and_predict(path):
     content = checkpoint.read(path)
     assert set(content) == {"version", "step", "model", "config"}
     assert checkpoint.step_of(content) == settings.train.steps
-    assert content["config"]["model"] == to_table(settings.model)
+    assert config.from_table(Model, content["config"]["model"], "model") == settings.model
     assert not re.search(r"'/\w", str(content["config"])), "a path of the machine it was trained on"
     net = checkpoint.load_model(path)
     with torch.inference_mode():

@@ -25,7 +25,11 @@ def check_same_run(folder: Path, settings: Settings) -> None:
     path = folder / "config.toml"
     if not path.exists() or not checkpoint.all_steps(folder / "checkpoints"):
         return
-    before, now = (_flat(table) for table in (config.read_toml(path), config.to_table(settings)))
+    try:
+        stored = config.from_table(Settings, config.read_toml(path))  # settings newer than the run have their defaults
+    except InputError as error:
+        raise InputError(f"{path}, the config of the run so far, does not fit this version: {error}") from None
+    before, now = (_flat(config.to_table(one)) for one in (stored, settings))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)
                and not any(key == free or key.startswith(f"{free}.") for free in FREE)]
     if changed:
