@@ -35,18 +35,3 @@ class Convolution(nn.Conv3d):
         sections = x.transpose(1, 2).reshape(n * depth, channels, *plane)
         out = functional.conv2d(sections, self.weight[:, :, 0], self.bias, padding=self.padding[1:])
         return out.view(n, depth, -1, *out.shape[2:]).transpose(1, 2)
-
-
-class ELU(nn.ELU):
-    """ELU in place; bf16 on a CPU comes from a table, for torch takes seven times as long as for a ReLU."""
-
-    def __init__(self):
-        super().__init__(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.bfloat16 or x._is_view():
-            return super().forward(x)
-        if not x.is_contiguous() and not x.is_contiguous(memory_format=torch.channels_last_3d):
-            return super().forward(x)  # its numbers do not lie side by side
-        from emcore.models.tabulated import elu_  # machine code that nothing else needs
-        return elu_(x)

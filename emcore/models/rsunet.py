@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from emcore.errors import InputError
-from emcore.models.layers import ELU, Convolution, InstanceNorm
+from emcore.models.layers import Convolution, InstanceNorm
 
 Triple = tuple[int, int, int]
 
@@ -32,7 +32,7 @@ def normalisation(kind: str, channels: int, groups: int) -> nn.Module:
 
 def activation(kind: str) -> nn.Module:
     choices = {"relu": lambda: nn.ReLU(inplace=True), "leakyrelu": lambda: nn.LeakyReLU(0.01, inplace=True),
-               "prelu": nn.PReLU, "elu": ELU}
+               "prelu": nn.PReLU, "elu": lambda: nn.ELU(inplace=True)}
     if kind not in choices:
         raise InputError(f"model activation must be one of {', '.join(choices)}; got {kind!r}")
     return choices[kind]()
