@@ -54,10 +54,7 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     from emcore.engine.mode import fast_precision
     from emcore.engine.pages import keep_pages
     from emcore.predict import predict
-    from emcore.predict.decode import decode
     from emcore.predict.layout import lay_out
-    from emcore.predict.parts import claimed
-    from emcore.volumes import open_volume
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
@@ -84,17 +81,26 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
             continue  # another process is finishing it
         print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
         labels = results / f"{result_name(settings.data, number)}_labels.h5"
-        if settings.decode.kind == "none":
-            continue
-        lock = labels.with_suffix(".lock")
-        with claimed(lock) as mine:
-            if mine and not is_decoded(labels):
-                start = time.monotonic()
-                decode(open_volume(target), settings.decode, labels)
-                print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
-            if mine:
-                lock.unlink(missing_ok=True)
+        if settings.decode.kind != "none" and not is_decoded(labels):
+            decode_once(settings, target, labels)
     return 0
+
+
+def decode_once(settings: Settings, prediction: Path, labels: Path) -> None:
+    """Decodes, unless another process is at it or was when this one looked."""
+    from emcore.predict.decode import decode
+    from emcore.predict.parts import claimed
+    from emcore.volumes import open_volume
+
+    lock = labels.with_suffix(".lock")
+    with claimed(lock) as mine:
+        if not mine:
+            return
+        if not is_decoded(labels):
+            start = time.monotonic()
+            decode(open_volume(prediction), settings.decode, labels)
+            print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+        lock.unlink(missing_ok=True)
 
 
 def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:

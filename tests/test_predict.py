@@ -220,15 +220,17 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
 
 
+def blurring(folder):
+    """What predicts a small volume into out.h5 of the folder, in three parts."""
+    np.save(folder / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
+    return lambda: predict(Blurred(), str(folder / "raw.npy"), folder / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
+
+
 @pytest.mark.parametrize("moment", ["before a claim", "within a claim", "after the last part", "before the start"])
 def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp_path, monkeypatch, moment):
     from emcore.predict import parts, streaming
 
-    np.save(tmp_path / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
-
-    def work():
-        return predict(Blurred(), str(tmp_path / "raw.npy"), tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
-
+    work = blurring(tmp_path)
     real, calls = {"_take": parts._take, "claimed": parts.claimed, "Job": streaming.Job, "_put": parts._put}, []
 
     def other_process_does_all():
@@ -274,13 +276,10 @@ def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp
 
 
 def test_where_files_cannot_be_locked_one_process_works_and_several_are_told(tmp_path, monkeypatch):
-    np.save(tmp_path / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
+    work = blurring(tmp_path)
 
     def no_locks(*arguments):
         raise OSError(38, "Function not implemented")
-
-    def work():
-        return predict(Blurred(), str(tmp_path / "raw.npy"), tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
 
     monkeypatch.setattr("emcore.predict.parts.fcntl.flock", no_locks)
     with monkeypatch.context() as patched:

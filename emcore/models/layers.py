@@ -1,8 +1,27 @@
-"""Layers whose memory layout decides their speed on a CPU; weights and values are those of torch's own."""
+"""Volumes as patches and back, and layers whose memory layout decides their speed on a CPU.
+
+Weights and values of the layers are those of torch's own.
+"""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+Triple = tuple[int, int, int]
+
+
+def patchify(x: Tensor, patch: Triple) -> Tensor:
+    """(n, c, z, y, x) as (n, patches, c * pz * py * px); patches run z slowest, voxels in a patch c slowest."""
+    n, c, *size = x.shape
+    (z, y, w), (pz, py, px) = (s // p for s, p in zip(size, patch)), patch
+    x = x.reshape(n, c, z, pz, y, py, w, px).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return x.reshape(n, z * y * w, c * pz * py * px)
+
+
+def unpatchify(patches: Tensor, channels: int, grid: Triple, patch: Triple) -> Tensor:
+    """The inverse of patchify."""
+    x = patches.reshape(patches.shape[0], *grid, channels, *patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(patches.shape[0], channels, *(g * p for g, p in zip(grid, patch)))
 
 
 def channels_come_last(x: Tensor) -> bool:

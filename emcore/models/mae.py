@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from emcore.errors import InputError
+from emcore.models.layers import patchify, unpatchify
 from emcore.models.vit import Triple, VisionTransformer
 
 
@@ -25,20 +26,6 @@ def edge_map(x: Tensor, axis_weights: Sequence[float] = (0.25, 1.0, 1.0), clip: 
     mean = edges.flatten(1).mean(1).clamp_min(1e-6).view(-1, 1, 1, 1, 1)
     edges = edges / mean
     return edges.clamp_max(clip) if clip > 0 else edges
-
-
-def patchify(x: Tensor, patch: Triple) -> Tensor:
-    """(n, c, z, y, x) as (n, patches, c * pz * py * px); patches run z slowest, voxels in a patch c slowest."""
-    n, c, *size = x.shape
-    (z, y, w), (pz, py, px) = (s // p for s, p in zip(size, patch)), patch
-    x = x.reshape(n, c, z, pz, y, py, w, px).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    return x.reshape(n, z * y * w, c * pz * py * px)
-
-
-def unpatchify(patches: Tensor, channels: int, grid: Triple, patch: Triple) -> Tensor:
-    """The inverse of patchify."""
-    x = patches.reshape(patches.shape[0], *grid, channels, *patch).permute(0, 4, 1, 5, 2, 6, 3, 7)
-    return x.reshape(patches.shape[0], channels, *(g * p for g, p in zip(grid, patch)))
 
 
 def choose_mask(edges: Tensor, ratio: float, edge_fraction: float, power: float, noise: float,

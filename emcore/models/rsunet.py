@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from emcore.errors import InputError
-from emcore.models.layers import Convolution, InstanceNorm
+from emcore.models.layers import Convolution, InstanceNorm, patchify, unpatchify
 
 Triple = tuple[int, int, int]
 
@@ -84,28 +84,23 @@ def bilinear_up(x: Tensor, factor: Triple) -> Tensor:
 
 def folded(x: Tensor, factor: Triple) -> Tensor:
     """Blocks of `factor` voxels as the channels of one voxel; nothing is lost."""
-    n, channels, *shape = x.shape
-    (fz, fy, fx), (z, y, x_) = factor, [length // f for length, f in zip(shape, factor)]
-    blocks = x.reshape(n, channels, z, fz, y, fy, x_, fx).permute(0, 1, 3, 5, 7, 2, 4, 6)
-    return blocks.reshape(n, channels * fz * fy * fx, z, y, x_)
+    grid = [length // f for length, f in zip(x.shape[2:], factor)]
+    return patchify(x, factor).transpose(1, 2).unflatten(2, grid).contiguous()  # the net chooses its layout itself
 
 
 def unfolded(x: Tensor, factor: Triple) -> Tensor:
     """The inverse of folded."""
-    (fz, fy, fx), (n, channels, z, y, x_) = factor, x.shape
-    channels //= fz * fy * fx
-    blocks = x.reshape(n, channels, fz, fy, fx, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return blocks.reshape(n, channels, z * fz, y * fy, x_ * fx)
+    return unpatchify(x.flatten(2).transpose(1, 2), x.shape[1] // prod(factor), x.shape[2:], factor)
 
 
 class RSUNet(nn.Module):
     """Logits of the input's size; with deep supervision a dict of "output" and ds_1 (bottleneck) to ds_4 (finer)."""
 
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: Sequence[int] = (18, 36, 48, 64, 80), *,
-                 fold: Triple = (1, 1, 1),
-                 down: Sequence[Triple] | None = None, kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0,
-                 kernel_2d: Triple = (1, 3, 3), norm: str = "batch", groups: int = 8, act: str = "elu",
-                 deep_supervision: bool = False, checkpointing: bool = False):
+                 fold: Triple = (1, 1, 1), down: Sequence[Triple] | None = None,
+                 kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0, kernel_2d: Triple = (1, 3, 3),
+                 norm: str = "batch", groups: int = 8, act: str = "elu", deep_supervision: bool = False,
+                 checkpointing: bool = False):
         super().__init__()
         depth = len(width) - 1
         if depth < 1:
@@ -113,12 +108,12 @@ class RSUNet(nn.Module):
         self.down = tuple(tuple(factor) for factor in (down or [(1, 2, 2)] * depth))
         if len(self.down) != depth:
             raise InputError(f"RSUNet of {len(width)} widths needs {depth} down-sampling factors; got {len(self.down)}")
-        kernels = [triple(kernel)] * len(width) if isinstance(kernel, int) else [triple(size) for size in kernel]
-        kernels += [kernels[-1]] * (len(width) - len(kernels))
         self.fold = tuple(fold)
         if len(self.fold) != 3 or min(self.fold) < 1:
             raise InputError(f"model.rsunet.fold is a factor of at least 1 for z, y and x; got {list(fold)}")
         in_channels, out_channels = in_channels * prod(self.fold), out_channels * prod(self.fold)
+        kernels = [triple(kernel)] * len(width) if isinstance(kernel, int) else [triple(size) for size in kernel]
+        kernels += [kernels[-1]] * (len(width) - len(kernels))
         kernels[:depth_2d] = [triple(kernel_2d)] * min(depth_2d, len(width))
         style = (norm, groups, act)
         self.checkpointing = checkpointing
