@@ -195,6 +195,22 @@ def test_membranes_are_scored_by_section_at_the_best_threshold(tmp_path, dtype):
     assert found[2][0] < 1
 
 
+def test_the_pieces_of_a_mask_are_its_objects(tmp_path):
+    truth, labels = np.zeros((2, 4, 8), np.uint8), np.zeros((2, 4, 8), np.uint32)
+    truth[0, :2, :2] = truth[1, 2, 2] = truth[:, :, 6:] = 255  # the second touches the first by a corner
+    labels[0, :2, :2], labels[1, :, 7] = 1, 2
+    stored(f"{tmp_path}/labels.h5:labels", labels)
+    truth = stored(f"{tmp_path}/t.h5:t", truth)
+
+    def recall(**options):
+        found = score_volume(Evaluate(("instances",), **options), truth, tmp_path / "labels.h5", tmp_path / "p.h5")
+        return value(found, "instance_recall"), value(found, "instance_precision")
+
+    assert recall(pieces=True) == (0.5, 0.5)  # 4 voxels of 5, 4 of 16
+    assert recall(pieces=True, instance_iou=0.25) == (1, 1)
+    assert recall() == (0, 0)  # one object of 21 voxels
+
+
 def test_voxels_are_scored_of_labels_where_there_are_some_and_what_is_undefined_is_null(tmp_path):
     labels = np.zeros((2, 4, 4), np.uint32)
     labels[0, :2] = 5

@@ -196,6 +196,40 @@ def test_listed_errors_and_partners_agree_with_a_plain_loop():
         assert partner == {t: int(np.bincount(labels[kept & (truth == t)]).argmax()) for t in set(truth[kept].tolist())}
 
 
+def test_what_is_missed_and_invented_agrees_with_a_plain_loop():
+    random = np.random.default_rng(3)
+    for _ in range(200):
+        truth, labels = (random.integers(0, random.integers(2, 9), 30) for _ in range(2))
+        found = mistakes.missed_and_invented(metrics.contingency(truth, labels, (0, 1), (0,)), (0,))  # 1: unknown
+        missed = {t: int((truth == t).sum()) for t in set(truth.tolist()) - {0, 1} if not labels[truth == t].any()}
+        invented = {n: int((labels == n).sum()) for n in set(labels.tolist()) - {0} if not truth[labels == n].any()}
+        assert {error["id"]: error["voxels"] for error in found["missed"]} == missed
+        assert {error["id"]: error["voxels"] for error in found["invented"]} == invented
+        for errors in found.values():
+            assert [error["voxels"] for error in errors] == sorted((error["voxels"] for error in errors), reverse=True)
+
+
+def test_a_mask_as_truth_is_compared_piece_by_piece(make_run):
+    truth, labels = np.zeros((8, 32, 32), np.uint64), np.zeros((8, 32, 32), np.uint64)
+    truth[1:3, 2:6, 2:6] = truth[4:6, 20:25, 20:25] = 255  # two pieces, of which only the second is found
+    labels[4:6, 21:25, 20:25] = 3
+    labels[6:8, 2:4, 28:31] = 9  # where there is nothing
+    _, results, settings, _ = make_run(labels=labels, truth=truth)
+    settings = replace(settings, evaluate=replace(settings.evaluate, scores=("instances",), pieces=True))
+    view, = page.make_views(settings, results)
+    assert view["mistakes"]["split"] == view["mistakes"]["merge"] == []
+    (missed,), (invented,) = view["mistakes"]["missed"], view["mistakes"]["invented"]
+    assert (missed["voxels"], invented["id"], invented["voxels"]) == (32, 9, 12)
+    assert truth[tuple(missed["point"])] == 255
+    assert labels[tuple(invented["point"])] == 9
+    tables = page.mistake_tables(0, view, False)
+    for text in ("truth objects that no segment touches", "where the truth has nothing", 'data-kind="missed"'):
+        assert text in tables
+    # the same volume without that setting is one object, of which nothing is missed
+    view, = page.make_views(replace(settings, evaluate=replace(settings.evaluate, pieces=False)), results)
+    assert view["mistakes"]["missed"] == []
+
+
 def test_the_report_command_reads_everything_back_from_the_run_folder(make_run, capsys):
     folder, results, settings, found = make_run()
     expected = page.write_report(folder, results, settings, found).read_text()

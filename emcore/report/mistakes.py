@@ -1,4 +1,4 @@
-"""The largest split and merge errors of a segmentation, and where to look for them."""
+"""The largest errors of a segmentation, splits and merges, what it misses and invents, and where to look for them."""
 
 from typing import Any
 
@@ -32,6 +32,26 @@ def find(table: Contingency) -> dict[str, list[dict[str, Any]]]:
     """The largest splits and merges of a table that ignores the background of both sides."""
     truth, labels = table.truth[table.kept], table.labels[table.kept]
     return {"split": largest(truth, labels, table.n), "merge": largest(labels, truth, table.n)}
+
+
+def unmet(groups: np.ndarray, members: np.ndarray, counts: np.ndarray,
+          nothing: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The groups all of whose voxels lie in members that are nothing, most voxels first."""
+    ids, place = np.unique(groups, return_inverse=True)
+    sizes = np.zeros(len(ids), np.int64)
+    np.add.at(sizes, place, counts)
+    met = np.zeros(len(ids), bool)
+    met[place[~np.isin(members, np.array(nothing, np.uint64))]] = True
+    worst = [g for g in np.argsort(-sizes, kind="stable") if not met[g]][:LISTED]
+    return [{"id": int(ids[g]), "voxels": int(sizes[g])} for g in worst]
+
+
+def missed_and_invented(table: Contingency, background: tuple[int, ...]) -> dict[str, list[dict[str, Any]]]:
+    """True objects that no segment touches, and segments that lie in nothing but the truth's background."""
+    real = ~np.isin(table.truth, np.array((*background, *table.ignore_truth), np.uint64))
+    ours = table.labels != 0
+    return {"missed": unmet(table.truth[real], table.labels[real], table.counts[real], (0,)),
+            "invented": unmet(table.labels[ours], table.truth[ours], table.counts[ours], background)}
 
 
 def best_partner(groups: np.ndarray, members: np.ndarray, counts: np.ndarray) -> dict[int, int]:

@@ -5,9 +5,9 @@ const find = (id) => document.getElementById(id);
 const buttons = [...document.querySelectorAll("button[data-kind]")];
 const AXES = ["z", "y", "x"], KINDS = ["raw", "prediction", "truth", "labels", "errors"];
 const ARRAYS = {8: Uint8Array, 16: Uint16Array, 32: Uint32Array};
-// split, merge, both and missing, in the colours of the style
-const COLOURS = [null, [232, 89, 12], [28, 126, 214], [192, 38, 211], [134, 142, 150]];
-const WORDS = ["", "split", "merge", "split and merge", "no label"];
+// split, merge, both, missed and invented, in the colours of the style
+const COLOURS = [null, [232, 89, 12], [28, 126, 214], [192, 38, 211], [134, 142, 150], [224, 49, 49]];
+const WORDS = ["", "split", "merge", "split and merge", "no label", "no truth"];
 const state = {volume: 0, axis: 0, point: [0, 0, 0], zoom: 0, channel: 0, shown: new Set(KINDS), error: null};
 let volume, layers; // of the volume on display: what the page says of it, and its unpacked layers by name
 
@@ -84,7 +84,7 @@ function placed(canvas) {
 }
 
 function errorAt(truth, label) {
-  if (truth === 0) return 0;
+  if (truth === 0) return volume.detected && label ? 5 : 0;
   if (label === 0) return 4;
   return (volume.main_of_truth[truth] !== label ? 1 : 0) + (volume.main_of_labels[label] !== truth ? 2 : 0);
 }

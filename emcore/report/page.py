@@ -123,27 +123,39 @@ def note_list(notes: list[tuple[str, str]]) -> str:
 
 def mistake_tables(number: int, view: dict[str, Any], several: bool) -> str:
     """The errors of a volume, each with a button that shows it."""
-    tables = []
+    tables, name = [], f"{escape(view['name'])}: " if several else ""
     for kind, (what, piece) in {"split": ("truth object", "segments"), "merge": ("segment", "truth objects")}.items():
         rows = []
         for place, error in enumerate(view["mistakes"][kind]):
             size = error["voxels"]
             shares = ", ".join(f"{piece_id} ({percent(count / size)})" for piece_id, count in error["pieces"])
             more = error["members"] - len(error["pieces"])
-            button = (f'<button data-volume="{number}" data-kind="{kind}" data-place="{place}" '
-                      f'aria-label="show {kind} of {what} {error["id"]}">show</button>'
-                      if error["point"] else '<span title="too small for the voxels shown here">not shown</span>')
+            button = show_button(number, kind, place, error, f"{kind} of {what}")
             rows.append((button, str(error["id"]), f"{error['misplaced']:,}", f"{error['voxels']:,}",
                          shares + (f" and {more} more" if more else "")))
         if rows:
-            name = f"{escape(view['name'])}: " if several else ""
             caption = {"split": "splits: truth objects that lie in several segments",
                        "merge": "merges: segments that lie in several truth objects"}[kind]
             tables.append(table(("", what, "voxels astray", "of", f"{piece} (share)"), rows,
                                 f'<span class="key {kind}"></span>{name}{caption}'))
+    for kind, (what, caption) in {"missed": ("truth object", "missed: truth objects that no segment touches"),
+                                  "invented": ("segment", "invented: segments where the truth has nothing")}.items():
+        rows = [(show_button(number, kind, place, error, f"{kind} {what}"), str(error["id"]), f"{error['voxels']:,}")
+                for place, error in enumerate(view["mistakes"].get(kind, ()))]
+        if rows:
+            tables.append(table(("", what, "voxels"), rows, f'<span class="key {kind}"></span>{name}{caption}'))
     if view["scored"] and not tables:
-        return f"<p>{escape(view['name'])}: no split and no merge.</p>"
+        missing = ", nothing missed and nothing invented" if view["detected"] else ""
+        return f"<p>{escape(view['name'])}: no split and no merge{missing}.</p>"
     return "".join(tables)
+
+
+def show_button(number: int, kind: str, place: int, error: dict[str, Any], what: str) -> str:
+    """The button that moves the viewer to an error, where the page's points hit it."""
+    if not error["point"]:
+        return '<span title="too small for the voxels shown here">not shown</span>'
+    return (f'<button data-volume="{number}" data-kind="{kind}" data-place="{place}" '
+            f'aria-label="show {what} {error["id"]}">show</button>')
 
 
 def percent(share: float) -> str:

@@ -49,7 +49,8 @@ def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | 
         start, truth_start, shape = placed(ours, truth, settings.crop)
         if "instances" in wanted:
             theirs = truth[box(truth_start, shape)]
-            objects = np.where(true_foreground(theirs, data.background), theirs, 0)
+            inside = true_foreground(theirs, data.background)
+            objects = segment.connected_components(inside, 26) if settings.pieces else np.where(inside, theirs, 0)
             matched = match_instances(metrics.contingency(objects, ours[box(start, shape)], (), (),
                                                           unknown(theirs, data.ignore)), settings.instance_iou)
             rule = f"IoU >= {settings.instance_iou:g}, one to one"

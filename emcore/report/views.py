@@ -1,16 +1,19 @@
 """A test volume as the viewer shows it: image, prediction, truth and labels on one grid, and the largest errors."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.metrics import Contingency, contingency
 from emcore.metrics.score import overlap, whole_table
 from emcore.png import colour_labels
 from emcore.report import mistakes
 from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
+from emcore.segment import connected_components
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
 from emcore.settings.data import result_name
@@ -18,6 +21,7 @@ from emcore.volumes import Volume, open_volume
 
 CHANNELS = 3  # of a prediction that are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
+OF_DETECTION = {"instances", "synapses", "jaccard", "dice", "clefts"}  # scores that count what is missed and invented
 
 
 def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
@@ -30,7 +34,8 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
                        "prediction": results / f"{name}_prediction.h5",
                        "truth": test.label and Path(settings.data.folder, test.label),
                        "labels": f"{labels}:labels" if labels.exists() else None}, notes)
-    view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False}
+    view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False,
+            "detected": bool(OF_DETECTION & set(settings.evaluate.scores))}
     if not opened:
         return view
     frame = opened.get("raw") or next(iter(opened.values()))
@@ -53,11 +58,32 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
             values = sample(volume, None, shifts[kind], grid, average=False).astype(np.uint64)
             if kind == "truth":
                 values[np.isin(values, np.array(ignored + CREMI_SPECIAL, np.uint64))] = 0
+                if settings.evaluate.pieces:
+                    values = connected_components(values > 0, 26).astype(np.uint64)
             ids[kind] = values
         else:
             view["layers"] += grey_layers(kind, volume, shifts[kind], grid)
-    add_labels(view, ids, opened, ignored)
+    table = None
+    if len(ids) == 2:
+        try:
+            table = compared(settings, opened, ids, ignored, view)
+        except InputError as error:
+            view["notes"].append(f"no errors are shown: {error}")
+    add_labels(view, ids, table, settings.data.background)
     return view
+
+
+def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.ndarray], ignored: tuple,
+             view: dict[str, Any]) -> Contingency:
+    """The table of truth and labels: of all voxels, but where the truth's objects are pieces of what the page shows."""
+    if settings.evaluate.pieces:
+        if view["step"] != (1, 1, 1) or view["shape"] != view["whole"]:
+            view["notes"].append("the truth is a mask: its pieces and the errors are those of the points shown here")
+        table = contingency(ids["truth"], ids["labels"], (0,), (0,))
+        return replace(table, counts=table.counts * int(np.prod(view["step"])))
+    labels, truth = opened["labels"], opened["truth"]
+    special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
+    return whole_table(labels, truth, *overlap(labels, truth), None, None).ignoring((*ignored, *special), (0,))
 
 
 def open_all(references: dict[str, Any], notes: list[str]) -> dict[str, Volume]:
@@ -96,22 +122,18 @@ def grey_layers(kind: str, volume: Volume, shift: np.ndarray, grid: Grid) -> lis
     return layers
 
 
-def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], opened: dict[str, Volume], ignored: tuple) -> None:
+def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], table: Contingency | None,
+               background: tuple[int, ...]) -> None:
     """Adds the layers truth and labels, which ids belong together, and the largest errors."""
     partner: dict[str, dict[int, int]] = {"truth": {}, "labels": {}}
-    if len(ids) == 2:
-        labels, truth = opened["labels"], opened["truth"]
-        try:
-            special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
-            table = whole_table(labels, truth, *overlap(labels, truth), None, None).ignoring((*ignored, *special), (0,))
-        except InputError as error:
-            view["notes"].append(f"no errors are shown: {error}")
-        else:
-            view["scored"] = True
-            pairs = table.truth[table.kept], table.labels[table.kept], table.n
-            partner = {"truth": mistakes.best_partner(*pairs),
-                       "labels": mistakes.best_partner(pairs[1], pairs[0], pairs[2])}
-            view["mistakes"] = mistakes.find(table)
+    if table is not None:
+        view["scored"] = True
+        pairs = table.truth[table.kept], table.labels[table.kept], table.n
+        partner = {"truth": mistakes.best_partner(*pairs),
+                   "labels": mistakes.best_partner(pairs[1], pairs[0], pairs[2])}
+        view["mistakes"] = mistakes.find(table)
+        if view["detected"]:
+            view["mistakes"] |= mistakes.missed_and_invented(table, (0, CREMI_SPECIAL[1], *background))
     numbers = {}
     for kind, values in ids.items():
         found = np.union1d(np.zeros(1, np.uint64), values)
@@ -137,3 +159,8 @@ def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], opened: dict[st
             error["point"] = mistakes.place(ids["truth"], ids["labels"], *pair)
             error[own] = [numbers[own][error["id"]]] if error["id"] in numbers[own] else []
             error[other] = [numbers[other][piece] for piece in pieces if piece in numbers[other]]
+    for kind, own, other in (("missed", "truth", "labels"), ("invented", "labels", "truth")):
+        for error in view["mistakes"].get(kind, ()):
+            pair = (error["id"], 0) if kind == "missed" else (0, error["id"])
+            error["point"] = mistakes.place(ids["truth"], ids["labels"], *pair)
+            error[own], error[other] = [numbers[own].get(error["id"], 0)], [0]

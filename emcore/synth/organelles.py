@@ -109,9 +109,9 @@ def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resoluti
                 add(kind, centre + line, rng.uniform(low, high))
     for synapse in synapses:  # the vesicle cloud
         away = np.array(synapse.pre_site) - synapse.place
-        middle = np.array(synapse.place) + away / (np.linalg.norm(away) + 1e-9) * 110
-        for _ in range(rng.integers(60, 200)):
-            place = middle + rng.standard_normal(3) * 90
+        middle = np.array(synapse.pre_site) + away / (np.linalg.norm(away) + 1e-9) * 50
+        for _ in range(rng.integers(250, 500)):  # those that would lie in a neighbour are not drawn
+            place = middle + rng.standard_normal(3) * 110
             at = np.floor(place / scale).astype(int)
             if (at >= 0).all() and (at < shape).all() and ids[tuple(at)] == synapse.pre:
                 add(VESICLE, place[None], rng.uniform(17, 23), synapse.pre)
