@@ -29,6 +29,21 @@ def test_components_equal_flood_fill_in_raster_order(rank, connectivity):
         assert count == expected.max(initial=0)
 
 
+@pytest.mark.parametrize("connectivity", [4, 8])
+def test_sections_apart_are_numbered_through(connectivity):
+    for seed in range(60):
+        labels = small_labels(seed, 3)
+        expected, last = np.zeros(labels.shape, int), 0
+        for z, section in enumerate(labels):
+            own = oracle.connected_components(section, connectivity)
+            expected[z] = np.where(own > 0, own.astype(int) + last, 0)
+            last += own.max(initial=0)
+        own, count = connected_components(labels[:, ::-1][:, ::-1], connectivity, count=True, threads=1 + seed % 4)
+        assert own.dtype == np.uint32
+        assert np.array_equal(own, expected)
+        assert count == last
+
+
 @pytest.mark.parametrize("rank, connectivity", KINDS)
 def test_any_number_of_threads_gives_the_same_bits(rank, connectivity):
     labels = np.random.default_rng(5).integers(0, 3, (23, 17, 19)[:rank])
@@ -132,7 +147,7 @@ def test_labels_near_the_largest_integers_stay_apart():
     (lambda: connected_components(np.full((2, 2, 2), -3)), "labels must not be negative; found -3"),
     (lambda: connected_components(np.zeros(5, int)), "labels must be (z, y, x) or (y, x); got shape (5,)"),
     (lambda: connected_components(np.zeros((5, 5), int), 6), "connectivity must be 4, 8 for 2D labels; got 6"),
-    (lambda: connected_components(np.zeros((5, 5, 5), int), 8), "connectivity must be 6, 18, 26 for 3D labels; got 8"),
+    (lambda: connected_components(np.zeros((5, 5, 5), int), 7), "connectivity must be 4, 8, 6, 18, 26 for 3D"),
     (lambda: affinity_components(np.zeros((3, 2, 2, 2), np.float32), 1.5), "threshold must lie in 0..1; got 1.5"),
     (lambda: affinity_components(np.zeros((3, 2, 2, 2), np.float32), method="six"), "method must be 'graph' or 'vox"),
     (lambda: affinity_components(np.full((3, 2, 2, 2), np.nan, np.float32)), "affs must lie in 0..1; found nan"),

@@ -262,6 +262,22 @@ def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
     assert (labels[:, :, 10:][numbers[:, :, 10:] > 0.3] != 1).all()
 
 
+def test_sections_are_taken_on_their_own_by_connectivity_4_and_8(tmp_path):
+    values = np.full((2, 3, 6), 0.1, np.float32)
+    values[:, 1, 1:5] = 0.5
+    values[0, 1, 1], values[1, 1, 4] = 0.95, 0.9
+    values[1, 0, 5] = 0.5  # touches by a corner
+    values = stored(tmp_path, values)
+    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=4), tmp_path)
+    assert [np.unique(section[section > 0]).tolist() for section in labels] == [[1], [2, 3]]
+    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=8), tmp_path)
+    assert [np.unique(section[section > 0]).tolist() for section in labels] == [[1], [2]]
+    assert labels[1, 0, 5] == 2
+    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=4, seed_threshold=0.92), tmp_path)
+    assert labels[0, 1].tolist() == [0, 1, 1, 1, 1, 0]
+    assert not labels[1].any()  # no seed there, and none comes over from the other section
+
+
 def test_contours_and_polarity_pass_their_settings_on(tmp_path):
     ndimage = pytest.importorskip("scipy.ndimage")
     values = np.random.default_rng(9).random((3, 6, 20, 20)).astype(np.float32)

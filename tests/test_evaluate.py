@@ -206,8 +206,8 @@ def test_the_pieces_of_a_mask_are_its_objects(tmp_path):
         found = score_volume(Evaluate(("instances",), **options), truth, tmp_path / "labels.h5", tmp_path / "p.h5")
         return value(found, "instance_recall"), value(found, "instance_precision")
 
-    assert recall(pieces=True) == (0.5, 0.5)  # 4 voxels of 5, 4 of 16
-    assert recall(pieces=True, instance_iou=0.25) == (1, 1)
+    assert recall(pieces=26) == (0.5, 0.5)  # 4 voxels of 5, 4 of 16
+    assert recall(pieces=26, instance_iou=0.25) == (1, 1)
     assert recall() == (0, 0)  # one object of 21 voxels
 
 

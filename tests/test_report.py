@@ -215,7 +215,7 @@ def test_a_mask_as_truth_is_compared_piece_by_piece(make_run):
     labels[4:6, 21:25, 20:25] = 3
     labels[6:8, 2:4, 28:31] = 9  # where there is nothing
     _, results, settings, _ = make_run(labels=labels, truth=truth)
-    settings = replace(settings, evaluate=replace(settings.evaluate, scores=("instances",), pieces=True))
+    settings = replace(settings, evaluate=replace(settings.evaluate, scores=("instances",), pieces=26))
     view, = page.make_views(settings, results)
     assert view["mistakes"]["split"] == view["mistakes"]["merge"] == []
     (missed,), (invented,) = view["mistakes"]["missed"], view["mistakes"]["invented"]
@@ -226,7 +226,7 @@ def test_a_mask_as_truth_is_compared_piece_by_piece(make_run):
     for text in ("truth objects that no segment touches", "where the truth has nothing", 'data-kind="missed"'):
         assert text in tables
     # the same volume without that setting is one object, of which nothing is missed
-    view, = page.make_views(replace(settings, evaluate=replace(settings.evaluate, pieces=False)), results)
+    view, = page.make_views(replace(settings, evaluate=replace(settings.evaluate, pieces=0)), results)
     assert view["mistakes"]["missed"] == []
 
 

@@ -146,7 +146,12 @@ def components(prediction: Volume, settings: Decode) -> np.ndarray:
     best = values.max(0)
     seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
     # codes rise with what they stand for, so they serve as heights as well as the values
-    labels = segment.flood(-best.astype(np.float32), seeds, foreground)
+    heights = -best.astype(np.float32)
+    if settings.connectivity in (4, 8):  # sections that have nothing to do with each other
+        labels = np.concatenate([segment.flood(*(part[z:z + 1] for part in (heights, seeds, foreground)))
+                                 for z in range(len(seeds))])
+    else:
+        labels = segment.flood(heights, seeds, foreground)
     return without_small(labels, settings.remove_size)
 
 

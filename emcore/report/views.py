@@ -59,7 +59,7 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
             if kind == "truth":
                 values[np.isin(values, np.array(ignored + CREMI_SPECIAL, np.uint64))] = 0
                 if settings.evaluate.pieces:
-                    values = connected_components(values > 0, 26).astype(np.uint64)
+                    values = connected_components(values > 0, settings.evaluate.pieces).astype(np.uint64)
             ids[kind] = values
         else:
             view["layers"] += grey_layers(kind, volume, shifts[kind], grid)

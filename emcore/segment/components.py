@@ -13,6 +13,7 @@ from emcore.segment.relabeling import label_dtype, unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
 _AXES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # rank, connectivity -> how many coordinates of neighbours differ
+_CONNECTIVITY = {2: (4, 8), 3: (4, 8, 6, 18, 26)}
 _SLAB_VOXELS = 2**31  # the nodes of a slab are 32-bit
 
 
@@ -21,14 +22,17 @@ def connected_components(labels: np.ndarray, connectivity: int | None = None, *,
     """uint32 labels (uint64 beyond 2**32 - 1) of the connected pieces of equal labels, count=True: and their number.
 
     Numbered from 1 in raster order of their first voxels; 0 stays 0. labels are integers or bool, (z, y, x) with
-    connectivity 6 (default), 18 or 26, or (y, x) with 4 (default) or 8.
+    connectivity 6 (default), 18 or 26, or (y, x) with 4 (default) or 8; (z, y, x) with 4 or 8 are sections apart.
     """
     labels, threads = unsigned(labels, threads=threads), thread_count(threads)
     if labels.ndim not in _AXES:
         raise InputError(f"labels must be (z, y, x) or (y, x); got shape {labels.shape}")
+    if labels.ndim == 3 and connectivity in _AXES[2]:
+        return _label_sections(labels, _AXES[2][connectivity], count, threads)
     choices = _AXES[labels.ndim]
     if connectivity is not None and connectivity not in choices:
-        raise InputError(f"connectivity must be {', '.join(map(str, choices))} for {labels.ndim}D labels; "
+        raise InputError(f"connectivity must be {', '.join(map(str, _CONNECTIVITY[labels.ndim]))} for "
+                         f"{labels.ndim}D labels; "
                          f"got {connectivity}")
     axes = choices[connectivity or min(choices)]
     volume = labels if labels.ndim == 3 else labels[:, None]  # rows of an image as planes, so that slabs cut it too
@@ -51,6 +55,21 @@ def _label(volume: np.ndarray, axes: int, count: bool, threads: int, shape: tupl
                                 for scan, offset, (start, stop) in zip(scans, offsets, cuts)], threads)
     out = out.reshape(shape)
     return (out, found) if count else out
+
+
+def _label_sections(volume: np.ndarray, axes: int, count: bool, threads: int):
+    """connected_components of every section on its own, numbered through."""
+    out = np.empty(volume.shape, np.uint32)
+
+    def one(z: int) -> int:
+        out[z], found = _label(volume[z][:, None], axes, True, 1, volume.shape[1:])
+        return found
+
+    starts = np.cumsum([0, *run_parallel(one, [(z,) for z in range(len(volume))], threads)])
+    out = out.astype(label_dtype(int(starts[-1])), copy=False)
+    for section, start in zip(out, starts):
+        np.add(section, out.dtype.type(start), out=section, where=section > 0)
+    return (out, int(starts[-1])) if count else out
 
 
 def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str = "graph",

@@ -37,7 +37,9 @@ class Evaluate:
     channel: int = 0  # of predictions, for what looks at them
     cleft_nm: float = 200.0  # farther than this a cleft voxel is false
     instance_iou: float = 0.5  # from which an object is found
-    pieces: bool = False  # the truth is a mask: its connected pieces are the objects of instances and of the report
+    # where the truth is a mask: how its pieces connect (decode.connectivity), which then are the objects of instances
+    # and of the report; 0: the truth has ids
+    pieces: Literal[0, 4, 8, 6, 18, 26] = 0
     synapse_iou: float = 0.2  # above which a synapse is found
     synapse_size: int = 0  # voxels under which a synapse does not count; EM-R50: 300
     synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14

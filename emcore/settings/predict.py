@@ -80,7 +80,7 @@ class Decode:
     remove_size: int = 0  # voxels under which what is left is removed
     link: Link | None = None  # join segments across sections in the end (affinities)
     strides: Triple = (1, 1, 1)  # mutex: only every so many voxels hold apart
-    connectivity: Literal[6, 18, 26] = 26  # components
+    connectivity: Literal[4, 8, 6, 18, 26] = 26  # components; 4 and 8 take every section on its own
     seed_threshold: float = 0.0  # components: pieces above it are grown over the foreground; 0: foreground pieces
     small: int = 128  # polarity: voxels under which a pre or post part is removed
     exclusive: bool = False  # polarity: classes instead of independent channels
