@@ -1,6 +1,7 @@
 """The choice of arithmetic: what dies is passed over, what is fastest is taken, what is known is not tried again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -86,6 +87,40 @@ def test_where_nothing_runs_the_first_reason_is_told(tried):
     answers[(None, None, None, None)] = "RuntimeError: no memory"
     with pytest.raises(InputError, match="cannot take a step on cpu: bf16 channels_last: RuntimeError: no memory"):
         choose()
+
+
+def test_gradients_that_vanish_explode_or_are_no_numbers_are_counted():
+    plain = [1.0, 0.5, 0.002, 1e-5]
+    assert mode.wrong_gradients(plain, [0.9, 0.55, 0.0021, 3e-7]) == 0  # the last is rounding
+    assert mode.wrong_gradients(plain, [0.9, 0.0, 0.0, 0.0]) == 2
+    assert mode.wrong_gradients(plain, [float("nan"), 0.5, 0.03, float("inf")]) == 2
+    assert mode.wrong_gradients([], [1.0]) == 0  # a plain step is not compared
+
+
+@pytest.mark.slow
+def test_a_compiled_step_with_wrong_gradients_is_not_taken(monkeypatch, tmp_path):
+    """A compiler whose code forgets gradients: the child finds out and the run goes on without it."""
+    (tmp_path / "sitecustomize.py").write_text("""
+import sys
+class Forgetful:
+    def find_spec(self, name, path, target=None):
+        if name == "emcore.engine.arithmetic":
+            import torch
+            def forget(net, **options):
+                next(net.parameters()).register_hook(lambda gradient: gradient * 0)
+                return net
+            torch.compile = forget
+sys.meta_path.insert(0, Forgetful())
+""")
+    monkeypatch.setattr(mode, "cache_folder", lambda name: tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    train = Train(precision="fp32", layout="contiguous")
+    chosen = mode.choose_mode(NET, train, (4, 16, 16), 1, "cpu", 10**9)
+    assert not chosen.compile
+    assert "1 of " in chosen.reason
+    assert "gradients of the compiled step are wrong" in chosen.reason
+    with pytest.raises(InputError, match="gradients of the compiled step are wrong"):
+        mode.choose_mode(NET, replace(train, compile="on"), (4, 16, 16), 1, "cpu", 10**9)
 
 
 @pytest.mark.slow

@@ -406,7 +406,8 @@ def test_a_finetuning_arm_is_as_published(arm):
 
 
 @pytest.mark.parametrize(("layout", "recipes"), [
-    ("cremi-clefts", ["cremi_clefts"]), ("polarity", ["emr50_polarity", "emr50_polarity_exclusive"]),
+    ("cremi-clefts", ["cremi_clefts"]),
+    ("polarity", ["emr50_polarity", "emr50_polarity_exclusive", "emr50_polarity_small"]),
     ("snemi", ["snemi_neurons", "snemi_neurons_mednext"]), ("cremi", ["dbmim_finetune_scratch", "dbmim_finetune_r17"]),
     ("plain", ["banis_neurons", "mito_instances"]),
 ])

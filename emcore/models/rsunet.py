@@ -74,10 +74,8 @@ def bilinear_up(x: Tensor, factor: Triple) -> Tensor:
     out = functional.interpolate(x, scale_factor=tuple(float(f) for f in factor), mode="trilinear")
     for axis, f in enumerate(factor, start=2):
         if f > 1:
-            share = torch.ones(out.shape[axis], device=x.device, dtype=out.dtype)
-            fade = (torch.arange(f // 2, device=x.device, dtype=out.dtype) + 0.5 + f / 2) / f
-            share[: f // 2] *= fade
-            share[out.shape[axis] - f // 2:] *= fade.flip(0)
+            place = torch.arange(out.shape[axis], device=x.device, dtype=out.dtype)
+            share = ((torch.minimum(place, place.flip(0)) + 0.5 + f / 2) / f).clamp(max=1)
             out = out * share.view([-1 if a == axis else 1 for a in range(out.dim())])
     return out
 
