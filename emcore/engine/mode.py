@@ -206,12 +206,13 @@ def child() -> None:
     image = torch.rand(work["samples"], model.in_channels, *work["patch"], device=device)
 
     def step(net) -> list[float]:
-        """One step; the lengths of its gradients."""
+        """One step; the lengths of its gradients, but for those of biases: before a norm they are rounding alone."""
         with autocast(mode.precision, mode.device):
             out = net(image)
         out = [out] if not isinstance(out, dict) else list(out.values())
         sum(value.float().square().mean() for value in out).backward()
-        lengths = [0.0 if weight.grad is None else float(weight.grad.float().norm()) for weight in net.parameters()]
+        lengths = [0.0 if weight.grad is None else float(weight.grad.float().norm())
+                   for weight in net.parameters() if weight.dim() > 1]
         net.zero_grad(set_to_none=True)
         return lengths
 
