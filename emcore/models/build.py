@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from torch import nn
 
 from emcore.errors import InputError
+from emcore.models.layers import Triple
 from emcore.models.mednext import MedNeXt
 from emcore.models.rsunet import RSUNet
 from emcore.models.unet_v1 import UNetV1
 from emcore.models.unetr import UNETR, LightUNETR, LinearHead
-from emcore.models.vit import Triple, VisionTransformer
+from emcore.models.vit import VisionTransformer
 from emcore.settings.model import Model
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from emcore.errors import InputError
-from emcore.models.layers import patchify, unpatchify
-from emcore.models.vit import Triple, VisionTransformer
+from emcore.models.layers import Triple, patchify, unpatchify
+from emcore.models.vit import VisionTransformer
 
 
 def edge_map(x: Tensor, axis_weights: Sequence[float] = (0.25, 1.0, 1.0), clip: float = 5.0) -> Tensor:

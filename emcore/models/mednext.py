@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from emcore.errors import InputError
-from emcore.models.rsunet import Triple
+from emcore.models.layers import Triple
 
 # size -> (widening and number of blocks) of the four encoder stages, the bottleneck and the four decoder stages
 SIZES = {

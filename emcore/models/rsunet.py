@@ -12,9 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from emcore.errors import InputError
-from emcore.models.layers import Convolution, InstanceNorm, patchify, unpatchify
-
-Triple = tuple[int, int, int]
+from emcore.models.layers import Convolution, InstanceNorm, Triple, patchify, unpatchify
 
 
 def normalisation(kind: str, channels: int, groups: int) -> nn.Module:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emcore.errors import InputError
-from emcore.models.layers import InstanceNorm
-from emcore.models.vit import Triple, VisionTransformer
+from emcore.models.layers import InstanceNorm, Triple
+from emcore.models.vit import VisionTransformer
 
 
 def convolution(inside: int, outside: int, kernel: int | Triple = 3, stride: int | Triple = 1) -> nn.Conv3d:

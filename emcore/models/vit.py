@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from emcore.errors import InputError
-
-Triple = tuple[int, int, int]
+from emcore.models.layers import Triple
 
 
 class PatchEmbed(nn.Module):

@@ -50,9 +50,8 @@ def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | 
         if "instances" in wanted:
             theirs = truth[box(truth_start, shape)]
             inside = true_foreground(theirs, data.background)
-            objects = np.where(inside, theirs, 0)
-            if settings.pieces:
-                objects = segment.connected_components(inside, settings.pieces)
+            objects = (segment.connected_components(inside, settings.pieces) if settings.pieces
+                       else np.where(inside, theirs, 0))
             matched = match_instances(metrics.contingency(objects, ours[box(start, shape)], (), (),
                                                           unknown(theirs, data.ignore)), settings.instance_iou)
             rule = f"IoU >= {settings.instance_iou:g}, one to one"

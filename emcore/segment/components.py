@@ -13,7 +13,6 @@ from emcore.segment.relabeling import label_dtype, unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
 _AXES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # rank, connectivity -> how many coordinates of neighbours differ
-_CONNECTIVITY = {2: (4, 8), 3: (4, 8, 6, 18, 26)}
 _SLAB_VOXELS = 2**31  # the nodes of a slab are 32-bit
 
 
@@ -31,8 +30,8 @@ def connected_components(labels: np.ndarray, connectivity: int | None = None, *,
         return _label_sections(labels, _AXES[2][connectivity], count, threads)
     choices = _AXES[labels.ndim]
     if connectivity is not None and connectivity not in choices:
-        raise InputError(f"connectivity must be {', '.join(map(str, _CONNECTIVITY[labels.ndim]))} for "
-                         f"{labels.ndim}D labels; "
+        known = [str(choice) for rank in range(2, labels.ndim + 1) for choice in _AXES[rank]]
+        raise InputError(f"connectivity must be {', '.join(known)} for {labels.ndim}D labels; "
                          f"got {connectivity}")
     axes = choices[connectivity or min(choices)]
     volume = labels if labels.ndim == 3 else labels[:, None]  # rows of an image as planes, so that slabs cut it too
