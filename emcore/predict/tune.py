@@ -20,6 +20,7 @@ import numpy as np
 import emcore
 from emcore import config
 from emcore.errors import InputError
+from emcore.files import replaced
 from emcore.predict import tune_store
 from emcore.predict.tune_space import (
     AFTER,
@@ -38,7 +39,6 @@ from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.predict import Decode
 from emcore.volumes import open_volume
-from emcore.volumes.writing import replaced
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import h5py
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 from emcore.synth.tissue import Defects, Tissue, synthesize
 from emcore.volumes import create_volume
-from emcore.volumes.writing import choose_chunks, replaced, reported
+from emcore.volumes.writing import choose_chunks
 
 CREMI_BACKGROUND = np.uint64(0xFFFFFFFFFFFFFFFF)
 LETTERS = "ABCDEFGH"

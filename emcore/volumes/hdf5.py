@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 from emcore.volumes import metadata
 from emcore.volumes.volume import Listed, Volume, check_volume, choose_dataset, contents, first_line, native
-from emcore.volumes.writing import choose_chunks, replaced, reported
+from emcore.volumes.writing import choose_chunks
 
 CACHE = 8 << 20  # bytes of decoded chunks that HDF5 keeps for an open dataset
 

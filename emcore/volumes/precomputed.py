@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 from emcore.progress import Progress
 from emcore.volumes import metadata
 from emcore.volumes.volume import Listed, Volume, first_line
-from emcore.volumes.writing import choose_chunks, replaced, reported
+from emcore.volumes.writing import choose_chunks
 
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 LAYERS = ("image", "segmentation")

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 from emcore.volumes import metadata
 from emcore.volumes.volume import Volume, check_volume, first_line, native
-from emcore.volumes.writing import FlatFile, flat_file, replaced, reported
+from emcore.volumes.writing import FlatFile, flat_file
 
 try:
     import tifffile

@@ -1,10 +1,5 @@
-"""Writing block by block under a temporary name: the final name appears when everything is on the disk, or never."""
+"""Writing volumes block by block; emcore/files.py gives what was written its name."""
 
-import errno
-import os
-import re
-import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,18 +9,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.volumes.volume import as_slices, first_line
-
-REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "it would grow beyond the file size limit (ulimit -f, or the file system's)",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOENT: "its folder does not exist",
-    errno.ENOTDIR: "its folder is a file",
-}
+from emcore.files import reported
+from emcore.volumes.volume import as_slices
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,63 +39,6 @@ class Writer:
         block = np.broadcast_to(block.reshape(extent) if block.ndim else block, extent).astype(self.dtype, copy=False)
         with reported(self.path):
             self.target[box] = block
-
-
-@contextmanager
-def reported(path: Path) -> Iterator[None]:
-    """Turns a failing disk into one sentence that names the file."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # HDF5 reports some failures of the disk as RuntimeError
-        number = getattr(error, "errno", None)
-        if number is None and (named := re.search(r"errno = (\d+)", str(error))):
-            number = int(named[1])
-        raise InputError(f"cannot write {path}: {REASONS.get(number) or first_line(error)}") from error
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary name beside path; what lies there at the end gets the final name, after an error it is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.partial")
-    with reported(path):
-        os.scandir(path.parent).close()
-    try:
-        yield temporary
-        with reported(path):
-            publish(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with suppress(OSError):
-                temporary.unlink()
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Gives a finished file or folder its final name, in place of what had it, once its bytes are on the disk."""
-    if temporary.is_dir():
-        os.sync()  # thousands of chunk files: one call instead of one each
-        if path.is_dir():
-            old = temporary.with_suffix(".old")
-            os.replace(path, old)  # a folder that is not empty cannot be replaced in one step
-            os.replace(temporary, path)
-            shutil.rmtree(old)
-            return
-    else:
-        flush_to_disk(temporary)
-    os.replace(temporary, path)
-    flush_to_disk(path.parent)
-
-
-def flush_to_disk(path: Path) -> None:
-    """Returns when the file or folder is on the disk (folders: where the system can)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def choose_chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:

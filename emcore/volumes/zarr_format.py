@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 from emcore.volumes import metadata
 from emcore.volumes.volume import Listed, Volume, check_volume, choose_dataset, contents, first_line, native
-from emcore.volumes.writing import choose_chunks, replaced, reported
+from emcore.volumes.writing import choose_chunks
 
 try:
     import numcodecs
