@@ -10,7 +10,7 @@ DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test fast lint bench wheel clean
+.PHONY: help setup kernels demo test test-long fast lint bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -29,7 +29,7 @@ endef
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test fast lint bench wheel clean"
+	@echo "targets: demo test test-long fast lint bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
@@ -57,6 +57,10 @@ demo: kernels
 
 test: kernels
 	$(call step,the whole test suite,$(python) -m pytest $(TESTS))
+
+# fuzz, storms, kills and long comparisons: up to an hour; make test-long TESTS="--long 0.1 --long-seed monday" draws a tenth
+test-long: kernels
+	$(call step,the long tests,$(python) -m pytest --long $(TESTS))
 
 fast: kernels
 	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))
