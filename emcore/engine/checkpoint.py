@@ -4,7 +4,6 @@ A file holds model, ema, optimizer, step, rng, config, version and what else the
 bare module. It rebuilds its net without the config file.
 """
 
-import os
 import pickle
 import re
 import zipfile
@@ -18,6 +17,7 @@ from torch import nn
 from emcore.config import from_table
 from emcore.engine.published import grid_of, is_published, published_tables
 from emcore.errors import InputError
+from emcore.files import reported, writing
 from emcore.models.build import build_model
 from emcore.models.vit import transfer_encoder
 from emcore.settings.model import Model
@@ -28,23 +28,10 @@ VERSION = 1
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"cannot write the checkpoint {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as file:
+        torch.save({"version": VERSION, **content}, file)
 
 
 def is_complete(path: Path) -> bool:

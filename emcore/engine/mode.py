@@ -23,6 +23,7 @@ from typing import Any
 from emcore.cache import cache_folder
 from emcore.config import to_table
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.settings.model import Model
 from emcore.settings.train import Train
 
@@ -72,9 +73,7 @@ def choose_mode(model: Model, train: Train, patch: tuple[int, int, int], samples
         except (ValueError, TypeError):
             pass  # written by another version
     mode = _measure(work, train, device, steps)
-    temporary = verdict.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(mode)))
-    os.replace(temporary, verdict)
+    write_text(verdict, json.dumps(asdict(mode)))
     return mode
 
 
