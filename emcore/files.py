@@ -55,6 +55,16 @@ EXCHANGE = 2  # the flag of renameat2 by which two names change places
 CURRENT_FOLDER = -100  # AT_FDCWD
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuses a name from outside that would lead out of its folder, or that no file can have."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise InputError(f"{what} must be a plain file name, without / and \\; got {name!r}")
+    length = len(name.encode("utf-8", "surrogateescape"))
+    if length > LONGEST_NAME:
+        raise InputError(f"{what} must be at most {LONGEST_NAME} bytes long, as it becomes part of file names; "
+                         f"{name[:20]!r}... has {length}")
+
+
 @contextmanager
 def reported(path: str | os.PathLike) -> Iterator[None]:
     """Turns a failing disk into one sentence that names the file, the cause and, where there is one, the remedy."""
