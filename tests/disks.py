@@ -15,15 +15,18 @@ def disk(size: int) -> Iterator[Path]:
     """A folder that is a disk of `size` bytes (rounded up to pages); skips the test where none can be mounted."""
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("only root can mount a disk of a given size")
-    with tempfile.TemporaryDirectory(prefix="emcore-disk-") as name:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", name],
+    folder = Path(tempfile.mkdtemp(prefix="emcore-disk-"))
+    try:
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
                                  capture_output=True, text=True)
         if mounted.returncode:
             pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
         try:
-            yield Path(name)
+            yield folder
         finally:
-            subprocess.run(["umount", "--lazy", name], check=True)
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    finally:
+        folder.rmdir()
 
 
 def resize(folder: Path, size: int) -> None:
