@@ -98,6 +98,25 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def create_once(path: Path, text: str) -> None:
+    """Writes a text file whole unless there is one: of several processes the first one decides what it says."""
+    temporary = temporary_name(path, "partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # this file system has no second names for a file
+            if not path.exists():
+                os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
 def allocate(file: IO, size: int) -> None:
     """Gives a file its size and, where the platform can, the room on the disk, so that no later write finds it full.
 

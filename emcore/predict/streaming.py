@@ -87,8 +87,7 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
-        step = max(1, infer.slab)
-        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+        self.split(infer.slab)
         # sums are kept on the device where half of what is free there holds them
         self.sums_device = torch.device("cpu")
         if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -96,6 +95,11 @@ class Job:
         self.weights = weights(self.window, infer.blend).to(self.sums_device)
         self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def split(self, slab: int) -> None:
+        """Cuts the volume into spans of so many sections, the parts that processes share."""
+        step = max(1, slab)
+        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
 
     def _runner(self) -> nn.Module:
         """The net as it is run: compiled if asked for, or by itself on a GPU where there is enough to do."""
