@@ -82,6 +82,23 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def assembled(path: str | os.PathLike) -> Iterator[Path]:
+    """A path of the same name in a temporary folder, for a file that is made in several steps; it moves at the end."""
+    path = Path(path)
+    with reported(path):
+        sweep(path)
+    folder = temporary_name(path, "partial")
+    try:
+        with reported(path):
+            folder.mkdir()
+        yield folder / path.name
+        with reported(path):
+            publish(folder / path.name, path)
+    finally:
+        remove(folder)
+
+
+@contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A new binary file for `path`, open for writing; its failures are reported in one sentence."""
     with replaced(path) as temporary, reported(path), open(temporary, "xb") as file:

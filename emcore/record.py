@@ -16,9 +16,10 @@ import emcore
 from emcore import config
 from emcore.errors import InputError
 from emcore.settings import Settings
-from emcore.settings.data import Volume, result_name
+from emcore.settings.data import Volume
+from emcore.settings.predict import Decode
 from emcore.settings.target import affinity_offsets
-from emcore.volumes import list_datasets, open_volume
+from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.stamp import content, stamp
 
 ATTRIBUTE = "record"
@@ -32,35 +33,42 @@ MOST_NAMED = 4  # differences that a sentence lists
 # ---- records
 
 
-def of_prediction(settings: Settings, number: int, weights: Mapping[str, Any], net: Mapping[str, Any]) -> dict[str, Any]:
+def of_prediction(settings: Settings, number: int, weights: Mapping[str, Any],
+                  net: Mapping[str, Any]) -> dict[str, Any]:
     """The record of the prediction of data.test[number], but for the arithmetic, which is decided when work begins.
 
     weights: their digest, which of them were used, and for readers alone checkpoint and step; net: the table [model].
     """
+    return {"emcore": emcore.__version__, "weights": dict(weights), "settings": {"model": dict(net), **asked(settings)},
+            "volume": of_volume(settings, settings.data.test[number])}
+
+
+def asked(settings: Settings) -> dict[str, Any]:
+    """The settings besides the net that change a bit of a prediction."""
     infer, data = settings.infer, settings.data
     table = {name: value for name, value in config.to_table(infer).items() if name not in ELSEWHERE}
     table["window"] = list(infer.window or data.patch)
     scaling = {"normalise": data.normalise}
     scaling |= {"percentiles": list(data.percentiles)} if data.normalise == "range" else {}
     scaling |= {"divide": data.divide} if data.normalise == "divide" else {}
-    offsets = affinity_offsets(settings.target)
-    return {
-        "emcore": emcore.__version__,
-        "weights": dict(weights),
-        "settings": {"model": dict(net), "infer": table, "data": scaling,
-                     "offsets": [list(offset) for offset in offsets or ()]},
-        "volume": of_volume(settings, data.test[number]),
-    }
+    offsets = affinity_offsets(settings.target) or ()
+    return {"infer": table, "data": scaling, "offsets": [list(offset) for offset in offsets]}
 
 
 def of_volume(settings: Settings, volume: Volume) -> dict[str, Any]:
-    """Where an image is, what it looks like and the stamp of its files; `with_content` adds the digest of its voxels."""
+    """Where an image is, what it looks like and the stamp of its files; `with_content` adds a digest of its voxels."""
     reference = os.path.join(settings.data.folder, volume.image)
     image = open_volume(reference, kind="image")
     resolution = image.resolution or settings.data.resolution
     return {"image": reference, "shape": list(image.shape), "dtype": str(image.dtype),
             "resolution": list(resolution) if resolution else None, "offset": list(image.offset),
             "box": list(volume.box) if volume.box else None, "stamp": stamp(reference)}
+
+
+def size_of(volume: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Voxels along z, y, x of the box that is predicted."""
+    box = volume["box"]
+    return tuple(box[2 * axis + 1] - box[2 * axis] for axis in range(3)) if box else tuple(volume["shape"][-3:])
 
 
 def with_content(volume: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def of_truth(settings: Settings, number: int) -> dict[str, Any] | None:
     if label is None:
         return None
     reference = os.path.join(settings.data.folder, label)
-    if not _is_there(reference):
+    if not split_reference(reference)[0].exists():
         return None
     return {"label": reference, "stamp": stamp(reference), "content": content(open_volume(reference, kind="labels"))}
 
@@ -169,67 +177,13 @@ def listed(differences: list[str]) -> str:
     return "; ".join(differences[:MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def refusal(path: Path, what: str, differing: list[str]) -> InputError:
-    """The sentence about a stored prediction that is not the one that was asked for."""
-    return InputError(f"{path} is {what} of other settings: {listed(differing)}. --again replaces it; --results FOLDER "
-                      "writes elsewhere and keeps both")
-
-
-def check_scored(settings: Settings, number: int, labels: Path | None, prediction: Path, again: bool = False) -> list[str]:
-    """Refuses results whose prediction, volume or truth is not the recorded one; else lines that say what is scored.
-
-    again: another truth than the recorded one is taken.
-    """
-    lines, name = [], result_name(settings.data, number)
-    source = read(prediction) if prediction.exists() else None
-    made_by = None
-    if labels is not None:
-        made_by = read(labels, LABELS)
-        if made_by is None:
-            lines.append(f"{labels} has no record of what made it (an older version, or another program)")
-        elif source is not None and made_by["prediction"]["digest"] != digest(source):
-            raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which "
-                             "decodes the prediction that is there")
-        elif source is None:
-            source = made_by["prediction"] if "settings" in made_by["prediction"] else None
-    elif source is None and prediction.exists():
-        lines.append(f"{prediction} has no record of what made it (an older version, or another program)")
-    if source is not None:
-        image = os.path.join(settings.data.folder, settings.data.test[number].image)
-        if _is_there(image):
-            wanted = of_volume(settings, settings.data.test[number])
-            if not same_volume(source["volume"], wanted):
-                raise InputError(f"the results of {name} are of {told_volume(source['volume'])}, but data.test names "
-                                 f"{told_volume(wanted)}: run infer.py, or name the folder of its results by --results")
-        elif image != source["volume"]["image"]:
-            raise InputError(f"the results of {name} are of {source['volume']['image']}, but data.test names {image}, "
-                             "which is not there")
-        lines.append(f"predicted by {told_weights(source['weights'])}, {told_arithmetic(source['arithmetic'])}")
-        asked = of_prediction_settings(settings)
-        other = changed({name: source["settings"][name] for name in asked}, asked)
-        if other:
-            lines.append(f"the prediction was made with other settings than those given here: {listed(other)}")
-    if made_by is not None:
-        lines.append(f"decoded by {told_decode(made_by['decode'])}")
-        other = changed(made_by["decode"], config.to_table(settings.decode), "decode")
-        if other:
-            lines.append(f"the labels were made with other settings than those given here: {listed(other)}")
-        truth, label = made_by.get("truth"), settings.data.test[number].label
-        if truth and label is not None and not again:
-            label = os.path.join(settings.data.folder, label)
-            if not same_truth(truth, label):
-                raise InputError(f"{labels} was made for the truth {truth['label']}, but data.test names {label} of "
-                                 "other voxels: evaluate.py --again scores by the truth named now")
-    return lines
-
-
 # ---- in words
 
 
 def told_weights(weights: Mapping[str, Any]) -> str:
     """Which weights, how many steps they learned, the start of their digest and the file they came from."""
     step = f", step {weights['step']}" if weights.get("step") is not None else ""
-    return f"{weights.get('used', '')} weights {weights['digest'][:12]}{step} of {weights.get('checkpoint', '?')}".strip()
+    return f"{weights.get('used', '')} weights {weights['digest'][:12]}{step}, {weights.get('checkpoint', '?')}".strip()
 
 
 def told_volume(volume: Mapping[str, Any]) -> str:
@@ -244,33 +198,10 @@ def told_arithmetic(made: Mapping[str, Any]) -> str:
 
 def told_decode(table: Mapping[str, Any]) -> str:
     """The kind and what differs from the defaults."""
-    from emcore.settings.predict import Decode
-
     usual = config.to_table(Decode())
     other = [f"{name} {value}" for name, value in table.items() if name != "kind" and usual.get(name) != value]
     return ", ".join([f"kind {table.get('kind')}", *other])
 
 
-def lines_of(record: Mapping[str, Any]) -> list[str]:
-    """A record for `inspect`: what made the file, one line each."""
-    if "decode" in record:
-        source = record["prediction"]
-        lines = [f"decoded by {told_decode(record['decode'])} (emcore {record.get('emcore')})"]
-        if "settings" not in source:
-            return [*lines, f"from {source.get('file')}, which has no record"]
-        return [*lines, *lines_of(source)]
-    volume, settings = record["volume"], record["settings"]
-    return [f"predicted by {told_weights(record['weights'])}, {told_arithmetic(record['arithmetic'])} "
-            f"(emcore {record.get('emcore')})",
-            f"from {told_volume(volume)}, content {str(volume.get('content'))[:12]}",
-            *(f"{table} {json.dumps(settings[table])}" for table in ("infer", "data") if table in settings)]
-
-
 def _value(value: Any) -> str:
     return "not set" if value is None else repr(value)
-
-
-def _is_there(reference: str) -> bool:
-    from emcore.volumes import split_reference
-
-    return split_reference(reference)[0].exists()

@@ -160,3 +160,30 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
     net = build_model(model, patch)
     load_weights(net, weights, f"the checkpoint {checkpoint}")
     return net.to(device).eval()
+
+
+def named(folder: Path, choice: str) -> Path:
+    """SHIM"""
+    if choice:
+        return Path(choice)
+    path = newest(folder / "checkpoints")
+    if path is None:
+        raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
+    return path
+
+
+def net_of(content, path):
+    from emcore.config import to_table
+    config = content["config"]
+    table, patch = published_tables(config) if is_published(config) else (config["model"], config["data"]["patch"])
+    return to_table(from_table(Model, table, "model"))
+
+
+def model_and_weights(content, path, choice):
+    import hashlib
+    model = model_of(content, path)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return model, {"digest": digest.hexdigest(), "used": "averaged" if content.get("ema") else "plain", "step": step_of(content), "checkpoint": str(path)}

@@ -10,17 +10,19 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emcore import results
 from emcore.errors import InputError
 from emcore.files import allocate, create_once, publish, remove, reported, sweep, temporary_name
 from emcore.progress import Progress, quantity
-from emcore.record import ATTRIBUTE, changed, listed, same_volume
+from emcore.record import ATTRIBUTE, changed, differences, listed, read, same_volume
+from emcore.settings import Settings
 from emcore.volumes import create_volume
 from emcore.volumes.stamp import stamp
 
@@ -47,7 +49,7 @@ def claimed(path: Path):
 
 
 def begun(path: Path) -> dict[str, Any] | None:
-    """What is written of a prediction that was begun and is not finished: {"slab", "plan"}; None where there is none."""
+    """The slab and the plan of a prediction that was begun and is not finished; None where there is none."""
     stored = folder_of(path) / PLAN
     try:
         found = json.loads(stored.read_text())
@@ -57,16 +59,16 @@ def begun(path: Path) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    raise InputError(f"{stored} cannot be read, so nobody knows what the parts beside it are of: remove {stored.parent} "
-                     "and run the same command again")
+    raise InputError(f"{stored} cannot be read, so nobody knows what the parts beside it are of: remove "
+                     f"{stored.parent} and run the same command again")
 
 
 def begin(path: Path, slab: int, plan: dict[str, Any]) -> dict[str, Any]:
     """What holds for this prediction: the slab and the plan given here, or those of the process that began it."""
     parts = folder_of(path)
     with reported(parts):
-        sweep(parts)
         parts.mkdir(parents=True, exist_ok=True)
+        sweep(parts)
     if (found := begun(path)) is None:
         with reported(parts):
             create_once(parts / PLAN, json.dumps({"slab": slab, "plan": plan}, indent=1) + "\n")
@@ -84,8 +86,34 @@ def abandon(path: Path) -> None:
     with ExitStack() as claims:
         locks = [*parts.glob("*.lock"), parts / "whole.lock"]
         if not all(claims.enter_context(claimed(lock)) for lock in locks):
-            raise InputError(f"{path} is being predicted with other settings by another process: wait for it, or end it")
+            raise InputError(f"{path} is being predicted with other settings by another process: wait for its end, or "
+                             "end it")
         put_away(parts)
+
+
+def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again: bool) -> None:
+    """Refuses a prediction, finished or begun, that is not the wanted one; with `again` it makes room for that one."""
+    if not again:
+        results.check_there(settings, path, read(path) if path.exists() else None, wanted, "made")
+        results.check_there(settings, path, (begun(path) or {}).get("plan"), wanted, "begun")
+        return
+    with one_at_a_time(path.parent):  # another process of the same command may have done it, and begun anew
+        if path.exists() and ((stored := read(path)) is None or differences(stored, wanted, settings)):
+            path.unlink()
+        if (found := begun(path)) is not None and differences(found["plan"], wanted, settings):
+            abandon(path)
+
+
+@contextmanager
+def one_at_a_time(folder: Path):
+    """Processes pass through the block one after the other, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def folder_of(path: Path) -> Path:
@@ -110,8 +138,8 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
     plan = json.loads(json.dumps(plan, default=str))
     agreed = begin(path, job.infer.slab, plan)
     if differing := changed(agreed["plan"], plan):
-        raise InputError(f"{folder_of(path)} holds parts of another prediction ({listed(differing)}): remove that folder, "
-                         "or write to another path")
+        raise InputError(f"{folder_of(path)} holds parts of another prediction ({listed(differing)}): remove that "
+                         "folder, or write to another path")
     job.split(agreed["slab"])
     parts = folder_of(path)
     names = {span: parts / f"{span[0]:06d}_{span[1]:06d}.npy" for span in job.spans}
@@ -131,8 +159,8 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
             return path
         if isinstance(plan.get("volume"), dict) and not same_volume(plan["volume"], plan["volume"] | {
                 "stamp": stamp(plan["volume"]["image"])}):
-            raise InputError(f"{plan['volume']['image']} changed while it was predicted: remove {parts}, and run the same "
-                             "command again")
+            raise InputError(f"{plan['volume']['image']} changed while it was predicted: remove {parts}, and run the "
+                             "same command again")
         section = int(np.prod(job.shape[1:], dtype=object))
         with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
