@@ -51,10 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     from emcore.engine import checkpoint, ranks
-    from emcore.engine.mode import fast_precision
     from emcore.engine.pages import keep_pages
     from emcore.predict import predict
-    from emcore.predict.layout import lay_out
+    from emcore.predict.arithmetic import comply, decide
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
@@ -63,20 +62,20 @@ def predict_all(settings: Settings, folder: Path, path: Path) -> int:
     content = checkpoint.read(path)
     model = checkpoint.model_of(content, path, device)
     step = checkpoint.step_of(content)
-    precision = fast_precision(settings.train.precision, device.type)
     weights = "averaged" if content.get("ema") else "plain"
     offsets = affinity_offsets(settings.target)
     results = folder / f"results_step={step}"
     results.mkdir(parents=True, exist_ok=True)
     window = settings.infer.window or settings.data.patch
-    layout = lay_out(model, settings.infer.layout, window, settings.model.in_channels, precision, results)
-    print(f"{path}, step {step}, {weights} weights, {device}, {precision}, {layout}", flush=True)
+    arithmetic = decide(settings, model, 1000)  # what is recorded with a result comes in place of this
+    model = comply(arithmetic, settings, model)
+    print(f"{path}, step {step}, {weights} weights, {arithmetic}", flush=True)
     for number, volume in enumerate(settings.data.test):
         target = results / f"{result_name(settings.data, number)}_prediction.h5"
         start = time.monotonic()
         if not target.exists():
             predict(model, volume, target, window=window, infer=settings.infer, data=settings.data, offsets=offsets,
-                    precision=precision, provenance={"checkpoint": str(path), "step": step})
+                    arithmetic=arithmetic, provenance={"checkpoint": str(path), "step": step})
         if not target.exists():
             continue  # another process is finishing it
         print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
