@@ -50,8 +50,9 @@ class Mode:
     compile: bool
     instructions: str = ""  # limit of the instruction sets, empty for none
     reason: str = ""  # one line for the log
-    torch: str = ""  # version that was asked
-    processor: str = ""  # that was asked
+    torch: str = ""  # version with which it was chosen
+    processor: str = ""  # on which it was chosen
+    threads: int = 0  # with which it was chosen: sums over threads differ in their last bits
 
 
 def processor() -> str:
@@ -71,9 +72,21 @@ def _processor_lines() -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
 
 
+def surroundings() -> dict[str, Any]:
+    """What besides the mode changes the last bits of a run on a CPU."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return {"torch": version("torch"), "processor": processor(),
+            "threads": int(threads) if threads.isdecimal() else allotted_cores()}
+
+
 def multiplies_bf16() -> bool:
     """Whether this processor has instructions for bf16; without them torch computes it many times slower."""
     return any(flag in processor().split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
 
 
 def fast_precision(precision: str, device: str) -> str:
@@ -96,10 +109,8 @@ def choose_mode(work: Mapping[str, Any], train: Train, device: str = "auto", ste
     store = _store(work, train, device)
     found = _read(store)
     if found is None or _wants_compiling(found, train, steps):
-        deadline = time.monotonic() + BUDGET
-        if not _nothing_to_measure(train, device):
-            print(f"measuring how fast this net runs here, up to {_longest(train, device):.0f} s", flush=True)
         with _alone_on_this_machine() as lock:
+            deadline = time.monotonic() + BUDGET
             found = _read(store) or _measure(work, train, device, deadline, lock)
             mode = found["mode"]
             if found["seconds"] is None:
@@ -109,6 +120,15 @@ def choose_mode(work: Mapping[str, Any], train: Train, device: str = "auto", ste
                 found["compiled"] = answer if code == 0 else {"fails": error}
             _write(store, found)
     return _decide(found, train, steps)
+
+
+def announce(work: Mapping[str, Any], train: Train, device: str, steps: int) -> None:
+    """Says at once that choose_mode is going to take its time, if it is."""
+    devices = ["cpu", "cuda"] if device == "auto" else [device]
+    tries = [candidates(train, one) for one in devices]
+    if not all(_settled(modes, train) for modes in tries) and remembered_mode(work, train, device, steps) is None:
+        longest = min(BUDGET, PATIENCE * (max(map(len, tries)) + (train.compile == "auto")))
+        print(f"measuring how fast this net runs here, up to {longest:.0f} s", flush=True)
 
 
 def remembered_mode(work: Mapping[str, Any], train: Train, device: str, steps: int) -> Mode | None:
@@ -132,8 +152,7 @@ def _store(work: Mapping[str, Any], train: Train, device: str) -> Path | None:
     if folder is None:
         return None
     wanted = {"precision": train.precision, "layout": train.layout, "compile": train.compile, "device": device}
-    here = [version("torch"), processor(), allotted_cores(), os.environ.get("OMP_NUM_THREADS"), os.environ.get(LIMIT),
-            _graphics(), _nets()]
+    here = [surroundings(), os.environ.get(LIMIT), _graphics(), _nets()]
     key = hashlib.sha256(json.dumps([work, wanted, here], sort_keys=True).encode()).hexdigest()[:24]
     return folder / f"{key}.json"
 
@@ -189,16 +208,6 @@ def candidates(train: Train, device: str) -> list[Mode]:
 def _settled(modes: Sequence[Mode], train: Train) -> bool:
     """Nothing to choose, and fp32 has not been seen to crash."""
     return len(modes) == 1 and modes[0].precision == "fp32" and train.compile == "off"
-
-
-def _nothing_to_measure(train: Train, device: str) -> bool:
-    return all(_settled(candidates(train, one), train) for one in (["cpu", "cuda"] if device == "auto" else [device]))
-
-
-def _longest(train: Train, device: str) -> float:
-    """Seconds that the measurements take at most."""
-    count = max(len(candidates(train, one)) for one in (["cpu", "cuda"] if device == "auto" else [device]))
-    return min(BUDGET, PATIENCE * (count + (train.compile == "auto")))
 
 
 @contextmanager
@@ -287,7 +296,7 @@ def _decide(found: Mapping[str, Any], train: Train, steps: int) -> Mode:
 
 
 def _stamped(mode: Mode, reason: str) -> Mode:
-    return replace(mode, reason=reason, torch=version("torch"), processor=processor())
+    return replace(mode, reason=reason, **surroundings())
 
 
 def _try(work: Mapping[str, Any], mode: Mode, deadline: float,
@@ -349,7 +358,6 @@ def child() -> None:
     from emcore.models.build import build_model
 
     mode = Mode(**mode)
-    keep_pages(mode.device)
     device = torch.device(mode.device)
     model = from_table(Model, work["model"], "model")
     if work["masked"]:  # the transformer alone: its arithmetic is that of the linear head
@@ -372,6 +380,7 @@ def child() -> None:
         step(place(net, replace(mode, compile=False)))
         plain = gradient_lengths()
         net.zero_grad(set_to_none=True)
+    keep_pages(mode.device)  # only now: pages of the plain step would stay beside those of the compiled one
     net, times = place(net, mode), []
     for _ in range(4):
         start = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
+from emcore.engine.mode import check_device
 from emcore.errors import InputError
 
 BEAT = 2.0  # seconds between two signs of life of the lead while it decides
@@ -60,8 +61,7 @@ class Ranks:
 def choose_device(device: str = "auto") -> torch.device:
     """The device of this process; says what is impossible."""
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
+    check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device = cuda, but this torch ({torch.__version__}) finds no usable GPU")
     use_gpu = torch.cuda.is_available() and device != "cpu"
@@ -103,10 +103,11 @@ def meeting_point() -> distributed.Store:
                          f"({str(error).splitlines()[0]}): start them by torchrun") from None
 
 
-def from_lead(decide: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What decide() returns on the rank that leads, on every rank; the others wait for as long as that rank lives."""
+def from_lead(decide: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+    """What decide() returns on the rank that leads, on every rank: the others have None and wait while that one lives.
+    """
     store = meeting_point()
-    if os.environ.get("RANK", "0") != "0":
+    if decide is None:
         return _hear(store)
     with _beating(store):
         try:

@@ -5,19 +5,23 @@ Nothing here imports torch before the verdict, except to tell it to other ranks:
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 from emcore.config import from_table
 from emcore.engine.mode import (
     LIMIT,
     Mode,
+    announce,
     apply_mode,
+    check_device,
     choose_mode,
     multiplies_bf16,
     processor,
     remembered_mode,
+    surroundings,
     work_of,
 )
 from emcore.errors import InputError
@@ -30,14 +34,16 @@ FILE = "arithmetic.json"
 def agree(settings: Settings) -> Mode:
     """The mode in which every rank of this start computes; its limit of instruction sets is put to work."""
     folder = Path(settings.outputs) / settings.name
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        mode = settle(settings, folder)
-    else:
-        from emcore.engine import ranks
+    leads, several = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1")) > 1
+    choose = settle(settings, folder) if leads else None
+    if several:
+        from emcore.engine import ranks  # with torch, which takes a while: what is to be said has been said
 
-        mode = from_table(Mode, ranks.from_lead(lambda: asdict(settle(settings, folder))))
+        mode = from_table(Mode, ranks.from_lead(choose and (lambda: asdict(choose()))))
+    else:
+        mode = choose()
     apply_mode(mode)
-    comply(mode, settings, f"as {folder / FILE} says" if os.environ.get("RANK", "0") == "0" else "as rank 0 decided")
+    comply(mode, settings, f"as {folder / FILE} says" if leads else "as rank 0 decided")
     return mode
 
 
@@ -58,35 +64,35 @@ def stored(folder: Path) -> Mode | None:
                          "put it back from a copy, or remove it to have the arithmetic chosen anew") from None
 
 
-def settle(settings: Settings, folder: Path) -> Mode:
-    """The mode of a new run is chosen; a run that has checkpoints goes on as it was computed, unless it is told not to.
+def settle(settings: Settings, folder: Path) -> Callable[[], Mode]:
+    """How to get the mode: chosen for a new run, kept for one that has checkpoints, unless it is told to change.
 
-    What is unusual about it is printed.
+    What is unusual about it, or will take its time, is printed at once.
     """
+    check_device(settings.device)
     train, device = settings.train, settings.device
     world = int(os.environ.get("WORLD_SIZE", "1"))
     samples = max(1, train.batch // (world * train.accumulate))
     work = work_of(settings.model, settings.data.patch, samples, settings.pretrain is not None)
-    if not any((folder / "checkpoints").glob("step_*.pt")):
-        return choose_mode(work, train, device, train.steps)
-    before = stored(folder)
-    if before is None:
-        print(f"{folder} does not say in which arithmetic it was computed: its precision and layout are chosen now, "
-              "and kept from now on", flush=True)
-        return choose_mode(work, train, device, train.steps)
-    changed = changes(settings, before)
-    if not changed:
+    resumes = any((folder / "checkpoints").glob("step_*.pt"))
+    before = stored(folder) if resumes else None
+    changed = changes(settings, before) if before else []
+    if before and not changed:
         print_differences(before, remembered_mode(work, train, device, train.steps), folder)
-        return before
-    if device in ("auto", before.device):  # what is not told to change stays
+        return lambda: before
+    if resumes and before is None:
+        print(f"{folder} does not say in which arithmetic it was computed: precision and layout are chosen now, and "
+              "kept from now on", flush=True)
+    if changed:
+        print(f"{folder} was computed in {told(before)} so far; by {', '.join(changed)} it goes on otherwise",
+              flush=True)
+    if before and device in ("auto", before.device):  # what is not told to change stays
         device = before.device
         train = replace(train, layout=before.layout if train.layout == "auto" else train.layout,
                         precision=before.precision if train.precision == "auto" else train.precision,
                         compile="off" if train.compile == "auto" and not before.compile else train.compile)
-    mode = choose_mode(work, train, device, train.steps)
-    print(f"{', '.join(changed)}: the run goes on in {told(mode)}; so far it was computed in {told(before)}",
-          flush=True)
-    return mode
+    announce(work, train, device, train.steps)
+    return partial(choose_mode, work, train, device, train.steps)
 
 
 def changes(settings: Settings, before: Mode) -> list[str]:
@@ -106,12 +112,11 @@ def print_differences(before: Mode, now: Mode | None, folder: Path) -> None:
     """What would be otherwise if this machine chose anew, as far as it is known without measuring."""
     if now is not None and told(now) != told(before):
         print(f"{folder} goes on in {told(before)} as it began; this machine would now choose {told(now)}", flush=True)
-    here = {"torch": version("torch"), "processor": processor()}
-    other = [f"{name} {value or '?'} instead of {was or '?'}" for name, value in here.items()
-             if (was := getattr(before, name)) != value and not (name == "processor" and before.device == "cuda")]
+    other = [f"{name} {value or '?'} instead of {was or '?'}" for name, value in surroundings().items()
+             if (was := getattr(before, name)) != value and (before.device == "cpu" or name == "torch")]
     if other:
-        print(f"{folder} was begun elsewhere: here is {', '.join(other)}, so its last bits may differ from those of a "
-              "run that stayed there", flush=True)
+        print(f"{folder} was begun under other conditions: here is {', '.join(other)}, so its last bits may differ from those of a "
+              "run that went on under those", flush=True)
 
 
 def told(mode: Mode) -> str:
@@ -125,7 +130,7 @@ def comply(mode: Mode, settings: Settings, source: str) -> None:
     import torch
 
     decided = f"this run computes in {told(mode)}, {source}, but here"
-    if mode.device == "cuda" and not torch.cuda.is_available():
+    if mode.device == "cuda" and settings.device == "auto" and not torch.cuda.is_available():
         raise InputError(f"{decided} torch {torch.__version__} finds no usable GPU: start it where there is one, or "
                          "set device=cpu for all its processes")
     if mode.device == "cpu" and os.environ.get(LIMIT, "") != mode.instructions:
