@@ -60,8 +60,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
-    device = ranks.choose_device(settings.device)
-    keep_pages(device.type)
+    keep_pages(ranks.choose_device(settings.device).type)
     model, weights = checkpoint.model_and_weights(content, path, settings.infer.weights)
     print(f"{path}: {record.told_weights(weights)}; results in {folder}", flush=True)
     files = results.files_of(settings, folder)
@@ -73,7 +72,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
             print(f"{prediction}: already there{unknown}", flush=True)
-        elif not predict_one(settings, number, model.to(device), plan, prediction):
+        elif not predict_one(settings, number, model, plan, prediction):
             continue  # another process is finishing it
         if settings.decode.kind != "none":
             decode_once(settings, number, prediction, labels)
@@ -97,10 +96,10 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     plan = begun["plan"]
     decided = dict(plan["arithmetic"])
     infer = replace(settings.infer, batch=decided.pop("batch"))
-    print(f"{prediction.name}: {record.told_arithmetic(decided)}", flush=True)
-    model = comply(Arithmetic(**decided), settings, model)
-    predict(model, volume, prediction, window=window, infer=infer, data=settings.data,
-            offsets=affinity_offsets(settings.target), precision=decided["precision"],
+    arithmetic = Arithmetic(**decided)
+    print(f"{prediction.name}: {arithmetic}", flush=True)
+    predict(comply(arithmetic, settings, model), volume, prediction, window=window, infer=infer, data=settings.data,
+            offsets=affinity_offsets(settings.target), arithmetic=arithmetic,
             provenance={record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"],
                         "step": plan["weights"]["step"]})
     if prediction.exists():

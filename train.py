@@ -9,7 +9,6 @@ SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it i
 """
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcore import config
-from emcore.engine.mode import apply_mode, choose_mode
+from emcore.engine import verdict
 from emcore.errors import run_command
 from emcore.settings import Settings
 
@@ -33,11 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    samples = max(1, settings.train.batch // (world * settings.train.accumulate))
-    mode = choose_mode(settings.model, settings.train, settings.data.patch, samples, settings.device,
-                       settings.train.steps, settings.pretrain is not None)
-    apply_mode(mode)  # before torch is loaded, which is why the rest is imported only now
+    mode = verdict.agree(settings)  # before torch computes, which is why the rest is imported only now
     from emcore.engine import ranks
 
     here = ranks.start(mode.device)
@@ -118,6 +113,7 @@ def run(settings: Settings, mode, ranks) -> int:
     validation = Validation(settings, ranks, task, average, folder)
     if lead:
         (folder / "config.toml").write_text(config.to_toml(settings))
+        verdict.keep(folder, mode)
         write_environment(folder, device)
         log = Log(folder, ["lr", *columns, *validation.columns], first)
     ranks.wait()
