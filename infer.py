@@ -41,9 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
-    from emcore.engine import checkpoint
+    from emcore.engine import checkpoint, weights
 
-    path = checkpoint.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path = weights.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     if options.export:
         return export(settings, path, Path(options.export))
     content = checkpoint.read(path)
@@ -54,18 +54,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
-    from emcore.engine import checkpoint, ranks
+    from emcore.engine import checkpoint, ranks, weights
     from emcore.engine.pages import keep_pages
     from emcore.predict import parts
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
     keep_pages(ranks.choose_device(settings.device).type)
-    model, weights = checkpoint.model_and_weights(content, path, settings.infer.weights)
-    print(f"{path}: {record.told_weights(weights)}; results in {folder}", flush=True)
+    choice = settings.infer.weights
+    model = checkpoint.model_of(content, path, choice=choice)
+    used, net = weights.described(content, path, choice, model), weights.net_table(content)
+    print(f"{record.told_weights(used)}; results in {folder}", flush=True)
     files = results.files_of(settings, folder)
-    wanted = [record.of_prediction(settings, number, weights, checkpoint.net_of(content, path))
-              for number in range(len(files))]
+    wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
         parts.check_or_clear(settings, prediction, plan, again)
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
@@ -159,15 +160,13 @@ def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
 
 
 def export(settings: Settings, path: Path, out: Path) -> int:
-    import torch
-
     from emcore.engine import checkpoint
     from emcore.predict.export import export_model
 
     content = checkpoint.read(path)
-    model = checkpoint.model_of(content, path, torch.device("cpu"))
+    model = checkpoint.model_of(content, path, choice=settings.infer.weights)
     if out.suffix == ".pt":
-        checkpoint.save_weights(content, out)
+        checkpoint.save_weights(content, out, settings.infer.weights)
         print(out)
         return 0
     data = settings.data
