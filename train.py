@@ -9,6 +9,7 @@ SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it i
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from emcore import config
 from emcore.engine import verdict
 from emcore.errors import run_command
+from emcore.locks import only_training
 from emcore.settings import Settings
 
 
@@ -32,6 +34,13 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
+        return start(settings)
+    with only_training(Path(settings.outputs) / settings.name):
+        return start(settings)
+
+
+def start(settings: Settings) -> int:
     mode = verdict.agree(settings)  # before torch computes, which is why the rest is imported only now
     from emcore.engine import ranks
 
@@ -57,13 +66,14 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine import checkpoint, finish
     from emcore.engine.batchnorm import share_batch_statistics
     from emcore.engine.ema import MovingAverage
-    from emcore.engine.log import Log, make_run_folder, write_environment
+    from emcore.engine.log import Log, write_environment
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
     from emcore.engine.pages import keep_pages
     from emcore.engine.preview import picture
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
+    from emcore.files import write_text
     from emcore.predict.validation import Validation
 
     keep_pages(mode.device)
@@ -71,7 +81,6 @@ def run(settings: Settings, mode, ranks) -> int:
     device, lead = ranks.device, ranks.leads
     folder = Path(settings.outputs) / settings.name
     if lead:
-        make_run_folder(folder)
         print(f"{folder}: {mode.device} x {ranks.world}, {mode.reason or mode.precision}", flush=True)
     finish.check_same_run(folder, settings)
     torch.manual_seed(settings.seed)
@@ -112,7 +121,7 @@ def run(settings: Settings, mode, ranks) -> int:
             print(f"resuming from {path}, step {first} of {train.steps}", flush=True)
     validation = Validation(settings, ranks, task, average, folder)
     if lead:
-        (folder / "config.toml").write_text(config.to_toml(settings))
+        write_text(folder / "config.toml", config.to_toml(settings))
         verdict.keep(folder, mode)
         write_environment(folder, device)
         log = Log(folder, ["lr", *columns, *validation.columns], first)

@@ -168,8 +168,12 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(place, ranks):
     random = np.random.default_rng(ranks)
     folder = place / "outputs" / "killed" / "checkpoints"
     within = landed = 0
+
+    def halves():
+        return set(folder.glob(".*.partial"))
+
     for number in range(kills):
-        before = set(folder.glob(".*.tmp"))
+        before = halves()
         process = subprocess.Popen(command("name=killed", *options, ranks=ranks), cwd=place, env=environment(),
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
         begun = newest_step(folder)
@@ -179,13 +183,13 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bits(place, ranks):
         if number % 2:
             time.sleep(random.uniform(0, 0.3))
         else:
-            while time.monotonic() < deadline and process.poll() is None and not set(folder.glob(".*.tmp")) - before:
+            while time.monotonic() < deadline and process.poll() is None and not halves() - before:
                 pass
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             landed += 1
         process.communicate()
-        within += bool(set(folder.glob(".*.tmp")) - before)
+        within += bool(halves() - before)
     print(f"{landed} of {kills} runs killed, {within} of them within a checkpoint's write")
     assert landed >= kills // 2
     done = train(place, "name=killed", *options, ranks=ranks)

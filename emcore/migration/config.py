@@ -12,6 +12,7 @@ from typing import Any
 
 from emcore import config
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.migration import learning, predicting, training
 from emcore.migration.profiles import with_profiles
 from emcore.migration.tree import Tree, leaves
@@ -32,10 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     remarks = [f"# changed: {note}" for note in notes] + [f"# not carried: {line}" for line in left]
     text = config.to_toml(settings, explained=True) + "\n" + "".join(f"{line}\n" for line in remarks)
     if options.out:
-        try:
-            Path(options.out).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {options.out}: {error.strerror}") from None
+        write_text(options.out, text)
         print(f"{options.out}: {len(left)} settings not carried, told at its end")
     else:
         print(text, end="")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from emcore.errors import InputError
+from emcore.files import publish, write_text, writing
 from emcore.progress import Progress
 
 CHUNK = 1 << 20
@@ -127,7 +128,7 @@ def fetch(source: Source, folder: Path) -> Path:
             part.unlink()
             raise InputError(f"{source.address} gave a file whose sha256 is {found}, not {expected}: it was deleted; "
                              "the file on the server has changed, or was altered on the way")
-        os.replace(part, target)
+        publish(part, target)
         part.with_name(f"{part.name}.tag").unlink(missing_ok=True)
         remember(target, source, found)
     except OSError as error:
@@ -180,7 +181,7 @@ def read_on(source: Source, part: Path, start: int, progress: Progress) -> bool:
         continues = answer.status == 206
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if version and not version.startswith("W/"):
-            tag.write_text(version)
+            write_text(tag, version)
         length = answer.headers.get("Content-Length")
         total = (start if continues else 0) + int(length) if length and length.isdigit() else None
         if total and shutil.disk_usage(part.parent).free < total - start:
@@ -216,8 +217,8 @@ def known(target: Path) -> str:
 
 
 def remember(target: Path, source: Source, found: str) -> None:
-    record(target).write_text(json.dumps({"address": source.address, "sha256": found,
-                                          "bytes": target.stat().st_size}, indent=1) + "\n")
+    facts = {"address": source.address, "sha256": found, "bytes": target.stat().st_size}
+    write_text(record(target), json.dumps(facts, indent=1) + "\n")
 
 
 def record(target: Path) -> Path:
@@ -240,10 +241,8 @@ def unpack(path: Path) -> list[Path]:
                 if target.exists() and target.stat().st_size == item.file_size:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}.partial")
-                with archive.open(item) as inside, open(temporary, "wb") as out:
+                with archive.open(item) as inside, writing(target) as out:
                     shutil.copyfileobj(inside, out, CHUNK)
-                os.replace(temporary, target)
     except (zipfile.BadZipFile, EOFError) as error:
         raise InputError(f"{path} is no whole zip archive ({error}): delete it and fetch it again") from None
     except OSError as error:

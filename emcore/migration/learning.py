@@ -50,7 +50,7 @@ def volumes(tree: Tree, which: str, old: str) -> list[Table]:
     names = _files(part.take(object, "name"), "", "name")
     found = []
     for number, image in enumerate(columns["image"]):
-        volume = {"image": image} | ({"name": names[number]} if number < len(names) else {})
+        volume = {"image": image} | ({"name": names[number].replace("/", "_")} if number < len(names) else {})
         for role in columns.keys() - {"image"}:
             if columns[role]:
                 if len(columns[role]) != len(columns["image"]):

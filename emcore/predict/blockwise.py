@@ -23,6 +23,7 @@ from emcore.engine import checkpoint, ranks
 from emcore.engine.mode import fast_precision
 from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
+from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
 from emcore.predict.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
 from emcore.predict.dbmim import (
@@ -192,11 +193,12 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name}, {variant}: {blocks} blocks, {speed['voxels_per_sec']:.0f} voxels/s, "
                   f"{speed['seam_fraction']:.1%} at seams", flush=True)
     summary = summarised(settings, records, throughput, len(scored))
-    folder.mkdir(parents=True, exist_ok=True)
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "blockwise_scale_records.csv", COLUMNS, records)
     write_rows(folder / "blockwise_throughput.csv", list(throughput[0]), throughput)
     for name, content in (("records", records), ("summary", summary)):
-        (folder / f"blockwise_scale_{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(folder / f"blockwise_scale_{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     for region in ("full", "seam"):
         print(f"{region}: {told(summary[f'best_{region}_by_voi_sum'])}")
     return 0

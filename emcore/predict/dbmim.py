@@ -6,7 +6,6 @@ that mean nothing here, or that a stored prediction does not tell, are empty. Bo
 after the cut, are no part of this protocol.
 """
 
-import csv
 import json
 import math
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import emcore
 from emcore import metrics
 from emcore.errors import InputError
+from emcore.files import csv_text, write_text
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import whole_table
 from emcore.metrics.tables import Contingency
@@ -72,7 +72,7 @@ def write_sweep(results: Path, settings: Settings, volumes: Sequence[tuple[str, 
     if statistics:
         write_rows(results / "cremi_affinity_stats.csv", list(statistics[0]), statistics)
     for name, content in (("records", records), ("summary", summary)):
-        (results / f"cremi_segmentation_{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(results / f"cremi_segmentation_{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return "\n".join(f"{key}: {told(summary[key])}" for key in ("best_by_voi_sum", "best_by_adapted_rand"))
 
 
@@ -275,7 +275,4 @@ def finite(value: float) -> float | None:
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
+    write_text(path, csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)]))

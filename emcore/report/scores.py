@@ -1,7 +1,5 @@
 """The scores of a run by [evaluate]: each volume, all of them together, and along the stored merge trees."""
 
-import csv
-import io
 import json
 import math
 import re
@@ -12,7 +10,7 @@ import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
-from emcore.files import write_text
+from emcore.files import csv_text, write_text
 from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
@@ -157,12 +155,9 @@ def write_scores(results: Path, settings: Evaluate, found: dict[str, Any]) -> st
     """The text of the scores found now; scores.json, .csv and .txt also keep those of other volumes in the folder."""
     every = with_others(results, found)
     write_text(results / "scores.json", json.dumps(every, indent=1, allow_nan=False) + "\n")
-    lines = io.StringIO(newline="")
-    table = csv.writer(lines)
-    table.writerow(["volume", "score", "value", "convention"])
-    for name, scores in every.items():
-        table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
-    write_text(results / "scores.csv", lines.getvalue())
+    rows = [[name, row["score"], row["value"], row["convention"]] for name, scores in every.items()
+            for row in scores["scores"]]
+    write_text(results / "scores.csv", csv_text([["volume", "score", "value", "convention"], *rows]))
     write_text(results / "scores.txt", printed(settings, every))
     return printed(settings, found)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from emcore.errors import InputError
+from emcore.files import check_name
 
 Triple = tuple[int, int, int]
 
@@ -18,6 +19,10 @@ class Volume:
     name: str | None = None  # in logs and outputs; none takes the file's name
     weight: float = 1.0  # factor of the chance to be chosen
     box: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, voxels of the image that may be used
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name, "the name of a volume")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.progress import Progress
 from emcore.volumes import create_volume, open_volume
 
@@ -64,9 +64,7 @@ def prepare(name: str, folder: Path, target: Path) -> list[dict[str, Any]]:
                         "path": str(path), "key": "raw", "shape": list(volume.shape), "dtype": "uint8",
                         "axis_order": "zyx", "bytes": path.stat().st_size, "sha256": digest(path)})
     kept = [entry for entry in before if entry["name"] not in {new["name"] for new in entries}]
-    temporary = target / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(kept + entries, indent=1) + "\n")
-    os.replace(temporary, target / MANIFEST)
+    write_text(target / MANIFEST, json.dumps(kept + entries, indent=1) + "\n")
     return entries
 
 
