@@ -1,5 +1,6 @@
 """How a run is continued and ended: same config or not, what a checkpoint holds, which are kept, who asks to stop."""
 
+import json
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.settings import Settings
 from emcore.settings.train import Save
 
@@ -49,6 +51,7 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 HIGHER_IS_BETTER = {"jaccard/val"}
+BEST_FILE = "best.json"  # for the page, which reads no checkpoint
 
 
 class Best:
@@ -147,6 +150,8 @@ def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], 
         "config": config.to_table(settings),
     }
     checkpoint.save(folder / "checkpoints" / f"step_{step:09d}.pt", content)
+    ranked = ranking(parts["best"].steps, settings.train.save.monitor)
+    write_text(folder / BEST_FILE, json.dumps({"monitor": settings.train.save.monitor, "best": ranked}) + "\n")
     checkpoint.prune(folder / "checkpoints", step, settings.train.save.last, parts["best"].keep)
 
 

@@ -223,7 +223,9 @@ class Job:
                 inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
                 values = inner[:-1] / inner[-1:]
                 if len(self.views) == 1:
-                    values = self.activate(values[None])[0]
+                    # each section by itself: the last bits of a sigmoid depend on how many values are computed at once
+                    values = torch.stack([self.activate(section.contiguous()[None])[0] for section in values.unbind(1)],
+                                         1)
                 yield start - pad[0], last - pad[0], self._to_host(values[self.channels])
             part.zero_()
             start = last

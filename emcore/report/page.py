@@ -50,7 +50,7 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                     or "<p>There are no labels and truth to compare.</p>",
         "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
                               if scores.get("curve")),
-        "training": training_plots(log) or "<p>There is no log.csv.</p>",
+        "training": (training_plots(log) or "<p>There is no log.csv.</p>") + best_table(folder),
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
@@ -178,6 +178,19 @@ def training_plots(log: dict[str, list]) -> str:
             lines[name] = points
     return "".join(plot(lines, "step", "learning rate" if title == "lr" else title, may_be_logarithmic=title != "lr")
                    for title, lines in groups.items())
+
+
+def best_table(folder: Path) -> str:
+    """The best checkpoints of a run that are still there, as train.py ranked them."""
+    try:
+        found = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        rows = [(escape(f"step_{int(step):09d}.pt"), f"{float(value):.6g}") for step, value in found["best"]
+                if (folder / "checkpoints" / f"step_{int(step):09d}.pt").exists()]
+        monitor = escape(str(found["monitor"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return ""
+    return table(("checkpoint", monitor), rows, "best checkpoints, the best first; infer.py --checkpoint best takes it"
+                 ) if rows else ""
 
 
 def environment_table(path: Path) -> str:
