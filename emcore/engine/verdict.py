@@ -115,8 +115,8 @@ def print_differences(before: Mode, now: Mode | None, folder: Path) -> None:
     other = [f"{name} {value or '?'} instead of {was or '?'}" for name, value in surroundings().items()
              if (was := getattr(before, name)) != value and (before.device == "cpu" or name == "torch")]
     if other:
-        print(f"{folder} was begun under other conditions: here is {', '.join(other)}, so its last bits may differ from "
-              "those of a run that went on under those", flush=True)
+        print(f"{folder} was begun under other conditions: here is {', '.join(other)}, so its last bits may differ "
+              "from those of a run that went on under those", flush=True)
 
 
 def told(mode: Mode) -> str:
