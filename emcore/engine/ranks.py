@@ -21,6 +21,7 @@ from emcore.errors import InputError
 BEAT = 2.0  # seconds between two signs of life of the lead while it decides
 SILENCE = 60.0  # seconds without one after which the others give up
 ARRIVAL = 600.0  # seconds in which all must have come
+LINGER = 1.0  # seconds in which the others hear why the lead ends, as its process may hold the meeting point
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def from_lead(decide: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
             found = decide()
         except BaseException as error:
             store.set("decided", json.dumps({"failed": str(error) or type(error).__name__}))
+            time.sleep(LINGER)
             raise
     store.set("decided", json.dumps({"found": found}))
     return found

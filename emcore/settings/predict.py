@@ -35,7 +35,7 @@ class Infer:
     views: Views = Views()  # test-time augmentation
     slab: int = 64  # sections of one part: what is done by one process, and not done again after a kill
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto compiles for much work on a GPU
-    # memory layout of the weights; auto measures both, once a result folder
+    # memory layout of the weights; auto measures both, once a result
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
 
 
