@@ -1,6 +1,5 @@
 """Skeleton volumes for the target skeleton_distance: traced once and kept beside the labels until those change."""
 
-import fcntl
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ import numpy as np
 
 from emcore import segment
 from emcore.errors import InputError
+from emcore.files import reported
+from emcore.locks import alone
 from emcore.settings import Settings
 from emcore.volumes import Volume, create_volume, open_volume, split_reference
 
@@ -42,7 +43,8 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
         if found is not None:
             return found
     file = beside if _writable(beside.parent) else apart
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with reported(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file):
         found = _made_from(file, dataset, labels, facts)
         if found is None:
@@ -84,8 +86,7 @@ def _writable(folder: Path) -> bool:
 def _alone(file: Path):
     """One process at a time; nothing stays behind."""
     name = file.with_name(f".{file.name}.lock")
-    with open(name, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(name):
         try:
             yield
         finally:

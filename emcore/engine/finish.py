@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,10 +28,17 @@ FREE = ("train.steps", "train.save", "train.validate", "train.log_steps", "train
 def check_same_run(folder: Path, settings: Settings) -> None:
     """Refuses to continue a run with a config that would have made it another run."""
     path = folder / "config.toml"
-    if not path.exists() or not checkpoint.all_steps(folder / "checkpoints"):
+    if not checkpoint.all_steps(folder / "checkpoints"):
         return
+    table = _whole_table(path)
+    if table is None:
+        newest = checkpoint.newest(folder / "checkpoints")
+        if newest is None:
+            return
+        print(f"note: {path} is missing or damaged; the config in {newest.name} holds instead", file=sys.stderr)
+        table = checkpoint.read(newest).get("config", {})
     try:
-        stored = config.from_table(Settings, config.read_toml(path))  # settings newer than the run have their defaults
+        stored = config.from_table(Settings, table)  # settings newer than the run have their defaults
     except InputError as error:
         raise InputError(f"{path}, the config of the run so far, does not fit this version: {error}") from None
     before, now = (_flat(config.to_table(one)) for one in (stored, settings))
@@ -40,6 +48,14 @@ def check_same_run(folder: Path, settings: Settings) -> None:
         told = "; ".join(f"{key} was {before.get(key, 'not set')!r}, is {now.get(key, 'not set')!r}"
                          for key in changed[:5])
         raise InputError(f"{folder} holds a run of another config: {told}. Use another name, or remove that folder")
+
+
+def _whole_table(path: Path) -> dict[str, Any] | None:
+    """The table of a config.toml as train.py writes it; None where it is missing or cut off, as by a full disk once."""
+    try:
+        return config.read_toml(path) if path.read_bytes().endswith(b"\n") else None
+    except (OSError, InputError):
+        return None
 
 
 def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
