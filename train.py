@@ -9,7 +9,6 @@ SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it i
 """
 
 import argparse
-import os
 import signal
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcore import config
-from emcore.engine.mode import apply_mode, choose_mode
+from emcore.engine import verdict
 from emcore.errors import run_command
 from emcore.settings import Settings
 
@@ -33,11 +32,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    samples = max(1, settings.train.batch // (world * settings.train.accumulate))
-    mode = choose_mode(settings.model, settings.train, settings.data.patch, samples, settings.device,
-                       settings.train.steps, settings.pretrain is not None)
-    apply_mode(mode)  # before torch is loaded, which is why the rest is imported only now
+    mode = verdict.agree(settings)  # before torch computes, which is why the rest is imported only now
     from emcore.engine import ranks
 
     here = ranks.start(mode.device)
@@ -110,14 +105,15 @@ def run(settings: Settings, mode, ranks) -> int:
     drawn = ["draws"] if data.reject_below > 0 else []  # patches looked at for each that was kept
     columns = ["loss/train", *task.columns, *drawn]
     first, total = 0, dict.fromkeys(["steps", *columns], 0.0)  # sums since the last row of the log
-    found = checkpoint.newest(folder / "checkpoints")
+    found = finish.resume(folder, parts, ranks)
     if found is not None:
-        first, total = finish.restore(found, parts)
+        path, first, total = found
         if lead:
-            print(f"resuming from {found}, step {first} of {train.steps}", flush=True)
+            print(f"resuming from {path}, step {first} of {train.steps}", flush=True)
     validation = Validation(settings, ranks, task, average, folder)
     if lead:
         (folder / "config.toml").write_text(config.to_toml(settings))
+        verdict.keep(folder, mode)
         write_environment(folder, device)
         log = Log(folder, ["lr", *columns, *validation.columns], first)
     ranks.wait()
@@ -164,6 +160,7 @@ def run(settings: Settings, mode, ranks) -> int:
         total = {name: before + number for (name, before), number in zip(total.items(), [1.0, *sums.tolist()])}
         if plateau:
             plateau.update(float(sums[0]))
+        best.learned(float(sums[0]))
         speed.step(float(sums[0]), step, rate)
 
         # what is written
@@ -172,7 +169,8 @@ def run(settings: Settings, mode, ranks) -> int:
         if now % train.log_steps == 0 or last:
             row = {"lr": rate, **{name: number / total["steps"] for name, number in total.items() if name != "steps"}}
             total = dict.fromkeys(total, 0.0)
-        if validation.possible and (now % train.validate.steps == 0 or last):
+        validated = validation.possible and (now % train.validate.steps == 0 or last)
+        if validated:
             row = {"lr": rate, **row, **validation.run()}
         if lead and row:
             log.write(now, row)
@@ -181,6 +179,7 @@ def run(settings: Settings, mode, ranks) -> int:
             log.picture(now, picture(batch["image"][0], *task.preview(batch)[:2]))
         late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
         due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
+        due = due or (validated and best.validates)
         late = bool(ranks.largest(torch.tensor(float(late and lead), device=device)).item())
         if due or late:
             ranks.share_buffers(task.net)
@@ -197,6 +196,8 @@ def run(settings: Settings, mode, ranks) -> int:
         log.close()
         stop.clear()
         print(f"checkpoints in {folder / 'checkpoints'}", flush=True)
+        for step, value in best.steps.items():
+            print(f"best by {train.save.monitor}: {value:.6g} at step {step}", flush=True)
     return 0
 
 

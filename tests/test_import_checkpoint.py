@@ -123,7 +123,7 @@ def test_a_file_that_wants_to_run_something_runs_nothing(tmp_path):
     mark.unlink(missing_ok=True)
     net = build_model(settings().model, (4, 16, 16))
     lightning(tmp_path / "last.ckpt", net, hyper_parameters=Evil(os.system))
-    with pytest.raises(InputError, match="only running its code could rebuild"):
+    with pytest.raises(InputError, match="could run code, so it is not read"):
         import_checkpoint(tmp_path / "last.ckpt", settings())
     for function in (eval, exec):  # a stand-in takes their place
         lightning(tmp_path / "last.ckpt", net, hyper_parameters=Evil(function))

@@ -302,8 +302,8 @@ def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(t
 
     infer = Infer(slab=4)
     with monkeypatch.context() as patched:
-        patched.setattr("emcore.predict.parts.os.fsync", full)
-        with pytest.raises(InputError, match=r"No space left on device.*the same command continues"):
+        patched.setattr("emcore.files.os.fsync", full)
+        with pytest.raises(InputError, match="the disk is full; make room and run the same command again"):
             predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
     with monkeypatch.context() as patched:  # all parts are there, but the whole is not
         patched.setattr("emcore.predict.parts.create_volume", lambda *a: full(0))

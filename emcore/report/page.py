@@ -4,7 +4,6 @@ import base64
 import csv
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from html import escape
@@ -13,8 +12,10 @@ from typing import Any
 
 from emcore import config
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.report.figures import plot
 from emcore.report.views import make_view
+from emcore.results import STEP
 from emcore.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -30,12 +31,13 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                          "run train.py or infer.py first")
     views = make_views(settings, results) if results is not None else []
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
-    notes += [(name, note) for name, scores in found.items() for note in scores.get("notes", [])]
+    notes += [(name, note) for name, scores in found.items()
+              for note in (*scores.get("made", ()), *scores.get("notes", ()))]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     parts = {
         "title": escape(settings.name),
-        "subtitle": escape(results.name.replace("results_step=", "results of step ") if results else "training only"),
+        "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),
         "policy": "default-src 'none'; img-src data:; "
                   f"script-src 'sha256-{digest(script)}'; style-src 'sha256-{digest(style)}'",
         "style": style,
@@ -54,12 +56,7 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
     }
     text = re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], (HERE / "page.html").read_text(encoding="utf-8"))
     out = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out, text)
     return out
 
 

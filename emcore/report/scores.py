@@ -1,8 +1,10 @@
 """The scores of a run by [evaluate]: each volume, all of them together, and along the stored merge trees."""
 
 import csv
+import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
@@ -20,6 +23,7 @@ from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
 POINTS = 400  # of a curve that is stored
+POOLED = re.compile(r"all \d+ volumes")  # the entry of all volumes of one evaluation together
 OF_LABELS = ("voi", "rand", "curve", "instances", "synapses")
 
 
@@ -150,16 +154,39 @@ def pooled(settings: Evaluate, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_scores(results: Path, settings: Evaluate, found: dict[str, Any]) -> str:
-    """The text of scores.txt, which it writes beside scores.json and scores.csv: the same rows, with conventions."""
-    (results / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    with open(results / "scores.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["volume", "score", "value", "convention"])
-        for name, scores in found.items():
-            table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
-    text = printed(settings, found)
-    (results / "scores.txt").write_text(text)
-    return text
+    """The text of the scores found now; scores.json, .csv and .txt also keep those of other volumes in the folder."""
+    every = with_others(results, found)
+    write_text(results / "scores.json", json.dumps(every, indent=1, allow_nan=False) + "\n")
+    lines = io.StringIO(newline="")
+    table = csv.writer(lines)
+    table.writerow(["volume", "score", "value", "convention"])
+    for name, scores in every.items():
+        table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
+    write_text(results / "scores.csv", lines.getvalue())
+    write_text(results / "scores.txt", printed(settings, every))
+    return printed(settings, found)
+
+
+def with_others(results: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The scores found now, and after them those of the volumes that were scored in this folder before."""
+    others = {name: scores for name, scores in read_scores(results).items()
+              if name not in found and not POOLED.fullmatch(name)}
+    return {**found, **others}
+
+
+def read_scores(results: Path) -> dict[str, Any]:
+    """What scores.json holds; nothing where there is none."""
+    path = results / "scores.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not JSON ({error}): remove it and run evaluate.py again") from None
+    rows = found.values() if isinstance(found, dict) else [None]
+    if not all(isinstance(scores, dict) and isinstance(scores.get("scores"), list) for scores in rows):
+        raise InputError(f"{path} does not hold scores: remove it and run evaluate.py again")
+    return found
 
 
 def printed(settings: Evaluate, found: dict[str, Any]) -> str:
@@ -170,7 +197,7 @@ def printed(settings: Evaluate, found: dict[str, Any]) -> str:
         for row in scores["scores"]:
             value = "undefined" if row["value"] is None else f"{row['value']:.6g}"
             lines.append(f"  {row['score']:<24}{value:>14}  {row['convention']}")
-        lines += [f"  note: {note}" for note in scores["notes"]] + [""]
+        lines += [f"  note: {note}" for note in scores.get("notes", ())] + [""]
     if {"voi", "rand", "curve"} & set(settings.scores):
         lines += ["VOI in bits. Rand with P, B and A the sums of squares over pairs, predicted and true objects,",
                   "+ leaving out label 0, c its voxels, N the scored and n all voxels:",
