@@ -125,7 +125,8 @@ def test_pins_cover_what_the_package_needs():
     assert names <= pinned
     assert names == {"torch", "numpy", "h5py", "numba", "cython", "pytest"}
     extras = project["optional-dependencies"]
-    assert set(extras) == {"tiff", "zarr", "tensorboard", "dask", "yaml", "all", "bench", "dev"}
+    assert set(extras) == {"tiff", "zarr", "tensorboard", "dask", "yaml", "all", "peers", "bench", "dev"}
+    assert {re.split(r"[\[=<>]", need)[0].lower() for need in extras["peers"]} <= pinned
 
 
 def test_no_file_outgrows_the_house():
