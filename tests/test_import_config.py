@@ -154,6 +154,16 @@ train:
     assert {"model.loss.losses.2.function = MalisLoss", "model.loss.losses.2.weight = 0.5"} <= set(left)
 
 
+@pytest.mark.parametrize("kwargs, relabel, told", [
+    ("{mode: 2d}", True, False), ("{mode: 3d, relabel: true}", True, False), ("{relabel: false}", False, True)])
+def test_instance_distances_take_pieces_as_there_or_say_that_they_do_not(tmp_path, kwargs, relabel, told):
+    found, notes, left = carried(tmp_path, f"data: {{label_transform: {{targets: [{{name: instance_edt, kwargs: {kwargs}}}]}}}}")
+    assert (found.target[0].kind, found.target[0].relabel, left) == ("instance_distance", relabel, [])
+    assert any("relabel = false fills the holes" in note for note in notes) == told
+    profile = carried(tmp_path, "pipeline_profile: bcd")[0]
+    assert (profile.target[2].in_plane, profile.target[2].relabel) == (True, True)
+
+
 def test_a_search_on_volumes_of_its_own_gets_them_as_validation(tmp_path):
     found, _, left = carried(tmp_path, """
 train: {data: {train: {image: a.h5, label: b.h5}}}
