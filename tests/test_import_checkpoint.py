@@ -147,8 +147,8 @@ def test_an_imported_net_with_a_factor_along_z_predicts_as_the_published_one(tmp
     kind, rest = arch.split(",", 1)
     more = "" if "down" in arch or "iso" in arch else "down_factors: [[1, 2, 2], [1, 2, 2]], "
     (tmp_path / "net.yaml").write_text(
-        f"model: {{arch: {{type: {kind}}}, out_channels: 2, {rest}{more}width: [4, 6, 8], norm: batch, activation: elu, "
-        "depth_2d: 1}}\ndata: {dataloader: {patch_size: [8, 16, 16]}}")
+        f"model: {{arch: {{type: {kind}}}, out_channels: 2, {rest}{more}width: [4, 6, 8], norm: batch, "
+        "activation: elu, depth_2d: 1}}\ndata: {dataloader: {patch_size: [8, 16, 16]}}")
     wanted = import_config(tmp_path / "net.yaml")[0]
     net = build_model(wanted.model, wanted.data.patch)
     random = torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ def test_an_imported_net_with_a_factor_along_z_predicts_as_the_published_one(tmp
     del content["config"]["model"]["rsunet"]["up"]  # a file from before there was a choice
     checkpoint.save(tmp_path / "old.pt", content)
     assert checkpoint.load_model(tmp_path / "old.pt").up == "trilinear"
-    with pytest.raises(InputError, match='set model.rsunet.up = "bilinear_yx"; it is trilinear'):
+    with pytest.raises(InputError, match=r'set model\.rsunet\.up = "bilinear_yx"; it is trilinear'):
         import_checkpoint(tmp_path / "last.ckpt", config.from_table(Settings, {
             "name": "t", "model": content["config"]["model"]}))
 

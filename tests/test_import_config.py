@@ -157,7 +157,8 @@ train:
 @pytest.mark.parametrize("kwargs, relabel, told", [
     ("{mode: 2d}", True, False), ("{mode: 3d, relabel: true}", True, False), ("{relabel: false}", False, True)])
 def test_instance_distances_take_pieces_as_there_or_say_that_they_do_not(tmp_path, kwargs, relabel, told):
-    found, notes, left = carried(tmp_path, f"data: {{label_transform: {{targets: [{{name: instance_edt, kwargs: {kwargs}}}]}}}}")
+    target = f"{{name: instance_edt, kwargs: {kwargs}}}"
+    found, notes, left = carried(tmp_path, f"data: {{label_transform: {{targets: [{target}]}}}}")
     assert (found.target[0].kind, found.target[0].relabel, left) == ("instance_distance", relabel, [])
     assert any("relabel = false fills the holes" in note for note in notes) == told
     profile = carried(tmp_path, "pipeline_profile: bcd")[0]

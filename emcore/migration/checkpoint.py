@@ -64,9 +64,8 @@ def import_checkpoint(path: str | Path, settings: Settings) -> dict[str, Any]:
         raise InputError(f"import-checkpoint knows the key names of RSUNet alone; model.name is {settings.model.name}")
     sizes = settings.model.rsunet
     if sizes.up != "bilinear_yx" and any(factor[0] != 1 for factor in sizes.down):
-        raise InputError(f"the net of {path} was trained with sections that are added up where it enlarges along z, and "
-                         f"model.rsunet.down has a factor along z: set model.rsunet.up = \"bilinear_yx\"; it is "
-                         f"{sizes.up}")
+        raise InputError(f"model.rsunet.down has a factor along z, where the published net of {path} adds sections up: "
+                         f"set model.rsunet.up = \"bilinear_yx\"; it is {sizes.up}")
     content = read_lightning(path)
     state = content.get("state_dict")
     if not isinstance(state, Mapping):
