@@ -75,6 +75,12 @@ def test_a_recipe_opens_with_data_cost_and_what_to_expect_and_is_named_like_its_
     assert config.load(Settings, path).name == path.stem
 
 
+def test_the_main_polarity_recipe_begins_with_the_ones_that_learned_the_direction():
+    words = (ROOT / "configs" / "emr50_polarity.toml").read_text().split(".")[0]
+    assert "emr50_polarity_exclusive" in words
+    assert "emr50_polarity_small" in words
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_reduced_recipe_keeps_what_makes_it_that_recipe(path):
     whole = config.load(Settings, path)
