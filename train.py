@@ -18,6 +18,7 @@ from pathlib import Path
 
 from emcore import config
 from emcore.engine.mode import apply_mode, choose_mode
+from emcore.engine.start import check_start
 from emcore.errors import run_command
 from emcore.settings import Settings
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    check_start(settings, Path(options.cfg))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     samples = max(1, settings.train.batch // (world * settings.train.accumulate))
     mode = choose_mode(settings.model, settings.train, settings.data.patch, samples, settings.device,
