@@ -9,7 +9,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.progress import Progress, quantity
 from emcore.volumes import create_volume
 
@@ -67,6 +69,7 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
         if not mine or any(not name.exists() for name in names.values()):
             return path  # another process is still at work or has put the whole together
         section = int(np.prod(job.shape[1:], dtype=object))
+        keep_seconds(path, names.values(), provenance)
         with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
             for (low, high), name in names.items():
@@ -77,6 +80,21 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
         os.rename(parts, done)  # at once: nobody finds half of a folder
     shutil.rmtree(done, ignore_errors=True)  # a network file system may hold on to locks that others have open
     return path
+
+
+def speed_file(prediction: Path) -> Path:
+    """Where it stands beside a prediction how long it took; apart from it, for what is computed is the same each time."""
+    return Path(str(prediction).split(":")[0]).with_suffix(".speed.json")
+
+
+def keep_seconds(path: Path, parts: Iterable[Path], provenance: dict[str, Any]) -> None:
+    """Writes the seconds of all parts, those of every process and every start together."""
+    try:
+        seconds = sum(float(name.with_suffix(".seconds").read_text()) for name in parts)
+    except (OSError, ValueError):  # some part was made before times were kept
+        speed_file(path).unlink(missing_ok=True)
+        return
+    write_text(speed_file(path), json.dumps({"seconds": round(seconds, 3), **provenance}) + "\n")
 
 
 def load_part(name: Path) -> np.ndarray:
@@ -95,15 +113,16 @@ def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progr
             if not _claim(claims, names[span]):
                 continue
             spans = _consecutive(missing[start:])
-            written = None
+            written, began = None, time.perf_counter()
             for first, last, values in job.pieces(spans):
                 if first == spans[0][1]:  # the next slab begins; its windows at this end are computed already
                     spans = spans[1:]
+                    began = time.perf_counter()
                     if not _claim(claims, names[spans[0]]):
                         break
                 if written is not None:
                     written.result()  # one piece is written while the next is computed
-                written = writer.submit(_put, job, names[spans[0]], spans[0], first, last, values)
+                written = writer.submit(_put, job, names[spans[0]], spans[0], first, last, values, began)
                 progress.add((last - first) * job.shape[1] * job.shape[2])
             written.result()
             return True
@@ -117,8 +136,8 @@ def _claim(claims: ExitStack, name: Path) -> bool:
 
 
 def _put(job: Any, target: Path, span: tuple[int, int], first: int, last: int,
-         get: Callable[[], np.ndarray]) -> None:
-    """Writes sections of a part; with its last section the part gets its name."""
+         get: Callable[[], np.ndarray], began: float) -> None:
+    """Writes sections of a part; with its last section the part gets its name, and beside it what it took."""
     temporary, array = target.with_suffix(f".{os.getpid()}.tmp"), get()
     try:
         if first == span[0]:
@@ -137,6 +156,7 @@ def _put(job: Any, target: Path, span: tuple[int, int], first: int, last: int,
                 file.flush()
                 os.fsync(file.fileno())
         if last == span[1]:
+            target.with_suffix(".seconds").write_text(f"{time.perf_counter() - began}")
             os.replace(temporary, target)
     except OSError as error:
         temporary.unlink(missing_ok=True)
