@@ -18,6 +18,7 @@ from pathlib import Path
 
 from emcore import config
 from emcore.engine import verdict
+from emcore.engine.start import check_start
 from emcore.errors import run_command
 from emcore.locks import only_training
 from emcore.settings import Settings
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    check_start(settings, Path(options.cfg))
     if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
         return start(settings)
     with only_training(Path(settings.outputs) / settings.name):

@@ -1,5 +1,6 @@
 """Prediction: the same voxels whatever the windows, slabs, processes and kills; views that respect affinities."""
 
+import json
 import os
 import signal
 import subprocess
@@ -173,6 +174,9 @@ def test_files_say_what_they_hold(tmp_path, dtype):
     assert out.dtype == np.dtype({"affinity8": "uint8"}.get(dtype, dtype))
     assert out.attrs["offsets"] == [[0, 0, -1], [-1, 0, 0]]
     assert out.attrs["step"] == 7
+    kept = json.loads((tmp_path / "out.speed.json").read_text())  # not in the file itself, which is the same each time
+    assert kept["step"] == 7
+    assert 0 < kept["seconds"] < 100
     assert out.resolution == (40, 4, 4)
     assert out.offset == (80, 0, 0)
     assert not list(tmp_path.glob("*.parts"))
@@ -218,6 +222,7 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
     expected = open_volume(tmp_path / "whole.h5")[...]
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
+        assert json.loads((tmp_path / f"{name}.speed.json").read_text())["seconds"] > 0
 
 
 def blurring(folder):

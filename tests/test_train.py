@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from emcore.engine import checkpoint
+from emcore.report.page import read_log, training_plots
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
@@ -206,6 +207,10 @@ def test_masked_pretraining_learns_and_its_encoder_starts_a_finetuning(place):
     assert done.returncode == 0, done.stderr
     table = rows(place, "pre")
     assert "loss/train/policy" in table[0]
+    plots = training_plots(read_log(place / "outputs" / "pre" / "log.csv"))
+    for name, low, high in (("sampled_mask_ratio", 0.5, 0.875), ("edge_fraction", 0.25, 0.75)):  # what it learned
+        assert all(low <= float(row[table[0].index(name)]) <= high for row in table[1:])
+        assert f">{name}<" in plots
     assert float(table[-1][2]) < float(table[1][2])
     (place / "tune.toml").write_text(CONFIG + PRETRAIN[PRETRAIN.index("[model.transformer]"):])
     start = "outputs/pre/checkpoints/step_000000020.pt"

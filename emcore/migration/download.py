@@ -57,6 +57,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
                      "SNEMI3D: train-input.tif, train-labels.tif, test-input.tif (recipes snemi_*)"),),
     "snemi-zenodo": (Source("https://zenodo.org/records/7142003/files/snemi.zip", "datasets/SNEMI",
                             "SNEMI3D from Zenodo: image/train-input.tif, image/test-input.tif"),),
+    "isbi2012": tuple(
+        Source(f"https://raw.githubusercontent.com/alexklibisz/isbi-2012/master/data/{stack}-volume.tif",
+               "downloads/isbi2012", f"ISBI 2012, the {stack} stack, as dbMiM fetches it; then `python -m emcore "
+                                     "prepare isbi2012 downloads/isbi2012` (recipes dbmim_pretrain_*)")
+        for stack in ("train", "test")),
     "emr50": (Source(f"{HARVARD}/jwr15_synapse.zip", "datasets/jwr15",
                      "EM-R50: synapses of rat cortex with their sides (recipes emr50_*)"),),
     **{f"dbmim-{short}": tuple(
@@ -64,8 +69,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         for kind in ("pretrained", "finetuned"))
        for short, long in (("r17", "publicem_dbmim_r17"), ("r33", "fullem_mixedmask_dbmim_r33"))},
 }
-ELSEWHERE = {"isbi2012": "no tutorial names an address; get train-volume.tif, train-labels.tif and test-volume.tif "
-                         "from the challenge's page, then see `python -m emcore prepare --help`"}
+ELSEWHERE = {"fullem": "its archives, 486 GB, are given out to accounts only; get them from "
+                       "huggingface.co/datasets/cyd0806/EM_pretrain_data, then see `python -m emcore prepare --help`"}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,7 +8,8 @@ import fcntl
 import glob
 import json
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -19,7 +20,7 @@ import numpy as np
 
 from emcore import results
 from emcore.errors import InputError
-from emcore.files import allocate, create_once, publish, remove, reported, sweep, temporary_name
+from emcore.files import allocate, create_once, publish, remove, reported, sweep, temporary_name, write_text
 from emcore.progress import Progress, quantity
 from emcore.record import ATTRIBUTE, changed, differences, listed, read, same_volume
 from emcore.settings import Settings
@@ -162,6 +163,7 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
             raise InputError(f"{plan['volume']['image']} changed while it was predicted: remove {parts}, and run the "
                              "same command again")
         section = int(np.prod(job.shape[1:], dtype=object))
+        keep_seconds(path, names.values(), provenance)
         with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
             for (low, high), name in names.items():
@@ -173,6 +175,22 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
         for older in path.parent.glob(f"{glob.escape(path.name)}.*.parts"):  # left by older versions
             remove(older)
     return path
+
+
+def speed_file(prediction: Path) -> Path:
+    """The file beside a prediction that says how long it took: not in it, as the same work makes the same file."""
+    return Path(str(prediction).split(":")[0]).with_suffix(".speed.json")
+
+
+def keep_seconds(path: Path, parts: Iterable[Path], provenance: dict[str, Any]) -> None:
+    """Writes the seconds of all parts, those of every process and every start together."""
+    try:
+        seconds = sum(float(name.with_suffix(".seconds").read_text()) for name in parts)
+    except (OSError, ValueError):  # some part was made before times were kept
+        speed_file(path).unlink(missing_ok=True)
+        return
+    made_by = {name: provenance[name] for name in ("checkpoint", "step") if name in provenance}
+    write_text(speed_file(path), json.dumps({"seconds": round(seconds, 3), **made_by}) + "\n")
 
 
 def load_part(name: Path) -> np.ndarray:
@@ -192,15 +210,17 @@ def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progr
                 continue
             spans = _consecutive(missing[start:])
             written, temporary = None, temporary_name(names[span], "partial")
+            began = time.perf_counter()
             for first, last, values in job.pieces(spans):
                 if first == spans[0][1]:  # the next slab begins; its windows at this end are computed already
                     spans = spans[1:]
+                    began = time.perf_counter()
                     if not _claim(claims, names[spans[0]]):
                         break
                     temporary = temporary_name(names[spans[0]], "partial")
                 if written is not None:
                     written.result()  # one piece is written while the next is computed
-                written = writer.submit(_put, job, names[spans[0]], temporary, spans[0], first, last, values)
+                written = writer.submit(_put, job, names[spans[0]], temporary, spans[0], first, last, values, began)
                 progress.add((last - first) * job.shape[1] * job.shape[2])
             written.result()
             return True
@@ -217,8 +237,8 @@ def _claim(claims: ExitStack, name: Path) -> bool:
 
 
 def _put(job: Any, target: Path, temporary: Path, span: tuple[int, int], first: int, last: int,
-         get: Callable[[], np.ndarray]) -> None:
-    """Writes sections of a part; with its last section the part gets its name."""
+         get: Callable[[], np.ndarray], began: float) -> None:
+    """Writes sections of a part; with its last section the part gets its name, and beside it what it took."""
     array = get()
     try:
         with reported(target):
@@ -235,6 +255,7 @@ def _put(job: Any, target: Path, temporary: Path, span: tuple[int, int], first: 
                     file.seek(begin + section * (channel * depth + first - span[0]))
                     file.write(np.ascontiguousarray(values))
             if last == span[1]:
+                write_text(target.with_suffix(".seconds"), f"{time.perf_counter() - began}")
                 publish(temporary, target)
     except InputError:
         remove(temporary)
