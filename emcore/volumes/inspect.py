@@ -13,7 +13,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import quantity
 from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_reference
-from emcore.volumes.volume import is_volume
+from emcore.volumes.volume import Listed, is_volume
 
 SAMPLE = (16, 512, 512)
 SAMPLE_BYTES = 32 << 20
@@ -25,9 +25,11 @@ def inspect(reference: str) -> dict[str, Any]:
     """What a file holds: its format, and for each dataset its facts and the values of a sample, JSON-able."""
     path, dataset = split_reference(reference)
     found = format_of(path)
-    listing = [item for item in list_datasets(path) if dataset in (None, item.name)]
-    if dataset and not listing:
-        open_volume(path, dataset)  # explains what is there
+    whole = list_datasets(path)
+    listing = [item for item in whole if dataset in (None, item.name)]
+    if dataset and not listing:  # beyond what is listed; or not there, which the sentence explains
+        volume = open_volume(path, dataset)
+        listing = [Listed(dataset, volume.shape, volume.dtype, volume.chunks)]
     entries = []
     for item in listing:
         entry = {"dataset": item.name, "shape": list(item.shape), "dtype": str(item.dtype),
@@ -38,7 +40,8 @@ def inspect(reference: str) -> dict[str, Any]:
             except InputError as error:  # one broken dataset must not hide the others
                 entry["error"] = str(error)
         entries.append(entry)
-    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries}
+    more = {} if dataset or whole.total == len(whole) else {"total": whole.total}
+    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries, **more}
 
 
 def facts(volume: Volume) -> dict[str, Any]:
@@ -88,6 +91,9 @@ def text_of(report: dict[str, Any]) -> str:
             lines.append(f"    {sample_text(entry)}")
             lines += [f"    {printable(name)} = {printable(shortened(json.dumps(value)))}"
                       for name, value in entry["attributes"].items()]
+    if "total" in report:
+        lines.append(f"  and {report['total'] - len(report['datasets'])} more datasets, {report['total']} in all; "
+                     "inspect one as PATH:DATASET")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,14 @@ class Listed:
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.dtype}"
+
+
+class Listing(list):
+    """The arrays of a file; `total` says how many it has where not all are listed."""
+
+    def __init__(self, arrays: Iterable[Listed], total: int | None = None):
+        super().__init__(arrays)
+        self.total = len(self) if total is None else total
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +86,10 @@ class Volume:
             values = np.asarray(self.connection[1][box])
         except InputError:
             raise
-        except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, zlib.error) as error:
             where = ", ".join(f"{span.start}:{span.stop}" for span in box)
-            raise InputError(f"{self.name} cannot be read at [{where}]: {first_line(error)}") from error
+            reason = "there is too little memory" if isinstance(error, MemoryError) else first_line(error)
+            raise InputError(f"{self.name} cannot be read at [{where}]: {reason}") from error
         values = values.astype(self.dtype, copy=False)
         return values if values.flags.owndata else values.copy()
 
@@ -152,7 +161,8 @@ def choose_dataset(listing: list[Listed], path: Any, kind: str | None) -> str:
 def contents(listing: list[Listed]) -> str:
     """What a file holds, as the end of a sentence."""
     shown = ", ".join(str(item) for item in listing[:20])
-    more = f" and {len(listing) - 20} more" if len(listing) > 20 else ""
+    total = max(len(listing), getattr(listing, "total", 0))
+    more = f" and {total - 20} more" if total > 20 else ""
     return f"it has: {shown}{more}" if listing else "it has no datasets"
 
 
