@@ -3,6 +3,7 @@
 import base64
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config
+from emcore.config import shown
 from emcore.errors import InputError
+from emcore.reading import read_text
 from emcore.report.figures import plot
 from emcore.report.views import make_view
 from emcore.settings import Settings
@@ -20,6 +23,7 @@ from emcore.settings import Settings
 HERE = Path(__file__).resolve().parent
 POINTS = 3_000_000  # grid points of all volumes together
 PICTURE_BYTES = 13_000_000  # of all packed grids; fewer points are taken until they fit
+MOST_LOG_BYTES = 1 << 28
 
 
 def write_report(folder: Path, results: Path | None, settings: Settings, found: dict[str, Any]) -> Path:
@@ -81,20 +85,27 @@ def digest(text: str) -> str:
 def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Column -> (step, value) of the rows that have one."""
     columns: dict[str, list[tuple[float, float]]] = {}
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name not in (None, "step") and value:
-                        columns.setdefault(name, []).append((number(row["step"]), number(value)))
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path, MOST_LOG_BYTES), newline=""))
+        if "step" not in (rows.fieldnames or ["step"]):
+            raise InputError(f"{path} has no column step; it has {', '.join(map(shown, rows.fieldnames[:10]))}")
+        for row in rows:
+            for name, value in row.items():
+                if name not in (None, "step") and value:
+                    columns.setdefault(name, []).append((number(row["step"]), number(value)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as the log of a training: {error}") from None
     return columns
 
 
 def number(text: Any) -> float:
     try:
-        return float(text)
+        value = float(text)
     except (TypeError, ValueError):
         return float("nan")
+    return value if abs(value) < 1e300 else float("nan")  # so that differences of two are finite
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
@@ -185,8 +196,10 @@ def training_plots(log: dict[str, list]) -> str:
 
 def environment_table(path: Path) -> str:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
         return "<p>environment.json is not there.</p>"
     rows = [(escape(str(name)), escape(" ".join(map(str, value)) if isinstance(value, list) else str(value)))
             for name, value in found.items()]

@@ -22,8 +22,6 @@ from emcore.volumes import metadata
 from emcore.volumes.hdf5_names import as_bytes, as_text, dataset_names, find
 from emcore.volumes.hdf5_virtual import joined
 from emcore.volumes.volume import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
     Listed,
     Listing,
     Volume,
@@ -32,14 +30,13 @@ from emcore.volumes.volume import (
     contents,
     first_line,
     native,
+    usual_first,
 )
 from emcore.volumes.writing import choose_chunks
 
 CACHE = 8 << 20  # bytes of decoded chunks that HDF5 keeps for an open dataset
-MOST_LISTED = 1000  # datasets whose shape and type are looked up
 MOST_ATTRIBUTE_BYTES = 16 << 20
 MOST_CHUNK_BYTES = 1 << 31  # a chunk is decoded whole, so a header that claims more must not be believed
-USUAL = {*IMAGE_KEYS, *LABEL_KEYS}
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
@@ -62,18 +59,16 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def list_file(path: Path) -> Listing:
-    """The datasets of the file, at most MOST_LISTED of them, the usual ones among these."""
+    """The datasets of the file, with very many the usual ones and the first of the others."""
     with opened(path) as file:
         return listing_of(file)
 
 
 def listing_of(file: h5py.File) -> Listing:
     names = dataset_names(file)
-    if len(names) > MOST_LISTED:
-        names.sort(key=lambda name: name not in USUAL)
-    found = ((name, file[as_bytes(name)]) for name in names[:MOST_LISTED])
+    found = ((name, file[as_bytes(name)]) for name in usual_first(names))
     listed = [Listed(name, item.shape, item.dtype, item.chunks) for name, item in found if item.shape is not None]
-    return Listing(listed, len(names) if len(names) > MOST_LISTED else None)
+    return Listing(listed, names)
 
 
 def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:

@@ -13,7 +13,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import quantity
 from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_reference
-from emcore.volumes.volume import Listed, is_volume
+from emcore.volumes.metadata import shortened
+from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
 SAMPLE = (16, 512, 512)
 SAMPLE_BYTES = 32 << 20
@@ -40,7 +41,7 @@ def inspect(reference: str) -> dict[str, Any]:
             except InputError as error:  # one broken dataset must not hide the others
                 entry["error"] = str(error)
         entries.append(entry)
-    more = {} if dataset or whole.total == len(whole) else {"total": whole.total}
+    more = {} if dataset or len(whole.names) <= MOST_LISTED else {"total": len(whole.names)}
     return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries, **more}
 
 
@@ -122,10 +123,6 @@ def sample_text(entry: dict[str, Any]) -> str:
 
 def numbers(triple: Sequence[float]) -> str:
     return " x ".join(f"{value:.6g}" for value in triple)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def printable(text: str) -> str:
