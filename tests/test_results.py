@@ -223,7 +223,8 @@ def test_weights_of_others_do_not_write_into_the_folder_of_a_run(place):
     run("evaluate.py", "--results", beside)
     assert state(place.parent) == before
     assert {path.name for path in beside.iterdir()} == {
-        "test_im_prediction.h5", "test_im_prediction.speed.json", "test_im_labels.h5", "scores.json", "scores.csv", "scores.txt", "report.html"}
+        "test_im_prediction.h5", "test_im_prediction.speed.json", "test_im_labels.h5", "scores.json", "scores.csv",
+        "scores.txt", "report.html"}
     write_checkpoint(Path("shared.pt").resolve(), seed=4)
     assert "the weights were" in run("infer.py", "--checkpoint", "shared.pt", code=2)
     shutil.rmtree(place.parent)

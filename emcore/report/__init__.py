@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         settings = replace(settings, name=folder.name)  # a run that was moved or renamed
     settings = replace(settings, outputs=str(folder.parent))
     place = results.newest(settings) if any(folder.glob(f"{results.STEP}*")) else None
-    found = read_scores(place) if place is not None else {}
+    found = read_scores(place / "scores.json") if place is not None else {}
     if place is not None:
         for number, (prediction, labels) in enumerate(results.files_of(settings, place)):
             has_labels = labels.exists() and settings.decode.kind != "none"

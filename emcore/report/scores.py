@@ -15,11 +15,13 @@ from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import IGNORED_TRUTH, scores_by, whole_table
+from emcore.reading import read_text
 from emcore.report.voxel_scores import synapse_rows, true_foreground, unknown, voxel_rows
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
+MOST_SCORES_BYTES = 1 << 28
 POINTS = 400  # of a curve that is stored
 POOLED = re.compile(r"all \d+ volumes")  # the entry of all volumes of one evaluation together
 OF_LABELS = ("voi", "rand", "curve", "instances", "synapses")
@@ -164,24 +166,49 @@ def write_scores(results: Path, settings: Evaluate, found: dict[str, Any]) -> st
 
 def with_others(results: Path, found: dict[str, Any]) -> dict[str, Any]:
     """The scores found now, and after them those of the volumes that were scored in this folder before."""
-    others = {name: scores for name, scores in read_scores(results).items()
+    others = {name: scores for name, scores in read_scores(results / "scores.json").items()
               if name not in found and not POOLED.fullmatch(name)}
     return {**found, **others}
 
 
-def read_scores(results: Path) -> dict[str, Any]:
-    """What scores.json holds; nothing where there is none."""
-    path = results / "scores.json"
+def read_scores(path: Path) -> dict[str, Any]:
+    """What evaluate.py found for each volume, as far as the page shows it; nothing where it has not run."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path, MOST_SCORES_BYTES))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not JSON ({error}): remove it and run evaluate.py again") from None
-    rows = found.values() if isinstance(found, dict) else [None]
-    if not all(isinstance(scores, dict) and isinstance(scores.get("scores"), list) for scores in rows):
-        raise InputError(f"{path} does not hold scores: remove it and run evaluate.py again")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): run evaluate.py again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): run evaluate.py again") from None
+    if not isinstance(found, dict) or not all(is_scored(scores) for scores in found.values()):
+        raise InputError(f"{path} does not hold the scores of volumes as evaluate.py writes them: run it again")
     return found
+
+
+def is_scored(scores: Any) -> bool:
+    """Whether the scores, notes and curve of a volume have the form that the page shows."""
+    return (isinstance(scores, dict) and isinstance(scores.get("scores"), list)
+            and all(isinstance(row, dict) and {"score", "value", "convention"} <= row.keys()
+                    and (row["value"] is None or is_number(row["value"])) for row in scores["scores"])
+            and all(isinstance(scores.get(name, []), list) for name in ("made", "notes"))
+            and all(isinstance(line, str) for line in (*scores.get("made", []), *scores.get("notes", [])))
+            and (not scores.get("curve") or is_curve(scores["curve"])))
+
+
+def is_curve(curve: Any) -> bool:
+    return (isinstance(curve, dict) and "threshold" in curve
+            and all(isinstance(curve[name], list) and all(map(is_number, curve[name]))
+                    for name in ("threshold", "voi_split", "voi_merge", "rand_error") if name in curve)
+            and (curve.get("chosen") is None or is_number(curve["chosen"]))
+            and isinstance(curve.get("best") or {}, dict)
+            and all(not isinstance(best, dict) or best.get("threshold") is None
+                    or (is_number(best["threshold"]) and is_number(best.get("value")))
+                    for best in (curve.get("best") or {}).values()))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
 def printed(settings: Evaluate, found: dict[str, Any]) -> str:

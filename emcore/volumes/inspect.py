@@ -13,7 +13,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import quantity
 from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_reference
-from emcore.volumes.volume import is_volume
+from emcore.volumes.metadata import shortened
+from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
 RECORD = "record"  # the attribute of results that says what made them
 SAMPLE = (16, 512, 512)
@@ -26,9 +27,11 @@ def inspect(reference: str) -> dict[str, Any]:
     """What a file holds: its format, and for each dataset its facts and the values of a sample, JSON-able."""
     path, dataset = split_reference(reference)
     found = format_of(path)
-    listing = [item for item in list_datasets(path) if dataset in (None, item.name)]
-    if dataset and not listing:
-        open_volume(path, dataset)  # explains what is there
+    whole = list_datasets(path)
+    listing = [item for item in whole if dataset in (None, item.name)]
+    if dataset and not listing:  # beyond what is listed; or not there, which the sentence explains
+        volume = open_volume(path, dataset)
+        listing = [Listed(dataset, volume.shape, volume.dtype, volume.chunks)]
     entries = []
     for item in listing:
         entry = {"dataset": item.name, "shape": list(item.shape), "dtype": str(item.dtype),
@@ -39,7 +42,8 @@ def inspect(reference: str) -> dict[str, Any]:
             except InputError as error:  # one broken dataset must not hide the others
                 entry["error"] = str(error)
         entries.append(entry)
-    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries}
+    more = {} if dataset or len(whole.names) <= MOST_LISTED else {"total": len(whole.names)}
+    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries, **more}
 
 
 def facts(volume: Volume) -> dict[str, Any]:
@@ -92,6 +96,9 @@ def text_of(report: dict[str, Any]) -> str:
                     lines += ["    what made it:", *(f"      {printable(line)}" for line in told(value))]
                 else:
                     lines.append(f"    {printable(name)} = {printable(shortened(json.dumps(value)))}")
+    if "total" in report:
+        lines.append(f"  and {report['total'] - len(report['datasets'])} more datasets, {report['total']} in all; "
+                     "inspect one as PATH:DATASET")
     return "\n".join(lines)
 
 
@@ -130,10 +137,6 @@ def sample_text(entry: dict[str, Any]) -> str:
 
 def numbers(triple: Sequence[float]) -> str:
     return " x ".join(f"{value:.6g}" for value in triple)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def printable(text: str) -> str:
