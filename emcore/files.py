@@ -98,6 +98,23 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def assembled(path: str | os.PathLike) -> Iterator[Path]:
+    """A path of the same name in a temporary folder, for a file that is made in several steps; it moves at the end."""
+    path = Path(path)
+    with reported(path):
+        sweep(path)
+    folder = temporary_name(path, "partial")
+    try:
+        with reported(path):
+            folder.mkdir()
+        yield folder / path.name
+        with reported(path):
+            publish(folder / path.name, path)
+    finally:
+        remove(folder)
+
+
+@contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A new binary file for `path`, open for writing; its failures are reported in one sentence."""
     with replaced(path) as temporary, reported(path), open(temporary, "xb") as file:
@@ -112,6 +129,25 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file in UTF-8, its line ends as they are."""
     write_bytes(path, text.encode())
+
+
+def create_once(path: Path, text: str) -> None:
+    """Writes a text file whole unless there is one: of several processes the first one decides what it says."""
+    temporary = temporary_name(path, "partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # this file system has no second names for a file
+            if not path.exists():
+                os.replace(temporary, path)
+    finally:
+        remove(temporary)
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:

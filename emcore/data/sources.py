@@ -18,7 +18,7 @@ import numpy as np
 
 from emcore import __version__
 from emcore.cache import private_folder
-from emcore.data.skeletons import skeletons_of
+from emcore.data.skeletons import is_to_trace, skeletons_of
 from emcore.errors import InputError
 from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
 from emcore.locks import NoLocks, take
@@ -53,16 +53,17 @@ class Source:
 def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[Source]:
     """The volumes of data.train, data.validation or data.test; everything that is wrong with any file, at once.
 
-    skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed.
+    skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed; those that a volume names
+    are traced, too, where their file is missing.
     """
     sources, wrong = [], []
     for listed in ("train", "validation") if which == "train" else (which,):  # a training opens both, one after another
         for number, volume in enumerate(getattr(data, listed)):
-            absent = _absent(data, volume)
+            absent = _absent(data, volume, skeletons)
             if absent:
                 wrong.append(f"data.{listed}.{number}: there is no file {', '.join(absent)}")
     for number, volume in enumerate(getattr(data, which)):
-        if not _absent(data, volume):
+        if not _absent(data, volume, skeletons):
             try:
                 sources += [open_source(data, one, which, None if wrong else skeletons)
                             for one in expanded(data, volume)]
@@ -87,9 +88,10 @@ def expanded(data: Data, volume: Volume) -> list[Volume]:
     return [replace(volume, image=os.path.abspath(path) + colon + dataset) for path in found]
 
 
-def _absent(data: Data, volume: Volume) -> list[str]:
-    """The paths of a volume at which there is nothing."""
-    named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)]
+def _absent(data: Data, volume: Volume, skeletons: Path | None) -> list[str]:
+    """The paths of a volume at which there is nothing, but for what can be traced."""
+    named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)
+             and not (role == "skeleton" and skeletons is not None and isinstance(volume.label, str))]
     paths = [split_reference(os.path.join(data.folder, reference))[0] for reference in named]
     return list(dict.fromkeys(str(path) for path in paths if "*" not in str(path) and not path.exists()))
 
@@ -103,6 +105,9 @@ def open_source(data: Data, volume: Volume, which: str, skeletons: Path | None =
             kind = {"image": "image", "label": "labels", "skeleton": "labels"}.get(role)
             if isinstance(reference, str):
                 reference = os.path.join(data.folder, reference)
+            if role == "skeleton" and skeletons is not None and isinstance(volume.label, str) and is_to_trace(
+                    reference, os.path.join(data.folder, volume.label)):
+                continue
             opened[role], origins[role] = open_volume(reference, kind=kind), (reference, kind)
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)

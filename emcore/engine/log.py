@@ -36,11 +36,13 @@ class Log:
             with open(path, newline="") as file:
                 reader = csv.reader(line for line in file if line.endswith("\n"))  # a killed writer may have torn one
                 head = next(reader, None)
-                if head is not None and tuple(head) != tuple(columns) and step > 0:
+                # a run begun by an older version may lack columns that there are now
+                if head is not None and not set(head) <= set(columns) and step > 0:
                     raise InputError(f"{path} has the columns {', '.join(head)}; this run writes {', '.join(columns)}: "
                                      "use another run name")
-                rows = [row for row in reader
-                        if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
+                found = [dict(zip(head or (), row)) for row in reader if len(row) == len(head or ())]
+                rows = [[row.get(name, "") for name in columns] for row in found
+                        if row.get("step", "").isdigit() and int(row["step"]) <= step]
         write_text(path, csv_text([columns, *(rows if step > 0 else [])]))
 
     def _tensorboard(self):

@@ -20,8 +20,10 @@ def load_net(path: str) -> tuple[UNetV1, float]:
     state = checkpoint.read(path)
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"-pm {path} is no bare dict of weights; it holds {', '.join(map(str, list(state)[:5]))}")
-    counts = [float(value) for name, value in state.items() if name.endswith("_running_iter") and value.numel() == 1]
-    return from_published(state), counts[0] if counts else SETTLED
+    with checkpoint.refused(path, "is no file of this net"):
+        counts = [float(value) for name, value in state.items()
+                  if name.endswith("_running_iter") and value.numel() == 1]
+        return from_published(state), counts[0] if counts else SETTLED
 
 
 def update_momentum(net: nn.Module, count: float) -> float:

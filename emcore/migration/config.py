@@ -78,8 +78,6 @@ def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, n
     train, test, tune = (trees[stage] for stage in STAGES)
     target, labels = learning.targets(train, notes)
     data = learning.data(train, notes)
-    if target == [{"kind": "binary"}] and not train.parts("data.label_transform.targets"):
-        data |= CREMI
     data["train"] = learning.volumes(train, "train", "train")
     data["validation"] = learning.volumes(train, "val", "val")
     data["test"] = learning.volumes(test, "test", "test")
@@ -105,11 +103,18 @@ def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, n
             notes.append("the search runs on the validation volumes, not on tune.data.val")
         data["validation"] = data["validation"] or searched
     seed = train.take(int, "system.seed", default=42)
-    return {"name": name, "seed": seed, "data": data, "augment": learning.augment(train, notes), "labels": labels,
-            "target": target, "loss": learning.loss(train, notes), "model": learning.model(train, notes),
-            "train": training.train(train, notes), "infer": infer, "evaluate": predicting.evaluate(test, notes),
-            "tune": search,
-            "decode": predicting.decode(test, infer.get("select", []), offsets, libraries, notes)}
+    table = {"name": name, "seed": seed, "data": data, "augment": learning.augment(train, notes), "labels": labels,
+             "target": target, "loss": learning.loss(train, notes), "model": learning.model(train, notes),
+             "train": training.train(train, notes), "infer": infer, "evaluate": predicting.evaluate(test, notes),
+             "tune": search,
+             "decode": predicting.decode(test, infer.get("select", []), offsets, libraries, notes)}
+    listed = bool(train.parts("data.label_transform.targets"))
+    if table["decode"].get("kind") == "polarity":
+        predicting.make_polarity(table, listed, notes)
+    elif not listed:
+        data |= CREMI
+    predicting.tell_logits(table, notes)
+    return table
 
 
 def _left(trees: Mapping[str, Tree]) -> list[str]:
