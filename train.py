@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcore import config
-from emcore.engine.mode import apply_mode, choose_mode
+from emcore.engine import verdict
+from emcore.engine.start import check_start
 from emcore.errors import run_command
+from emcore.locks import only_training
 from emcore.settings import Settings
 
 
@@ -33,11 +35,15 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    samples = max(1, settings.train.batch // (world * settings.train.accumulate))
-    mode = choose_mode(settings.model, settings.train, settings.data.patch, samples, settings.device,
-                       settings.train.steps, settings.pretrain is not None)
-    apply_mode(mode)  # before torch is loaded, which is why the rest is imported only now
+    check_start(settings, Path(options.cfg))
+    if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
+        return start(settings)
+    with only_training(Path(settings.outputs) / settings.name):
+        return start(settings)
+
+
+def start(settings: Settings) -> int:
+    mode = verdict.agree(settings)  # before torch computes, which is why the rest is imported only now
     from emcore.engine import ranks
 
     here = ranks.start(mode.device)
@@ -62,13 +68,14 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine import checkpoint, finish
     from emcore.engine.batchnorm import share_batch_statistics
     from emcore.engine.ema import MovingAverage
-    from emcore.engine.log import Log, make_run_folder, write_environment
+    from emcore.engine.log import Log, write_environment
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
     from emcore.engine.pages import keep_pages
     from emcore.engine.preview import picture
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
+    from emcore.files import write_text
     from emcore.predict.validation import Validation
 
     keep_pages(mode.device)
@@ -76,7 +83,6 @@ def run(settings: Settings, mode, ranks) -> int:
     device, lead = ranks.device, ranks.leads
     folder = Path(settings.outputs) / settings.name
     if lead:
-        make_run_folder(folder)
         print(f"{folder}: {mode.device} x {ranks.world}, {mode.reason or mode.precision}", flush=True)
     finish.check_same_run(folder, settings)
     torch.manual_seed(settings.seed)
@@ -117,7 +123,8 @@ def run(settings: Settings, mode, ranks) -> int:
             print(f"resuming from {path}, step {first} of {train.steps}", flush=True)
     validation = Validation(settings, ranks, task, average, folder)
     if lead:
-        (folder / "config.toml").write_text(config.to_toml(settings))
+        write_text(folder / "config.toml", config.to_toml(settings))
+        verdict.keep(folder, mode)
         write_environment(folder, device)
         log = Log(folder, ["lr", *columns, *validation.columns], first)
     ranks.wait()

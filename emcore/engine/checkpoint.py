@@ -24,6 +24,7 @@ from emcore.config import from_table, to_table
 from emcore.engine import archive
 from emcore.engine.published import grid_of, is_published, published_tables
 from emcore.errors import InputError
+from emcore.files import reported, writing
 from emcore.models.build import build_model
 from emcore.models.vit import transfer_encoder
 from emcore.settings.model import Model
@@ -36,23 +37,10 @@ MOST_CLASSES = 500  # of other programs that a file may name
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise InputError(f"cannot write the checkpoint {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as file:
+        torch.save({"version": VERSION, **content}, file)
 
 
 def all_steps(folder: Path) -> list[tuple[int, Path]]:

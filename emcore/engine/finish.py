@@ -1,6 +1,8 @@
 """How a run is continued and ended: same config or not, what a checkpoint holds, which are kept, who asks to stop."""
 
+import json
 import signal
+import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.settings import Settings
 from emcore.settings.train import Save
 
@@ -25,10 +28,17 @@ FREE = ("train.steps", "train.save", "train.validate", "train.log_steps", "train
 def check_same_run(folder: Path, settings: Settings) -> None:
     """Refuses to continue a run with a config that would have made it another run."""
     path = folder / "config.toml"
-    if not path.exists() or not checkpoint.all_steps(folder / "checkpoints"):
+    if not checkpoint.all_steps(folder / "checkpoints"):
         return
+    table = _whole_table(path)
+    if table is None:
+        newest = checkpoint.newest(folder / "checkpoints")
+        if newest is None:
+            return
+        print(f"note: {path} is missing or damaged; the config in {newest.name} holds instead", file=sys.stderr)
+        table = checkpoint.read(newest).get("config", {})
     try:
-        stored = config.from_table(Settings, config.read_toml(path))  # settings newer than the run have their defaults
+        stored = config.from_table(Settings, table)  # settings newer than the run have their defaults
     except InputError as error:
         raise InputError(f"{path}, the config of the run so far, does not fit this version: {error}") from None
     before, now = (_flat(config.to_table(one)) for one in (stored, settings))
@@ -40,6 +50,14 @@ def check_same_run(folder: Path, settings: Settings) -> None:
         raise InputError(f"{folder} holds a run of another config: {told}. Use another name, or remove that folder")
 
 
+def _whole_table(path: Path) -> dict[str, Any] | None:
+    """The table of a config.toml as train.py writes it; None where it is missing or cut off, as by a full disk once."""
+    try:
+        return config.read_toml(path) if path.read_bytes().endswith(b"\n") else None
+    except (OSError, InputError):
+        return None
+
+
 def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in table.items():
@@ -49,6 +67,7 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 HIGHER_IS_BETTER = {"jaccard/val"}
+BEST_FILE = "best.json"  # for the page, which reads no checkpoint
 
 
 class Best:
@@ -147,6 +166,8 @@ def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], 
         "config": config.to_table(settings),
     }
     checkpoint.save(folder / "checkpoints" / f"step_{step:09d}.pt", content)
+    ranked = ranking(parts["best"].steps, settings.train.save.monitor)
+    write_text(folder / BEST_FILE, json.dumps({"monitor": settings.train.save.monitor, "best": ranked}) + "\n")
     checkpoint.prune(folder / "checkpoints", step, settings.train.save.last, parts["best"].keep)
 
 

@@ -107,6 +107,8 @@ class Masked(nn.Module):
             membrane_weight=options.membrane_weight, membrane_axis_weights=options.membrane_axis_weights,
             membrane_clip=options.membrane_clip)
         policy = options.policy
+        if policy.kind == "adaptive":  # what dbMiM logs of it; before the warm-up ends, the settings of the mask
+            self.columns = (*self.columns, "sampled_mask_ratio", "edge_fraction")
         self.policy = None
         if policy.kind != "none":
             self.policy = DecisionModule(
@@ -152,8 +154,11 @@ class Masked(nn.Module):
         if self.policy is not None:  # every parameter takes part in every step, as DistributedDataParallel wants
             loss = loss + 0 * sum(p.sum() for p in self.policy.parameters())
         share = (edges * mask).sum(1) / mask.sum(1).clamp_min(1)
-        values = (out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term)
-        return loss, dict(zip(self.columns, (value.detach() for value in values)))
+        values = [out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term]
+        if options.policy.kind == "adaptive":
+            values += ([decision.ratio.mean(), decision.edge_fraction.mean()] if used
+                       else [loss.new_tensor(options.mask_ratio), loss.new_tensor(options.edge_fraction)])
+        return loss, dict(zip(self.columns, (value.detach() for value in values), strict=True))
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:

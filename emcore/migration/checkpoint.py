@@ -58,6 +58,10 @@ def import_checkpoint(path: str | Path, settings: Settings) -> dict[str, Any]:
     """Our checkpoint: model, ema, step and config."""
     if settings.model.name != "rsunet":
         raise InputError(f"import-checkpoint knows the key names of RSUNet alone; model.name is {settings.model.name}")
+    sizes = settings.model.rsunet
+    if sizes.up != "bilinear_yx" and any(factor[0] != 1 for factor in sizes.down):
+        raise InputError(f"model.rsunet.down has a factor along z, where the published net of {path} adds sections up: "
+                         f"set model.rsunet.up = \"bilinear_yx\"; it is {sizes.up}")
     content = checkpoint.read(path, stand_in=Inert)
     state = content.get("state_dict")
     if not isinstance(state, Mapping):

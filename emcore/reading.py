@@ -1,0 +1,44 @@
+"""Opening files that others wrote: regular files only, so that nothing waits for a pipe or reads a device without end."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from emcore.errors import InputError
+
+MOST_TEXT = 1 << 20  # bytes of a file of settings
+KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """The file, open for reading; OSError where it is not there or may not be read."""
+    flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
+    try:
+        handle = os.open(path, flags)
+    except ValueError:  # a zero byte, or letters that no name of a file has
+        raise InputError(f"{os.fspath(path)!r} is no name of a file") from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise InputError(f"{os.fspath(path)} is {KINDS.get(stat.S_IFMT(mode), 'no file')}; a regular file is needed")
+    return os.fdopen(handle, "rb")
+
+
+def read_text(path: str | os.PathLike, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file of at most that many bytes, its line ends as \\n; OSError where it cannot be read."""
+    with open_regular(path) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise InputError(f"{os.fspath(path)} is larger than {most >> 20} MiB, too large for what it should be")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{os.fspath(path)} is not UTF-8 text: its byte {error.start} is {data[error.start]}; "
+                         "save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def is_inside(path: Path, folder: Path) -> bool:
+    """Whether a path lies below a folder when all links are followed."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
