@@ -28,6 +28,7 @@ from emcore.reading import read_text
 Schema = TypeVar("Schema")
 DEEPEST = 40  # levels of tables and lists
 MOST_BASES = 50
+LONGEST_PATH = 4096
 
 
 def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = (),
@@ -53,7 +54,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"no config file {path}") from None
     except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error}") from None
+        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"cannot read the config: {error}") from None
     try:
@@ -85,7 +86,7 @@ def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
         if len(seen) > MOST_BASES:
             raise InputError(f"{seen[0]} is based on more than {MOST_BASES} files, one on the other")
         base = table.pop("base", None)
-        if base is not None and not isinstance(base, str):
+        if base is not None and (not isinstance(base, str) or len(base) > LONGEST_PATH):
             raise InputError(f"base in {path} must be the name of a TOML file, got {shown(base)}")
         tables.insert(0, table)
         path = path.parent / base if base else None

@@ -1,4 +1,4 @@
-"""Opening files that others wrote: regular files only, so that nothing waits for a pipe or reads a device without end."""
+"""Opening files that others wrote: regular files, so that nothing waits for a pipe or reads a device without end."""
 
 import os
 import stat

@@ -139,8 +139,8 @@ def check_address(address: str, sha256: str) -> None:
         loopback = False
     if parts.scheme == "https" or (parts.scheme == "http" and (loopback or sha256)):
         return
-    raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have been "
-                     "altered on the way; fetch it from an https address")
+    raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have "
+                     "been altered on the way; fetch it from an https address")
 
 
 class CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -316,7 +316,7 @@ def unpack(path: Path) -> list[Path]:
     """The files of an archive, beside it; those that are there stay. Names that lead elsewhere are refused."""
     made = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             files = members(path, archive)
             for item in files:
                 target = path.parent / item.filename
@@ -331,7 +331,8 @@ def unpack(path: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot unpack {path}: {error.strerror or error}") from None
     except BROKEN_ARCHIVE as error:
-        raise InputError(f"{path} is no whole zip archive ({first_line(error)}): delete it and fetch it again") from None
+        raise InputError(f"{path} is no whole zip archive ({shown(first_line(error))}): delete it and fetch it "
+                         "again") from None
     return made
 
 
@@ -358,8 +359,8 @@ def members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             raise InputError(f"{path} holds {shown(name)}, which is encrypted; unpack it by hand: unzip asks for the "
                              "password")
         if item.compress_type not in METHODS:
-            raise InputError(f"{path} holds {shown(name)}, which is compressed by method {item.compress_type}, which is "
-                             "not known here; unpack it by hand")
+            raise InputError(f"{path} holds {shown(name)}, which is compressed by method {item.compress_type}, which "
+                             "is not known here; unpack it by hand")
     return files
 
 
