@@ -300,7 +300,7 @@ VALUES = (None, True, False, 0, 1, -1, 3, 2**31, 2**53, 2**63, 2**64, 10**30, 10
 def damaged(data: bytes, rng: random.Random, is_text: bool) -> bytes:
     """The bytes with a few things wrong with them."""
     for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
-        if len(data) > 4 << 20:  # the next ones would multiply it again
+        if len(data) > 1 << 20:  # the next ones would multiply it again
             break
         if is_text and data[:1] == b"{" and rng.random() < 0.7:
             data = damaged_json(data, rng)
@@ -311,14 +311,14 @@ def damaged(data: bytes, rng: random.Random, is_text: bool) -> bytes:
 
 def damaged_word(data: bytes, rng: random.Random) -> bytes:
     """A number, string or name of the text replaced, dropped or exchanged for another one; or a line."""
-    words = list(re.finditer(rb'-?\d+(?:\.\d+)?(?:e-?\d+)?|"[^"\n]*"|\'[^\'\n]*\'|[A-Za-z_]\w*|[\[\]{}:,=]', data))
+    words = list(re.finditer(rb'-?\d+(?:\.\d+)?(?:e-?\d+)?|"[^"\n]*"|\'[^\'\n]*\'|[A-Za-z_]\w*|[\[\]{}:,=]', data[:1 << 16]))
     if not words:
         return damaged_bytes(data, rng)
     word, other = rng.choice(words), rng.choice(words)
     if (kind := rng.random()) < 0.15:
         lines = data.splitlines(keepends=True)
         line = rng.randrange(len(lines))
-        lines[line:line + 1] = [] if kind < 0.07 else [lines[line]] * rng.choice((2, 3000))
+        lines[line:line + 1] = [] if kind < 0.07 else [lines[line]] * rng.choice((2, 3000 if len(data) < 2000 else 2))
         return b"".join(lines)
     new = other[0] if kind < 0.3 else rng.choice(WORDS).encode("utf-8", "surrogatepass")
     return data[:word.start()] + new + data[word.end():]
@@ -487,7 +487,7 @@ def run_child(tally: Tally, seed: str, first: int, last: int, folder: str, verbo
                "--each", str(last), "--folder", folder]
     paths = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, start_new_session=True,
-                               env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
+                               env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"})
     lines = Lines(running.stdout)
     try:
         if lines.next(START_SECONDS) != "ready":

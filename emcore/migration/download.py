@@ -132,15 +132,19 @@ def remote_size(source: Source) -> int:
 
 def check_address(address: str, sha256: str) -> None:
     """Refuses an address from which the bytes could be altered on the way without being noticed."""
-    try:
-        parts = urllib.parse.urlsplit(address)
-        loopback = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        loopback = False
-    if parts.scheme == "https" or (parts.scheme == "http" and (loopback or sha256)):
+    scheme = address.partition(":")[0]
+    if scheme == "https" or (scheme == "http" and (sha256 or is_loopback(address))):
         return
     raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have "
                      "been altered on the way; fetch it from an https address")
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        host = urllib.parse.urlsplit(address).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -178,6 +182,7 @@ def fetch(source: Source, folder: Path) -> Path:
         found = digest(part)
         if expected and found != expected:
             part.unlink()
+            tag_of(part).unlink(missing_ok=True)
             raise InputError(f"{source.address} gave a file whose sha256 is {found}, not {expected}: it was deleted; "
                              "the file on the server has changed, or was altered on the way"
                              + ("" if source.sha256 else f"; to take it all the same delete {record(target)}"))
