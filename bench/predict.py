@@ -27,11 +27,13 @@ def child(work: dict) -> dict:
     if work["what"] == "stream":
         found = stream(work)
     else:
-        from emcore.engine.mode import fast_precision
         from emcore.engine.pages import keep_pages
         from emcore.models.rsunet import RSUNet
         from emcore.predict import predict
-        from emcore.predict.layout import lay_out
+        from emcore.predict.arithmetic import decide
+        from emcore.predict.windows import passes
+        from emcore.settings import Settings
+        from emcore.settings.data import Data
         from emcore.settings.predict import Activation, Infer
 
         torch.manual_seed(0)
@@ -40,14 +42,12 @@ def child(work: dict) -> dict:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         if work["what"] == "ours":
-            precision = fast_precision("auto", "cpu")
             keep_pages("cpu")  # as infer.py does
-            with tempfile.TemporaryDirectory() as folder:
-                layout = lay_out(net, "auto", WINDOW, 1, precision, Path(folder))
-            from emcore.settings.data import Data
-            values = predict(net, volume, window=WINDOW, infer=Infer(blend="gaussian", activation=(
-                Activation(kind="none"),)), data=Data(normalise="none"), precision=precision)[0]
-            found["how"] = f"{precision} {layout}"
+            infer = Infer(window=WINDOW, blend="gaussian", activation=(Activation(kind="none"),))
+            arithmetic = decide(Settings("bench", device="cpu", infer=infer), net, passes(volume.shape, infer, WINDOW))
+            values = predict(net, volume, window=WINDOW, infer=infer, data=Data(normalise="none"),
+                             arithmetic=arithmetic)[0]
+            found["how"] = str(arithmetic)
         else:
             from monai.inferers import sliding_window_inference
             with torch.no_grad():

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from emcore.config import to_table
-from emcore.engine.mode import LIMIT, SAFE, Mode, choose_mode
+from emcore.engine.mode import LIMIT, SAFE, Mode, choose_mode, work_of
 from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes
 from emcore.settings.train import Train
 
@@ -123,7 +123,7 @@ def table(name: str, model: Model, patch: tuple, device: str, samples: int, roun
                   default=0.0) if name == "rsunet" else 0.0
     if ceiling:
         print(f"ceiling: the fastest bf16 convolution of these sizes reaches {ceiling / 1e12:.2f} TFLOP/s")
-    chosen = choose_mode(model, Train(batch=samples), patch, samples, device, 100_000)
+    chosen = choose_mode(work_of(model, patch, samples), Train(batch=samples), device, 100_000)
     print(f"{name}, {samples} x {'x'.join(map(str, patch))}; chosen by default: {title(chosen)}")
     print(f"  {'mode':<30}{'forward s':>11}{'ratio':>7}{'step s':>9}{'ratio':>7}{'Mvoxel/s':>10}{'TFLOP/s':>9}")
     wanted = [modes(device, True)[0], chosen] if only_chosen else modes(device, plain)

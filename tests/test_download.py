@@ -5,13 +5,17 @@ import http.server
 import io
 import threading
 import zipfile
+from dataclasses import replace
 from typing import ClassVar
 
+import h5py
+import numpy as np
 import pytest
 
 from emcore.errors import InputError, run_command
 from emcore.migration import download
 from emcore.migration.download import SOURCES, Source, check_address, fetch, main, unpack
+from emcore.volumes import prepare
 
 CONTENT = bytes(range(256)) * 9000
 
@@ -199,7 +203,7 @@ def test_a_link_planted_beside_a_download_is_not_written_through(server, tmp_pat
 def test_what_is_not_there_and_no_network_end_in_one_sentence_and_exit_code_2(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SOURCES, "gone", (Source(f"{server}/gone.zip", "", ""),))
     monkeypatch.setitem(SOURCES, "away", (Source("http://127.0.0.1:9/a.zip", "", ""),))
-    for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("isbi2012", "no tutorial names"),
+    for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("fullem", "to accounts only"),
                            ("nothing", "there is no data set 'nothing'; there are cremi, ")):
         assert run_command(main, [name, "--folder", str(tmp_path)]) == 2
         error = capsys.readouterr().err
@@ -244,6 +248,26 @@ def test_hostile_or_broken_archives_are_refused(tmp_path):
         patch.setattr(download.shutil, "disk_usage", lambda _: small)
         with pytest.raises(InputError, match="unpacks to more than is free"):
             unpack(path)
+
+
+def test_isbi2012_is_fetched_and_prepared_where_the_recipes_look_for_it(server, tmp_path, monkeypatch, capsys):
+    tifffile = pytest.importorskip("tifffile", reason="TIFF needs tifffile")
+    stacks = {name: np.random.default_rng(number).integers(0, 256, (3, 8, 9), np.uint8)
+              for number, name in enumerate(("train-volume.tif", "test-volume.tif"))}
+    for name, stack in stacks.items():
+        tifffile.imwrite(tmp_path / name, stack, photometric="minisblack")
+        Handler.files[f"/{name}"] = (tmp_path / name).read_bytes()
+    assert [source.file for source in SOURCES["isbi2012"]] == list(stacks)
+    assert all(source.address.startswith("https://") and not source.sha256 for source in SOURCES["isbi2012"])
+    here = tuple(replace(source, address=f"{server}/{source.file}") for source in SOURCES["isbi2012"])
+    monkeypatch.setitem(SOURCES, "isbi2012", here)
+    monkeypatch.chdir(tmp_path)
+    assert main(["isbi2012"]) == 0
+    assert "none was published; it is kept beside the file" in capsys.readouterr().err
+    assert prepare.main(["isbi2012", "downloads/isbi2012"]) == 0  # as the list and the tutorial say
+    for name, stack in stacks.items():
+        with h5py.File(tmp_path / "data" / "public_em" / f"isbi2012_{name.split('-')[0]}_raw.h5") as file:
+            assert np.array_equal(file["raw"], stack)
 
 
 def test_the_list_names_every_data_set_with_its_place(monkeypatch, capsys):

@@ -1,6 +1,5 @@
-"""Exported nets work without emcore's model code, as docs/embedding.md says; layouts are measured once a folder."""
+"""Exported nets work without emcore's model code, as docs/embedding.md says."""
 
-import json
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from emcore.errors import InputError
 from emcore.models.build import build_model
 from emcore.predict import predict
 from emcore.predict.export import export_model, load_exported
-from emcore.predict.layout import lay_out
 from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes
 from tests.test_train import ROOT, environment, place, train  # noqa: F401 (place is a fixture)
 
@@ -90,30 +88,8 @@ def test_prediction_does_not_need_the_model_code():
                    check=True, cwd=ROOT)
 
 
-def test_a_layout_is_measured_once_a_folder_and_changes_no_result(tmp_path):
-    torch.manual_seed(0)
-    net = build_model(NETS["rsunet"], (4, 16, 16)).eval()
-    image = np.random.default_rng(0).integers(0, 255, (6, 20, 20)).astype(np.uint8)
-    before = predict(net, image, window=(4, 16, 16))
-    found = lay_out(net, "auto", (4, 16, 16), 1, "fp32", tmp_path)
-    record = json.loads((tmp_path / "layout.json").read_text())
-    assert record["layout"] == found
-    assert set(record["seconds"]) == {"contiguous", "channels_last"}
-    other = "contiguous" if found == "channels_last" else "channels_last"
-    (tmp_path / "layout.json").write_text(json.dumps({"layout": other}))
-    assert lay_out(net, "auto", (4, 16, 16), 1, "fp32", tmp_path) == other, "a restart takes what the first run found"
-    np.testing.assert_allclose(predict(net, image, window=(4, 16, 16)), before, atol=1e-5)
-    assert lay_out(net, found, (4, 16, 16), 1, "fp32", tmp_path) == found
-    assert [file.name for file in tmp_path.iterdir()] == ["layout.json"]
-
-
 def test_volumes_of_another_kind_are_read(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = np.random.default_rng(0).integers(0, 60000, (6, 20, 20)).astype(np.uint16)
     out = predict(torch.nn.Conv3d(1, 1, 1).eval(), str(tmp_path / "a.h5"), window=(4, 16, 16))
     assert np.isfinite(out).all()
-
-
-def test_the_layout_of_a_net_that_takes_no_smaller_window_is_measured_on_a_whole_one(tmp_path):
-    net = build_model(NETS["mednext"], (32, 32, 32)).eval()  # half of it leaves one voxel, which cannot be normalised
-    assert lay_out(net, "auto", (32, 32, 32), 1, "fp32", tmp_path) in ("contiguous", "channels_last")

@@ -1,13 +1,27 @@
 """The processes of a run: one alone, or several under torchrun, on GPUs (nccl) or CPUs (gloo)."""
 
+import json
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.rendezvous import rendezvous
 
+from emcore.engine.mode import check_device
 from emcore.errors import InputError
+
+BEAT = 2.0  # seconds between two signs of life of the lead while it decides
+SILENCE = 60.0  # seconds without one after which the others give up
+ARRIVAL = 600.0  # seconds in which all must have come
+LINGER = 1.0  # seconds in which the others hear why the lead ends, as its process may hold the meeting point
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,7 @@ class Ranks:
 def choose_device(device: str = "auto") -> torch.device:
     """The device of this process; says what is impossible."""
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
+    check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device = cuda, but this torch ({torch.__version__}) finds no usable GPU")
     use_gpu = torch.cuda.is_available() and device != "cpu"
@@ -68,10 +81,78 @@ def start(device: str = "auto", minutes: float = 10.0) -> Ranks:
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world > 1 and not distributed.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(minutes=minutes))
+        distributed.init_process_group(backend, store=meeting_point(), rank=rank, world_size=world,
+                                       timeout=timedelta(minutes=minutes))
     return Ranks(rank, world, chosen)
 
 
 def stop() -> None:
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+# ---- what the lead decides before the ranks have a device in common
+
+
+@cache
+def meeting_point() -> distributed.Store:
+    """Where the processes of this start exchange words; torchrun keeps it apart from that of every other start."""
+    try:
+        return next(rendezvous("env://", timeout=timedelta(seconds=ARRIVAL)))[0]
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"the {os.environ.get('WORLD_SIZE')} processes of this run cannot meet "
+                         f"({str(error).splitlines()[0]}): start them by torchrun") from None
+
+
+def from_lead(decide: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+    """What decide() returns on the rank that leads, on every rank: the others have None and wait while that one lives.
+    """
+    store = meeting_point()
+    if decide is None:
+        return _hear(store)
+    with _beating(store):
+        try:
+            found = decide()
+        except BaseException as error:
+            store.set("decided", json.dumps({"failed": str(error) or type(error).__name__}))
+            time.sleep(LINGER)
+            raise
+    store.set("decided", json.dumps({"found": found}))
+    return found
+
+
+def _hear(store: distributed.Store) -> dict[str, Any]:
+    beats, since, patience = 0, time.monotonic(), ARRIVAL
+    try:
+        while not store.check(["decided"]):
+            if (now := store.add("beats", 0)) != beats:
+                beats, since, patience = now, time.monotonic(), SILENCE
+            if time.monotonic() - since > patience:
+                raise InputError(f"rank 0, which chooses the arithmetic of this run, has given no sign for "
+                                 f"{patience:.0f} s: see what it printed, and start all ranks again")
+            time.sleep(0.1)
+        told = json.loads(store.get("decided"))
+    except RuntimeError:  # its process holds the meeting point
+        raise InputError("rank 0, which chooses the arithmetic of this run, has ended: see what it printed") from None
+    if "failed" in told:
+        raise InputError(f"rank 0 has stopped: {told['failed']}")
+    return told["found"]
+
+
+@contextmanager
+def _beating(store: distributed.Store) -> Iterator[None]:
+    """Tells the other ranks now and then that this one is at work."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(BEAT):
+            store.add("beats", 1)
+
+    store.add("beats", 1)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

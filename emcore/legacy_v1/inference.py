@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.legacy_v1.training import build
 from emcore.legacy_v1.weights import load_net
 from emcore.models.build import check_patch
-from emcore.predict.streaming import Job
+from emcore.predict.streaming import Job, as_given
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.settings.target import Target
@@ -41,7 +41,8 @@ def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
                   activation=(Activation(kind="none"),), compile="off")
     data = Data(normalise="divide", normalise_by="volume", storage="lazy")
     offsets = Target("affinity").offsets if flags.task == "neuron" else None
-    job = Job(net, open_source(data, Volume(image), "test"), infer, data, offsets, "fp32")
+    source = open_source(data, Volume(image), "test")
+    job = Job(net, source, infer, data, offsets, as_given(net, source, infer, "fp32"))
     job.starts = [positions(n, w, s) for n, w, s in zip(job.padded, flags.patch, stride)]
     return job
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from emcore.config import shown
 from emcore.errors import InputError
-from emcore.files import write_text, writing
+from emcore.files import publish, write_text, writing
 from emcore.progress import Progress
 from emcore.reading import is_inside, open_regular, read_text
 from emcore.volumes.volume import first_line
@@ -76,6 +76,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
                      "SNEMI3D: train-input.tif, train-labels.tif, test-input.tif (recipes snemi_*)"),),
     "snemi-zenodo": (Source("https://zenodo.org/records/7142003/files/snemi.zip", "datasets/SNEMI",
                             "SNEMI3D from Zenodo: image/train-input.tif, image/test-input.tif"),),
+    "isbi2012": tuple(
+        Source(f"https://raw.githubusercontent.com/alexklibisz/isbi-2012/master/data/{stack}-volume.tif",
+               "downloads/isbi2012", f"ISBI 2012, the {stack} stack, as dbMiM fetches it; then `python -m emcore "
+                                     "prepare isbi2012 downloads/isbi2012` (recipes dbmim_pretrain_*)")
+        for stack in ("train", "test")),
     "emr50": (Source(f"{HARVARD}/jwr15_synapse.zip", "datasets/jwr15",
                      "EM-R50: synapses of rat cortex with their sides (recipes emr50_*)"),),
     **{f"dbmim-{short}": tuple(
@@ -83,8 +88,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         for kind in ("pretrained", "finetuned"))
        for short, long in (("r17", "publicem_dbmim_r17"), ("r33", "fullem_mixedmask_dbmim_r33"))},
 }
-ELSEWHERE = {"isbi2012": "no tutorial names an address; get train-volume.tif, train-labels.tif and test-volume.tif "
-                         "from the challenge's page, then see `python -m emcore prepare --help`"}
+ELSEWHERE = {"fullem": "its archives, 486 GB, are given out to accounts only; get them from "
+                       "huggingface.co/datasets/cyd0806/EM_pretrain_data, then see `python -m emcore prepare --help`"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -187,7 +192,7 @@ def fetch(source: Source, folder: Path) -> Path:
                              "the file on the server has changed, or was altered on the way"
                              + ("" if source.sha256 else f"; to take it all the same delete {record(target)}"))
         remember(part, source, found, target)  # first: a file that has its name has its checksum
-        os.replace(part, target)
+        publish(part, target)
         tag_of(part).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
@@ -309,8 +314,8 @@ def known(target: Path) -> str:
 
 
 def remember(path: Path, source: Source, found: str, target: Path | None = None) -> None:
-    write_text(record(target or path), json.dumps({"address": source.address, "sha256": found,
-                                                   "bytes": path.stat().st_size}, indent=1) + "\n")
+    facts = {"address": source.address, "sha256": found, "bytes": path.stat().st_size}
+    write_text(record(target or path), json.dumps(facts, indent=1) + "\n")
 
 
 def record(target: Path) -> Path:

@@ -3,20 +3,30 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import Source, open_source
-from emcore.engine.arithmetic import autocast
 from emcore.errors import InputError
+from emcore.predict.arithmetic import (
+    Arithmetic,
+    batch_size,
+    compiled,
+    compiles_here,
+    first_line,
+    run,
+    wants_compiling,
+)
 from emcore.predict.parts import write_in_parts
-from emcore.predict.windows import channel_plan, forward_view, inverse_view, shifted, starts, views_of, weights
+from emcore.predict.windows import channel_plan, forward_view, inverse_view, passes, shifted, starts, views_of, weights
 from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, Volume
@@ -25,23 +35,25 @@ from emcore.volumes import split_reference
 
 Triple = tuple[int, int, int]
 PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
-ENOUGH = 2000  # windows from which compiling for a minute pays
 DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
 
 
 def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, window: Triple,
             infer: Infer | None = None, data: Data | None = None, offsets: Sequence[Triple] | None = None,
-            precision: str = "fp32", provenance: dict[str, Any] | None = None) -> np.ndarray | Path:
+            precision: str = "fp32", provenance: dict[str, Any] | None = None,
+            arithmetic: Arithmetic | None = None) -> np.ndarray | Path:
     """Activated predictions (c, z, y, x): an array, or the path of the file they were written to.
 
     volume: a path, path:dataset or an array; window: voxels of one pass; infer and data: the tables [infer] and [data]
-    (blending, test-time augmentation, how intensities are scaled); offsets: of the channels, if they are affinities.
+    (blending, test-time augmentation, how intensities are scaled); offsets: of the channels, if they are affinities;
+    arithmetic: what was decided for a result that several processes or starts make; it stands in place of precision.
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
     replaced = path is not None and split_reference(path)[0].exists()
     source = open_source(data, volume if isinstance(volume, Volume) else Volume(image=volume), "test")
-    job = Job(model, source, replace(infer, window=window), data, offsets, precision)
+    infer = replace(infer, window=tuple(window))
+    job = Job(model, source, infer, data, offsets, arithmetic or as_given(model, source, infer, precision))
     if path is None:
         out = np.empty((len(job.channels), *job.shape), DTYPES[infer.dtype])
         for low, high, values in job.pieces(job.spans):
@@ -50,25 +62,35 @@ def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, wi
     return write_in_parts(job, Path(path), provenance or {}, replaced)
 
 
+def as_given(model: nn.Module, source: Source, infer: Infer, precision: str) -> Arithmetic:
+    """The arithmetic of a model that stands where and as it is; a compiler that fails is done without."""
+    device = next(model.parameters()).device.type
+    compiles = wants_compiling(infer, device, passes(source.size, infer, infer.window)) and compiles_here(
+        model, (batch_size(infer, device), channels_in(source), *infer.window), precision)
+    return Arithmetic(device, precision, "contiguous", compiles)
+
+
+def channels_in(source: Source) -> int:
+    image = source.arrays["image"]
+    return image.shape[0] if len(image.shape) == 4 else 1
+
+
 class Job:
     """One volume, one net, one way to go through it."""
 
     def __init__(self, model: nn.Module, source: Source, infer: Infer, data: Data, offsets: Sequence[Triple] | None,
-                 precision: str):
+                 arithmetic: Arithmetic):
         self.model, self.source, self.infer, self.data = model, source, infer, data
         self.device = next(model.parameters()).device
-        self.precision = precision
+        self.precision = arithmetic.precision
         self.shape = source.size
         self.padded = tuple(n + 2 * p for n, p in zip(self.shape, infer.pad))
         self.window = tuple(infer.window)
         self.starts = [starts(n, w, infer.overlap) for n, w in zip(self.padded, self.window)]
         self.views = views_of(infer.views.flips, infer.views.turns)
         self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
-        if infer.batch < 0:
-            raise InputError(f"infer.batch counts windows, 0 lets the device choose; got {infer.batch}")
-        # on a CPU several windows at once are no faster than one after the other, and take as many times the memory
-        self.batch = infer.batch or (4 if self.device.type == "cuda" else 1)
-        self.runner = self._runner()
+        self.batch = batch_size(infer, self.device.type)
+        self.runner = self._compiled() if arithmetic.compile else model
         if infer.views.turns and self.window[1] != self.window[2]:
             raise InputError(f"infer.views.turns needs square windows; got {list(self.window)}")
         self.count = self._count()
@@ -87,8 +109,7 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
-        step = max(1, infer.slab)
-        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+        self.split(infer.slab)
         # sums are kept on the device where half of what is free there holds them
         self.sums_device = torch.device("cpu")
         if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -97,35 +118,32 @@ class Job:
         self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
-    def _runner(self) -> nn.Module:
-        """The net as it is run: compiled if asked for, or by itself on a GPU where there is enough to do."""
-        enough = self.device.type == "cuda" and self.windows * len(self.views) >= ENOUGH
-        if self.infer.compile == "off" or (self.infer.compile == "auto" and not enough):
-            return self.model
-        runner = torch.compile(self.model, dynamic=False)
+    def split(self, slab: int) -> None:
+        """Cuts the volume into spans of so many sections, the parts that processes share."""
+        step = max(1, slab)
+        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+
+    def _compiled(self) -> nn.Module:
         try:
-            with torch.inference_mode():
-                self._net(torch.zeros(self.batch, *self._lead(), *self.window, device=self.device), runner)
-        except Exception as error:  # no compiler, or one that stumbles: of any kind, and the net itself still runs
-            print(f"not compiled: {(str(error).strip() or type(error).__name__).splitlines()[0][:200]}", flush=True)
-            return self.model
-        return runner
+            return compiled(self.model, (self.batch, channels_in(self.source), *self.window), self.precision)
+        except Exception as error:  # no compiler, or one that stumbles: of any kind
+            raise InputError(f"this prediction is computed by a compiled net, but here torch.compile fails "
+                             f"({first_line(error)}): install a compiler, or predict anew with infer.compile=off"
+                             ) from None
 
     def _count(self) -> int:
+        """Channels that the net predicts: of shapes alone where the net can do without values, else of one window."""
+        window = torch.zeros(1, channels_in(self.source), *self.window, device="meta")
+        named = (*self.model.named_parameters(), *self.model.named_buffers())
+        shapes = {name: value.to("meta") for name, value in named}
         with torch.inference_mode():
-            out = self._net(torch.zeros(1, *self._lead(), *self.window, device=self.device), self.model)
-        return out.shape[1]
+            try:
+                return run(partial(functional_call, self.model, shapes), window, "fp32").shape[1]
+            except Exception:  # whatever a foreign net needs values for; what is really wrong is raised by the window
+                return run(self.model, torch.zeros_like(window, device=self.device), self.precision).shape[1]
 
-    def _lead(self) -> tuple[int, ...]:
-        image = self.source.arrays["image"]
-        return (image.shape[0],) if len(image.shape) == 4 else (1,)
-
-    def _net(self, x: Tensor, net: nn.Module | None = None) -> Tensor:
-        with autocast(self.precision, x.device.type):
-            out = (net or self.runner)(x)
-        if isinstance(out, dict):
-            out = out["output"] if "output" in out else torch.cat(list(out.values()), 1)
-        return out.float()
+    def _net(self, x: Tensor) -> Tensor:
+        return run(self.runner, x, self.precision)
 
     def sums_bytes(self) -> int:
         """Memory of the sums of the windows that are not finished."""
@@ -135,7 +153,7 @@ class Job:
         """Bytes that the work takes besides the net, about: sums, two rows of the image, finished sections."""
         plane = self.padded[1] * self.padded[2]
         item = self.source.arrays["image"].dtype.itemsize
-        return (self.sums_bytes() + 3 * self._lead()[0] * self.window[0] * plane * item
+        return (self.sums_bytes() + 3 * channels_in(self.source) * self.window[0] * plane * item
                 + 5 * 4 * self.count * self.piece * plane)
 
     def activate(self, logits: Tensor) -> Tensor:
@@ -205,7 +223,9 @@ class Job:
                 inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
                 values = inner[:-1] / inner[-1:]
                 if len(self.views) == 1:
-                    values = self.activate(values[None])[0]
+                    # each section by itself: the last bits of a sigmoid depend on how many values are computed at once
+                    values = torch.stack([self.activate(section.contiguous()[None])[0] for section in values.unbind(1)],
+                                         1)
                 yield start - pad[0], last - pad[0], self._to_host(values[self.channels])
             part.zero_()
             start = last

@@ -1,10 +1,13 @@
 """Where windows stand and how their voxels are weighed; the lattice is anchored at the volume's first voxel."""
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from emcore.settings.predict import Infer
 
 Triple = tuple[int, int, int]
 
@@ -16,6 +19,13 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
     step = max(1, round(window * (1 - min(max(overlap, 0.0), 0.99))))
     found = list(range(0, length - window + 1, step))
     return found if found[-1] == length - window else [*found, length - window]
+
+
+def passes(size: Triple, infer: Infer, window: Triple) -> int:
+    """How many windows go through the net for a volume of this size, every view counted."""
+    padded = (length + 2 * pad for length, pad in zip(size, infer.pad))
+    lattice = [len(starts(length, side, infer.overlap)) for length, side in zip(padded, window)]
+    return prod(lattice) * len(views_of(infer.views.flips, infer.views.turns))
 
 
 def weights(window: Triple, blend: str) -> Tensor:

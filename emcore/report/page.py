@@ -5,7 +5,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterable
 from html import escape
@@ -15,9 +14,11 @@ from typing import Any
 from emcore import config
 from emcore.config import shown
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.reading import read_text
 from emcore.report.figures import plot
 from emcore.report.views import make_view
+from emcore.results import STEP
 from emcore.settings import Settings
 
 HERE = Path(__file__).resolve().parent
@@ -34,12 +35,13 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                          "run train.py or infer.py first")
     views = make_views(settings, results) if results is not None else []
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
-    notes += [(name, note) for name, scores in found.items() for note in scores.get("notes", [])]
+    notes += [(name, note) for name, scores in found.items()
+              for note in (*scores.get("made", ()), *scores.get("notes", ()))]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     parts = {
         "title": escape(settings.name),
-        "subtitle": escape(results.name.replace("results_step=", "results of step ") if results else "training only"),
+        "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),
         "policy": "default-src 'none'; img-src data:; "
                   f"script-src 'sha256-{digest(script)}'; style-src 'sha256-{digest(style)}'",
         "style": style,
@@ -52,18 +54,13 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                     or "<p>There are no labels and truth to compare.</p>",
         "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
                               if scores.get("curve")),
-        "training": training_plots(log) or "<p>There is no log.csv.</p>",
+        "training": (training_plots(log) or "<p>There is no log.csv.</p>") + best_table(folder),
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
     text = re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], (HERE / "page.html").read_text(encoding="utf-8"))
     out = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out, text)
     return out
 
 
@@ -192,6 +189,19 @@ def training_plots(log: dict[str, list]) -> str:
             lines[name] = points
     return "".join(plot(lines, "step", "learning rate" if title == "lr" else title, may_be_logarithmic=title != "lr")
                    for title, lines in groups.items())
+
+
+def best_table(folder: Path) -> str:
+    """The best checkpoints of a run that are still there, as train.py ranked them."""
+    try:
+        found = json.loads(read_text(folder / "best.json"))
+        rows = [(escape(f"step_{int(step):09d}.pt"), f"{float(value):.6g}") for step, value in found["best"]
+                if (folder / "checkpoints" / f"step_{int(step):09d}.pt").exists()]
+        monitor = escape(str(found["monitor"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return table(("checkpoint", monitor), rows, "best checkpoints, the best first; infer.py --checkpoint best takes it"
+                 ) if rows else ""
 
 
 def environment_table(path: Path) -> str:

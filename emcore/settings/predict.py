@@ -22,6 +22,8 @@ class Views:
 @dataclass(frozen=True)
 class Infer:
     checkpoint: str = ""  # file to predict with; empty takes the newest of the run
+    # which weights of the checkpoint; auto takes the averaged ones where there are some
+    weights: Literal["auto", "averaged", "plain"] = "auto"
     window: Triple | None = None  # voxels of one pass through the net; none takes data.patch
     overlap: float = 0.5  # of neighbouring windows, share of the window
     blend: Literal["bump", "gaussian", "constant"] = "bump"  # weight of a window's voxels, from its middle to its edge
@@ -33,7 +35,7 @@ class Infer:
     views: Views = Views()  # test-time augmentation
     slab: int = 64  # sections of one part: what is done by one process, and not done again after a kill
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto compiles for much work on a GPU
-    # memory layout of the weights; auto measures both, once a result folder
+    # memory layout of the weights; auto measures both, once a result
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
 
 

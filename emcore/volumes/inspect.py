@@ -16,6 +16,7 @@ from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_
 from emcore.volumes.metadata import shortened
 from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
+RECORD = "record"  # the attribute of results that says what made them
 SAMPLE = (16, 512, 512)
 SAMPLE_BYTES = 32 << 20
 MOST_CHUNK_BYTES = 1 << 30
@@ -90,12 +91,25 @@ def text_of(report: dict[str, Any]) -> str:
         elif "sample" in entry:
             lines.append(f"    {grid_text(entry)}")
             lines.append(f"    {sample_text(entry)}")
-            lines += [f"    {printable(name)} = {printable(shortened(json.dumps(value)))}"
-                      for name, value in entry["attributes"].items()]
+            for name, value in entry["attributes"].items():
+                if name == RECORD and isinstance(value, dict):
+                    lines += ["    what made it:", *(f"      {printable(line)}" for line in told(value))]
+                else:
+                    lines.append(f"    {printable(name)} = {printable(shortened(json.dumps(value)))}")
     if "total" in report:
         lines.append(f"  and {report['total'] - len(report['datasets'])} more datasets, {report['total']} in all; "
                      "inspect one as PATH:DATASET")
     return "\n".join(lines)
+
+
+def told(table: dict[str, Any], where: str = "") -> list[str]:
+    """A table of tables, a line for each of the innermost."""
+    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{where or 'program'}: {json.dumps(plain)}"] if plain else []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            lines += told(value, f"{where}.{name}" if where else name)
+    return lines
 
 
 def grid_text(entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import replaced, reported
+from emcore.files import replaced, reported, write_text
 from emcore.reading import read_text
 from emcore.volumes import metadata
 from emcore.volumes.volume import Volume, check_volume, first_line, native
@@ -73,13 +73,8 @@ def create_file(
             start = file.tell()
         with flat_file(temporary, path, start, shape, dtype) as target:
             yield target, None
-        with reported(beside(path)):
-            if attributes:  # before the voxels: a complete npy file always has its attributes
-                write_text(beside(path), json.dumps(attributes))
-            else:
+        if attributes:  # before the voxels: a complete npy file always has its attributes
+            write_text(beside(path), json.dumps(attributes))
+        else:
+            with reported(beside(path)):
                 beside(path).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(text)
