@@ -311,7 +311,8 @@ def damaged(data: bytes, rng: random.Random, is_text: bool) -> bytes:
 
 def damaged_word(data: bytes, rng: random.Random) -> bytes:
     """A number, string or name of the text replaced, dropped or exchanged for another one; or a line."""
-    words = list(re.finditer(rb'-?\d+(?:\.\d+)?(?:e-?\d+)?|"[^"\n]*"|\'[^\'\n]*\'|[A-Za-z_]\w*|[\[\]{}:,=]', data[:1 << 16]))
+    start = data[:1 << 16]
+    words = list(re.finditer(rb'-?\d+(?:\.\d+)?(?:e-?\d+)?|"[^"\n]*"|\'[^\'\n]*\'|[A-Za-z_]\w*|[\[\]{}:,=]', start))
     if not words:
         return damaged_bytes(data, rng)
     word, other = rng.choice(words), rng.choice(words)

@@ -380,6 +380,15 @@ def test_a_log_and_scores_that_are_damaged_are_one_sentence(tmp_path):
         refused(read_scores, scores, says="scores.json")
 
 
+def test_checkpoints_that_are_a_file_are_told_before_the_training():
+    pytest.importorskip("torch")
+    from emcore.engine import checkpoint
+
+    for action in (checkpoint.all_steps, checkpoint.newest):
+        refused(action, Path(__file__), says="is no folder, but the checkpoints go there")
+    assert checkpoint.all_steps(ROOT / "nothing there") == []
+
+
 # ---- archives
 
 

@@ -29,11 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emcore.config import shown
 from emcore.errors import InputError
 from emcore.files import publish, write_text, writing
 from emcore.progress import Progress
-from emcore.reading import is_inside, open_regular, read_text
+from emcore.reading import is_inside, open_regular, read_text, shown
 from emcore.volumes.volume import first_line
 
 CHUNK = 1 << 20

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emcore.config import LONGEST_PATH, shown
+from emcore.config import LONGEST_PATH
 from emcore.errors import InputError
-from emcore.reading import read_text
+from emcore.reading import read_text, shown
 
 LONGEST_NUMBER = 100  # digits
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
