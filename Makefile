@@ -6,11 +6,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+FUZZ ?=
 DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels peers demo test test-long fast lint bench wheel clean
+.PHONY: help setup kernels peers demo test test-long fuzz fast lint bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -29,7 +30,7 @@ endef
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test test-long peers fast lint bench wheel clean"
+	@echo "targets: demo test test-long fuzz peers fast lint bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
@@ -69,6 +70,10 @@ test: kernels
 # fuzz, storms, kills and long comparisons: up to an hour; make test-long TESTS="--long 0.1 --long-seed monday" draws a tenth
 test-long: kernels
 	$(call step,the long tests,$(python) -m pytest --long $(TESTS))
+
+# every reader of foreign files against damaged ones, a line for each: make fuzz FUZZ="--each 1000 --seed 7 hdf5 tiff"
+fuzz: kernels
+	$(call step,damaged files for every reader,$(python) -m tests.fuzz $(FUZZ))
 
 fast: kernels
 	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))

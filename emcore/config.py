@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emcore.errors import InputError
-from emcore.reading import read_text
+from emcore.reading import read_toml, shown
 
 Schema = TypeVar("Schema")
-DEEPEST = 40  # levels of tables and lists
 MOST_BASES = 50
+LONGEST_PATH = 4096
 
 
 def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = (),
@@ -46,33 +46,6 @@ def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequen
     return from_table(schema, table)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The plain table of a TOML file."""
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise InputError(f"no config file {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error}") from None
-    except InputError as error:
-        raise InputError(f"cannot read the config: {error}") from None
-    try:
-        table = tomllib.loads(text)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deep to be a config") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-    if is_deep(table, DEEPEST):
-        raise InputError(f"{path} is nested deeper than {DEEPEST} levels, too deep for a config")
-    return table
-
-
-def is_deep(value: Any, levels: int) -> bool:
-    """Whether tables and lists are nested in more levels than that."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels < 0 or any(is_deep(item, levels - 1) for item in inner)
-
-
 def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
     """The tables of a TOML file and of the files it is based on, the base first; `base` is relative to its file."""
     path, seen, tables = Path(path), [], []
@@ -85,7 +58,7 @@ def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
         if len(seen) > MOST_BASES:
             raise InputError(f"{seen[0]} is based on more than {MOST_BASES} files, one on the other")
         base = table.pop("base", None)
-        if base is not None and not isinstance(base, str):
+        if base is not None and (not isinstance(base, str) or len(base) > LONGEST_PATH):
             raise InputError(f"base in {path} must be the name of a TOML file, got {shown(base)}")
         tables.insert(0, table)
         path = path.parent / base if base else None
@@ -161,15 +134,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 # ---- reading
-
-
-def shown(value: Any) -> str:
-    """A value inside a sentence."""
-    try:
-        text = repr(value)
-    except ValueError:  # Python writes no number of more than 4300 digits
-        return "a number of very many digits"
-    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _join(where: str, name: str) -> str:

@@ -45,6 +45,8 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 def all_steps(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of the checkpoints of a run, newest first, complete or not."""
+    if folder.exists() and not folder.is_dir():  # said now, and not when the first one is to be written
+        raise InputError(f"{folder} is no folder, but the checkpoints go there; move it away")
     found = [(int(match[1]), path) for path in folder.glob("step_*.pt") if (match := NAME.fullmatch(path.name))]
     return sorted(found, reverse=True)
 

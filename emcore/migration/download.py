@@ -29,11 +29,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from emcore.config import shown
 from emcore.errors import InputError
 from emcore.files import publish, write_text, writing
 from emcore.progress import Progress
-from emcore.reading import is_inside, open_regular, read_text
+from emcore.reading import is_inside, open_regular, read_text, shown
 from emcore.volumes.volume import first_line
 
 CHUNK = 1 << 20
@@ -137,15 +136,19 @@ def remote_size(source: Source) -> int:
 
 def check_address(address: str, sha256: str) -> None:
     """Refuses an address from which the bytes could be altered on the way without being noticed."""
-    try:
-        parts = urllib.parse.urlsplit(address)
-        loopback = parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        loopback = False
-    if parts.scheme == "https" or (parts.scheme == "http" and (loopback or sha256)):
+    scheme = address.partition(":")[0]
+    if scheme == "https" or (scheme == "http" and (sha256 or is_loopback(address))):
         return
-    raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have been "
-                     "altered on the way; fetch it from an https address")
+    raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have "
+                     "been altered on the way; fetch it from an https address")
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        host = urllib.parse.urlsplit(address).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class CheckedRedirects(urllib.request.HTTPRedirectHandler):
@@ -183,6 +186,7 @@ def fetch(source: Source, folder: Path) -> Path:
         found = digest(part)
         if expected and found != expected:
             part.unlink()
+            tag_of(part).unlink(missing_ok=True)
             raise InputError(f"{source.address} gave a file whose sha256 is {found}, not {expected}: it was deleted; "
                              "the file on the server has changed, or was altered on the way"
                              + ("" if source.sha256 else f"; to take it all the same delete {record(target)}"))
@@ -321,7 +325,7 @@ def unpack(path: Path) -> list[Path]:
     """The files of an archive, beside it; those that are there stay. Names that lead elsewhere are refused."""
     made = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             files = members(path, archive)
             for item in files:
                 target = path.parent / item.filename
@@ -336,7 +340,8 @@ def unpack(path: Path) -> list[Path]:
     except OSError as error:
         raise InputError(f"cannot unpack {path}: {error.strerror or error}") from None
     except BROKEN_ARCHIVE as error:
-        raise InputError(f"{path} is no whole zip archive ({first_line(error)}): delete it and fetch it again") from None
+        raise InputError(f"{path} is no whole zip archive ({shown(first_line(error))}): delete it and fetch it "
+                         "again") from None
     return made
 
 
@@ -363,8 +368,8 @@ def members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
             raise InputError(f"{path} holds {shown(name)}, which is encrypted; unpack it by hand: unzip asks for the "
                              "password")
         if item.compress_type not in METHODS:
-            raise InputError(f"{path} holds {shown(name)}, which is compressed by method {item.compress_type}, which is "
-                             "not known here; unpack it by hand")
+            raise InputError(f"{path} holds {shown(name)}, which is compressed by method {item.compress_type}, which "
+                             "is not known here; unpack it by hand")
     return files
 
 

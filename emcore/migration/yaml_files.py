@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emcore.config import shown
+from emcore.config import LONGEST_PATH
 from emcore.errors import InputError
-from emcore.reading import read_text
+from emcore.reading import read_text, shown
 
 LONGEST_NUMBER = 100  # digits
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -39,7 +39,7 @@ def _read(path: Path, above: tuple[Path, ...], seen: set[Path], missing: list[st
     bases = [] if bases is None else bases if isinstance(bases, list) else [bases]
     tree: dict[str, Any] = {}
     for base in bases:
-        if not isinstance(base, str) or "\0" in base:
+        if not isinstance(base, str) or "\0" in base or len(base) > LONGEST_PATH:
             raise InputError(f"{path}: _base_ must name files; got {shown(base)}")
         below = Path(os.path.realpath(path.parent / base))
         if not os.path.exists(below):
@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"no config file {path}") from None
     except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error}") from None
+        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"cannot read the config: {error}") from None
 
@@ -73,6 +73,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
             if len(node.value) > MOST_VALUES:
                 raise ValueError
 
+        def fetch_flow_collection_start(self, kind: type) -> None:
+            self.check_depth(self.flow_level)  # PyYAML's time grows with the square of it
+            super().fetch_flow_collection_start(kind)
+
+        def add_indent(self, column: int) -> bool:
+            self.check_depth(len(self.indents))
+            return super().add_indent(column)
+
+        def check_depth(self, depth: int) -> None:
+            if depth > DEEPEST:
+                raise InputError(f"{path} holds values nested too deep for a config")
+
         def construct_scalar(self, node: yaml.ScalarNode) -> Any:
             if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
                 raise ValueError
@@ -80,6 +92,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         tree = yaml.load(text, Loader)
+    except InputError:
+        raise
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError, MemoryError, *UNFINISHED) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config
-from emcore.config import shown
 from emcore.errors import InputError
 from emcore.files import write_text
-from emcore.reading import read_text
+from emcore.reading import read_text, shown
 from emcore.report.figures import plot
 from emcore.report.views import make_view
 from emcore.results import STEP

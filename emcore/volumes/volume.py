@@ -134,7 +134,8 @@ def as_slices(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], se
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for use inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def native(dtype: Any) -> np.dtype:

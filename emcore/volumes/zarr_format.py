@@ -277,7 +277,8 @@ def existing_group(path: Path, name: str) -> zarr.Group | None:
             raise InputError(f"{path} is an array, not a group; it cannot hold a dataset {name!r}")
         return None
     if not name:
-        raise InputError(f"{path} is a group; name the dataset to write as {path}:NAME; {contents(listing_of(path, node))}")
+        raise InputError(f"{path} is a group; name the dataset to write as {path}:NAME; "
+                         f"{contents(listing_of(path, node))}")
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):
         step = "/".join(parts[:depth])
