@@ -83,7 +83,7 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
 
 
 def speed_file(prediction: Path) -> Path:
-    """Where it stands beside a prediction how long it took; apart from it, for what is computed is the same each time."""
+    """Where it stands how long a prediction took; beside its file, which is to be the same each time."""
     return Path(str(prediction).split(":")[0]).with_suffix(".speed.json")
 
 
