@@ -22,6 +22,7 @@ TOOLS = {
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
     "blockwise": ("emcore.predict.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
+    "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score a label file, or clefts, against the truth"),
     "import-config": ("emcore.migration.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.migration.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),

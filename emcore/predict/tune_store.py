@@ -16,8 +16,14 @@ create table if not exists stages (number integer primary key, key text unique n
 """
 
 
+STOPPED = "stopped"
+
+
 class Row(NamedTuple):
-    """A finished stage: its kind, `curve` or `decoded`, its [decode] settings and what was found, by objective."""
+    """A finished stage: its kind, `curve` or `decoded`, its [decode] settings and what was found, by objective.
+
+    Or one that was given up, of the kind STOPPED: nothing was found, and its seconds are those that it had.
+    """
 
     key: str
     kind: str
@@ -52,8 +58,9 @@ def opened(path: Path, inputs: dict[str, str]) -> Iterator[sqlite3.Connection]:
 
 
 def add(database: sqlite3.Connection, row: Row) -> None:
-    """Writes a finished stage and sees it on disk."""
+    """Writes a stage and sees it on disk; one that was given up before makes room for it."""
     with database:
+        database.execute("delete from stages where key = ? and kind = ?", (row.key, STOPPED))
         database.execute("insert or ignore into stages (key, kind, decode, found, seconds) values (?, ?, ?, ?, ?)",
                          (row.key, row.kind, json.dumps(row.decode), json.dumps(row.found), row.seconds))
 
