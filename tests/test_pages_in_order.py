@@ -39,6 +39,7 @@ NOT_RUN = {
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
     r"sbatch ": "needs a cluster; test_slurm.py plays one",
+    r"make ": "the suites and the demo; CI runs them",
     r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
 }
 # large numbers of the pages -> those of the small recipes; what the small recipes cannot say is shortened
@@ -146,6 +147,9 @@ TABLE = {
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
     ],
+    "docs/trust.md": [("make test", None), ("make test-long", None),
+                      ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
+                      ('make test TESTS="tests/test_results.py"', None)],
     "docs/tutorials/README.md": [(f"python train.py --cfg {CLEFTS} --smoke", None)],
     "docs/tutorials/cremi_clefts.md": [
         ("python -m emcore download cremi", None),
