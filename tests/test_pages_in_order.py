@@ -14,6 +14,7 @@ import runpy
 import shlex
 import shutil
 import textwrap
+import zipfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -38,6 +39,7 @@ NOT_RUN = {
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
     r"sbatch ": "needs a cluster; test_slurm.py plays one",
+    r"make ": "the suites and the demo; CI runs them",
     r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
 }
 # large numbers of the pages -> those of the small recipes; what the small recipes cannot say is shortened
@@ -145,6 +147,9 @@ TABLE = {
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
     ],
+    "docs/trust.md": [("make test", None), ("make test-long", None),
+                      ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
+                      ('make test TESTS="tests/test_results.py"', None)],
     "docs/tutorials/README.md": [(f"python train.py --cfg {CLEFTS} --smoke", None)],
     "docs/tutorials/cremi_clefts.md": [
         ("python -m emcore download cremi", None),
@@ -189,10 +194,13 @@ TABLE = {
         ("python -m emcore download cremi-original", None),
         ("python -m emcore download dbmim-r33", None),
         ("python -m emcore download snemi-zenodo --folder downloads", None),
+        ("python -m emcore download isbi2012", None),
         ("python -m emcore prepare isbi2012 downloads/isbi2012 --target data/public_em",
          makes("data/public_em/isbi2012_train_raw.h5", "data/public_em/public_em_manifest.json")),
         ("python -m emcore prepare snemi downloads/datasets/SNEMI --target data/public_em",
          makes("data/public_em/snemi3d_train_raw.h5")),
+        ("python -m emcore prepare fullem downloads/EM_pretrain_data",
+         makes("data/EM_pretrain_data/all/*.h5", "*/all_manifest.json")),
         ("python -m emcore inspect data/CREMI/sample_A_20160501.hdf", prints("volumes/raw")),
         ("python -m emcore synth --layout cremi data/synthetic --shape 64,320,320 --samples 3",
          makes("data/synthetic/CREMI/sample_C_20160501.hdf")),
@@ -418,6 +426,10 @@ def before_dbmim(folder):
     for path in ("downloads/isbi2012/train-volume.tif", "downloads/isbi2012/test-volume.tif",
                  "downloads/datasets/SNEMI/train-input.tif", "downloads/datasets/SNEMI/test-input.tif"):
         volume(path, image)
+    volume("part/a.h5:main", clefts(shape=(16, 64, 64))[0])
+    Path("downloads/EM_pretrain_data").mkdir()
+    with zipfile.ZipFile("downloads/EM_pretrain_data/FAFB_crop_hdf_1.zip", "w") as archive:
+        archive.write("part/a.h5", "FAFB/a.hdf")
 
 
 BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks, "docs/embedding.md": before_demo,
