@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "emcore"
 
 # part of emcore -> the parts it may import; imports only go down (docs/architecture.md)
-GROUND = {"errors", "threads", "progress", "png", "cache"}
+GROUND = {"errors", "files", "locks", "threads", "progress", "png", "cache"}
 FLOOR = {
     "kernels": set(),
     "config": GROUND,
