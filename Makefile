@@ -6,11 +6,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
+FUZZ ?=
 DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test test-long fast lint bench wheel clean
+.PHONY: help setup kernels peers demo test test-long fuzz fast lint bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -29,7 +30,7 @@ endef
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test test-long fast lint bench wheel clean"
+	@echo "targets: demo test test-long fuzz peers fast lint bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
@@ -39,6 +40,12 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr pyyaml ruff)
 	@touch $@
 
+# what tests compare with (scipy, waterz and others: the extra peers), as wheels; torch and the rest stay as they are
+$(VENV)/.peers: $(packages)
+	@$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["peers"], sep="\n")' > $(VENV)/peers.txt
+	$(call step,peers of the tests,$(VENV)/bin/python -m pip install --disable-pip-version-check -q --only-binary :all: -c constraints.txt -r $(VENV)/peers.txt)
+	@touch $@
+
 build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 	$(call step,compiling kernels/*.pyx,$(python) setup.py -q build_ext --inplace)
 	@mkdir -p build && touch $@
@@ -46,6 +53,8 @@ build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 kernels: build/.kernels
 
 setup: kernels
+
+peers: $(if $(packages),$(VENV)/.peers)
 
 # synthetic tissue -> training -> prediction of a volume it has not seen -> labels -> scores -> one page
 demo: kernels
@@ -62,10 +71,14 @@ test: kernels
 test-long: kernels
 	$(call step,the long tests,$(python) -m pytest --long $(TESTS))
 
+# every reader of foreign files against damaged ones, a line for each: make fuzz FUZZ="--each 1000 --seed 7 hdf5 tiff"
+fuzz: kernels
+	$(call step,damaged files for every reader,$(python) -m tests.fuzz $(FUZZ))
+
 fast: kernels
 	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))
 
-# every benchmark whose peers are installed (pip install -c constraints.txt .[bench])
+# every benchmark whose peers are installed (make peers; loaders also with monai: the extra bench)
 bench: kernels
 	$(call step,kernels against their peers,$(python) -m bench.kernels --size 256)
 	$(call step,metrics against their peers,$(python) -m bench.metrics --size 256)

@@ -5,7 +5,8 @@
     python evaluate.py --cfg configs/demo.toml --tune    # the best [decode] settings: docs/tuning.md
 
 Writes scores.json, scores.csv and scores.txt, the threshold curve of every volume, and outputs/<name>/report.html;
-with a table [evaluate.sweep] also the files of dbMiM's evaluation.
+with a table [evaluate.sweep] also the files of dbMiM's evaluation. It says which weights and settings made what it
+scores, and refuses results of another prediction, volume or truth than the recorded one.
 """
 
 import argparse
@@ -14,16 +15,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from emcore import config
+from emcore import config, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
-from emcore.settings.data import result_name
+from emcore.settings.data import result_names
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
     parser.add_argument("--params", help="TOML file laid over --cfg, such as the best_params.toml of a tune")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="the results of infer.py that are meant; by "
+                        "default those of the run's newest checkpoint")
+    parser.add_argument("--again", action="store_true", help="score by the truth named now, though another is recorded")
     parser.add_argument("--tune", action="store_true", help="search [tune.space] for the best [decode] settings")
     parser.add_argument("--from", dest="stored", action="append", default=[], metavar="FILE",
                         help="stored prediction to tune by; once for each volume with a label")
@@ -32,58 +36,61 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.convention=skimage")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
-    folder = Path(settings.outputs) / settings.name
     if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None):
         raise InputError("--from, --tune-budget and --tune-random belong to --tune: add it")
+    if options.tune and options.stored:
+        return tune_decoding(settings, options.results or Path(options.stored[0]).parent, options)
+    folder = options.results or results.newest(settings)
+    if not folder.is_dir():
+        raise InputError(f"there is no folder of results {folder}: run infer.py first, with the same --results")
     if options.tune:
-        results = Path(options.stored[0]).parent if options.stored else newest_results(folder)
-        return tune_decoding(settings, results, options)
-    results = newest_results(folder)
+        return tune_decoding(settings, folder, options)
+    return score(settings, folder, options.again)
 
+
+def score(settings: Settings, folder: Path, again: bool) -> int:
     from emcore.report.page import write_report
-    from emcore.report.scores import pooled, score_volume, write_scores
+    from emcore.report.scores import pooled, score_volume, with_others, write_scores
 
-    found, scored = {}, []
-    for number, volume in enumerate(settings.data.test):
-        name = result_name(settings.data, number)
+    found, scored, data = {}, [], settings.data
+    for number, (prediction, labels) in enumerate(results.files_of(settings, folder)):
+        volume, name = data.test[number], result_names(data)[number]
         if volume.label is None:
             print(f"{name}: no truth (data.test label), not scored")
             continue
-        labels, prediction = (results / f"{name}_{kind}.h5" for kind in ("labels", "prediction"))
-        truth, mask = (path and os.path.join(settings.data.folder, path) for path in (volume.label, volume.mask))
+        has_labels = labels.exists() and settings.decode.kind != "none"
+        if labels.exists() and not has_labels:
+            print(f"{name}: {labels.name} is not scored, because decode.kind is none")
+        lines, made_by = results.check_scored(settings, number, labels if has_labels else None, prediction, again)
+        print("\n".join(f"{name}: {line}" for line in lines))
+        truth, mask = (path and os.path.join(data.folder, path) for path in (volume.label, volume.mask))
         scored.append((name, prediction, truth))
-        found[name] = score_volume(settings.evaluate, truth, labels if labels.exists() else None, prediction,
-                                   settings.data, mask)
+        found[name] = score_volume(settings.evaluate, truth, labels if has_labels else None, prediction, data, mask)
+        found[name] |= {"made": lines, "made_by": made_by, "evaluate": config.to_table(settings.evaluate)}
     if not found:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     if len(found) > 1:
         found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
-    print(write_scores(results, settings.evaluate, found))
+    print(write_scores(folder, settings.evaluate, found))
     if settings.evaluate.sweep is not None:
         from emcore.predict.dbmim import write_sweep
 
-        print(write_sweep(results, settings, scored))
-    print(write_report(folder, results, settings, found))
+        print(write_sweep(folder, settings, scored))
+    own = results.run_folder(settings)
+    page = own if folder.resolve().parent == own.resolve() else folder
+    print(write_report(page, folder, settings, with_others(folder, found)))
     return 0
 
 
-def tune_decoding(settings: Settings, results: Path, options: argparse.Namespace) -> int:
+def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
     from emcore.predict.tune import heat_table, tune
     from emcore.report.heat_map import write_heat_map
 
-    rows = tune(settings, results, options.stored, options.tune_budget, options.tune_random)
+    rows = tune(settings, folder, options.stored, options.tune_budget, options.tune_random)
     names, ends, values = heat_table(rows, settings.tune.objective)
     if names:
-        write_heat_map(results / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)
+        write_heat_map(folder / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)
     return 0
-
-
-def newest_results(folder: Path) -> Path:
-    steps = [(int(path.name.partition("=")[2]), path) for path in folder.glob("results_step=*")
-             if path.name.partition("=")[2].isdigit()]
-    if not steps:
-        raise InputError(f"{folder} has no results: run infer.py first")
-    return max(steps)[1]
 
 
 if __name__ == "__main__":

@@ -2,24 +2,27 @@
 
     python infer.py --cfg configs/demo.toml                    # newest checkpoint of the run
     torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the slabs are shared out
+    python infer.py --cfg configs/demo.toml decode.threshold=0.4   # the stored prediction is decoded again
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
     python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
     python infer.py --cfg configs/demo.toml --export net.pt2   # the net as a file for other programs
     python infer.py --cfg configs/demo.toml --export net.pt    # a small checkpoint to share: only the weights
 
-Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5.
+Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5. Those of a checkpoint
+that is not the run's own stand in outputs/<name>_weights=<file>. Each file holds a record of what made it: a prediction
+of other weights, settings or another volume is never taken for the one that was asked for.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from emcore import config
+from emcore import config, record, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
-from emcore.settings.data import result_name
 from emcore.settings.target import affinity_offsets
 
 
@@ -27,7 +30,9 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
     parser.add_argument("--params", help="TOML file laid over --cfg, such as the best_params.toml of a tune")
-    parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
+    parser.add_argument("--checkpoint", help="file to predict with, or best; the newest of the run by default")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="where results go, in place of the usual folder")
+    parser.add_argument("--again", action="store_true", help="replace a prediction that was made with other settings")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
     parser.add_argument("--export", metavar="FILE", help=".pt2: the net for other programs; .pt: only its weights")
@@ -36,68 +41,97 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
-    from emcore.engine import checkpoint
+    from emcore.engine import checkpoint, weights
 
-    folder = Path(settings.outputs) / settings.name
-    path = options.checkpoint or settings.infer.checkpoint or checkpoint.newest(folder / "checkpoints")
-    if path is None:
-        raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
-    if options.cut is not None:
-        return cut_again(settings, folder, Path(path), options.cut)
+    path = weights.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     if options.export:
-        return export(settings, Path(path), Path(options.export))
-    return predict_all(settings, folder, Path(path))
+        return export(settings, path, Path(options.export))
+    content = checkpoint.read(path)
+    folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
+    if options.cut is not None:
+        return cut_again(settings, folder, options.cut)
+    return predict_all(settings, path, content, folder, options.again)
 
 
-def predict_all(settings: Settings, folder: Path, path: Path) -> int:
-    from emcore.engine import checkpoint, ranks
+def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
+    from emcore.engine import checkpoint, ranks, weights
     from emcore.engine.pages import keep_pages
-    from emcore.predict import predict
-    from emcore.predict.arithmetic import comply, decide
+    from emcore.predict import parts
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
-    device = ranks.choose_device(settings.device)
-    keep_pages(device.type)
-    content = checkpoint.read(path)
-    model = checkpoint.model_of(content, path, device)
-    step = checkpoint.step_of(content)
-    weights = "averaged" if content.get("ema") else "plain"
-    offsets = affinity_offsets(settings.target)
-    results = folder / f"results_step={step}"
-    results.mkdir(parents=True, exist_ok=True)
-    window = settings.infer.window or settings.data.patch
-    arithmetic = decide(settings, model, 1000)  # what is recorded with a result comes in place of this
-    model = comply(arithmetic, settings, model)
-    print(f"{path}, step {step}, {weights} weights, {arithmetic}", flush=True)
-    for number, volume in enumerate(settings.data.test):
-        target = results / f"{result_name(settings.data, number)}_prediction.h5"
-        start = time.monotonic()
-        if not target.exists():
-            predict(model, volume, target, window=window, infer=settings.infer, data=settings.data, offsets=offsets,
-                    arithmetic=arithmetic, provenance={"checkpoint": str(path), "step": step})
-        if not target.exists():
+    keep_pages(ranks.choose_device(settings.device).type)
+    choice = settings.infer.weights
+    model = checkpoint.model_of(content, path, choice=choice)
+    used, net = weights.described(content, path, choice, model), weights.net_table(content)
+    print(f"{record.told_weights(used)}; results in {folder}", flush=True)
+    files = results.files_of(settings, folder)
+    wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
+    for (prediction, _), plan in zip(files, wanted):  # all of them before any work
+        parts.check_or_clear(settings, prediction, plan, again)
+    for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
+        if prediction.exists():
+            unknown = "" if record.read(prediction) else ", without a record of what made it"
+            print(f"{prediction}: already there{unknown}", flush=True)
+        elif not predict_one(settings, number, model, plan, prediction):
             continue  # another process is finishing it
-        print(f"{target}: {time.monotonic() - start:.1f} s", flush=True)
-        labels = results / f"{result_name(settings.data, number)}_labels.h5"
-        if settings.decode.kind != "none" and not is_decoded(labels):
-            decode_once(settings, target, labels)
+        if settings.decode.kind != "none":
+            decode_once(settings, number, prediction, labels)
     return 0
 
 
-def decode_once(settings: Settings, prediction: Path, labels: Path) -> None:
-    """Decodes, unless another process is at it or was when this one looked."""
+def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> bool:
+    """Whether the prediction is there at the end; if not, other processes are at work on it."""
+    from emcore.predict import parts, predict
+    from emcore.predict.arithmetic import Arithmetic, comply, decide
+    from emcore.predict.windows import passes
+
+    start, volume = time.monotonic(), settings.data.test[number]
+    window = settings.infer.window or settings.data.patch
+    begun = parts.begun(prediction)
+    if begun is None:
+        decided = decide(settings, model, passes(record.size_of(plan["volume"]), settings.infer, window))
+        decided = asdict(decided) | {"batch": settings.infer.batch}
+        plan = plan | {"volume": record.with_content(plan["volume"]), "arithmetic": decided}
+        begun = parts.begin(prediction, settings.infer.slab, plan)
+    plan = begun["plan"]
+    decided = dict(plan["arithmetic"])
+    infer = replace(settings.infer, batch=decided.pop("batch"))
+    arithmetic = Arithmetic(**decided)
+    print(f"{prediction.name}: {arithmetic}", flush=True)
+    predict(comply(arithmetic, settings, model), volume, prediction, window=window, infer=infer, data=settings.data,
+            offsets=affinity_offsets(settings.target), arithmetic=arithmetic,
+            provenance={record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"],
+                        "step": plan["weights"]["step"]})
+    if prediction.exists():
+        print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
+    return prediction.exists()
+
+
+def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
+    """Decodes, unless the labels are those that are asked for or another process is making them."""
     from emcore.predict.decode import decode
     from emcore.predict.parts import claimed
     from emcore.volumes import open_volume
 
+    def is_done() -> bool:
+        return record.has_labels(labels) and results.why_decode(labels, prediction, wanted) is None
+
+    wanted = record.of_labels(settings, prediction)
+    if is_done():
+        print(f"{labels}: already there", flush=True)
+        return
     lock = labels.with_suffix(".lock")
     with claimed(lock) as mine:
         if not mine:
+            print(f"{labels}: another process is making it", flush=True)
             return
-        if not is_decoded(labels):
+        if not is_done():
             start = time.monotonic()
-            decode(open_volume(prediction), settings.decode, labels)
+            if record.has_labels(labels):
+                print(f"{labels} is made again: {results.why_decode(labels, prediction, wanted)}", flush=True)
+            truth = record.of_truth(settings, number)
+            decode(open_volume(prediction), settings.decode, labels, wanted | ({"truth": truth} if truth else {}))
             print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
         lock.unlink(missing_ok=True)
 
@@ -109,36 +143,30 @@ def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> 
     name = stored.stem.removesuffix("_prediction")
     out = stored.with_name(f"{name}_labels.h5")
     if threshold is None:
-        print(decode(open_volume(stored), settings.decode, out))
+        print(decode(open_volume(stored), settings.decode, out, record.of_labels(settings, stored)))
     else:
         print(recut(out, threshold, stored.with_name(f"{name}_labels_{threshold:g}.h5"), stored))
     return 0
 
 
-def cut_again(settings: Settings, folder: Path, path: Path, threshold: float) -> int:
-    from emcore.engine import checkpoint
+def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
     from emcore.predict.decode import recut
 
-    results = folder / f"results_step={checkpoint.step_of(checkpoint.read(path))}"
-    for number in range(len(settings.data.test)):
-        name = result_name(settings.data, number)
-        stored = results / f"{name}_labels.h5"
-        if not stored.exists():
-            raise InputError(f"there is no {stored}: run infer.py without --cut first")
-        print(recut(stored, threshold, results / f"{name}_labels_{threshold:g}.h5", results / f"{name}_prediction.h5"))
+    for prediction, labels in results.files_of(settings, folder):
+        if not labels.exists():
+            raise InputError(f"there is no {labels}: run infer.py without --cut first")
+        print(recut(labels, threshold, labels.with_name(f"{labels.stem}_{threshold:g}.h5"), prediction))
     return 0
 
 
 def export(settings: Settings, path: Path, out: Path) -> int:
-    import torch
-
     from emcore.engine import checkpoint
     from emcore.predict.export import export_model
 
     content = checkpoint.read(path)
-    model = checkpoint.model_of(content, path, torch.device("cpu"))
+    model = checkpoint.model_of(content, path, choice=settings.infer.weights)
     if out.suffix == ".pt":
-        checkpoint.save_weights(content, out)
+        checkpoint.save_weights(content, out, settings.infer.weights)
         print(out)
         return 0
     data = settings.data
@@ -147,12 +175,6 @@ def export(settings: Settings, path: Path, out: Path) -> int:
              "checkpoint": str(path)}
     print(export_model(model, out, settings.infer.window or data.patch, settings.model.in_channels, notes))
     return 0
-
-
-def is_decoded(labels: Path) -> bool:
-    from emcore.volumes import list_datasets
-
-    return labels.exists() and any(item.name == "labels" for item in list_datasets(labels))
 
 
 if __name__ == "__main__":

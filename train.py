@@ -9,6 +9,7 @@ SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it i
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,9 @@ from pathlib import Path
 
 from emcore import config
 from emcore.engine import verdict
+from emcore.engine.start import check_start
 from emcore.errors import run_command
+from emcore.locks import only_training
 from emcore.settings import Settings
 
 
@@ -32,6 +35,14 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    check_start(settings, Path(options.cfg))
+    if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
+        return start(settings)
+    with only_training(Path(settings.outputs) / settings.name):
+        return start(settings)
+
+
+def start(settings: Settings) -> int:
     mode = verdict.agree(settings)  # before torch computes, which is why the rest is imported only now
     from emcore.engine import ranks
 
@@ -57,13 +68,14 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine import checkpoint, finish
     from emcore.engine.batchnorm import share_batch_statistics
     from emcore.engine.ema import MovingAverage
-    from emcore.engine.log import Log, make_run_folder, write_environment
+    from emcore.engine.log import Log, write_environment
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
     from emcore.engine.pages import keep_pages
     from emcore.engine.preview import picture
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
+    from emcore.files import write_text
     from emcore.predict.validation import Validation
 
     keep_pages(mode.device)
@@ -71,7 +83,6 @@ def run(settings: Settings, mode, ranks) -> int:
     device, lead = ranks.device, ranks.leads
     folder = Path(settings.outputs) / settings.name
     if lead:
-        make_run_folder(folder)
         print(f"{folder}: {mode.device} x {ranks.world}, {mode.reason or mode.precision}", flush=True)
     finish.check_same_run(folder, settings)
     torch.manual_seed(settings.seed)
@@ -105,14 +116,14 @@ def run(settings: Settings, mode, ranks) -> int:
     drawn = ["draws"] if data.reject_below > 0 else []  # patches looked at for each that was kept
     columns = ["loss/train", *task.columns, *drawn]
     first, total = 0, dict.fromkeys(["steps", *columns], 0.0)  # sums since the last row of the log
-    found = checkpoint.newest(folder / "checkpoints")
+    found = finish.resume(folder, parts, ranks)
     if found is not None:
-        first, total = finish.restore(found, parts)
+        path, first, total = found
         if lead:
-            print(f"resuming from {found}, step {first} of {train.steps}", flush=True)
+            print(f"resuming from {path}, step {first} of {train.steps}", flush=True)
     validation = Validation(settings, ranks, task, average, folder)
     if lead:
-        (folder / "config.toml").write_text(config.to_toml(settings))
+        write_text(folder / "config.toml", config.to_toml(settings))
         verdict.keep(folder, mode)
         write_environment(folder, device)
         log = Log(folder, ["lr", *columns, *validation.columns], first)
@@ -160,6 +171,7 @@ def run(settings: Settings, mode, ranks) -> int:
         total = {name: before + number for (name, before), number in zip(total.items(), [1.0, *sums.tolist()])}
         if plateau:
             plateau.update(float(sums[0]))
+        best.learned(float(sums[0]))
         speed.step(float(sums[0]), step, rate)
 
         # what is written
@@ -168,7 +180,8 @@ def run(settings: Settings, mode, ranks) -> int:
         if now % train.log_steps == 0 or last:
             row = {"lr": rate, **{name: number / total["steps"] for name, number in total.items() if name != "steps"}}
             total = dict.fromkeys(total, 0.0)
-        if validation.possible and (now % train.validate.steps == 0 or last):
+        validated = validation.possible and (now % train.validate.steps == 0 or last)
+        if validated:
             row = {"lr": rate, **row, **validation.run()}
         if lead and row:
             log.write(now, row)
@@ -177,6 +190,7 @@ def run(settings: Settings, mode, ranks) -> int:
             log.picture(now, picture(batch["image"][0], *task.preview(batch)[:2]))
         late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
         due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
+        due = due or (validated and best.validates)
         late = bool(ranks.largest(torch.tensor(float(late and lead), device=device)).item())
         if due or late:
             ranks.share_buffers(task.net)
@@ -193,6 +207,8 @@ def run(settings: Settings, mode, ranks) -> int:
         log.close()
         stop.clear()
         print(f"checkpoints in {folder / 'checkpoints'}", flush=True)
+        for step, value in best.steps.items():
+            print(f"best by {train.save.monitor}: {value:.6g} at step {step}", flush=True)
     return 0
 
 

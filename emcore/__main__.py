@@ -21,7 +21,7 @@ TOOLS = {
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
     "blockwise": ("emcore.predict.blockwise", "score a prediction in blocks at their seams and away from them"),
-    "prepare": ("emcore.volumes.prepare", "turn public TIFF volumes into HDF5 with a manifest"),
+    "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "score": ("emcore.metrics.score", "score two label files against each other"),
     "import-config": ("emcore.migration.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.migration.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),

@@ -2,12 +2,14 @@
 
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import emcore
+from emcore.errors import InputError
 
 
 def _is_private_and_writable(folder: Path) -> bool:
@@ -34,6 +36,35 @@ def cache_folder(name: str) -> Path | None:
     # the parent is checked too: its owner could swap the folder under us
     return next((folder for folder in candidates if folder.is_absolute()
                  and _is_private_and_writable(folder.parent) and _is_private_and_writable(folder)), None)
+
+
+def private_folder(folder: Path) -> Path:
+    """A folder that only this user can write, made if it is not there; one that another user made is refused.
+
+    Its name may be one that others can guess, in a folder in which all users write.
+    """
+    if hasattr(os, "getuid") and folder.parent.is_dir():
+        above = folder.parent.stat()
+        safe = above.st_uid in (0, os.getuid()) and (not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX)
+        if not safe:  # who owns it could put another folder in the place of ours
+            raise InputError(f"others than you may rename what is in {folder.parent}, so {folder.name} in it is not "
+                             "safe: set TMPDIR to a folder of your own")
+    if not _is_private_and_writable(folder):
+        raise InputError(f"{folder} is not a folder that you alone can write (another user may have made it, or the "
+                         "disk is full): remove it, or set TMPDIR to a folder of your own")
+    return folder
+
+
+def job_folder(name: str) -> Path:
+    """A private folder of that name on the disk of this node, where the scripts of slurm/ keep compiled code.
+
+    Where another user took the name, it is a new folder with a name that nobody knew before.
+    """
+    try:
+        return private_folder(Path(tempfile.gettempdir()).absolute() / name)
+    except InputError as error:
+        print(f"note: {error}; a new folder is used", file=sys.stderr)
+        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
 def compiled(signature: object) -> Callable[[Callable], Callable]:

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import io
 import math
+import os
 import textwrap
 import tokenize
 import tomllib
@@ -22,8 +23,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emcore.errors import InputError
+from emcore.reading import read_toml, shown
 
 Schema = TypeVar("Schema")
+MOST_BASES = 50
+LONGEST_PATH = 4096
 
 
 def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequence[str] = (),
@@ -42,31 +46,20 @@ def load(schema: type[Schema], path: str | Path | None = None, overrides: Sequen
     return from_table(schema, table)
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The plain table of a TOML file."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"no config file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config {path}: {error}") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
-
-
 def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
     """The tables of a TOML file and of the files it is based on, the base first; `base` is relative to its file."""
     path, seen, tables = Path(path), [], []
     while path is not None:
-        if path.resolve() in seen:
-            raise InputError(f"{path} is based on itself, through {', '.join(found.name for found in seen)}")
-        seen.append(path.resolve())
         table = read_toml(path)
+        place = Path(os.path.realpath(path))
+        if place in seen:
+            raise InputError(f"{path} is based on itself, through {', '.join(found.name for found in seen)}")
+        seen.append(place)
+        if len(seen) > MOST_BASES:
+            raise InputError(f"{seen[0]} is based on more than {MOST_BASES} files, one on the other")
         base = table.pop("base", None)
-        if base is not None and not isinstance(base, str):
-            raise InputError(f"base in {path} must be the name of a TOML file, got {base!r}")
+        if base is not None and (not isinstance(base, str) or len(base) > LONGEST_PATH):
+            raise InputError(f"base in {path} must be the name of a TOML file, got {shown(base)}")
         tables.insert(0, table)
         path = path.parent / base if base else None
     return tables
@@ -188,7 +181,7 @@ def _overlay(schema: type, table: dict[str, Any], given: Mapping[str, Any], wher
 def _override(schema: type, table: dict[str, Any], override: str) -> None:
     key, equals, text = override.removeprefix("--").partition("=")
     if not equals or not key:
-        raise InputError(f"an override reads key=value, such as train.lr=3e-4; got {override!r}")
+        raise InputError(f"an override reads key=value, such as train.lr=3e-4; got {shown(override)}")
     _set(schema, table, key.split("."), text, "", schema)
 
 
@@ -219,7 +212,7 @@ def _parse(text: str, kind: Any) -> Any:
         return None
     try:
         value = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return {"True": True, "False": False}.get(text, text)
     if len(value) != 1:
         return text
@@ -266,28 +259,30 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
                 return _convert(choice, value, key)
         if len(real) == 1 or isinstance(value, Mapping):
             return _convert(real[0], value, key)
-        raise InputError(f"{key} must be {' or '.join(_name(choice) for choice in real)}, got {value!r}")
+        raise InputError(f"{key} must be {' or '.join(_name(choice) for choice in real)}, got {shown(value)}")
     if dataclasses.is_dataclass(kind):
         if dataclasses.is_dataclass(value):
             return value
         if not isinstance(value, Mapping):
-            raise InputError(f"{key} must be a table, got {value!r}")
+            raise InputError(f"{key} must be a table, got {shown(value)}")
         return from_table(kind, value, key)
     if typing.get_origin(kind) is Literal:
         allowed = typing.get_args(kind)
         if value not in allowed or isinstance(value, bool) is not isinstance(allowed[0], bool):
-            close = difflib.get_close_matches(str(value), [str(a) for a in allowed], 1)
+            close = difflib.get_close_matches(shown(value).strip("'"), [str(a) for a in allowed], 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"{key} must be one of {', '.join(repr(a) for a in allowed)}, got {value!r}{hint}")
+            raise InputError(f"{key} must be one of {', '.join(repr(a) for a in allowed)}, got {shown(value)}{hint}")
         return value
     if typing.get_origin(kind) is tuple:
         return _convert_tuple(kind, value, key)
+    if isinstance(value, int) and not -2**63 <= value < 2**64:  # what TOML and every library have
+        raise InputError(f"{key} must be a number of at most 64 bits, got {shown(value)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Any:
         return value
     if type(value) is not kind:
-        raise InputError(f"{key} must be {_name(kind)}, got {value!r}")
+        raise InputError(f"{key} must be {_name(kind)}, got {shown(value)}")
     if kind is float and math.isnan(value):
         raise InputError(f"{key} must be a number, got nan")
     return value
@@ -295,7 +290,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
 
 def _convert_tuple(kind: Any, value: Any, key: str) -> tuple:
     if not isinstance(value, list | tuple):
-        raise InputError(f"{key} must be {_name(kind)}, got {value!r}")
+        raise InputError(f"{key} must be {_name(kind)}, got {shown(value)}")
     arguments = typing.get_args(kind)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(_convert(arguments[0], item, f"{key}.{i}") for i, item in enumerate(value))
@@ -317,6 +312,7 @@ def _name(kind: Any) -> str:
 
 def _unknown(schema: type, where: str, name: str, root: type | None = None) -> str:
     """'unknown setting train.pach; did you mean train.patch?', looking in the same table first."""
+    name = name if len(name) <= 100 else f"{name[:97]}..."
     siblings = [field.name for field in dataclasses.fields(schema)]
     close = difflib.get_close_matches(name, siblings, 1, 0.6)
     hint = _join(where, close[0]) if close else None

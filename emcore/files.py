@@ -5,26 +5,29 @@
     with writing(path) as file:              # the same with an open binary file
         file.write(data)
     write_text(path, text)
+    append(file, line)                       # a row at the end of a file that grows, such as log.csv
 
 After an error nothing new is left and what stood at `path` stands there still. A writer that is killed leaves its
 temporary behind; the next writer of the same path removes it. The name of a temporary tells which process of which
 machine wrote it, so that those of living writers are not touched.
 """
 
+import csv
 import ctypes
 import errno
 import hashlib
+import io
 import os
 import platform
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from emcore.errors import InputError
 
@@ -52,16 +55,29 @@ EXCHANGE = 2  # the flag of renameat2 by which two names change places
 CURRENT_FOLDER = -100  # AT_FDCWD
 
 
+def check_name(name: str, what: str) -> None:
+    """Refuses a name from outside that would lead out of its folder, or that no file can have."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise InputError(f"{what} must be a plain file name, without / and \\; got {name!r}")
+    length = len(name.encode("utf-8", "surrogateescape"))
+    if length > LONGEST_NAME:
+        raise InputError(f"{what} must be at most {LONGEST_NAME} bytes long, as it becomes part of file names; "
+                         f"{name[:20]!r}... has {length}")
+
+
 @contextmanager
 def reported(path: str | os.PathLike) -> Iterator[None]:
     """Turns a failing disk into one sentence that names the file, the cause and, where there is one, the remedy."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 and torch report some failures of the disk as RuntimeError
-        number = getattr(error, "errno", None)
+        failure = error
+        while getattr(failure, "errno", None) is None and (failure.__cause__ or failure.__context__):
+            failure = failure.__cause__ or failure.__context__  # torch complains of what its file object raised
+        number = getattr(failure, "errno", None)
         if number is None and (named := re.search(r"errno = (\d+)", str(error))):
             number = int(named[1])
-        cause = REASONS.get(number) or getattr(error, "strerror", None) or (str(error).strip() or "?").splitlines()[0]
+        cause = REASONS.get(number) or getattr(failure, "strerror", None) or (str(error).strip() or "?").splitlines()[0]
         remedy = f"; {REMEDIES[number]}" if number in REMEDIES else ""
         raise InputError(f"cannot write {os.fspath(path)}: {cause}{remedy}") from error
 
@@ -82,6 +98,23 @@ def replaced(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def assembled(path: str | os.PathLike) -> Iterator[Path]:
+    """A path of the same name in a temporary folder, for a file that is made in several steps; it moves at the end."""
+    path = Path(path)
+    with reported(path):
+        sweep(path)
+    folder = temporary_name(path, "partial")
+    try:
+        with reported(path):
+            folder.mkdir()
+        yield folder / path.name
+        with reported(path):
+            publish(folder / path.name, path)
+    finally:
+        remove(folder)
+
+
+@contextmanager
 def writing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A new binary file for `path`, open for writing; its failures are reported in one sentence."""
     with replaced(path) as temporary, reported(path), open(temporary, "xb") as file:
@@ -96,6 +129,44 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file in UTF-8, its line ends as they are."""
     write_bytes(path, text.encode())
+
+
+def create_once(path: Path, text: str) -> None:
+    """Writes a text file whole unless there is one: of several processes the first one decides what it says."""
+    temporary = temporary_name(path, "partial")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # this file system has no second names for a file
+            if not path.exists():
+                os.replace(temporary, path)
+    finally:
+        remove(temporary)
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Rows as the text of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def append(file: BinaryIO, data: bytes) -> None:
+    """Adds data at the end of a file opened by open(path, "ab", buffering=0), whole or not at all."""
+    size, written = os.fstat(file.fileno()).st_size, 0
+    with reported(file.name):
+        try:
+            while written < len(data):
+                written += file.write(data[written:])
+        except OSError:
+            os.ftruncate(file.fileno(), size)
+            raise
 
 
 def allocate(file: IO, size: int) -> None:
@@ -171,6 +242,14 @@ def temporary_name(path: Path, kind: str) -> Path:
     name = os.fsdecode(os.fsencode(path.name)[:LONGEST_NAME])
     process = os.getpid()
     return path.with_name(f".{name}.{machine()}-{process}-{born(process) or 0}-{secrets.token_hex(3)}.{kind}")
+
+
+def sweep_folder(folder: Path) -> None:
+    """Removes what dead writers left of any file of a folder, which may be missing."""
+    with suppress(OSError):
+        for name in {match["name"] for entry in os.listdir(folder) if (match := TEMPORARY.fullmatch(entry))}:
+            if len(os.fsencode(name)) < LONGEST_NAME:  # a longer one may be cut
+                sweep(folder / name)
 
 
 def sweep(path: Path) -> None:

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import write_bytes
 
 
 def encode_png(image: np.ndarray) -> bytes:
@@ -34,15 +35,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes a uint8 image (y, x) or (y, x, 3); the file appears under its name when it is whole."""
-    data = encode_png(image)
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    write_bytes(path, encode_png(image))
 
 
 def colour_labels(labels: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ augmentations, decoding and scores, for a few steps on the processor.
 """
 
 import runpy
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,8 @@ import numpy as np
 from emcore import config
 from emcore.__main__ import script_path
 from emcore.errors import InputError
+from emcore.files import remove, write_text
+from emcore.locks import RUN_LOCK, only_training
 from emcore.models.build import build_model
 from emcore.models.vit import VisionTransformer
 from emcore.segment import skeleton_volume
@@ -47,8 +48,6 @@ def smoke(path: str, overrides: Sequence[str]) -> int:
 
 def run_reduced(settings: Settings, path: Path, folder: Path) -> str:
     """The scripts that ran; a recipe that starts from another one's weights runs that one first."""
-    if PurePath(settings.name).name != settings.name or settings.name in ("", ".", ".."):
-        raise InputError(f"the name of a run must be a plain file name for a smoke test; got {settings.name!r}")
     small = reduced(settings, folder)
     ran = []
     if settings.train.start_from:
@@ -58,18 +57,21 @@ def run_reduced(settings: Settings, path: Path, folder: Path) -> str:
             ran.append(run_reduced(first, before, folder))
             weights = folder / first.name / "checkpoints" / f"step_{STEPS:09d}.pt"
             small = replace(small, train=replace(small.train, start_from=str(weights)))
-    shutil.rmtree(folder / settings.name, ignore_errors=True)  # else it would resume, and have nothing to do
-    write_files(settings, small)
-    recipe = folder / settings.name / "smoke.toml"
-    recipe.write_text(config.to_toml(small))
-    scripts = ["train"] + ["infer"] * bool(small.data.test)
-    scripts += ["evaluate"] * any(volume.label for volume in small.data.test)
-    for script in scripts:
-        started = time.monotonic()
-        code = runpy.run_path(str(script_path(script)))["main"](["--cfg", str(recipe)])
-        if code:
-            raise InputError(f"{script} of the reduced {path} ended with {code}")
-        ran.append(f"{script} {time.monotonic() - started:.1f} s")
+    with only_training(folder / settings.name):
+        for old in (folder / settings.name).iterdir():  # else it would resume, and have nothing to do
+            if old.name != RUN_LOCK:
+                remove(old)
+        write_files(settings, small)
+        recipe = folder / settings.name / "smoke.toml"
+        write_text(recipe, config.to_toml(small))
+        scripts = ["train"] + ["infer"] * bool(small.data.test)
+        scripts += ["evaluate"] * any(volume.label for volume in small.data.test)
+        for script in scripts:
+            started = time.monotonic()
+            code = runpy.run_path(str(script_path(script)))["main"](["--cfg", str(recipe)])
+            if code:
+                raise InputError(f"{script} of the reduced {path} ended with {code}")
+            ran.append(f"{script} {time.monotonic() - started:.1f} s")
     return ", ".join(ran)
 
 

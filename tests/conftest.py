@@ -1,4 +1,4 @@
-"""The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a seeded share of them."""
+"""The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a share of them."""
 
 import hashlib
 

@@ -148,7 +148,7 @@ def test_the_command_predicts_with_and_without_halo_from_a_checkpoint(tmp_path):
     assert run(str(ROOT / "train.py"), "--cfg", "run.toml").returncode == 0
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "outputs" / "tiny"
+    folder = tmp_path / "outputs" / "tiny" / "results_step=20"
     records = json.loads((folder / "blockwise_scale_records.json").read_text())
     assert {(row["variant"], row["region"]) for row in records} == {
         (variant, region) for variant in ("halo", "no_halo") for region in ("full", "seam", "nonseam")}

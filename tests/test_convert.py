@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_older_volume_as_it_was(tmp_path, source):
     assert sorted(item.name for item in tmp_path.iterdir()) == ["a.h5", "b.npy", "out.precomputed"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_gigabyte_goes_to_precomputed_and_back_in_a_fraction_of_its_memory(tmp_path):
     for step in check_round_trip(tmp_path, gigabytes=1.0):
         assert step.peak_bytes < 600e6, step

@@ -52,14 +52,14 @@ def settings_of(evaluate=None, **decode):
     return config.from_table(Settings, table)
 
 
-def volumes(folder, count=3, shape=(8, 14, 15)):
+def volumes(folder, count=3, shape=(8, 14, 15), **said):
     found = []
     for number in range(count):
         random = np.random.default_rng(number)
         truth = np.kron(random.integers(0, 5, (2, 3, 3)), np.ones((4, 5, 5), int))[:, :14, :15].astype(np.uint64)
         affs = dbmim.true_affinities(truth) * 0.6 + random.random((3, *shape)) * 0.4
-        found.append((f"v{number}", Path(stored(folder / f"v{number}.h5", affs.astype(np.float32), offsets=NEAREST)),
-                      stored(f"{folder}/t{number}.h5:labels", truth)))
+        prediction = stored(folder / f"v{number}.h5", affs.astype(np.float32), offsets=NEAREST, **said)
+        found.append((f"v{number}", Path(prediction), stored(f"{folder}/t{number}.h5:labels", truth)))
     return found
 
 
@@ -159,6 +159,42 @@ def test_each_record_is_that_of_labels_made_and_scored_on_their_own(tmp_path, dt
         assert plain[f"{axis}_std"] == pytest.approx(values.std(), rel=1e-5)
         assert plain[f"{axis}_p05"] == pytest.approx(np.sort(values.ravel())[int(0.05 * (values.size - 1))], abs=0.02)
     assert found["sample"]["boundary_ignore_fraction"] == pytest.approx((mask & (truth[box] > 0)).mean())
+
+
+def test_the_files_name_the_checkpoint_the_seconds_and_what_happens_at_the_volumes_faces(tmp_path):
+    made_by = {"checkpoint": "outputs/run/checkpoints/step_000012000.pt", "step": 12000}
+    found = volumes(tmp_path, **made_by)
+    for number, (_, path, _) in enumerate(found[:2]):  # of the third nobody knows
+        kept = {"seconds": 10.5 + number, **made_by}
+        path.with_suffix(".speed.json").write_text(json.dumps(kept))
+    scores = {}
+    for replicate in (False, True):
+        settings = settings_of({"sweep": {"thresholds": [0.5], "replicate": replicate}})
+        dbmim.write_sweep(tmp_path, settings, found)
+        summary = json.loads((tmp_path / "cremi_segmentation_summary.json").read_text())
+        assert summary["checkpoint"] == made_by["checkpoint"]
+        assert summary["replicate_affinity_boundary"] is replicate
+        records = json.loads((tmp_path / "cremi_segmentation_records.json").read_text())
+        assert [row["inference_sec"] for row in records] == [10.5, 10.5, 11.5, 11.5, "", ""]
+        assert [row["inference_sec"] for row in summary["affinity_records"]] == [10.5, 10.5, 11.5, 11.5, "", ""]
+        scores[replicate] = records[0]["affinity_dice"], records[0]["affinity_iou"]
+    affs, truth = open_volume(found[0][1])[...] > 0.5, open_volume(found[0][2])[...]
+    for replicate, (dice, iou) in scores.items():
+        target = np.zeros_like(affs)
+        for channel, z, y, x in np.ndindex(target.shape):
+            before = np.array([z, y, x]) + NEAREST[channel]
+            inside = before.min() >= 0
+            target[channel, z, y, x] = truth[z, y, x] > 0 and (
+                truth[tuple(before)] == truth[z, y, x] if inside else replicate)
+        assert dice == pytest.approx(2 * (affs & target).sum() / (affs.sum() + target.sum()))
+        assert iou == pytest.approx((affs & target).sum() / (affs | target).sum())
+    other = found[0][1].with_suffix(".speed.json")  # left by a prediction of another checkpoint
+    other.write_text(json.dumps({"seconds": 3.0, **made_by, "step": 1}))
+    dbmim.write_sweep(tmp_path, settings, found[:1])
+    assert json.loads((tmp_path / "cremi_segmentation_records.json").read_text())[0]["inference_sec"] == ""
+    stored(found[1][1], open_volume(found[1][1])[...], offsets=NEAREST, checkpoint="other.pt")
+    with pytest.raises(InputError, match=r"v0\.h5.* was made by outputs/run/.*v1\.h5.* by other\.pt: predict one"):
+        dbmim.write_sweep(tmp_path, settings, found[:2])
 
 
 def test_what_is_not_there_for_every_volume_is_never_the_best():

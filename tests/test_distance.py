@@ -56,7 +56,8 @@ def test_far_voxels_have_the_distance_to_the_only_other_label(resolution):
 
 
 @pytest.mark.parametrize("shape, resolution", [((300, 4, 40), (0.02, 1, 1)), ((3, 300, 40), (1, 0.02, 1)),
-                                               ((300, 40), (0.02, 1)), ((250, 250, 3), (0.03, 0.05, 1))])
+                                               ((300, 40), (0.02, 1)), ((100, 100, 3), (0.03, 0.05, 1)),
+                                               pytest.param((250, 250, 3), (0.03, 0.05, 1), marks=pytest.mark.long)])
 def test_columns_of_many_parabolas_equal_the_distance_to_the_nearest_hole(shape, resolution):
     """Fine steps along one axis, so that a search would go far and the envelope does the work."""
     random = np.random.default_rng(9)

@@ -5,13 +5,17 @@ import http.server
 import io
 import threading
 import zipfile
+from dataclasses import replace
 from typing import ClassVar
 
+import h5py
+import numpy as np
 import pytest
 
 from emcore.errors import InputError, run_command
 from emcore.migration import download
-from emcore.migration.download import SOURCES, Source, fetch, main, unpack
+from emcore.migration.download import SOURCES, Source, check_address, fetch, main, unpack
+from emcore.volumes import prepare
 
 CONTENT = bytes(range(256)) * 9000
 
@@ -22,10 +26,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict] = {}
     cuts: ClassVar[list] = []  # bytes after which the next answers break off
     ranges = True
+    lengths = True  # whether a length is told
+    moved: ClassVar[dict] = {}
     seen: ClassVar[list] = []
 
     def do_GET(self):
         Handler.seen.append(self.headers.get("Range"))
+        if self.path in Handler.moved:
+            self.send_response(302)
+            self.send_header("Location", Handler.moved[self.path])
+            self.end_headers()
+            return
         content = Handler.files.get(self.path)
         if content is None:
             self.send_error(404)
@@ -41,7 +52,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
+        if Handler.lengths:
+            self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", self.tag(content))
         self.end_headers()
         cut = Handler.cuts.pop(0) if Handler.cuts else None
@@ -61,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     Handler.files, Handler.cuts, Handler.ranges, Handler.seen = {"/a.bin": CONTENT}, [], True, []
+    Handler.lengths, Handler.moved = True, {}
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -123,10 +136,74 @@ def test_a_wrong_checksum_leaves_nothing_under_the_final_name(server, tmp_path):
     assert fetch(right, tmp_path).read_bytes() == CONTENT
 
 
+def test_only_https_addresses_are_asked_unless_the_bytes_are_known_or_come_from_this_machine(server, tmp_path):
+    for sources in SOURCES.values():
+        for source in sources:
+            check_address(source.address, source.sha256)
+            assert source.address.startswith("https://") or source.sha256
+    check_address("http://example.org/a.bin", "0" * 64)
+    for address in ("http://example.org/a.bin", "http://127.0.0.1.example.org/a.bin", "ftp://localhost/a.bin",
+                    "file:///etc/passwd", "http://[::1/a.bin", "//example.org/a.bin"):
+        with pytest.raises(InputError, match=r"\A[^\n]+ is not https[^\n]*\Z"):
+            fetch(Source(address, "", ""), tmp_path)
+    Handler.moved = {"/a.bin": "http://example.org/a.bin", "/b.bin": "ftp://localhost/a", "/c.bin": f"{server}/d.bin"}
+    Handler.files = {"/d.bin": CONTENT}
+    for name in ("a.bin", "b.bin"):
+        with pytest.raises(InputError, match=r"is not https|cannot be reached|answers 302"):
+            fetch(Source(f"{server}/{name}", "", ""), tmp_path)
+    assert fetch(Source(f"{server}/c.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.bin.source.json"]
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_file_that_is_larger_than_it_can_be_is_not_taken(server, tmp_path, monkeypatch, lengths):
+    Handler.lengths = lengths
+    monkeypatch.setattr(download, "CHUNK", 1000)
+    with pytest.raises(InputError, match=r"2304000 bytes; a\.bin has at most 5000|gives more than 5000 bytes"):
+        fetch(Source(f"{server}/a.bin", "", "", size=5000), tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    monkeypatch.setattr(download, "LARGEST", 5000)
+    with pytest.raises(InputError, match="5000"):
+        fetch(Source(f"{server}/a.bin", "", ""), tmp_path / "other")
+
+
+def test_the_checksum_of_the_first_download_holds_ever_after(server, tmp_path):
+    source = Source(f"{server}/a.bin", "", "")
+    path = fetch(source, tmp_path)
+    path.unlink()
+    Handler.files = {"/a.bin": CONTENT[::-1]}
+    with pytest.raises(InputError, match=r"to take it all the same delete .*a\.bin\.source\.json"):
+        fetch(source, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.bin.source.json"]
+    record = tmp_path / "a.bin.source.json"
+    for text in ("", "[" * 9000, "[]", '{"sha256": 3}', '{"sha256": "x"}'):
+        record.write_text(text)
+        with pytest.raises(InputError, match=r"\A[^\n]+does not say the sha256 of the first download any more"):
+            fetch(source, tmp_path)
+    record.unlink()
+    path.write_bytes(b"put there by hand")
+    assert fetch(source, tmp_path) == path
+    path.write_bytes(b"altered afterwards")
+    with pytest.raises(InputError, match="is there, but its sha256 is not"):
+        fetch(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.bin.part", "a.bin.part.tag", "a.bin.source.json"])
+@pytest.mark.parametrize("plant", ["symlink_to", "hardlink_to"])
+def test_a_link_planted_beside_a_download_is_not_written_through(server, tmp_path, name, plant):
+    kept, folder = tmp_path / "kept", tmp_path / "in"
+    kept.write_bytes(b"kept")
+    folder.mkdir()
+    getattr(folder / name, plant)(kept)
+    with pytest.raises(InputError, match=f"{name} is a link, or no file at all"):
+        fetch(Source(f"{server}/a.bin", "", ""), folder)
+    assert kept.read_bytes() == b"kept"
+
+
 def test_what_is_not_there_and_no_network_end_in_one_sentence_and_exit_code_2(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(SOURCES, "gone", (Source(f"{server}/gone.zip", "", ""),))
     monkeypatch.setitem(SOURCES, "away", (Source("http://127.0.0.1:9/a.zip", "", ""),))
-    for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("isbi2012", "no tutorial names"),
+    for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("fullem", "to accounts only"),
                            ("nothing", "there is no data set 'nothing'; there are cremi, ")):
         assert run_command(main, [name, "--folder", str(tmp_path)]) == 2
         error = capsys.readouterr().err
@@ -171,6 +248,26 @@ def test_hostile_or_broken_archives_are_refused(tmp_path):
         patch.setattr(download.shutil, "disk_usage", lambda _: small)
         with pytest.raises(InputError, match="unpacks to more than is free"):
             unpack(path)
+
+
+def test_isbi2012_is_fetched_and_prepared_where_the_recipes_look_for_it(server, tmp_path, monkeypatch, capsys):
+    tifffile = pytest.importorskip("tifffile", reason="TIFF needs tifffile")
+    stacks = {name: np.random.default_rng(number).integers(0, 256, (3, 8, 9), np.uint8)
+              for number, name in enumerate(("train-volume.tif", "test-volume.tif"))}
+    for name, stack in stacks.items():
+        tifffile.imwrite(tmp_path / name, stack, photometric="minisblack")
+        Handler.files[f"/{name}"] = (tmp_path / name).read_bytes()
+    assert [source.file for source in SOURCES["isbi2012"]] == list(stacks)
+    assert all(source.address.startswith("https://") and not source.sha256 for source in SOURCES["isbi2012"])
+    here = tuple(replace(source, address=f"{server}/{source.file}") for source in SOURCES["isbi2012"])
+    monkeypatch.setitem(SOURCES, "isbi2012", here)
+    monkeypatch.chdir(tmp_path)
+    assert main(["isbi2012"]) == 0
+    assert "none was published; it is kept beside the file" in capsys.readouterr().err
+    assert prepare.main(["isbi2012", "downloads/isbi2012"]) == 0  # as the list and the tutorial say
+    for name, stack in stacks.items():
+        with h5py.File(tmp_path / "data" / "public_em" / f"isbi2012_{name.split('-')[0]}_raw.h5") as file:
+            assert np.array_equal(file["raw"], stack)
 
 
 def test_the_list_names_every_data_set_with_its_place(monkeypatch, capsys):

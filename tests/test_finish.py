@@ -18,7 +18,7 @@ def test_a_run_older_than_a_setting_goes_on_unless_the_setting_is_used(tmp_path)
     text = config.to_toml(settings)
     older = "\n".join(line for line in text.splitlines() if not line.startswith("fold = "))
     assert len(older) < len(text) - 10
-    (tmp_path / "config.toml").write_text(older)
+    (tmp_path / "config.toml").write_text(older + "\n")
     check_same_run(tmp_path, settings)
     other = replace(settings, model=Model(rsunet=RSUNetSizes(fold=(1, 2, 2))))
     with pytest.raises(InputError, match=r"model.rsunet.fold was \[1, 1, 1\], is \[1, 2, 2\]"):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "emcore"
 
 # part of emcore -> the parts it may import; imports only go down (docs/architecture.md)
-GROUND = {"errors", "files", "locks", "threads", "progress", "png", "cache"}
+GROUND = {"errors", "files", "locks", "reading", "threads", "progress", "png", "cache"}
 FLOOR = {
     "kernels": set(),
     "config": GROUND,
@@ -24,16 +24,19 @@ FLOOR = {
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
     "legacy": GROUND | {"config", "settings"},
 }
+FLOOR["record"] = GROUND | {"config", "settings", "volumes"}
+FLOOR["results"] = FLOOR["record"] | {"record"}
 FLOOR["models"] = GROUND | {"config", "settings", "kernels", "volumes", "segment", "metrics"}
 FLOOR["losses"] = FLOOR["models"] | {"models"}  # the edge map of masked pretraining also weighs losses
 FLOOR["data"] = FLOOR["models"] | {"synth"}
-UPPER = FLOOR["data"] | {"data", "models", "losses"}
+UPPER = FLOOR["data"] | {"data", "models", "losses", "record", "results"}
 FLOOR["engine"] = FLOOR["report"] = FLOOR["blocks"] = UPPER | {"engine", "blocks"}
 FLOOR["smoke"] = UPPER | {"__main__"}  # runs the scripts as a user does, and imports none of them
 FLOOR["predict"] = UPPER | {"engine", "blocks"}
 FLOOR["migration"] = UPPER | {"engine"}
 FLOOR["legacy_v1"] = UPPER | {"engine", "predict"}  # scripts of its own
-NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics")
+NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics",
+            "record", "results")
 
 
 def part(path: Path) -> str:
@@ -122,7 +125,8 @@ def test_pins_cover_what_the_package_needs():
     assert names <= pinned
     assert names == {"torch", "numpy", "h5py", "numba", "cython", "pytest"}
     extras = project["optional-dependencies"]
-    assert set(extras) == {"tiff", "zarr", "tensorboard", "dask", "yaml", "all", "bench", "dev"}
+    assert set(extras) == {"tiff", "zarr", "tensorboard", "dask", "yaml", "all", "peers", "bench", "dev"}
+    assert {re.split(r"[\[=<>]", need)[0].lower() for need in extras["peers"]} <= pinned
 
 
 def test_no_file_outgrows_the_house():

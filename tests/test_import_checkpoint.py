@@ -100,6 +100,80 @@ def test_a_lightning_file_becomes_ours_with_its_averaged_weights(tmp_path, rsune
     assert checkpoint.start_from(build_model(wanted.model, wanted.data.patch), tmp_path / "ours.pt", (), ())
 
 
+def forward(state, image, factors, depth_2d):
+    """The logits of the published net, written from its description and from the names of its own file."""
+    elu, levels = torch.nn.functional.elu, len(factors)
+
+    def norm_act(x, name):
+        return elu(torch.nn.functional.batch_norm(x, *(state[f"{name}.norm.{part}"] for part in (
+            "running_mean", "running_var", "weight", "bias"))))
+
+    def convolved(x, name):
+        kernel = state[f"{name}.weight"]
+        return torch.nn.functional.conv3d(x, kernel, padding=tuple(n // 2 for n in kernel.shape[2:]))
+
+    def block(x, name):
+        x = convolved(norm_act(x, f"{name}.pre.0"), f"{name}.pre.1")
+        inner = convolved(norm_act(x, f"{name}.res.norm_act1"), f"{name}.res.conv1")
+        x = x + convolved(norm_act(inner, f"{name}.res.norm_act2"), f"{name}.res.conv2")
+        return convolved(norm_act(x, f"{name}.post.0"), f"{name}.post.1")
+
+    def enlarged(x, factor):
+        assert factor[1:] == (2, 2)
+        weight = torch.tensor([0.25, 0.75, 0.75, 0.25])
+        kernel = (weight[:, None] * weight).expand(x.shape[1], 1, 2 * factor[0] - factor[0] % 2, 4, 4)
+        padding = tuple(-(-(f - 1) // 2) for f in factor)
+        return torch.nn.functional.conv_transpose3d(x, kernel, stride=factor, padding=padding, groups=x.shape[1])
+
+    x, skips = block(image, "input_conv"), []
+    for level, factor in enumerate(factors):
+        skips.append(x)
+        x = block(torch.nn.functional.max_pool3d(x, factor), f"down_blocks.{level}.conv")
+    for number in range(levels):
+        level = levels - 1 - number
+        x = convolved(enlarged(x, factors[level]), f"up_blocks.{number}.proj") + skips[level]
+        x = block(x, f"up_blocks.{number}.conv")
+    return torch.nn.functional.conv3d(norm_act(x, "final_norm"), state["output_head.weight"],
+                                      state["output_head.bias"])
+
+
+@pytest.mark.parametrize("arch, factors", [
+    ("rsunet, rsunet: {down_factors: [[2, 2, 2], [1, 2, 2]], ", ((2, 2, 2), (1, 2, 2))),
+    ("rsunet, rsunet: {", ((1, 2, 2), (1, 2, 2))),
+    ("rsunet_iso, rsunet: {", ((2, 2, 2), (2, 2, 2)))])
+def test_an_imported_net_with_a_factor_along_z_predicts_as_the_published_one(tmp_path, arch, factors):
+    pytest.importorskip("yaml")
+    from emcore.migration.config import import_config
+    kind, rest = arch.split(",", 1)
+    more = "" if "down" in arch or "iso" in arch else "down_factors: [[1, 2, 2], [1, 2, 2]], "
+    (tmp_path / "net.yaml").write_text(
+        f"model: {{arch: {{type: {kind}}}, out_channels: 2, {rest}{more}width: [4, 6, 8], norm: batch, "
+        "activation: elu, depth_2d: 1}}\ndata: {dataloader: {patch_size: [8, 16, 16]}}")
+    wanted = import_config(tmp_path / "net.yaml")[0]
+    net = build_model(wanted.model, wanted.data.patch)
+    random = torch.Generator().manual_seed(0)
+    for name, value in net.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.rand(value.shape, generator=random) + 0.5 if "running_var" in name else
+                        torch.randn(value.shape, generator=random) * 0.4)
+    lightning(tmp_path / "last.ckpt", net)
+    content = import_checkpoint(tmp_path / "last.ckpt", wanted)
+    checkpoint.save(tmp_path / "ours.pt", content)
+    image = torch.rand((1, 1, 8, 16, 16), generator=random)
+    state = {published_name(name): value for name, value in net.state_dict().items()}
+    with torch.no_grad():
+        expected, found = forward(state, image, factors, 1), checkpoint.load_model(tmp_path / "ours.pt")(image)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    if factors[0][0] == 1:
+        return
+    del content["config"]["model"]["rsunet"]["up"]  # a file from before there was a choice
+    checkpoint.save(tmp_path / "old.pt", content)
+    assert checkpoint.load_model(tmp_path / "old.pt").up == "trilinear"
+    with pytest.raises(InputError, match=r'set model\.rsunet\.up = "bilinear_yx"; it is trilinear'):
+        import_checkpoint(tmp_path / "last.ckpt", config.from_table(Settings, {
+            "name": "t", "model": content["config"]["model"]}))
+
+
 def test_without_averaged_weights_the_plain_ones_are_taken(tmp_path):
     net = build_model(settings().model, (4, 16, 16))
     lightning(tmp_path / "last.ckpt", net)
@@ -123,7 +197,7 @@ def test_a_file_that_wants_to_run_something_runs_nothing(tmp_path):
     mark.unlink(missing_ok=True)
     net = build_model(settings().model, (4, 16, 16))
     lightning(tmp_path / "last.ckpt", net, hyper_parameters=Evil(os.system))
-    with pytest.raises(InputError, match="only running its code could rebuild"):
+    with pytest.raises(InputError, match="could run code, so it is not read"):
         import_checkpoint(tmp_path / "last.ckpt", settings())
     for function in (eval, exec):  # a stand-in takes their place
         lightning(tmp_path / "last.ckpt", net, hyper_parameters=Evil(function))

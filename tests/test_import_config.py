@@ -5,14 +5,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 
 from emcore import config
 from emcore.errors import InputError
 from emcore.migration.config import import_config, main
 from emcore.migration.yaml_files import read_chain
+from emcore.predict.streaming import Job
+from emcore.segment import polarity_instances
 from emcore.settings import Settings
+from emcore.settings.channels import channels_of
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +160,17 @@ train:
     assert {"model.loss.losses.2.function = MalisLoss", "model.loss.losses.2.weight = 0.5"} <= set(left)
 
 
+@pytest.mark.parametrize("kwargs, relabel, told", [
+    ("{mode: 2d}", True, False), ("{mode: 3d, relabel: true}", True, False), ("{relabel: false}", False, True)])
+def test_instance_distances_take_pieces_as_there_or_say_that_they_do_not(tmp_path, kwargs, relabel, told):
+    target = f"{{name: instance_edt, kwargs: {kwargs}}}"
+    found, notes, left = carried(tmp_path, f"data: {{label_transform: {{targets: [{target}]}}}}")
+    assert (found.target[0].kind, found.target[0].relabel, left) == ("instance_distance", relabel, [])
+    assert any("relabel = false fills the holes" in note for note in notes) == told
+    profile = carried(tmp_path, "pipeline_profile: bcd")[0]
+    assert (profile.target[2].in_plane, profile.target[2].relabel) == (True, True)
+
+
 def test_a_search_on_volumes_of_its_own_gets_them_as_validation(tmp_path):
     found, _, left = carried(tmp_path, """
 train: {data: {train: {image: a.h5, label: b.h5}}}
@@ -203,6 +220,44 @@ inference: {test_time_augmentation: {channel_activations: [[0, 3, sigmoid]]}}
     assert (found.data.test[0].image, found.data.resolution) == ("c.h5", (30.0, 8.0, 8.0))
     assert found.infer.activation[0].channels == "0:3"
     assert left == ["decoding.steps.0.kwargs.dilate_sz = 5"]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_three_changes_that_make_a_recipe_of_clefts_one_of_polarity_give_one_that_decodes(tmp_path, exclusive):
+    import yaml
+    tree = yaml.safe_load((YAML / "clefts.yaml").read_text())
+    tree["model"] |= {"out_channels": 3}
+    tree["model"]["loss"]["losses"] = [
+        {"function": "WeightedCE", "pred_slice": "0:3", "target_slice": "0:1"} if exclusive else
+        {"function": "WeightedBCEWithLogitsLoss", "weight": 1.0, "kwargs": {"reduction": "mean"}, "pred_slice": "0:3",
+         "target_slice": "0:3"}]
+    tree["decoding"] = {"steps": [{"name": "polarity2instance", "kwargs": {"exclusive": exclusive}}]}
+    found, notes, left = carried(tmp_path, yaml.safe_dump(tree))
+    assert [(target.kind, target.exclusive) for target in found.target] == [("polarity", exclusive)]
+    assert (found.data.background, found.data.ignore) == ((), ())  # which are marks of CREMI's files
+    assert (found.decode.kind, found.decode.exclusive, found.evaluate.scores) == ("polarity", exclusive, ("synapses",))
+    told = " ".join(notes)
+    assert "the target is polarity" in told
+    assert "leave out channels 1, 2" in told
+    assert "synapses are scored in place of clefts and jaccard" in told
+    assert not any("activation" in line or "metrics" in line for line in left)
+    # logits of a synapse from its channels to its two ids
+    classes = np.zeros((4, 40, 40), int)
+    classes[:, 5:15, 5:10], classes[:, 5:15, 10:17] = 1, 2
+    kinds = [classes == 0, classes == 1, classes == 2] if exclusive else [classes == 1, classes == 2, classes > 0]
+    logits = torch.from_numpy(np.where(kinds, 6, -6).astype(np.float32))[None]
+    job = SimpleNamespace(activations=[(channels_of(a.channels, 3, "x"), a.kind) for a in found.infer.activation])
+    values = Job.activate(job, logits)[0].numpy()
+    labels = polarity_instances(values, found.decode.threshold, found.decode.small, exclusive=exclusive)
+    assert np.unique(labels, return_counts=True)[1].tolist() == [6400 - 480, 200, 280]
+
+
+def test_channels_without_an_activation_are_told(tmp_path):
+    text = ("model: {out_channels: 3}\ninference: {test_time_augmentation: {channel_activations: "
+            "[{channels: '1:2', activation: tanh}]}}")
+    assert "channel_activations leave out channels 0, 2, which stay logits" in carried(tmp_path, text)[1]
+    text = text.replace("inference: {", "inference: {select_channel: [1], ")
+    assert not any("logits" in note for note in carried(tmp_path, text)[1])
 
 
 @pytest.mark.parametrize("files, sentence", [

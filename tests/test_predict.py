@@ -1,5 +1,6 @@
 """Prediction: the same voxels whatever the windows, slabs, processes and kills; views that respect affinities."""
 
+import json
 import os
 import signal
 import subprocess
@@ -106,7 +107,7 @@ def test_slabs_change_nothing_and_equal_all_windows_added_at_once():
     whole = predict(net, image, window=(4, 8, 8), data=RAW, infer=infer)
     for slab in (1, 3, 5):
         part = predict(net, image, window=(4, 8, 8), data=RAW, infer=Infer(**{**infer.__dict__, "slab": slab}))
-        np.testing.assert_allclose(part, whole, rtol=1e-6, atol=1e-7)  # vectorised sigmoids differ in the last bit
+        assert np.array_equal(part, whole)
     padded = torch.from_numpy(np.pad(image, ((1, 1), (2, 2), (0, 0)), mode="reflect"))[None, None]
     sums, total, weight = torch.zeros(3, *padded.shape[2:]), torch.zeros(padded.shape[2:]), weights((4, 8, 8), "bump")
     with torch.no_grad():
@@ -173,6 +174,9 @@ def test_files_say_what_they_hold(tmp_path, dtype):
     assert out.dtype == np.dtype({"affinity8": "uint8"}.get(dtype, dtype))
     assert out.attrs["offsets"] == [[0, 0, -1], [-1, 0, 0]]
     assert out.attrs["step"] == 7
+    kept = json.loads((tmp_path / "out.speed.json").read_text())  # not in the file itself, which is the same each time
+    assert kept["step"] == 7
+    assert 0 < kept["seconds"] < 100
     assert out.resolution == (40, 4, 4)
     assert out.offset == (80, 0, 0)
     assert not list(tmp_path.glob("*.parts"))
@@ -218,6 +222,7 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
     expected = open_volume(tmp_path / "whole.h5")[...]
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
+        assert json.loads((tmp_path / f"{name}.speed.json").read_text())["seconds"] > 0
 
 
 def blurring(folder):
@@ -302,8 +307,8 @@ def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(t
 
     infer = Infer(slab=4)
     with monkeypatch.context() as patched:
-        patched.setattr("emcore.predict.parts.os.fsync", full)
-        with pytest.raises(InputError, match=r"No space left on device.*the same command continues"):
+        patched.setattr("emcore.files.os.fsync", full)
+        with pytest.raises(InputError, match="the disk is full; make room and run the same command again"):
             predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
     with monkeypatch.context() as patched:  # all parts are there, but the whole is not
         patched.setattr("emcore.predict.parts.create_volume", lambda *a: full(0))

@@ -1,13 +1,20 @@
 """Public stacks become HDF5 with a manifest; what is missing or damaged is one sentence and leaves nothing behind."""
 
+import io
 import json
+import os
 import re
+import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from emcore import config
+from emcore.data.sources import open_sources
 from emcore.errors import run_command
+from emcore.settings.data import Data
 from emcore.volumes import prepare
 
 tifffile = pytest.importorskip("tifffile", reason="TIFF needs tifffile")
@@ -86,3 +93,95 @@ def test_a_folder_that_is_not_there_and_a_strange_manifest_are_named(tmp_path, c
     (tmp_path / "out" / "public_em_manifest.json").write_text("[1, 2]")
     assert run(tmp_path, "isbi2012", tmp_path / "isbi") == 2
     assert "is not a manifest" in capsys.readouterr().err
+
+
+def hdf(values, key):
+    out = io.BytesIO()
+    with h5py.File(out, "w") as file:
+        file[key] = values
+    return out.getvalue()
+
+
+def archive(path, **files):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for name, content in files.items():
+            out.writestr(name, content)
+
+
+def full(folder, target):
+    return run_command(prepare.main, ["fullem", str(folder), "--target", str(target)])
+
+
+def test_archives_of_fullem_end_up_where_the_recipes_look_and_a_manifest_says_what_is_there(tmp_path, capsys):
+    raw = [np.random.default_rng(number).integers(0, 256, (5, 6, 7)).astype(np.uint8) for number in range(6)]
+    given, target = tmp_path / "given", tmp_path / "data" / "EM_pretrain_data"
+    archive(given / "FAFB_crop_hdf_1.zip", **{"FAFB/a.hdf": hdf(raw[0], "main"), "FAFB/b.hdf": hdf(raw[1], "main"),
+                                              "readme.txt": b"x"})
+    archive(given / "MitoEM_rat_hdf_1.zip", **{"c.h5": hdf(raw[2], "volumes/raw")})
+    unpacked = given / "mb_moc_hdf_3" / "d.hdf5"
+    unpacked.parent.mkdir()
+    unpacked.write_bytes(hdf(raw[3], "raw"))
+    (given / "other.h5").write_bytes(hdf(raw[4], "raw"))  # belongs to none of the data sets
+    assert full(given, target) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "fafb: 2 files of the 1421 published" in told
+    assert "kasthuri: 0 files of the 1732 published" in told
+    manifest = json.loads((target / "all_manifest.json").read_text())
+    assert manifest["groups"] == {"fafb": 2, "mitoem": 1, "mb_moc": 1}
+    names = {"all/fafb/FAFB_crop_hdf_1/FAFB/a.h5": raw[0], "all/fafb/FAFB_crop_hdf_1/FAFB/b.h5": raw[1],
+             "all/mitoem/MitoEM_rat_hdf_1/c.h5": raw[2], "all/mb_moc/mb_moc_hdf_3/d.h5": raw[3]}
+    assert {item["name"] for item in manifest["files"]} == set(names)
+    for item in manifest["files"]:
+        with h5py.File(target / item["name"]) as file:
+            assert np.array_equal(file[item["key"]], names[item["name"]])
+        assert (item["shape"], item["dtype"]) == ([5, 6, 7], "uint8")
+    assert os.path.samefile(unpacked, target / "all/mb_moc/mb_moc_hdf_3/d.h5")  # 620 GB are not copied
+    recipe = config.read_toml(Path(__file__).parent.parent / "configs" / "dbmim_pretrain_r33.toml")
+    data = config.from_table(Data, {"folder": str(tmp_path / "data"), "patch": [2, 4, 4],
+                                    "train": recipe["data"]["train"][3:], "storage": "memory"})
+    assert len(open_sources(data, "train")) == 4
+    # what came since is added, what was cut off is made again, what is there stays
+    before = {name: (target / name).stat().st_mtime_ns for name in names}
+    cut = target / "all/fafb/FAFB_crop_hdf_1/FAFB/b.h5"
+    cut.write_bytes(cut.read_bytes()[:100])
+    (given / "MitoEM_rat_hdf_1.zip").unlink()
+    archive(given / "FIB-25_hdf_1.zip", **{"e.h5": hdf(raw[5], "data")})
+    assert full(given, target) == 0
+    manifest = json.loads((target / "all_manifest.json").read_text())
+    assert manifest["groups"] == {"fafb": 2, "fib25": 1, "mitoem": 1, "mb_moc": 1}
+    assert [name for name in names if (target / name).stat().st_mtime_ns != before[name]] == [
+        "all/fafb/FAFB_crop_hdf_1/FAFB/b.h5"]
+
+
+def test_what_cannot_be_prepared_of_fullem_is_one_sentence_and_leads_nowhere(tmp_path, capsys):
+    good = hdf(np.zeros((2, 3, 4), np.uint8), "main")
+    whole = tmp_path / "whole.zip"
+    archive(whole, **{"a.h5": good * 1})
+    broken = bytearray(whole.read_bytes())
+    broken[60:90] = b"\xff" * 30  # within the packed bytes
+    for number, (content, sentence) in enumerate((
+            (None, "has none of the archives FAFB_crop_hdf_.*it holds nothing: fetch them"),
+            ({"../evil.h5": good}, "which leads out of its folder"),
+            ({"/evil.h5": good}, "which leads out of its folder"),
+            ({"a.h5": b"no HDF5"}, "a.h5"),
+            ({"a.h5": hdf(np.zeros((3, 4)), "main")}, r"\(3, 4\)|2 axes|z, y, x"),
+            (b"PK nonsense", "is no whole zip archive"),
+            (bytes(broken), "a.h5 of .* cannot be unpacked"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        path = folder / "in" / "mb_moc_hdf_1.zip"
+        if isinstance(content, dict):
+            archive(path, **content)
+        else:
+            path.parent.mkdir()
+            if content is not None:
+                path.write_bytes(content)
+        assert full(folder / "in", folder / "out") == 2
+        told = capsys.readouterr().err.strip().splitlines()[-1]
+        assert told.startswith("error: ")
+        assert re.search(sentence, told), told
+        assert not (folder / "out" / "all_manifest.json").exists()
+        assert not [found for found in folder.rglob("*") if "evil" in found.name or found.suffix == ".partial"]
+    assert full(tmp_path / "none", tmp_path / "out") == 2
+    assert "there is no such folder" in capsys.readouterr().err

@@ -16,6 +16,14 @@ from emcore.volumes import create_volume
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").glob("*.toml"))
 FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others of --smoke are marked slow
+# arms of dbMiM that make every kind of run the others make; those are marked long
+ARMS = ("dbmim_finetune_r33", "dbmim_finetune_scratch", "dbmim_pretrain_r16", "dbmim_pretrain_r34")
+
+
+def mark_of(path):
+    if path.stem.startswith("dbmim") and path.stem not in ARMS:
+        return [pytest.mark.long]
+    return [] if path.stem in FAST else [pytest.mark.slow]
 
 
 def settings_of(name):
@@ -43,8 +51,8 @@ def named_files(settings):
 # ---- every recipe
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, marks=[] if path.stem in FAST else pytest.mark.slow)
-                                  for path in RECIPES], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=mark_of(path)) for path in RECIPES],
+                         ids=lambda path: path.stem)
 def test_a_recipe_runs_from_training_to_scores(path, tmp_path):
     if any(name.endswith(".tif") for name in named_files(config.load(Settings, path))):
         pytest.importorskip("tifffile")
@@ -65,6 +73,12 @@ def test_a_recipe_opens_with_data_cost_and_what_to_expect_and_is_named_like_its_
     for word in ("Data", "Cost", "Expect"):
         assert re.search(word, head, re.IGNORECASE), f"{path.name} does not say {word}"
     assert config.load(Settings, path).name == path.stem
+
+
+def test_the_main_polarity_recipe_begins_with_the_ones_that_learned_the_direction():
+    words = (ROOT / "configs" / "emr50_polarity.toml").read_text().split(".")[0]
+    assert "emr50_polarity_exclusive" in words
+    assert "emr50_polarity_small" in words
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -157,7 +171,7 @@ def test_cremi_clefts_is_the_documented_recipe():
         "train.optimizer.clip": 1.0, "train.schedule.kind": "cosine", "train.schedule.least": 1e-5,
         "train.schedule.every": 1, "train.ema.decay": 0.999, "train.ema.warmup": 500, "train.log_steps": 10,
         "train.save.monitor": "loss/train", "train.save.best": 3, "train.save.steps": 10 * 1280,
-        "train.validate.steps": 1280,
+        "train.save.window": 1280, "train.validate.steps": 1280,
         "infer.window": (18, 256, 256), "infer.overlap": 0.5, "infer.blend": "bump", "infer.pad": (0, 32, 32),
         "infer.batch": 4, "infer.activation.0.kind": "sigmoid", "infer.views.flips": (0, 1, 2),
         "infer.views.turns": False, "infer.views.combine": "mean", "infer.dtype": "float32",
@@ -194,6 +208,7 @@ def test_snemi_neurons_is_the_documented_recipe():
         "train.optimizer.weight_decay": 0.01, "train.schedule.kind": "warmup_cosine", "train.schedule.warmup": 3000,
         "train.schedule.warmup_factor": 1e-5, "train.schedule.least": 1e-6, "train.schedule.every": 1000,
         "train.ema.decay": 0.0, "train.save.monitor": "loss/train", "train.save.best": 3, "train.log_steps": 50,
+        "train.save.window": 1000,
         "train.preview_steps": 10_000, "infer.window": (16, 224, 224), "infer.overlap": 0.5, "infer.blend": "bump",
         "infer.pad": (8, 128, 128), "infer.batch": 16, "infer.select": (0, 1, 2), "infer.views.flips": (),
         "infer.activation.0.kind": "sigmoid", "decode.kind": "affinities", "decode.score": "aff85_his256",

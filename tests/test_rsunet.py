@@ -1,5 +1,6 @@
 """RSUNet: the parameter counts and sizes of the published nets, and the fixed up-sampling against its definition."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from emcore.errors import InputError
-from emcore.models.rsunet import RSUNet, bilinear_up, folded, unfolded
+from emcore.models.rsunet import RSUNet, bilinear_up, enlarged, folded, unfolded
 
 SMALL, LARGE = (18, 36, 48, 64, 80), (32, 64, 96, 128, 160)
 
@@ -47,6 +48,22 @@ def test_up_sampling_equals_the_transposed_convolution_with_the_bilinear_kernel(
     expected = functional.conv_transpose3d(x, kernel, stride=factor, padding=padding, groups=3)
     torch.testing.assert_close(bilinear_up(x, factor), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(caffe_kernel(2), torch.tensor([0.25, 0.75, 0.75, 0.25], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (3, 2, 2), (4, 1, 1), (1, 2, 2), (2, 3, 3)])
+def test_up_sampling_without_weights_along_z_equals_the_kernel_that_weighs_y_and_x_alone(factor):
+    # voxel by voxel, as the published net defines it
+    x = torch.randn(1, 2, 3, 4, 5, dtype=torch.float64)
+    weights = [torch.ones(2 * factor[0] - factor[0] % 2, dtype=torch.float64), *map(caffe_kernel, factor[1:])]
+    expected = torch.zeros(1, 2, *(n * f for n, f in zip(x.shape[2:], factor)), dtype=torch.float64)
+    for place in itertools.product(*map(range, x.shape[2:])):
+        for step in itertools.product(*(range(len(weight)) for weight in weights)):
+            to = [p * f - math.ceil((f - 1) / 2) + k for p, f, k in zip(place, factor, step)]
+            if all(0 <= t < n for t, n in zip(to, expected.shape[2:])):
+                expected[:, :, *to] += x[:, :, *place] * math.prod(float(w[k]) for w, k in zip(weights, step))
+    torch.testing.assert_close(enlarged(x, factor, "bilinear_yx"), expected, rtol=1e-12, atol=1e-12)
+    if factor[0] > 1:
+        assert (enlarged(x, factor, "trilinear") - expected).abs().max() > 0.3
 
 
 @pytest.mark.parametrize("options, shape", [

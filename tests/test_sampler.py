@@ -323,17 +323,18 @@ def test_a_patch_larger_than_its_volume_on_every_axis_is_mirrored_around_it(file
 
 
 def copies(folder):
-    return sorted(path.name for path in Path(folder).glob("emcore-*.npy"))
+    return sorted(path.name for path in Path(folder).glob("*.npy"))
 
 
 def test_all_processes_share_one_copy_and_the_last_removes_it(files, tmp_path):
     """Two runs at once write one file; one is killed, the other ends: nothing is left."""
     folder = tmp_path / "shared"
     folder.mkdir()
-    code = (f"import sys, time; sys.path.insert(0, {str(Path.cwd())!r})\n"
+    code = (f"import pathlib, sys, time; sys.path.insert(0, {str(Path.cwd())!r})\n"
             "from emcore.volumes import open_volume; from emcore.data.sources import shared_copy\n"
             f"volume = open_volume({str(files / 'a.h5')!r} + ':raw')\n"
-            f"array = shared_copy(volume, (slice(2, 9), slice(0, 20), slice(0, 24)), {str(folder)!r})\n"
+            f"array = shared_copy(volume, (slice(2, 9), slice(0, 20), slice(0, 24)), pathlib.Path({str(folder)!r}), "
+            "(volume.name, 'image'))\n"
             "print(int(array.sum()), flush=True); sys.stdin.read()")
     runs = [subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             for _ in range(2)]
@@ -349,7 +350,7 @@ def test_all_processes_share_one_copy_and_the_last_removes_it(files, tmp_path):
             break
         time.sleep(0.1)
     assert copies(folder) == []
-    assert list(folder.glob("*.tmp")) == []
+    assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
 def test_a_volume_too_large_for_memory_is_told_before_it_is_copied(files, monkeypatch):

@@ -11,6 +11,7 @@ from emcore.data import skeletons
 from emcore.data.sampler import Sampler
 from emcore.data.skeletons import skeleton_folder, skeletons_of
 from emcore.data.sources import open_sources
+from emcore.errors import InputError
 from emcore.segment import skeleton_volume
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
@@ -84,6 +85,39 @@ def test_of_many_at_once_one_traces_and_all_read_it(place, traced):
         thread.join()
     assert len(traced) == 1
     assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_recipe_whose_skeleton_file_is_missing_traces_it_and_keeps_it_new(place, traced, capsys):
+    settings = Settings(name="x", outputs=str(place / "run"), target=(Target(kind="skeleton_distance"),))
+    for name in ("vol_skeleton.h5:labels", "elsewhere.h5"):
+        volume = Volume("vol.h5:raw", "vol.h5:labels", skeleton=name)
+        data = Data(folder=str(place), train=(volume,), validation=(volume,), patch=(6, 24, 40))
+        for which in ("train", "validation", "train"):
+            source = open_sources(data, which, skeleton_folder(settings))[0]
+            assert set(np.unique(source.arrays["skeleton"][...])) == {0, 7, 9}
+        assert traced == ["labels"]
+        assert ("elsewhere.h5: the skeletons are traced from" in capsys.readouterr().out) == ("elsewhere" in name)
+    with h5py.File(place / "vol.h5", "r+") as f:
+        f["labels"][:, 12:] = 0
+    data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5:labels"),))
+    source = open_sources(data, "train", skeleton_folder(settings))[0]
+    assert set(np.unique(source.arrays["skeleton"][...])) == {0, 7}
+    assert traced == ["labels", "labels"]
+    with pytest.raises(InputError, match=r"there is no file \S*nothing\.h5"):  # labels cannot be traced from nothing
+        open_sources(Data(folder=str(place), train=(Volume("vol.h5:raw", "nothing.h5", skeleton="b.h5"),)), "train",
+                     skeleton_folder(settings))
+
+
+def test_skeletons_that_somebody_else_made_are_used_as_they_are_or_left_alone(place, traced):
+    with h5py.File(place / "vol_skeleton.h5", "w") as f:
+        f["labels"] = np.full((6, 24, 40), 3, np.uint32)
+    before = (place / "vol_skeleton.h5").read_bytes()
+    assert set(np.unique(found(place)[...])) == {0, 7, 9}  # nobody named the file: traced, but apart
+    found(place)
+    assert (traced, (place / "vol_skeleton.h5").read_bytes()) == (["labels"], before)
+    data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5"),))
+    source = open_sources(data, "train", place / "run")[0]
+    assert np.unique(source.arrays["skeleton"][...]).tolist() == [3]
 
 
 def test_a_run_asks_for_skeletons_only_where_a_target_needs_them(place):

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,35 @@ def test_a_failing_job_is_not_queued_again(cluster):
     assert job.returncode != 0
     assert "train.steps" in text
     assert not (folder / "scontrol.log").exists()
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "infer.sbatch"])
+@pytest.mark.parametrize("planted", ["nothing", "open to all", "a link", "another user's"])
+def test_compiled_code_is_kept_where_nobody_else_can_put_any(cluster, script, planted):
+    folder, found = cluster
+    python = folder / "python"  # runs the small programs of the scripts, and tells the folder instead of running ours
+    python.write_text(f'#!/bin/bash\n[ "$1" = -c ] && exec {sys.executable} "$@"\necho "kept in $NUMBA_CACHE_DIR"\n')
+    python.chmod(0o755)
+    found |= {"PYTHON": str(python), "USER": "someone"}
+    guessed = folder / "emcore-someone-4711"
+    if planted == "a link":
+        (folder / "elsewhere").mkdir(mode=0o700)
+        guessed.symlink_to(folder / "elsewhere")
+    elif planted != "nothing":
+        guessed.mkdir()
+        guessed.chmod(0o777 if planted == "open to all" else 0o700)
+        if planted == "another user's":
+            if os.getuid() != 0:
+                pytest.skip("only root can give a folder to another user")
+            os.chown(guessed, 12345, 12345)
+    (folder / "run.toml").write_text('name = "tiny"')
+    text, _ = submit(cluster, script).communicate(timeout=120)
+    kept = Path(re.search("kept in (.*)", text)[1])
+    assert kept.parent.parent == folder
+    assert (kept.parent == guessed) == (planted == "nothing")
+    assert kept.parent.name.startswith("emcore-someone-4711")
+    assert kept.parent.stat().st_mode & 0o777 == 0o700
+    assert ("a new folder is used" in text) == (planted != "nothing")
 
 
 @pytest.mark.slow

@@ -234,6 +234,64 @@ def test_instance_distance_peaks_at_one_in_every_object_and_energy_is_quantised(
     torch.testing.assert_close(both[0], both[1].flip(2))
 
 
+def reach(mask, starts, steps):
+    """The voxels of the mask that steps lead to from the starts, one voxel at a time."""
+    found, todo = set(starts), list(starts)
+    while todo:
+        place = todo.pop()
+        for step in steps:
+            to = tuple(p + s for p, s in zip(place, step))
+            if all(0 <= t < n for t, n in zip(to, mask.shape)) and mask[to] and to not in found:
+                found.add(to)
+                todo.append(to)
+    return found
+
+
+def distance_of_pieces(labels, unit):
+    """Every piece by itself: holes filled, each voxel's distance to the nearest one outside over the largest, by brute
+    force; the larger value wins. labels may be a section."""
+    around = [step for step in itertools.product((-1, 0, 1), repeat=labels.ndim) if any(step)]
+    faces = [step for step in around if sum(map(abs, step)) == 1]
+    out, done = np.full(labels.shape, -1.0), set()
+    for seed in map(tuple, np.argwhere(labels > 0).tolist()):
+        if seed in done:
+            continue
+        piece = reach(labels == labels[seed], [seed], around)
+        done |= piece
+        other = np.ones(labels.shape, bool)
+        other[tuple(np.transpose(sorted(piece)))] = False
+        rim = [place for place in map(tuple, np.argwhere(other).tolist())
+               if any(p in (0, n - 1) for p, n in zip(place, labels.shape))]
+        outside = np.array(sorted(reach(other, rim, faces)))
+        inside = np.array([p for p in np.ndindex(labels.shape) if not len(outside) or not (outside == p).all(1).any()])
+        values = np.array([np.sqrt((((outside - p) * unit) ** 2).sum(1).min()) if len(outside) else 1 for p in inside])
+        place = tuple(inside.T)
+        out[place] = np.maximum(out[place], values / (values.max() + 1e-6))
+    return out
+
+
+@pytest.mark.parametrize("in_plane", [False, True])
+def test_relabelled_instance_distance_takes_pieces_apart_and_fills_their_holes(in_plane):
+    labels = np.zeros((4, 9, 11), np.int64)
+    labels[:, 1:8, 1:8] = 5
+    labels[1:3, 3:6, 3:6] = 0  # a hole; in the sections at the ends there is none
+    labels[1:3, 4, 4] = 7  # another object inside of it
+    labels[:3, 1:3, 9:] = 5  # another piece of the same id, at the edge
+    labels[3, 3, 8] = 5  # joined over a corner
+    labels[0, 8, 10] = -1
+    random = np.random.default_rng(0).integers(-1, 3, (4, 9, 11)) * (np.random.default_rng(1).random((4, 9, 11)) > 0.2)
+    for volume in (labels, random, np.zeros_like(labels), np.ones_like(labels)):
+        unit = (3.0, 1.0, 2.0)
+        expected = (np.stack([distance_of_pieces(section, unit[1:]) for section in volume]) if in_plane
+                    else distance_of_pieces(volume, unit))
+        target = Target("instance_distance", in_plane=in_plane, relabel=True)
+        found = make_targets(torch.from_numpy(volume)[None], [target], unit)[0][0, 0]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        if volume is labels:
+            plain = make_targets(torch.from_numpy(volume)[None], [Target("instance_distance", in_plane=in_plane)], unit)
+            assert np.abs(plain[0][0, 0].numpy() - expected).max() > 0.9  # the hole alone is 1 + something away from -1
+
+
 def test_skeleton_distance_is_high_on_the_skeleton_and_falls_back_without_one():
     labels = torch.zeros((1, 1, 5, 9), dtype=torch.int64)
     labels[..., 1:-1] = 4

@@ -49,7 +49,7 @@ def check_options(help_text, words):
 
 
 def check_command(line):
-    words = shlex.split(line)
+    words = shlex.split(line, comments=True)
     if words[0] == "torchrun":
         assert re.fullmatch(r"--nproc-per-node=\d+", words[1])
         words = ["python", *words[2:]]

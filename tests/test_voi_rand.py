@@ -245,7 +245,7 @@ def test_an_unknown_convention_is_refused():
 
 @pytest.mark.bench
 def test_skimage_computes_the_same():
-    skimage = pytest.importorskip("skimage.metrics", reason="compares with scikit-image, extra bench")
+    skimage = pytest.importorskip("skimage.metrics", reason="compares with scikit-image, extra peers")
     truth, labels = np.random.default_rng(13).integers(0, 20, (2, 10, 20, 30))
     table = metrics.contingency(truth, labels)
     error, recall, precision = skimage.adapted_rand_error(truth, labels)  # it calls recall precision
@@ -255,7 +255,7 @@ def test_skimage_computes_the_same():
 
 @pytest.mark.bench
 def test_waterz_computes_the_same():
-    waterz = pytest.importorskip("waterz", reason="compares with waterz, extra bench")
+    waterz = pytest.importorskip("waterz", reason="compares with waterz, extra peers")
     truth, labels = np.random.default_rng(14).integers(0, 20, (2, 10, 20, 30)).astype(np.uint64)
     peer = waterz.evaluate(labels, truth)
     table = metrics.contingency(truth, labels)

@@ -80,7 +80,7 @@ def test_fragments_with_the_waterz_rule_have_the_golden_digests(affs, count, bac
 
 @pytest.mark.bench
 def test_fragments_with_the_waterz_rule_are_those_of_compiled_waterz_voxel_for_voxel():
-    waterz = pytest.importorskip("waterz", reason="waterz (extra bench) is not installed")
+    waterz = pytest.importorskip("waterz", reason="waterz (extra peers) is not installed")
     volumes = [tied_volume(seed, 14)[0] for seed in range(30)] + [smooth_volume((20, 40, 50))]
     for affs in volumes:
         theirs = next(waterz.agglomerate(affs.copy(), [0], aff_threshold_low=0.1, aff_threshold_high=0.999))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,8 +62,15 @@ def _dense(labels: Tensor) -> tuple[Tensor, int]:
     return torch.where(labels > 0, inverse.view_as(labels) + 1, 0), len(ids) + 1
 
 
-def instance_distance(labels: Tensor, resolution: Sequence[float], in_plane: bool) -> Tensor:
-    """Distance to the border of each object over its largest distance, (0, 1]; -1 on background."""
+def instance_distance(labels: Tensor, resolution: Sequence[float], in_plane: bool, relabel: bool = False) -> Tensor:
+    """Distance to the border of each object over its largest distance, (0, 1]; -1 on background.
+
+    relabel: every 26-connected piece of an id (8-connected where sections count alone) is an object of its own and
+    has its holes filled; the larger value counts where one piece lies in a hole of another.
+    """
+    if relabel:
+        found = [_distance_of_pieces(label, resolution, in_plane) for label in labels.clamp_min(0).cpu().numpy()]
+        return torch.from_numpy(np.stack(found)).to(labels.device)
     if in_plane:
         n, z = labels.shape[:2]
         flat = instance_distance(labels.reshape(n * z, 1, *labels.shape[2:]), resolution, False)
@@ -72,6 +80,33 @@ def instance_distance(labels: Tensor, resolution: Sequence[float], in_plane: boo
     ids, count = _dense(labels)
     most = torch.zeros(count, device=labels.device).scatter_reduce(0, ids.flatten(), distance.flatten(), "amax")
     return torch.where(labels > 0, distance / (most[ids] + 1e-6), -1.0)
+
+
+def _distance_of_pieces(labels: np.ndarray, resolution: Sequence[float], in_plane: bool) -> np.ndarray:
+    pieces = segment.connected_components(labels, 8 if in_plane else 26)
+    out = np.full(labels.shape, -1, np.float32)
+    around = (0 if in_plane else 1, 1, 1)
+    for identity, (low, high) in enumerate(_boxes(pieces), start=1):
+        box = tuple(slice(max(0, first - more), last + 1 + more) for first, last, more in zip(low, high, around))
+        filled = segment.fill_holes(pieces[box] == identity, per_section=in_plane, threads=1)
+        distance = segment.distance_transform(filled.view(np.uint8), resolution, threads=1)
+        distance[np.isinf(distance)] = 1.0
+        energy = distance / (distance[filled].max() + np.float32(1e-6))
+        out[box] = np.maximum(out[box], np.where(filled, energy, np.float32(-1)))
+    return out
+
+
+def _boxes(pieces: np.ndarray) -> list[tuple[list[int], list[int]]]:
+    """First and last voxel along each axis of the pieces 1, 2, ..."""
+    places = np.flatnonzero(pieces)
+    if not len(places):
+        return []
+    ids = pieces.reshape(-1)[places]
+    order = np.argsort(ids, kind="stable")
+    starts = np.flatnonzero(np.diff(ids[order], prepend=0))
+    lines = [np.asarray(line)[order] for line in np.unravel_index(places, pieces.shape)]
+    low, high = ([extreme.reduceat(line, starts).tolist() for line in lines] for extreme in (np.minimum, np.maximum))
+    return list(zip(map(list, zip(*low)), map(list, zip(*high))))
 
 
 def skeleton_distance(labels: Tensor, resolution: Sequence[float], alpha: float, skeleton: Tensor | None) -> Tensor:

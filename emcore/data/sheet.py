@@ -16,6 +16,7 @@ from emcore import config
 from emcore.data.augment import augment_batch, check_augment, margin
 from emcore.data.letters import HEIGHT, write
 from emcore.data.sampler import Sampler
+from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
 from emcore.errors import InputError
 from emcore.png import colour_labels, overlay, write_png
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 def sheet(settings: Settings, everything: bool = False) -> np.ndarray:
     """RGB uint8 (y, x, 3): a row for each augmentation, named."""
     check_augment(settings.augment, settings.data.patch)
-    sources = open_sources(settings.data, "train")
+    sources = open_sources(settings.data, "train", skeleton_folder(settings))
     before = _sample(settings, sources, NONE)
     rows = [_row("as it is", before, before, sources[0].resolution)]
     for name in names(settings.augment, everything):

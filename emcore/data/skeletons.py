@@ -1,6 +1,5 @@
 """Skeleton volumes for the target skeleton_distance: traced once and kept beside the labels until those change."""
 
-import fcntl
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -11,8 +10,10 @@ import numpy as np
 
 from emcore import segment
 from emcore.errors import InputError
+from emcore.files import reported
+from emcore.locks import alone
 from emcore.settings import Settings
-from emcore.volumes import Volume, create_volume, open_volume, split_reference
+from emcore.volumes import Volume, create_volume, list_datasets, open_volume, split_reference
 
 DUST = 125  # voxels under which a piece of an object has no skeleton
 
@@ -29,20 +30,22 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
 
     The dataset is named like that of the labels. All ids in `unlabelled` are no objects. Of several processes one
     traces and the others wait for it; a file made from other labels, or before these were written again, is made anew.
+    A file beside the labels that was not made here stays as it is.
     """
     path, dataset = split_reference(labels.name)
     # when the labels were written, not which of two files is newer: clocks of file servers disagree
     facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution)),
              "labels_written_ns": str(_changed(path))}
-    beside = path.with_name(f"{path.stem}_skeleton.h5")
+    beside = _beside(path)
     key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]  # of labels of one name in several folders
     apart = folder / f"{path.stem}_{key}_skeleton.h5"
     for file in (beside, apart):
         found = _made_from(file, dataset, labels, facts)
         if found is not None:
             return found
-    file = beside if _writable(beside.parent) else apart
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file = beside if _writable(beside.parent) and _traced_here(beside) else apart
+    with reported(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     with _alone(file):
         found = _made_from(file, dataset, labels, facts)
         if found is None:
@@ -52,6 +55,34 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     if found is None or facts["labels_written_ns"] != str(_changed(path)):
         raise InputError(f"{labels.name} was changed while its skeletons were traced: start again")
     return found
+
+
+def is_to_trace(skeleton: str, labels: str) -> bool:
+    """Whether the skeletons that somebody names are missing, or are those that skeletons_of makes of the labels.
+
+    Says so where others take the place of what was named.
+    """
+    file, _ = split_reference(skeleton)
+    beside = _beside(split_reference(labels)[0])
+    if not file.exists():
+        if file != beside:
+            print(f"there is no {file}: the skeletons are traced from {labels} instead", flush=True)
+        return True
+    return beside.exists() and beside.samefile(file) and _traced_here(beside)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_skeleton.h5")
+
+
+def _traced_here(file: Path) -> bool:
+    """False for a file that somebody else made."""
+    if not file.exists():
+        return True
+    try:
+        return any("labels_written_ns" in open_volume(file, item.name).attrs for item in list_datasets(file))
+    except InputError:
+        return False
 
 
 def _made_from(file: Path, dataset: str | None, labels: Volume, facts: dict) -> Volume | None:
@@ -84,8 +115,7 @@ def _writable(folder: Path) -> bool:
 def _alone(file: Path):
     """One process at a time; nothing stays behind."""
     name = file.with_name(f".{file.name}.lock")
-    with open(name, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(name):
         try:
             yield
         finally:

@@ -1,24 +1,30 @@
 """The volumes of a run, opened, checked, aligned, and shared by every process of a node."""
 
 import atexit
-import fcntl
 import glob
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from emcore.data.skeletons import skeletons_of
+from emcore import __version__
+from emcore.cache import private_folder
+from emcore.data.skeletons import is_to_trace, skeletons_of
 from emcore.errors import InputError
+from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
+from emcore.locks import NoLocks, take
 from emcore.settings.data import Data, Volume
 from emcore.volumes import check_labels, open_volume, split_reference
+from emcore.volumes.stamp import stamp
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 ROLES = ("image", "label", "mask", "skeleton")
@@ -47,16 +53,17 @@ class Source:
 def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[Source]:
     """The volumes of data.train, data.validation or data.test; everything that is wrong with any file, at once.
 
-    skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed.
+    skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed; those that a volume names
+    are traced, too, where their file is missing.
     """
     sources, wrong = [], []
     for listed in ("train", "validation") if which == "train" else (which,):  # a training opens both, one after another
         for number, volume in enumerate(getattr(data, listed)):
-            absent = _absent(data, volume)
+            absent = _absent(data, volume, skeletons)
             if absent:
                 wrong.append(f"data.{listed}.{number}: there is no file {', '.join(absent)}")
     for number, volume in enumerate(getattr(data, which)):
-        if not _absent(data, volume):
+        if not _absent(data, volume, skeletons):
             try:
                 sources += [open_source(data, one, which, None if wrong else skeletons)
                             for one in expanded(data, volume)]
@@ -81,29 +88,34 @@ def expanded(data: Data, volume: Volume) -> list[Volume]:
     return [replace(volume, image=os.path.abspath(path) + colon + dataset) for path in found]
 
 
-def _absent(data: Data, volume: Volume) -> list[str]:
-    """The paths of a volume at which there is nothing."""
-    named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)]
+def _absent(data: Data, volume: Volume, skeletons: Path | None) -> list[str]:
+    """The paths of a volume at which there is nothing, but for what can be traced."""
+    named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)
+             and not (role == "skeleton" and skeletons is not None and isinstance(volume.label, str))]
     paths = [split_reference(os.path.join(data.folder, reference))[0] for reference in named]
     return list(dict.fromkeys(str(path) for path in paths if "*" not in str(path) and not path.exists()))
 
 
 def open_source(data: Data, volume: Volume, which: str, skeletons: Path | None = None) -> Source:
     """One place; volume.image may also be an array."""
-    opened = {}
+    opened, origins = {}, {}
     for role in ROLES:
         reference = getattr(volume, role)
         if reference is not None:
             kind = {"image": "image", "label": "labels", "skeleton": "labels"}.get(role)
             if isinstance(reference, str):
                 reference = os.path.join(data.folder, reference)
-            opened[role] = open_volume(reference, kind=kind)
+            if role == "skeleton" and skeletons is not None and isinstance(volume.label, str) and is_to_trace(
+                    reference, os.path.join(data.folder, volume.label)):
+                continue
+            opened[role], origins[role] = open_volume(reference, kind=kind), (reference, kind)
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)
     whole = image.shape[-3:]
     if skeletons is not None and isinstance(volume.label, str) and "skeleton" not in opened:
         unlabelled = (*data.background, *data.ignore)
         opened["skeleton"] = skeletons_of(opened["label"], resolution, unlabelled, skeletons)
+        origins["skeleton"] = opened["skeleton"].name, "labels"
     starts = {"image": (0, 0, 0)}
     for role, other in opened.items():
         if role != "image":
@@ -116,7 +128,7 @@ def open_source(data: Data, volume: Volume, which: str, skeletons: Path | None =
                  in zip(box, starts["label"], opened["label"].shape[-3:])]
         if any(low >= high for low, high in spans):
             raise InputError(f"the labels {volume.label} lie outside the image {volume.image} or its box")
-    arrays = {role: _stored(data, array, starts[role], box) for role, array in opened.items()}
+    arrays = {role: _stored(data, array, origins[role], starts[role], box) for role, array in opened.items()}
     moved = {role: starts[role] if data.storage == "lazy" else
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
     name = volume.name or Path(str(image.name).partition(":")[0]).stem
@@ -162,83 +174,119 @@ def _clip(box: Box, start: Sequence[int], shape: Sequence[int]) -> tuple[slice, 
     return tuple(slice(max(0, low - s), max(0, min(n, high - s))) for (low, high), s, n in zip(box, start, shape))
 
 
-def _stored(data: Data, array: Any, start: Sequence[int], box: Box) -> Any:
+def _stored(data: Data, array: Any, origin: tuple[Any, ...], start: Sequence[int], box: Box) -> Any:
     if data.storage == "lazy":
         return array
     spans = _clip(box, start, array.shape[-3:])
     full = (slice(None),) * (len(array.shape) - 3) + spans
-    folder = "/dev/shm" if data.storage == "memory" and os.path.isdir("/dev/shm") else tempfile.gettempdir()
-    return shared_copy(array, full, folder)
+    return shared_copy(array, full, copies_folder(data.storage), origin)
 
 
-def shared_copy(array: Any, index: tuple[slice, ...], folder: str) -> np.ndarray:
+def copies_folder(storage: str) -> Path:
+    """The folder of this user's copies: in shared memory, or on the local disk; nobody else can write there."""
+    in_memory = storage == "memory" and os.path.isdir("/dev/shm")
+    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{owner}"
+    try:
+        return private_folder(private_folder(top) / "copies")
+    except InputError as error:
+        raise InputError(f'{error}; data.storage = "lazy" needs no folder') from None
+
+
+def shared_copy(array: Any, index: tuple[slice, ...], folder: Path, origin: tuple[Any, ...]) -> np.ndarray:
     """A read-only array of array[index] that all processes of this node share: one file, mapped by each.
 
-    The first process to ask writes it, the others wait for it; the last to end removes it. After a kill the file stays
-    and the next run of the same data uses it.
+    origin: the reference that the array was opened from, and as what. The first process to ask writes the copy, the
+    others wait for it; the last to end removes it. After a kill it stays, and the next run takes it if no file of the
+    volume has changed since. Where that cannot be told, or nothing can be locked, each process has a copy of its own.
     """
     shape = tuple(len(range(*span.indices(length))) for span, length in zip(index, array.shape))
-    size = int(np.prod(shape, dtype=object)) * array.dtype.itemsize
-    key = hashlib.sha256(repr((array.name, _stamp(array.name), shape, [(s.start, s.stop) for s in index],
-                               str(array.dtype), os.getuid())).encode()).hexdigest()[:24]
-    path = Path(folder) / f"emcore-{key}.npy"
-    if path not in _SHARED:
-        with _building(path.parent):
-            if not path.exists():
-                free = shutil.disk_usage(folder).free
-                if size > free * 0.9:
-                    raise InputError(f"{array.name} takes {size / 2**30:.1f} GiB, but {folder} has {free / 2**30:.1f} "
-                                     "GiB free: set data.storage = \"lazy\"")
-                _write(array, index, shape, path)
-            users = open(path.with_suffix(".users"), "a")  # noqa: SIM115 (its lock is held while this process lives)
-            fcntl.flock(users, fcntl.LOCK_SH)
-            _SHARED[path] = np.load(path, mmap_mode="r").view(np.ndarray)
-        atexit.register(_release, path, users, os.getpid())
+    version = stamp(origin[0]) if isinstance(origin[0], str) else None
+    if version is not None:
+        source = os.path.realpath(split_reference(origin[0])[0])
+        spans = [(span.start, span.stop) for span in index]
+        words = source, (*origin, shape, spans, str(array.dtype), __version__), version
+        path = folder / ("-".join(hashlib.sha256(repr(word).encode()).hexdigest()[:20] for word in words) + ".npy")
+        if path in _SHARED:
+            return _SHARED[path]
+        try:
+            with open(folder / "lock", "a") as lock:
+                take(lock)  # only one process at a time writes, takes or removes a copy
+                return _take_copy(array, index, shape, path, lambda: stamp(origin[0]) == version)
+        except NoLocks:
+            pass
+    if isinstance(origin[0], str):
+        print(f"note: {array.name} is copied for each process of this node, because it cannot be told whether it "
+              "changes, or nothing can be locked", file=sys.stderr)
+    temporary = temporary_name(folder / "copy.npy", "partial")
+    try:
+        with reported(temporary):
+            _write(array, index, shape, temporary)
+        return np.load(temporary, mmap_mode="r").view(np.ndarray)
+    finally:
+        remove(temporary)  # the map stays
+
+
+def _take_copy(array: Any, index: tuple[slice, ...], shape: tuple[int, ...], path: Path,
+               unchanged: Callable[[], bool]) -> np.ndarray:
+    sweep_folder(path.parent)
+    source, _, version = path.stem.split("-")
+    for other in path.parent.glob(f"{source}-*-*.npy"):
+        if other.stem.rpartition("-")[2] != version:  # of the volume as it was before
+            _remove_unused(other)
+    if not path.exists():
+        with replaced(path) as temporary:
+            with reported(path):
+                _write(array, index, shape, temporary)
+            if not unchanged():
+                raise InputError(f"{array.name} was changed while it was copied: start again")
+    users = open(path, "rb")  # noqa: SIM115 (its lock is held while this process lives)
+    take(users, shared=True)
+    _SHARED[path] = np.load(path, mmap_mode="r").view(np.ndarray)
+    atexit.register(_release, path, users, os.getpid())
     return _SHARED[path]
 
 
-@contextmanager
-def _building(folder: Path):
-    """Only one process at a time writes, takes or removes a copy."""
-    with open(folder / f"emcore-{os.getuid()}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _stamp(name: str) -> tuple:
-    """What tells a changed file from the one that was copied."""
-    path = name.partition(":")[0]
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (os.getpid(),)
-    return found.st_size, found.st_mtime_ns, os.path.abspath(path)
-
-
 def _write(array: Any, index: tuple[slice, ...], shape: tuple[int, ...], path: Path) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    out = np.lib.format.open_memmap(temporary, "w+", array.dtype, shape)
+    """An npy file of array[index], for this user alone; all its room is taken before it is mapped."""
+    section = int(np.prod(shape[-2:], dtype=object)) * array.dtype.itemsize
+    size = section * int(np.prod(shape[:-2], dtype=object))
+    if size > 0.9 * shutil.disk_usage(path.parent).free:
+        for copy in path.parent.glob("*.npy"):  # left by killed runs of other volumes
+            _remove_unused(copy)
+    free = shutil.disk_usage(path.parent).free
+    if size > 0.9 * free:
+        raise InputError(f"{array.name} takes {size / 2**30:.1f} GiB, but {path.parent} has {free / 2**30:.1f} GiB "
+                         "free: set data.storage = \"lazy\"")
     axis = len(shape) - 3
-    first = index[axis].indices(array.shape[axis])[0]
-    step = max(1, 2**26 // max(1, int(np.prod(shape, dtype=object)) // max(1, shape[axis]) * array.dtype.itemsize))
-    for start in range(0, shape[axis], step):
-        stop = min(shape[axis], start + step)
-        block = (*index[:axis], slice(first + start, first + stop), *index[axis + 1:])
-        out[(slice(None),) * axis + (slice(start, stop),)] = array[block]
-    out.flush()
-    os.replace(temporary, path)
+    first, depth = index[axis].indices(array.shape[axis])[0], shape[axis]
+    step = max(1, 2**26 // max(1, size // depth))
+    with open(path, "xb", opener=partial(os.open, mode=0o600)) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(array.dtype),
+                                                    "fortran_order": False, "shape": shape})
+        begin = file.tell()
+        allocate(file, begin + size)
+        for low in range(0, depth, step):
+            spans = slice(first + low, first + min(depth, low + step))
+            block = np.ascontiguousarray(array[(*index[:axis], spans, *index[axis + 1:])])
+            for number, channel in enumerate(block.reshape(-1, *block.shape[-3:])):
+                file.seek(begin + section * (number * depth + low))
+                file.write(channel.data.cast("B"))
+
+
+def _remove_unused(path: Path) -> None:
+    with suppress(FileNotFoundError), open(path, "rb") as file:
+        if take(file, wait=False):
+            path.unlink()
 
 
 def _release(path: Path, users: IO, owner: int) -> None:
     if os.getpid() != owner:
         return  # a forked worker shares its parent's lock
-    with _building(path.parent):
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return  # another process still uses it
-        path.unlink(missing_ok=True)
-        Path(users.name).unlink(missing_ok=True)
+    with suppress(OSError), open(path.parent / "lock", "a") as lock:
+        take(lock)
+        if take(users, wait=False):  # no other process uses it
+            path.unlink()
 
 
 def _statistics(data: Data, image: Any, box: Box) -> tuple[float, float]:

@@ -223,7 +223,7 @@ def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence
         elif target.kind == "foreground_distance":
             value = foreground_distance(local)[:, None]
         elif target.kind == "instance_distance":
-            energy = instance_distance(local, resolution, target.in_plane)
+            energy = instance_distance(local, resolution, target.in_plane, target.relabel)
             value = quantise_energy(energy, target.levels)[:, None]
         elif target.kind == "skeleton_distance":
             energy = skeleton_distance(local, resolution, target.alpha, skeleton)

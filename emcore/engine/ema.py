@@ -45,10 +45,12 @@ class MovingAverage:
         return {"updates": self.updates, "weights": self.weights}
 
     def load(self, state: dict) -> None:
-        missing = self.weights.keys() ^ state["weights"].keys()
-        if missing:
-            raise InputError(f"the moving average of the checkpoint is of another net; {len(missing)} names differ, "
-                             f"first {', '.join(sorted(missing)[:5])}")
+        theirs = state["weights"]
+        differ = sorted(self.weights.keys() ^ theirs.keys()) or [
+            name for name, value in self.weights.items() if value.shape != theirs[name].shape]
+        if differ:
+            raise InputError(f"the moving average of the checkpoint is of another net; {len(differ)} tensors differ, "
+                             f"first {', '.join(differ[:5])}")
         self.updates = int(state["updates"])
         for name, value in self.weights.items():
-            value.copy_(state["weights"][name])
+            value.copy_(theirs[name])

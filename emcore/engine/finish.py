@@ -1,6 +1,9 @@
 """How a run is continued and ended: same config or not, what a checkpoint holds, which are kept, who asks to stop."""
 
+import json
 import signal
+import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from emcore import config
 from emcore.engine import checkpoint
+from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.settings import Settings
 from emcore.settings.train import Save
 
@@ -23,10 +28,17 @@ FREE = ("train.steps", "train.save", "train.validate", "train.log_steps", "train
 def check_same_run(folder: Path, settings: Settings) -> None:
     """Refuses to continue a run with a config that would have made it another run."""
     path = folder / "config.toml"
-    if not path.exists() or not checkpoint.all_steps(folder / "checkpoints"):
+    if not checkpoint.all_steps(folder / "checkpoints"):
         return
+    table = _whole_table(path)
+    if table is None:
+        newest = checkpoint.newest(folder / "checkpoints")
+        if newest is None:
+            return
+        print(f"note: {path} is missing or damaged; the config in {newest.name} holds instead", file=sys.stderr)
+        table = checkpoint.read(newest).get("config", {})
     try:
-        stored = config.from_table(Settings, config.read_toml(path))  # settings newer than the run have their defaults
+        stored = config.from_table(Settings, table)  # settings newer than the run have their defaults
     except InputError as error:
         raise InputError(f"{path}, the config of the run so far, does not fit this version: {error}") from None
     before, now = (_flat(config.to_table(one)) for one in (stored, settings))
@@ -38,6 +50,14 @@ def check_same_run(folder: Path, settings: Settings) -> None:
         raise InputError(f"{folder} holds a run of another config: {told}. Use another name, or remove that folder")
 
 
+def _whole_table(path: Path) -> dict[str, Any] | None:
+    """The table of a config.toml as train.py writes it; None where it is missing or cut off, as by a full disk once."""
+    try:
+        return config.read_toml(path) if path.read_bytes().endswith(b"\n") else None
+    except (OSError, InputError):
+        return None
+
+
 def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in table.items():
@@ -46,23 +66,83 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     return flat
 
 
+HIGHER_IS_BETTER = {"jaccard/val"}
+BEST_FILE = "best.json"  # for the page, which reads no checkpoint
+
+
 class Best:
-    """The best checkpoints so far by the monitored value, lowest first; travels in the checkpoint itself."""
+    """The best checkpoints so far by the monitored value, best first; travels in the checkpoint itself.
+
+    The training loss of a step is noise, so the mean of the last steps (train.save.window) is ranked. It follows from
+    the step alone, not from when others were saved, so that a resumed run ranks as one that was never stopped.
+    """
 
     def __init__(self, save: Save):
         self.save, self.steps = save, {}
+        self.losses: deque[float] = deque(maxlen=max(1, save.window))
+        self.validates = save.monitor != "loss/train" and save.best > 0  # only a validated step can be ranked
+
+    def learned(self, loss: float) -> None:
+        """Takes the training loss of one more step."""
+        self.losses.append(loss)
 
     def consider(self, step: int, values: Mapping[str, float]) -> None:
-        value = values.get(self.save.monitor)
+        """Ranks the checkpoint of a step; values: of its validation, if there was one."""
+        value = sum(self.losses) / len(self.losses) if self.save.monitor == "loss/train" else (
+            values.get(self.save.monitor))
         if value is None or value != value:
             return
-        self.steps[step] = float(value)
-        ranked = sorted(self.steps, key=lambda s: (self.steps[s], s))
-        self.steps = {s: self.steps[s] for s in ranked[:max(0, self.save.best)]}
+        self.steps = dict(ranking({**self.steps, step: float(value)}, self.save.monitor)[:max(0, self.save.best)])
+
+    def state(self) -> dict[str, Any]:
+        return {"best": {str(step): value for step, value in self.steps.items()},
+                "losses": torch.tensor(list(self.losses), dtype=torch.float64)}
+
+    def load(self, content: Mapping[str, Any]) -> None:
+        """From a checkpoint; those of older versions hold no losses."""
+        before = monitor_of(content)
+        if before == self.save.monitor:
+            self.steps = {int(step): value for step, value in content["best"].items()}
+        elif content["best"]:
+            checkpoint.tell(f"the best checkpoints so far, of steps {', '.join(content['best'])}, were ranked by "
+                            f"{before}; now {self.save.monitor} ranks, so they are kept no longer")
+        self.losses.extend(content["losses"].tolist() if "losses" in content else ())
 
     @property
     def keep(self) -> set[int]:
         return set(self.steps) | set(self.save.at)
+
+
+def ranking(values: Mapping[int, float], monitor: str) -> list[tuple[int, float]]:
+    """Steps and values, the best first; of equal ones the earliest."""
+    sign = -1 if monitor in HIGHER_IS_BETTER else 1
+    return sorted(values.items(), key=lambda item: (sign * item[1], item[0]))
+
+
+def monitor_of(content: Mapping[str, Any]) -> str:
+    """The value by which the run of a checkpoint ranks."""
+    return content["config"]["train"]["save"]["monitor"]
+
+
+def best_checkpoints(folder: Path) -> list[tuple[int, float, Path]]:
+    """(step, value, path) of the best checkpoints of a run that are still there, best first; folder: outputs/<name>."""
+    found = checkpoint.read_newest(folder / "checkpoints")
+    if found is None:
+        return []
+    newest, content = found
+    with checkpoint.refused(newest, "tells nothing of the best checkpoints"):
+        ranked = ranking({int(step): float(value) for step, value in content["best"].items()}, monitor_of(content))
+    paths = dict(checkpoint.all_steps(folder / "checkpoints"))
+    return [(step, value, paths[step]) for step, value in ranked if step in paths]
+
+
+def best(folder: Path) -> Path:
+    """The best checkpoint of a run; folder: outputs/<name>."""
+    found = best_checkpoints(folder)
+    if not found:
+        raise InputError(f"{folder} has no best checkpoint: none was ranked by train.save.monitor, or train.save.best "
+                         "is 0; take the newest one, or name a file by --checkpoint")
+    return found[0][2]
 
 
 def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], window: Mapping[str, float]) -> None:
@@ -80,21 +160,42 @@ def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], 
         "schedule": plateau.state() if plateau else None,
         "balance": task.plan.state_dict() if hasattr(task, "plan") else None,
         "policy": task.policy.state_dict() if getattr(task, "policy", None) is not None else None,
-        "best": {str(at): value for at, value in parts["best"].steps.items()},
+        **parts["best"].state(),
         "window": dict(window),
         "rng": {"seed": settings.seed},  # with the step, all random numbers follow from it
         "config": config.to_table(settings),
     }
     checkpoint.save(folder / "checkpoints" / f"step_{step:09d}.pt", content)
-    checkpoint.prune(folder / "checkpoints", settings.train.save.last, parts["best"].keep)
+    ranked = ranking(parts["best"].steps, settings.train.save.monitor)
+    write_text(folder / BEST_FILE, json.dumps({"monitor": settings.train.save.monitor, "best": ranked}) + "\n")
+    checkpoint.prune(folder / "checkpoints", step, settings.train.save.last, parts["best"].keep)
 
 
-def restore(path: Path, parts: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
-    """Puts a checkpoint back into the parts of a run; the next step and the sums of the current log window."""
-    content, task = checkpoint.read(path), parts["task"]
-    try:
+def resume(folder: Path, parts: Mapping[str, Any], ranks: Ranks) -> tuple[Path, int, dict[str, float]] | None:
+    """Puts the newest whole checkpoint of a run back into its parts, if there is one.
+
+    Gives its path, the next step and the sums of the current log window.
+    """
+    found = checkpoint.read_newest(folder / "checkpoints")
+    step, total = restore(*found, parts) if found else (0, {})
+    steps = torch.tensor([step, -step], device=ranks.device)
+    if not torch.equal(ranks.largest(steps), steps):
+        raise InputError(f"the ranks do not find the same newest checkpoint in {folder}: rank {ranks.rank} has step "
+                         f"{step}; they need one file system with the same files")
+    return (found[0], step, total) if found else None
+
+
+def restore(path: Path, content: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
+    """Puts the content of a checkpoint back into the parts of a run."""
+    task, optimizer = parts["task"], parts["optimizer"]
+    missing = [name for name in ("model", "optimizer", "scaler", "ema", "schedule", "balance", "policy", "best", "step",
+                                 "window", "config") if name not in content]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: it was not written by train.py; to start from its "
+                         "weights set train.start_from")
+    with checkpoint.refused(path, "does not fit this run"):
         checkpoint.load_weights(task.net, content["model"], str(path))
-        parts["optimizer"].load_state_dict(content["optimizer"])
+        load_optimizer(optimizer, content["optimizer"])
         parts["scaler"].load_state_dict(content["scaler"])
         for name, part in (("ema", parts["average"]), ("schedule", parts["plateau"])):
             if part is not None and content[name] is not None:
@@ -102,13 +203,20 @@ def restore(path: Path, parts: Mapping[str, Any]) -> tuple[int, dict[str, float]
         for name, module in (("balance", getattr(task, "plan", None)), ("policy", getattr(task, "policy", None))):
             if module is not None and content[name] is not None:
                 module.load_state_dict(content[name])
-        parts["best"].steps = {int(step): value for step, value in content["best"].items()}
+        parts["best"].load(content)
         return int(content["step"]), dict(content["window"])
-    except KeyError as missing:
-        raise InputError(f"{path} lacks {missing}: it was not written by train.py; to start from its weights set "
-                         "train.start_from") from None
-    except ValueError as error:
-        raise InputError(f"{path} does not fit this run's optimizer: {error}") from None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Its state, if every moment has the shape of the weight that it belongs to; torch would find out in the step."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    for number, weight in zip(numbers, weights):
+        for name, value in state["state"].get(number, {}).items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != weight.shape:
+                raise InputError(f"its optimizer has {name} of shape {tuple(value.shape)} for a weight of shape "
+                                 f"{tuple(weight.shape)}")
+    optimizer.load_state_dict(state)
 
 
 def dump_bad_batch(folder: Path, step: int, read: Mapping[str, Tensor], batch: Mapping[str, Tensor],

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from emcore import __version__
 from emcore.errors import InputError
+from emcore.files import append, csv_text, reported, write_text
 from emcore.png import write_png
 
 
@@ -26,8 +26,7 @@ class Log:
     def __init__(self, folder: Path, columns: Sequence[str], step: int):
         self.folder, self.columns = folder, ("step", *columns)
         self._resume(folder / "log.csv", self.columns, step)
-        self.file = open(folder / "log.csv", "a", newline="")  # noqa: SIM115 (closed by close())
-        self.writer = csv.writer(self.file)
+        self.file = open(folder / "log.csv", "ab", buffering=0)  # noqa: SIM115 (closed by close())
         self.board = self._tensorboard()
 
     @staticmethod
@@ -35,46 +34,49 @@ class Log:
         rows = []
         if path.exists():
             with open(path, newline="") as file:
-                reader = csv.reader(file)
+                reader = csv.reader(line for line in file if line.endswith("\n"))  # a killed writer may have torn one
                 head = next(reader, None)
-                if head is not None and tuple(head) != tuple(columns) and step > 0:
+                # a run begun by an older version may lack columns that there are now
+                if head is not None and not set(head) <= set(columns) and step > 0:
                     raise InputError(f"{path} has the columns {', '.join(head)}; this run writes {', '.join(columns)}: "
                                      "use another run name")
-                rows = [row for row in reader
-                        if len(row) == len(columns) and row[0].isdigit() and int(row[0]) <= step]
-        temporary = path.with_name(f".{path.name}.tmp")
-        with open(temporary, "w", newline="") as file:
-            csv.writer(file).writerows([columns, *(rows if step > 0 else [])])
-        os.replace(temporary, path)
+                found = [dict(zip(head or (), row)) for row in reader if len(row) == len(head or ())]
+                rows = [[row.get(name, "") for name in columns] for row in found
+                        if row.get("step", "").isdigit() and int(row["step"]) <= step]
+        write_text(path, csv_text([columns, *(rows if step > 0 else [])]))
 
     def _tensorboard(self):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return None
-        return SummaryWriter(str(self.folder / "tensorboard"))
+        with reported(self.folder / "tensorboard"):
+            return SummaryWriter(str(self.folder / "tensorboard"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row; numbers are written so that reading them gives the same bits."""
         numbers = (repr(float(values[name])) if name in values else "" for name in self.columns[1:])
-        self.writer.writerow([step, *numbers])
-        self.file.flush()
+        append(self.file, csv_text([[step, *numbers]]).encode())
         if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
+            with reported(self.folder / "tensorboard"):
+                for name, value in values.items():
+                    self.board.add_scalar(name, value, step)
 
     def picture(self, step: int, image: np.ndarray) -> None:
         """A preview: uint8 (y, x, 3)."""
         folder = self.folder / "previews"
-        folder.mkdir(exist_ok=True)
+        with reported(folder):
+            folder.mkdir(exist_ok=True)
         write_png(folder / f"step_{step:09d}.png", image)
         if self.board is not None:
-            self.board.add_image("preview", image, step, dataformats="HWC")
+            with reported(self.folder / "tensorboard"):
+                self.board.add_image("preview", image, step, dataformats="HWC")
 
     def close(self) -> None:
         self.file.close()
         if self.board is not None:
-            self.board.close()
+            with reported(self.folder / "tensorboard"):
+                self.board.close()
 
 
 def write_environment(folder: Path, device: torch.device) -> None:
@@ -91,7 +93,7 @@ def write_environment(folder: Path, device: torch.device) -> None:
         "host": platform.node(),
         "command": sys.argv,
     }
-    (folder / "environment.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_text(folder / "environment.json", json.dumps(found, indent=1) + "\n")
 
 
 def _revision() -> str:
@@ -105,14 +107,3 @@ def _revision() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def make_run_folder(folder: Path) -> None:
-    """outputs/<name>, writable, or one sentence."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"cannot write into the run folder {folder}: {error.strerror or error}") from None

@@ -1,6 +1,5 @@
 """How fast a run goes: a line now and then, and speed.csv with what may differ from run to run."""
 
-import csv
 import sys
 import time
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from emcore.files import append, csv_text, write_text
 from emcore.models.build import build_model
 from emcore.progress import duration, quantity
 from emcore.settings import Settings
@@ -28,11 +28,9 @@ class Speed:
         self.file = None
         if ranks.leads:
             path = folder / "speed.csv"
-            new = not path.exists()
-            self.file = open(path, "a", newline="")  # noqa: SIM115 (open for the length of the run)
-            self.writer = csv.writer(self.file)
-            if new:
-                self.writer.writerow(["time", "step", "seconds", "waiting", "voxels_per_second", "tflops"])
+            if not path.exists():
+                write_text(path, csv_text([["time", "step", "seconds", "waiting", "voxels_per_second", "tflops"]]))
+            self.file = open(path, "ab", buffering=0)  # noqa: SIM115 (open for the length of the run)
 
     @contextmanager
     def waiting(self):
@@ -56,9 +54,8 @@ class Speed:
                 f"{left} left")
         print(f"\r{text}\x1b[K" if self.live and not last else text, end="" if self.live and not last else "\n",
               flush=True)
-        self.writer.writerow([int(time.time()), step + 1, f"{seconds:.4f}", f"{share:.4f}", f"{speed:.0f}",
-                              f"{tflops:.4f}"])
-        self.file.flush()
+        append(self.file, csv_text([[int(time.time()), step + 1, f"{seconds:.4f}", f"{share:.4f}", f"{speed:.0f}",
+                                  f"{tflops:.4f}"]]).encode())
         self.waited, self.steps, self.start = 0.0, 0, time.perf_counter()
 
 

@@ -1,6 +1,7 @@
 """What one training step computes: a module around the net, so that torch's DistributedDataParallel sees all of it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from emcore.models.build import build_model
 from emcore.models.decision import DecisionModule, Reward, policy_loss
 from emcore.models.mae import MaskedAutoencoder, choose_mask
 from emcore.settings import Settings
+
+MASKS = ("binary", "boundary", "polarity")  # kinds of targets
 
 
 class Supervised(nn.Module):
@@ -40,12 +43,34 @@ class Supervised(nn.Module):
         return make_targets(labels, self.settings.target, self.resolution, batch.get("mask"), batch.get("skeleton"))
 
     def forward(self, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        value, *_ = self._compared(batch)
+        return value.total, dict(zip(self.columns, (term.detach() for term in value.terms)))
+
+    def _compared(self, batch: Mapping[str, Tensor]) -> tuple[Any, Tensor | Mapping[str, Tensor], Tensor, Tensor]:
+        """Loss, prediction, targets and which of them count."""
         with torch.no_grad():
             target, valid = self.targets(batch)
         with autocast(self.mode.precision, self.mode.device):
             prediction = self.runner[0](batch["image"])
-        value = self.plan(prediction, target, valid, batch["image"])
-        return value.total, dict(zip(self.columns, (term.detach() for term in value.terms)))
+        return self.plan(prediction, target, valid, batch["image"]), prediction, target, valid
+
+    @property
+    def learns_masks(self) -> bool:
+        """Whether each channel of the prediction is a mask, as of clefts, mitochondria or membranes."""
+        targets, model = self.settings.target, self.settings.model
+        return all(target.kind in MASKS and not target.exclusive for target in targets) and (
+            model.out_channels == channels(targets) and not model.mednext.heads)
+
+    @torch.no_grad()
+    def overlap(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and the voxels of all its masks in both prediction and target, and in either."""
+        value, prediction, target, valid = self._compared(batch)
+        if isinstance(prediction, Mapping):
+            prediction = prediction["output"]
+        found = prediction >= (0.5 if self.settings.model.name == "unet_v1" else 0.0)  # logits but in that net
+        truth = target > 0
+        both, either = (found & truth & valid).sum(), ((found | truth) & valid).sum()
+        return value.total, torch.stack([both, either]).double()
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:
@@ -67,6 +92,7 @@ class Masked(nn.Module):
     columns = ("loss/train/pixel", "loss/train/structure", "membrane_weight_mean", "mask_ratio", "edge_coverage",
                "loss/train/policy")
     names = ("restored",)
+    learns_masks = False
 
     def __init__(self, settings: Settings, mode: Mode, resolution: tuple[float, float, float]):
         super().__init__()
@@ -81,6 +107,8 @@ class Masked(nn.Module):
             membrane_weight=options.membrane_weight, membrane_axis_weights=options.membrane_axis_weights,
             membrane_clip=options.membrane_clip)
         policy = options.policy
+        if policy.kind == "adaptive":  # what dbMiM logs of it; before the warm-up ends, the settings of the mask
+            self.columns = (*self.columns, "sampled_mask_ratio", "edge_fraction")
         self.policy = None
         if policy.kind != "none":
             self.policy = DecisionModule(
@@ -126,8 +154,11 @@ class Masked(nn.Module):
         if self.policy is not None:  # every parameter takes part in every step, as DistributedDataParallel wants
             loss = loss + 0 * sum(p.sum() for p in self.policy.parameters())
         share = (edges * mask).sum(1) / mask.sum(1).clamp_min(1)
-        values = (out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term)
-        return loss, dict(zip(self.columns, (value.detach() for value in values)))
+        values = [out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term]
+        if options.policy.kind == "adaptive":
+            values += ([decision.ratio.mean(), decision.edge_fraction.mean()] if used
+                       else [loss.new_tensor(options.mask_ratio), loss.new_tensor(options.edge_fraction)])
+        return loss, dict(zip(self.columns, (value.detach() for value in values), strict=True))
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:

@@ -19,6 +19,7 @@ from emcore.engine import ranks
 from emcore.engine.pages import keep_pages
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
+from emcore.files import append, reported
 from emcore.legacy_v1.samples import augmented, sample_size, sampling
 from emcore.legacy_v1.weights import load_net, save_net, update_momentum
 from emcore.losses import LossPlan
@@ -146,7 +147,8 @@ class Log:
 
     def __init__(self, output: Path):
         name = f"log_approx_{datetime.now():%Y-%m-%d_%H:%M:%S}"
-        self.file = open(output / f"{name}.txt", "w", buffering=1)  # noqa: SIM115 (closed by close())
+        with reported(output / f"{name}.txt"):
+            self.file = open(output / f"{name}.txt", "ab", buffering=0)  # noqa: SIM115 (closed by close())
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -155,7 +157,7 @@ class Log:
             self.board = SummaryWriter(str(Path("runs") / str(output).strip("/") / name))
 
     def line(self, text: str) -> None:
-        self.file.write(text + "\n")
+        append(self.file, f"{text}\n".encode())
 
     def events(self, iteration: int, loss: float, pictures: dict[str, Tensor]) -> None:
         if self.board is None:

@@ -1,6 +1,5 @@
 """Files volume_<iteration>.pth: a bare dict of weights in the grammar of 2019, which the code of that time loads."""
 
-import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from emcore.engine import checkpoint
 from emcore.errors import InputError
+from emcore.files import writing
 from emcore.models.unet_v1 import UNetV1, from_published
 
 FORGET = 0.999  # what a step leaves of the sums behind the batch statistics
@@ -20,8 +20,10 @@ def load_net(path: str) -> tuple[UNetV1, float]:
     state = checkpoint.read(path)
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"-pm {path} is no bare dict of weights; it holds {', '.join(map(str, list(state)[:5]))}")
-    counts = [float(value) for name, value in state.items() if name.endswith("_running_iter") and value.numel() == 1]
-    return from_published(state), counts[0] if counts else SETTLED
+    with checkpoint.refused(path, "is no file of this net"):
+        counts = [float(value) for name, value in state.items()
+                  if name.endswith("_running_iter") and value.numel() == 1]
+        return from_published(state), counts[0] if counts else SETTLED
 
 
 def update_momentum(net: nn.Module, count: float) -> float:
@@ -38,17 +40,8 @@ def update_momentum(net: nn.Module, count: float) -> float:
 
 def save_net(net: nn.Module, path: Path, count: float) -> None:
     """Writes the weights whole or not at all, in the format that torch 1.0 reads."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(published(net, count), file, _use_new_zipfile_serialization=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path) as file:
+        torch.save(published(net, count), file, _use_new_zipfile_serialization=False)
 
 
 def published(net: nn.Module, count: float) -> OrderedDict[str, Tensor]:

@@ -5,14 +5,11 @@ stand-in takes the place of their class.
 """
 
 import argparse
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from emcore import config
@@ -22,7 +19,6 @@ from emcore.models.build import build_model
 from emcore.settings import Settings
 
 PREFIXES = ("model.", "module.", "_orig_mod.", "net.")
-MOST_CLASSES = 500
 # inside a block of convolutions: its name there, its name here
 BLOCK = (("pre.0.norm.", "pre.0."), ("pre.0.act.", "pre.1."), ("pre.1.", "pre.2."),
          ("res.norm_act1.norm.", "residual.0.0."), ("res.norm_act1.act.", "residual.0.1."),
@@ -62,48 +58,28 @@ def import_checkpoint(path: str | Path, settings: Settings) -> dict[str, Any]:
     """Our checkpoint: model, ema, step and config."""
     if settings.model.name != "rsunet":
         raise InputError(f"import-checkpoint knows the key names of RSUNet alone; model.name is {settings.model.name}")
-    content = read_lightning(path)
+    sizes = settings.model.rsunet
+    if sizes.up != "bilinear_yx" and any(factor[0] != 1 for factor in sizes.down):
+        raise InputError(f"model.rsunet.down has a factor along z, where the published net of {path} adds sections up: "
+                         f"set model.rsunet.up = \"bilinear_yx\"; it is {sizes.up}")
+    content = checkpoint.read(path, stand_in=Inert)
     state = content.get("state_dict")
     if not isinstance(state, Mapping):
         raise InputError(f"{path} is no Lightning checkpoint: it has no state_dict; it has {_first(content)}")
     levels = len(settings.model.rsunet.width)
     net = build_model(settings.model, settings.data.patch)
     own = net.state_dict()
-    weights = matched(translated(state, levels), own, f"{path}")
-    average = None
-    found = averaged_of(content.get("callbacks"))
-    if found is not None:
-        shadow, updates = found
-        shadow = {**weights, **translated(shadow, levels)}
-        average = {"updates": updates, "weights": matched(shadow, own, f"the averaged weights of {path}")}
+    with checkpoint.refused(path, "is no Lightning checkpoint"):
+        weights = matched(translated(state, levels), own, f"{path}")
+        average = None
+        found = averaged_of(content.get("callbacks"))
+        if found is not None:
+            shadow, updates = found
+            shadow = {**weights, **translated(shadow, levels)}
+            average = {"updates": updates, "weights": matched(shadow, own, f"the averaged weights of {path}")}
     step = content.get("global_step", 0)
     return {"step": step if isinstance(step, int) else 0, "model": weights, "ema": average, "optimizer": None,
             "config": config.to_table(settings)}
-
-
-def read_lightning(path: str | Path) -> dict[str, Any]:
-    """The content of a file, its classes replaced by stand-ins; a file that wants to reach the system is refused."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no checkpoint {path}")
-    if not zipfile.is_zipfile(path):
-        return checkpoint.read(path)
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if len(names) > MOST_CLASSES:
-            raise InputError(f"{path} names {len(names)} classes, which no checkpoint does")
-        stand_ins = [(dict if name.endswith(("AttributeDict", "OrderedDict")) else Inert, name) for name in names]
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} holds something that only running its code could rebuild, so it is not read; save "
-                         f"its state_dict alone where it was written: {reason}") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a whole checkpoint: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a checkpoint")
-    return content
 
 
 def averaged_of(callbacks: Any) -> tuple[dict[str, Tensor], int] | None:

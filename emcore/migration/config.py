@@ -12,6 +12,7 @@ from typing import Any
 
 from emcore import config
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.migration import learning, predicting, training
 from emcore.migration.profiles import with_profiles
 from emcore.migration.tree import Tree, leaves
@@ -32,10 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     remarks = [f"# changed: {note}" for note in notes] + [f"# not carried: {line}" for line in left]
     text = config.to_toml(settings, explained=True) + "\n" + "".join(f"{line}\n" for line in remarks)
     if options.out:
-        try:
-            Path(options.out).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {options.out}: {error.strerror}") from None
+        write_text(options.out, text)
         print(f"{options.out}: {len(left)} settings not carried, told at its end")
     else:
         print(text, end="")
@@ -80,8 +78,6 @@ def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, n
     train, test, tune = (trees[stage] for stage in STAGES)
     target, labels = learning.targets(train, notes)
     data = learning.data(train, notes)
-    if target == [{"kind": "binary"}] and not train.parts("data.label_transform.targets"):
-        data |= CREMI
     data["train"] = learning.volumes(train, "train", "train")
     data["validation"] = learning.volumes(train, "val", "val")
     data["test"] = learning.volumes(test, "test", "test")
@@ -107,11 +103,18 @@ def _table(trees: Mapping[str, Tree], libraries: Mapping[str, Any], name: str, n
             notes.append("the search runs on the validation volumes, not on tune.data.val")
         data["validation"] = data["validation"] or searched
     seed = train.take(int, "system.seed", default=42)
-    return {"name": name, "seed": seed, "data": data, "augment": learning.augment(train, notes), "labels": labels,
-            "target": target, "loss": learning.loss(train, notes), "model": learning.model(train, notes),
-            "train": training.train(train, notes), "infer": infer, "evaluate": predicting.evaluate(test, notes),
-            "tune": search,
-            "decode": predicting.decode(test, infer.get("select", []), offsets, libraries, notes)}
+    table = {"name": name, "seed": seed, "data": data, "augment": learning.augment(train, notes), "labels": labels,
+             "target": target, "loss": learning.loss(train, notes), "model": learning.model(train, notes),
+             "train": training.train(train, notes), "infer": infer, "evaluate": predicting.evaluate(test, notes),
+             "tune": search,
+             "decode": predicting.decode(test, infer.get("select", []), offsets, libraries, notes)}
+    listed = bool(train.parts("data.label_transform.targets"))
+    if table["decode"].get("kind") == "polarity":
+        predicting.make_polarity(table, listed, notes)
+    elif not listed:
+        data |= CREMI
+    predicting.tell_logits(table, notes)
+    return table
 
 
 def _left(trees: Mapping[str, Tree]) -> list[str]:

@@ -1,33 +1,52 @@
 """python -m emcore download NAME [--folder DIR]: the tutorials' public data, resumed after a break and checked.
 
 Bytes go to NAME.part; the final name appears when all are there and the checksum holds. Where none was published, the
-sha256 of the first download is kept beside the file and holds from then on.
+sha256 of the first download is kept beside the file and holds from then on. Addresses are https; http is taken from
+this machine, and where the sha256 stands in the table below.
 """
 
 import argparse
 import hashlib
 import http.client
+import ipaddress
 import json
+import lzma
 import os
+import re
 import shutil
 import ssl
+import stat
+import struct
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from emcore.errors import InputError
+from emcore.files import publish, write_text, writing
 from emcore.progress import Progress
+from emcore.reading import is_inside, open_regular, read_text, shown
+from emcore.volumes.volume import first_line
 
 CHUNK = 1 << 20
 PATIENCE = 30.0  # seconds without a byte
 ATTEMPTS = 5  # breaks in a row without a byte between them
+LARGEST = 1 << 37  # bytes of one file
 UNPACKED = 1 << 38  # bytes that an archive may unpack to
+MOST_MEMBERS = 1_000_000
+VERSION = re.compile(r'"[!-~]{0,200}"|[A-Z][a-z]{2}, [ -~]{10,40}')  # an ETag that is not weak, or a date
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+BROKEN_ARCHIVE = (zipfile.BadZipFile, EOFError, RuntimeError, ValueError, OverflowError, MemoryError, KeyError,
+                  zlib.error, lzma.LZMAError, struct.error)
 DBMIM = "https://huggingface.co/cyd0806/dbmim-neuron-segmentation/resolve/main/weights"
-HARVARD = "http://rhoana.rc.fas.harvard.edu/dataset"
+HARVARD = "https://rhoana.rc.fas.harvard.edu/dataset"
 
 
 @dataclass(frozen=True)
@@ -56,6 +75,11 @@ SOURCES: dict[str, tuple[Source, ...]] = {
                      "SNEMI3D: train-input.tif, train-labels.tif, test-input.tif (recipes snemi_*)"),),
     "snemi-zenodo": (Source("https://zenodo.org/records/7142003/files/snemi.zip", "datasets/SNEMI",
                             "SNEMI3D from Zenodo: image/train-input.tif, image/test-input.tif"),),
+    "isbi2012": tuple(
+        Source(f"https://raw.githubusercontent.com/alexklibisz/isbi-2012/master/data/{stack}-volume.tif",
+               "downloads/isbi2012", f"ISBI 2012, the {stack} stack, as dbMiM fetches it; then `python -m emcore "
+                                     "prepare isbi2012 downloads/isbi2012` (recipes dbmim_pretrain_*)")
+        for stack in ("train", "test")),
     "emr50": (Source(f"{HARVARD}/jwr15_synapse.zip", "datasets/jwr15",
                      "EM-R50: synapses of rat cortex with their sides (recipes emr50_*)"),),
     **{f"dbmim-{short}": tuple(
@@ -63,8 +87,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
         for kind in ("pretrained", "finetuned"))
        for short, long in (("r17", "publicem_dbmim_r17"), ("r33", "fullem_mixedmask_dbmim_r33"))},
 }
-ELSEWHERE = {"isbi2012": "no tutorial names an address; get train-volume.tif, train-labels.tif and test-volume.tif "
-                         "from the challenge's page, then see `python -m emcore prepare --help`"}
+ELSEWHERE = {"fullem": "its archives, 486 GB, are given out to accounts only; get them from "
+                       "huggingface.co/datasets/cyd0806/EM_pretrain_data, then see `python -m emcore prepare --help`"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -93,48 +117,103 @@ def listing(sizes: bool) -> str:
     lines = []
     for name, sources in SOURCES.items():
         for source in sources:
-            size = (remote_size(source.address) if sizes else 0) or source.size
+            size = (remote_size(source) if sizes else 0) or source.size
             shown = f"{size / 2**20:.0f} MiB" if size else "size unknown"
             lines.append(f"{name:<16}{source.about}\n{'':<16}{source.address}  ({shown}) -> {source.folder}")
     lines += [f"{name:<16}{text}" for name, text in ELSEWHERE.items()]
     return "\n".join(lines)
 
 
-def remote_size(address: str) -> int:
+def remote_size(source: Source) -> int:
     """Bytes that the server says the file has; 0 where it does not answer."""
     try:
-        request = urllib.request.Request(address, method="HEAD")
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        request = urllib.request.Request(source.address, method="HEAD")
+        with opener(source).open(request, timeout=PATIENCE) as answer:
             return int(answer.headers.get("Content-Length") or 0)
     except (OSError, http.client.HTTPException, ValueError):
         return 0
 
 
+def check_address(address: str, sha256: str) -> None:
+    """Refuses an address from which the bytes could be altered on the way without being noticed."""
+    scheme = address.partition(":")[0]
+    if scheme == "https" or (scheme == "http" and (sha256 or is_loopback(address))):
+        return
+    raise InputError(f"{address} is not https, and no sha256 is known for what lies there: what arrives could have "
+                     "been altered on the way; fetch it from an https address")
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        host = urllib.parse.urlsplit(address).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another address only where that one would be asked itself."""
+
+    def __init__(self, sha256: str):
+        self.sha256 = sha256
+
+    def redirect_request(self, request: Any, file: Any, code: int, message: str, headers: Any, address: str) -> Any:
+        check_address(address, self.sha256)
+        return super().redirect_request(request, file, code, message, headers, address)
+
+
+def opener(source: Source) -> urllib.request.OpenerDirector:
+    check_address(source.address, source.sha256)
+    return urllib.request.build_opener(CheckedRedirects(source.sha256))
+
+
 def fetch(source: Source, folder: Path) -> Path:
     """The path of the whole, checked file; what an earlier run left is continued."""
     target, part = folder / source.file, folder / f"{source.file}.part"
-    expected = source.sha256 or known(target)
-    if target.exists():
-        if expected and digest(target) != expected:
-            raise InputError(f"{target} is there, but its sha256 is not {expected[:16]}...: delete it and fetch it "
-                             "again")
-        return target
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(target, part, record(target), tag_of(part))
+        expected = source.sha256 or known(target)
+        if target.exists():
+            found = digest(target)
+            if expected and found != expected:
+                raise InputError(f"{target} is there, but its sha256 is not {expected[:16]}...: delete it and fetch it "
+                                 "again")
+            if not expected:  # put there by hand: what it is now holds from now on
+                remember(target, source, found)
+            return target
         read_all(source, part)
         found = digest(part)
         if expected and found != expected:
             part.unlink()
+            tag_of(part).unlink(missing_ok=True)
             raise InputError(f"{source.address} gave a file whose sha256 is {found}, not {expected}: it was deleted; "
-                             "the file on the server has changed, or was altered on the way")
-        os.replace(part, target)
-        part.with_name(f"{part.name}.tag").unlink(missing_ok=True)
-        remember(target, source, found)
+                             "the file on the server has changed, or was altered on the way"
+                             + ("" if source.sha256 else f"; to take it all the same delete {record(target)}"))
+        remember(part, source, found, target)  # first: a file that has its name has its checksum
+        publish(part, target)
+        tag_of(part).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
     if not expected:
         print(f"{target}: sha256 {found} (none was published; it is kept beside the file)", file=sys.stderr)
     return target
+
+
+def refuse_links(*paths: Path) -> None:
+    """Refuses names that are there already and are no file of their own: a link would be written through."""
+    for path in paths:
+        try:
+            about = path.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+            raise InputError(f"{path} is a link, or no file at all; delete it, so that nothing is written elsewhere")
+
+
+def tag_of(part: Path) -> Path:
+    """Where stands what the server called the version that the part is of."""
+    return part.with_name(f"{part.name}.tag")
 
 
 def read_all(source: Source, part: Path) -> None:
@@ -162,12 +241,13 @@ def read_all(source: Source, part: Path) -> None:
 
 def read_on(source: Source, part: Path, start: int, progress: Progress) -> bool:
     """Reads from byte `start`; whether the file is whole now."""
-    tag = part.with_name(f"{part.name}.tag")  # what the server called the version that the part is of
+    tag = tag_of(part)
     headers = {"Range": f"bytes={start}-"} if start else {}
     if start and tag.exists():
-        headers["If-Range"] = tag.read_text()
+        known_as = read_text(tag)
+        headers["If-Range"] = known_as if VERSION.fullmatch(known_as) else '"none"'
     try:
-        answer = urllib.request.urlopen(urllib.request.Request(source.address, headers=headers), timeout=PATIENCE)
+        answer = opener(source).open(urllib.request.Request(source.address, headers=headers), timeout=PATIENCE)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:  # nothing lies behind the last byte
             whole = (error.headers.get("Content-Range") or "").rpartition("/")[2]
@@ -178,11 +258,18 @@ def read_on(source: Source, part: Path, start: int, progress: Progress) -> bool:
         raise
     with answer:
         continues = answer.status == 206
+        told = answer.headers.get("Content-Range")
+        if continues and told and not told.startswith(f"bytes {start}-"):
+            raise InputError(f"{source.address} gave another part of the file than it was asked for; delete {part} and "
+                             "start again")
         version = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        if version and not version.startswith("W/"):
-            tag.write_text(version)
+        if version and VERSION.fullmatch(version):
+            write_text(tag, version)
         length = answer.headers.get("Content-Length")
         total = (start if continues else 0) + int(length) if length and length.isdigit() else None
+        limit = source.size or LARGEST
+        if total and total > limit:
+            raise InputError(f"{source.address} offers {total} bytes; {source.file} has at most {limit}")
         if total and shutil.disk_usage(part.parent).free < total - start:
             raise InputError(f"{source.file} takes {total / 2**30:.1f} GiB, more than is free in {part.parent}")
         if total:
@@ -194,8 +281,11 @@ def read_on(source: Source, part: Path, start: int, progress: Progress) -> bool:
                 block = answer.read(CHUNK)
                 if not block:
                     break
-                file.write(block)
                 count += len(block)
+                if count > limit:
+                    raise InputError(f"{source.address} gives more than {limit} bytes, the most that {source.file} can "
+                                     f"have; delete {part}")
+                file.write(block)
                 progress.add(len(block))
             file.flush()
             os.fsync(file.fileno())
@@ -208,16 +298,23 @@ def digest(path: Path) -> str:
 
 
 def known(target: Path) -> str:
-    """The sha256 of the first download of this file, if it was kept."""
+    """The sha256 of the first download of this file; empty where there was none."""
+    path = record(target)
     try:
-        return str(json.loads(record(target).read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(read_text(path))["sha256"]
+    except FileNotFoundError:
         return ""
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    if not isinstance(found, str) or not re.fullmatch(r"[0-9a-f]{64}", found):
+        raise InputError(f"{path} does not say the sha256 of the first download any more; if {target.name} is to be "
+                         "trusted delete the record, and the next run writes it again")
+    return found
 
 
-def remember(target: Path, source: Source, found: str) -> None:
-    record(target).write_text(json.dumps({"address": source.address, "sha256": found,
-                                          "bytes": target.stat().st_size}, indent=1) + "\n")
+def remember(path: Path, source: Source, found: str, target: Path | None = None) -> None:
+    facts = {"address": source.address, "sha256": found, "bytes": path.stat().st_size}
+    write_text(record(target or path), json.dumps(facts, indent=1) + "\n")
 
 
 def record(target: Path) -> Path:
@@ -228,24 +325,63 @@ def unpack(path: Path) -> list[Path]:
     """The files of an archive, beside it; those that are there stay. Names that lead elsewhere are refused."""
     made = []
     try:
-        with zipfile.ZipFile(path) as archive:
-            files = [item for item in archive.infolist() if not item.is_dir()]
-            if sum(item.file_size for item in files) > min(UNPACKED, shutil.disk_usage(path.parent).free):
-                raise InputError(f"{path} unpacks to more than is free in {path.parent}")
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            files = members(path, archive)
             for item in files:
-                target = (path.parent / item.filename).resolve()
-                if not target.is_relative_to(path.parent.resolve()):
-                    raise InputError(f"{path} holds {item.filename!r}, which leads out of its folder")
+                target = path.parent / item.filename
                 made.append(target)
-                if target.exists() and target.stat().st_size == item.file_size:
+                if is_unpacked(target, item):
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
-                temporary = target.with_name(f".{target.name}.partial")
-                with archive.open(item) as inside, open(temporary, "wb") as out:
+                with archive.open(item) as inside, writing(target) as out:
                     shutil.copyfileobj(inside, out, CHUNK)
-                os.replace(temporary, target)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is no whole zip archive ({error}): delete it and fetch it again") from None
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot unpack {path}: {error.strerror or error}") from None
+    except BROKEN_ARCHIVE as error:
+        raise InputError(f"{path} is no whole zip archive ({shown(first_line(error))}): delete it and fetch it "
+                         "again") from None
     return made
+
+
+def members(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """The files of an archive, all looked at before the first is written."""
+    files = [item for item in archive.infolist() if not item.is_dir()]
+    if len(files) > MOST_MEMBERS:
+        raise InputError(f"{path} holds {len(files)} files; more than {MOST_MEMBERS} are not unpacked")
+    if sum(item.file_size for item in files) > min(UNPACKED, shutil.disk_usage(path.parent).free):
+        raise InputError(f"{path} unpacks to more than is free in {path.parent}")
+    seen = Counter(item.filename for item in files)
+    reserved = {path.name, record(path).name}
+    for item in files:
+        name = item.filename
+        parts = name.split("/")
+        if (not name.isprintable() or set(name) & set("\\:") or any(part in ("", ".", "..") for part in parts)
+                or not is_inside(path.parent / name, path.parent)):
+            raise InputError(f"{path} holds {shown(name)}, which leads out of its folder")
+        if name in reserved or seen[name] > 1:
+            raise InputError(f"{path} holds {shown(name)} twice, or as its own name")
+        if item.external_attr >> 16 and stat.S_IFMT(item.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise InputError(f"{path} holds {shown(name)}, which is a link or no file")
+        if item.flag_bits & 1:
+            raise InputError(f"{path} holds {shown(name)}, which is encrypted; unpack it by hand: unzip asks for the "
+                             "password")
+        if item.compress_type not in METHODS:
+            raise InputError(f"{path} holds {shown(name)}, which is compressed by method {item.compress_type}, which "
+                             "is not known here; unpack it by hand")
+    return files
+
+
+def is_unpacked(target: Path, item: zipfile.ZipInfo) -> bool:
+    """Whether a file is there with the length and the checksum that the archive says."""
+    try:
+        if target.stat().st_size != item.file_size:
+            return False
+        checksum = 0
+        with open_regular(target) as file:
+            while block := file.read(CHUNK):
+                checksum = zlib.crc32(block, checksum)
+        return checksum == item.CRC
+    except FileNotFoundError:
+        return False

@@ -50,7 +50,7 @@ def volumes(tree: Tree, which: str, old: str) -> list[Table]:
     names = _files(part.take(object, "name"), "", "name")
     found = []
     for number, image in enumerate(columns["image"]):
-        volume = {"image": image} | ({"name": names[number]} if number < len(names) else {})
+        volume = {"image": image} | ({"name": names[number].replace("/", "_")} if number < len(names) else {})
         for role in columns.keys() - {"image"}:
             if columns[role]:
                 if len(columns[role]) != len(columns["image"]):
@@ -188,7 +188,7 @@ def model(tree: Tree, notes: list[str]) -> Table:
                   "out_channels": part.take(int, "out_channels", default=1),
                   "deep_supervision": part.take(bool, "loss.deep_supervision", "deep_supervision", default=False)}
     kind = part.values.get("arch", {}).get("type") if isinstance(part.values.get("arch"), dict) else None
-    if kind not in (None, "rsunet", "mednext"):
+    if kind not in (None, "rsunet", "rsunet_iso", "mednext"):
         notes.append(f"the net {kind} is not here; the config says rsunet instead")
         return out | {"name": "rsunet"}
     part.take(str, "arch.type")
@@ -210,13 +210,17 @@ def model(tree: Tree, notes: list[str]) -> Table:
                      "as the documentation says (that code built the widths)")
         width = filters
     sizes["width"] = width
-    for key, kind, name, default in (("norm", str, "norm", "batch"), ("groups", int, "num_groups", 8),
-                                     ("act", str, "activation", "relu"), ("depth_2d", int, "depth_2d", 0),
-                                     ("kernel_2d", list, "kernel_2d", [1, 3, 3]), ("down", list, "down_factors", None),
-                                     ("kernel", int, "kernel_sizes", 3)):
-        value = part.take(kind, f"rsunet.{name}", f"rsunet_{name}", default=default)
+    for key, type_of, name, default in (
+            ("norm", str, "norm", "batch"), ("groups", int, "num_groups", 8), ("act", str, "activation", "relu"),
+            ("depth_2d", int, "depth_2d", 0), ("kernel_2d", list, "kernel_2d", [1, 3, 3]),
+            ("down", list, "down_factors", None), ("kernel", int, "kernel_sizes", 3)):
+        value = part.take(type_of, f"rsunet.{name}", f"rsunet_{name}", default=default)
         if value is not None:
             sizes[key] = value
+    if kind == "rsunet_iso":
+        sizes["down"] = [[2, 2, 2]] * (len(sizes["width"]) - 1)
+    if any(isinstance(factor, list) and factor and factor[0] != 1 for factor in sizes.get("down", [])):
+        sizes["up"] = "bilinear_yx"  # that net weighs y and x alone; without a factor along z both are the same
     return out | {"name": "rsunet", "rsunet": sizes}
 
 
@@ -230,7 +234,7 @@ def targets(tree: Tree, notes: list[str]) -> tuple[list[Table], Table]:
         if name == "affinity":
             found.append({"kind": "affinity", "offsets": _offsets(kwargs)})
         elif name in SIMPLE_TARGETS:
-            found.append({"kind": SIMPLE_TARGETS[name], **_target_values(name, kwargs)})
+            found.append({"kind": SIMPLE_TARGETS[name], **_target_values(name, kwargs, notes)})
         else:
             notes.append(f"the target {name} is not here")
             continue
@@ -241,7 +245,7 @@ def targets(tree: Tree, notes: list[str]) -> tuple[list[Table], Table]:
     return found or [{"kind": "binary"}], labels
 
 
-def _target_values(name: str, kwargs: Tree) -> Table:
+def _target_values(name: str, kwargs: Tree, notes: list[str]) -> Table:
     out: Table = {}
     for key, kind, theirs in (("thickness", int, "thickness"), ("exclusive", bool, "exclusive"),
                               ("sigma", float, "sigma")):
@@ -256,7 +260,11 @@ def _target_values(name: str, kwargs: Tree) -> Table:
     edges = kwargs.take(str, "edge_mode")
     if edges in EDGES:
         out["where"] = EDGES[edges]
-    kwargs.same({"bg_value": -1.0, "relabel": True})
+    if name == "instance_edt":
+        out["relabel"] = kwargs.take(bool, "relabel", default=True)
+        if not out["relabel"]:
+            notes.append(f"{kwargs.where}.relabel = false fills the holes of objects there; here they stay open")
+    kwargs.same({"bg_value": -1.0})
     return out
 
 

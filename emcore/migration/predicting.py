@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from emcore.errors import InputError
 from emcore.migration.profiles import with_template
 from emcore.migration.tree import Tree, pair, whole_numbers
+from emcore.settings.channels import channels_of
 
 Table = dict[str, Any]
+MOST_CHANNELS = 1000  # that are told one by one; a net of more is refused where it is built
 # a parameter of the search there -> here
 SPACE = {"merge_function": "score", "thresholds": "threshold", "aff_threshold_low": "low", "aff_threshold_high": "high",
          "boundary_threshold": "boundary", "dust_merge_size": "dust_size", "dust_merge_affinity": "dust_affinity",
@@ -68,6 +71,50 @@ def _activation(entry: Any) -> Table:
     if isinstance(entry, list) and len(entry) == 3:  # first, last, name: the form of 2025
         return {"channels": f"{entry[0]}:{entry[1]}", "kind": entry[2]}
     return {"channels": str(entry)}
+
+
+def make_polarity(table: Table, listed: bool, notes: list[str]) -> None:
+    """What a recipe of clefts leaves as it was, and the decoder of pre- and postsynaptic sides cannot work with.
+
+    listed: the config names targets of its own.
+    """
+    exclusive = table["decode"]["exclusive"]
+    if not listed:
+        table["target"] = [{"kind": "polarity", "exclusive": exclusive}]
+        notes.append("the target is polarity, which the decoder polarity2instance needs: labels 2n - 1 before and 2n "
+                     "behind synapse n; there a script prepares it")
+    kind = "softmax" if exclusive else "sigmoid"
+    if without := _without_activation(table):
+        table["infer"]["activation"] = [{"channels": ":", "kind": kind}]
+        notes.append(f"{kind} is the activation of all channels; channel_activations leave out {without}, in whose "
+                     "logits polarity2instance finds nothing")
+    scores = table["evaluate"].get("scores", ())
+    if lost := [name for name in scores if name in ("clefts", "jaccard")]:
+        table["evaluate"]["scores"] = ["synapses", *(name for name in scores if name not in lost)]
+        notes.append(f"synapses are scored in place of {' and '.join(lost)}, which see no sides")
+
+
+def tell_logits(table: Table, notes: list[str]) -> None:
+    """A note where some channels have no activation."""
+    if without := _without_activation(table):
+        notes.append(f"channel_activations leave out {without}, which stay logits")
+
+
+def _without_activation(table: Table) -> str:
+    """The channels that no entry of [[infer.activation]] names, in words."""
+    model, activations = table["model"], table["infer"].get("activation")
+    heads = model.get("mednext", {}).get("heads")
+    count = sum(channels for _, channels in heads) if heads else model["out_channels"]
+    if activations is None or not 1 <= count <= MOST_CHANNELS:
+        return ""
+    left = set(range(count))
+    for entry in activations:
+        try:
+            left -= set(range(count)[channels_of(entry["channels"], count, "channel_activations")])
+        except InputError:  # the prediction says that there is no such channel
+            continue
+    left &= set(table["infer"].get("select", left))
+    return f"channel{'s' * (len(left) > 1)} {', '.join(map(str, sorted(left)))}" if left else ""
 
 
 def _axes(flips: Any) -> list[int]:

@@ -39,7 +39,7 @@ def train(tree: Tree, notes: list[str]) -> Table:
     watched = monitor.take(str, "checkpoint.monitor", default="train_loss_total_epoch")
     out["save"] = {"monitor": "loss/val" if watched.startswith("val") else "loss/train", "minutes": 0.0,
                    "steps": (monitor.take(int, "checkpoint.save_every_n_epochs") or 1) * epoch, "last": 1,
-                   "best": max(0, monitor.take(int, "checkpoint.save_top_k", default=1))}
+                   "window": epoch, "best": max(0, monitor.take(int, "checkpoint.save_top_k", default=1))}
     monitor.same({"checkpoint.mode": "min", "checkpoint.save_last": True, "early_stopping.enabled": False,
                   "logging.scalar.val_check_interval": 1.0, "detect_anomaly": False})
     return out

@@ -1,16 +1,22 @@
 """YAML configs read safely: no code, a limited chain of _base_ files, no bombs of aliases; ${...} filled in."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from emcore.config import LONGEST_PATH
 from emcore.errors import InputError
+from emcore.reading import read_text, shown
 
-LARGEST = 1 << 20  # bytes of one file
+LONGEST_NUMBER = 100  # digits
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+UNFINISHED = (KeyError, AttributeError, TypeError, IndexError)  # from PyYAML, where a tag such as !!bool does not fit
 MOST_FILES = 50
 MOST_VALUES = 100_000
 DEEPEST = 40
+LONGEST_TEXT = 100_000  # letters
 REFERENCE = re.compile(r"\$\{([\w.-]+)\}")
 
 
@@ -18,7 +24,7 @@ def read_chain(path: Path) -> tuple[dict[str, Any], list[str]]:
     """A config over the files that its _base_ names, and which of those are not there."""
     missing: list[str] = []
     seen: set[Path] = set()
-    tree = _read(path.resolve(), (), seen, missing)
+    tree = _read(Path(os.path.realpath(path)), (), seen, missing)
     return tree, missing
 
 
@@ -29,14 +35,15 @@ def _read(path: Path, above: tuple[Path, ...], seen: set[Path], missing: list[st
     if len(seen) > MOST_FILES:
         raise InputError(f"{above[0].name} includes more than {MOST_FILES} files through _base_")
     own = read_yaml(path)
-    bases = own.pop("_base_", [])
+    bases = own.pop("_base_", None)
+    bases = [] if bases is None else bases if isinstance(bases, list) else [bases]
     tree: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases or []:
-        if not isinstance(base, str):
-            raise InputError(f"{path}: _base_ must name files; got {type(base).__name__}")
-        below = (path.parent / base).resolve()
-        if not below.is_file():
-            missing.append(base)
+    for base in bases:
+        if not isinstance(base, str) or "\0" in base or len(base) > LONGEST_PATH:
+            raise InputError(f"{path}: _base_ must name files; got {shown(base)}")
+        below = Path(os.path.realpath(path.parent / base))
+        if not os.path.exists(below):
+            missing.append(" ".join(base.split())[:200])
             continue
         tree = merged(tree, _read(below, (*above, path), seen, missing))
     return merged(tree, own)
@@ -49,15 +56,45 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ImportError:
         raise InputError("reading YAML configs needs PyYAML, which is not installed: "
                          "pip install emcore[yaml]") from None
-    if path.is_file() and path.stat().st_size > LARGEST:
-        raise InputError(f"{path} is larger than {LARGEST >> 20} MiB, too large for a config")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = read_text(path)
     except FileNotFoundError:
         raise InputError(f"no config file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the config {path}: {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
+    except InputError as error:
+        raise InputError(f"cannot read the config: {error}") from None
+
+    class Loader(yaml.SafeLoader):
+        """Refuses what `<<` blows up, and numbers that take hours to convert."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            super().flatten_mapping(node)
+            if len(node.value) > MOST_VALUES:
+                raise ValueError
+
+        def fetch_flow_collection_start(self, kind: type) -> None:
+            self.check_depth(self.flow_level)  # PyYAML's time grows with the square of it
+            super().fetch_flow_collection_start(kind)
+
+        def add_indent(self, column: int) -> bool:
+            self.check_depth(len(self.indents))
+            return super().add_indent(column)
+
+        def check_depth(self, depth: int) -> None:
+            if depth > DEEPEST:
+                raise InputError(f"{path} holds values nested too deep for a config")
+
+        def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+            if node.tag in NUMBERS and len(node.value) > LONGEST_NUMBER:
+                raise ValueError
+            return super().construct_scalar(node)
+
+    try:
+        tree = yaml.load(text, Loader)
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, MemoryError, *UNFINISHED) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"{path} is no valid YAML{line}: {getattr(error, 'problem', None) or 'it cannot be read'}"
@@ -105,22 +142,32 @@ def look_up(tree: Any, path: str) -> Any:
     return tree
 
 
-def filled(value: Any, root: Mapping[str, Any], depth: int = 0) -> Any:
+def filled(value: Any, root: Mapping[str, Any], depth: int = 0, count: list[int] | None = None) -> Any:
     """${a.b} replaced by the value at a.b; numbers that YAML takes for text, such as 1e-5, as numbers."""
+    count = [0] if count is None else count
+    count[0] += 1
+    if count[0] > MOST_VALUES:
+        raise InputError(f"the config says ${{...}} so often that it holds more than {MOST_VALUES} values")
     if isinstance(value, Mapping):
-        return {str(key): filled(item, root, depth) for key, item in value.items()}
+        return {str(key): filled(item, root, depth, count) for key, item in value.items()}
     if isinstance(value, list):
-        return [filled(item, root, depth) for item in value]
+        return [filled(item, root, depth, count) for item in value]
     if not isinstance(value, str) or depth > 5:
         return value
     whole = REFERENCE.fullmatch(value)
     found = look_up(root, whole[1]) if whole else None
     if whole and found is not None:
-        return filled(found, root, depth + 1)
+        return filled(found, root, depth + 1, count)
+
+    letters = [0]
 
     def text(match: re.Match) -> str:
-        inner = filled(look_up(root, match[1]), root, depth + 1)
-        return match[0] if inner is None or isinstance(inner, list | dict) else str(inner)
+        inner = filled(look_up(root, match[1]), root, depth + 1, count)
+        text = match[0] if inner is None or isinstance(inner, list | dict) else str(inner)
+        letters[0] += len(text)
+        if letters[0] > LONGEST_TEXT:
+            raise InputError(f"the config says ${{...}} so often that a text has more than {LONGEST_TEXT} letters")
+        return text
 
     value = REFERENCE.sub(text, value)
     if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):

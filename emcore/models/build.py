@@ -26,7 +26,7 @@ def build_model(model: Model, patch: Triple) -> nn.Module:
         sizes = model.rsunet
         net = RSUNet(*channels, sizes.width, fold=sizes.fold, down=sizes.down or None, kernel=sizes.kernel,
                      depth_2d=sizes.depth_2d, kernel_2d=sizes.kernel_2d, norm=sizes.norm, groups=sizes.groups,
-                     act=sizes.act, **extras)
+                     act=sizes.act, up=sizes.up, **extras)
     elif model.name == "unet_v1":
         net = UNetV1(*channels, model.unet_v1.filters)
     elif model.name == "mednext":

@@ -19,6 +19,7 @@ class Decision:
     """A mask and what the policy loss needs of it; per-sample vectors."""
 
     mask: Tensor  # (n, patches), true = hidden
+    ratio: Tensor  # share of the patches that was chosen to be hidden
     log_probability: Tensor
     entropy: Tensor
     value: Tensor  # the critic's guess of the reward
@@ -96,7 +97,7 @@ class DecisionModule(nn.Module):
         mask.scatter_(1, order, torch.arange(patches, device=order.device).expand_as(order) < count[:, None])
         log_probability = choice.log_prob(mask.long()).sum(1)
         value = _bounded(self.critic(hidden)).mean((1, 2))
-        return self._decision(mask, edges, log_probability, choice.entropy().mean(1), value,
+        return self._decision(mask, edges, mask.float().mean(1), log_probability, choice.entropy().mean(1), value,
                               torch.zeros_like(value), torch.zeros_like(value))
 
     def decide_mixture(self, tokens: Tensor, edges: Tensor, deterministic: bool = False) -> Decision:
@@ -108,22 +109,22 @@ class DecisionModule(nn.Module):
         choices = [Categorical(logits=_bounded(actor(context)))
                    for actor in (self.adaptive_ratio_actor, self.adaptive_edge_actor)]
         ratio, edge = (choice.logits.argmax(1) if deterministic else choice.sample() for choice in choices)
-        fractions = self.edge_bins[edge]
-        mask = torch.cat([choose_mask(edges[i : i + 1], self.ratio_bins[ratio[i]].item(), fractions[i].item(), 1.0, 0.0)
+        ratios, fractions = self.ratio_bins[ratio], self.edge_bins[edge]
+        mask = torch.cat([choose_mask(edges[i : i + 1], ratios[i].item(), fractions[i].item(), 1.0, 0.0)
                           for i in range(len(edges))])
         divergence = sum((choice.probs * (choice.logits - prior.log())).sum(1)
                          for choice, prior in zip(choices, (self.ratio_prior, self.edge_prior)))
-        return self._decision(mask, edges, choices[0].log_prob(ratio) + choices[1].log_prob(edge),
+        return self._decision(mask, edges, ratios, choices[0].log_prob(ratio) + choices[1].log_prob(edge),
                               choices[0].entropy() + choices[1].entropy(),
                               _bounded(self.adaptive_critic(context)).squeeze(1), fractions, divergence)
 
-    def _decision(self, mask: Tensor, edges: Tensor, log_probability: Tensor, entropy: Tensor, value: Tensor,
-                  fractions: Tensor, divergence: Tensor) -> Decision:
+    def _decision(self, mask: Tensor, edges: Tensor, ratio: Tensor, log_probability: Tensor, entropy: Tensor,
+                  value: Tensor, fractions: Tensor, divergence: Tensor) -> Decision:
         low, high = edges.amin(1, keepdim=True), edges.amax(1, keepdim=True)
         relative = (edges - low) / (high - low).clamp_min(1e-6)
         coverage = (relative * mask).sum(1) / mask.sum(1).clamp_min(1)
         penalty = (mask.float().mean(1) - self.target_ratio).abs()
-        return Decision(mask, log_probability, entropy, value, penalty, coverage, coverage - relative.mean(1),
+        return Decision(mask, ratio, log_probability, entropy, value, penalty, coverage, coverage - relative.mean(1),
                         fractions, divergence)
 
 

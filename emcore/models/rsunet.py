@@ -78,6 +78,28 @@ def bilinear_up(x: Tensor, factor: Triple) -> Tensor:
     return out
 
 
+def summed_up(x: Tensor, factor: int) -> Tensor:
+    """x repeated `factor` times along z; each copy is added to the nearer one of its neighbours, a middle copy to none.
+
+    A transposed convolution by a kernel of ones, 2 factor - factor % 2 sections long, does the same. Sums are no means:
+    with an even factor everything but the two ends comes out about twice as large.
+    """
+    nothing = torch.zeros_like(x[:, :, :1])
+    before, behind = torch.cat([nothing, x[:, :, :-1]], 2), torch.cat([x[:, :, 1:], nothing], 2)
+    copies = [x + before if 2 * place + 1 < factor else x + behind if 2 * place + 1 > factor else x
+              for place in range(factor)]
+    return torch.stack(copies, 3).flatten(2, 3)
+
+
+def enlarged(x: Tensor, factor: Triple, up: str) -> Tensor:
+    """x at `factor` times its size; "bilinear_yx" adds sections up where "trilinear" weighs them."""
+    if up == "trilinear":
+        return bilinear_up(x, factor)
+    if up == "bilinear_yx":
+        return summed_up(bilinear_up(x, (1, *factor[1:])), factor[0])
+    raise InputError(f"model.rsunet.up must be trilinear or bilinear_yx; got {up!r}")
+
+
 def folded(x: Tensor, factor: Triple) -> Tensor:
     """Blocks of `factor` voxels as the channels of one voxel; nothing is lost."""
     grid = [length // f for length, f in zip(x.shape[2:], factor)]
@@ -95,8 +117,8 @@ class RSUNet(nn.Module):
     def __init__(self, in_channels: int = 1, out_channels: int = 1, width: Sequence[int] = (18, 36, 48, 64, 80), *,
                  fold: Triple = (1, 1, 1), down: Sequence[Triple] | None = None,
                  kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0, kernel_2d: Triple = (1, 3, 3),
-                 norm: str = "batch", groups: int = 8, act: str = "elu", deep_supervision: bool = False,
-                 checkpointing: bool = False):
+                 norm: str = "batch", groups: int = 8, act: str = "elu", up: str = "trilinear",
+                 deep_supervision: bool = False, checkpointing: bool = False):
         super().__init__()
         depth = len(width) - 1
         if depth < 1:
@@ -112,7 +134,7 @@ class RSUNet(nn.Module):
         kernels += [kernels[-1]] * (len(width) - len(kernels))
         kernels[:depth_2d] = [triple(kernel_2d)] * min(depth_2d, len(width))
         style = (norm, groups, act)
-        self.checkpointing = checkpointing
+        self.up, self.checkpointing = up, checkpointing
         self.encoder = nn.ModuleList([ConvBlock(inside, outside, size, *style) for inside, outside, size
                                       in zip((in_channels, *width[:-1]), width, kernels)])
         self.lateral = nn.ModuleList([nn.Conv3d(width[level + 1], width[level], 1, bias=False)
@@ -155,7 +177,7 @@ class RSUNet(nn.Module):
             if len(aside) < len(self.supervised):
                 aside[f"ds_{len(aside) + 1}"] = self.supervised[len(aside)](x)
             # the 1x1x1 convolution and the fixed enlargement commute; this order is the cheap one
-            x = bilinear_up(self.lateral[level](x), self.down[level]) + skips[level]
+            x = enlarged(self.lateral[level](x), self.down[level], self.up) + skips[level]
             x = self._run(self.decoder[level], x)
         x = self.tail(x)
         if folds:

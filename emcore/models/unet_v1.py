@@ -125,14 +125,15 @@ def from_published(state: Mapping[str, Tensor]) -> UNetV1:
     except KeyError as missing:
         raise InputError(f"this is no unet_v1 checkpoint: it has no tensor {missing}; it begins with "
                          f"{', '.join(list(clean)[:5]) or 'nothing'}") from None
-    net = UNetV1(inside, outside, filters)
-    wanted = net.state_dict()
+    with torch.device("meta"):  # the sizes are those of a file: no memory is taken before all tensors fit
+        wanted = UNetV1(inside, outside, filters).state_dict()
     for name in wanted:
         if name.endswith("num_batches_tracked"):  # absent in files of the oldest torch versions
-            clean.setdefault(name, wanted[name])
+            clean.setdefault(name, torch.zeros((), dtype=torch.int64))
     wrong = [name for name in wanted if name not in clean or clean[name].shape != wanted[name].shape]
     wrong += [name for name in clean if name not in wanted]
     if wrong:
         raise InputError(f"this unet_v1 checkpoint differs in {len(wrong)} tensors, first {', '.join(wrong[:5])}")
+    net = UNetV1(inside, outside, filters)
     net.load_state_dict(clean)
     return net.eval()

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from emcore import config, metrics
-from emcore.engine import checkpoint, ranks
+from emcore import config, metrics, results
+from emcore.engine import checkpoint, ranks, weights
 from emcore.engine.mode import fast_precision
 from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
+from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
 from emcore.predict.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
 from emcore.predict.dbmim import (
@@ -163,19 +164,19 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore blockwise", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
-    parser.add_argument("--checkpoint", help="file to predict with; the newest of the run by default")
+    parser.add_argument("--checkpoint", help="file to predict with, or best; the newest of the run by default")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.blockwise.halo=[0,0,0]")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
-    folder = Path(settings.outputs) / settings.name
-    path = options.checkpoint or settings.infer.checkpoint or checkpoint.newest(folder / "checkpoints")
     scored = [number for number, volume in enumerate(settings.data.test) if volume.label is not None]
-    if path is None or not scored:
-        raise InputError(f"{folder / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint"
-                         if path is None else "nothing could be scored: no volume of data.test has a label")
+    if not scored:
+        raise InputError("nothing could be scored: no volume of data.test has a label")
+    path = weights.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)
-    model = checkpoint.load_model(path, device)
+    content = checkpoint.read(path)
+    folder = results.folder_of(settings, path, checkpoint.step_of(content))
+    model = checkpoint.model_of(content, path, device, settings.infer.weights)
     precision = fast_precision(settings.train.precision, device.type)
     records, throughput = [], []
     for number in scored:
@@ -192,11 +193,12 @@ def main(arguments: Sequence[str]) -> int:
             print(f"{name}, {variant}: {blocks} blocks, {speed['voxels_per_sec']:.0f} voxels/s, "
                   f"{speed['seam_fraction']:.1%} at seams", flush=True)
     summary = summarised(settings, records, throughput, len(scored))
-    folder.mkdir(parents=True, exist_ok=True)
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "blockwise_scale_records.csv", COLUMNS, records)
     write_rows(folder / "blockwise_throughput.csv", list(throughput[0]), throughput)
     for name, content in (("records", records), ("summary", summary)):
-        (folder / f"blockwise_scale_{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(folder / f"blockwise_scale_{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     for region in ("full", "seam"):
         print(f"{region}: {told(summary[f'best_{region}_by_voi_sum'])}")
     return 0

@@ -6,7 +6,6 @@ that mean nothing here, or that a stored prediction does not tell, are empty. Bo
 after the cut, are no part of this protocol.
 """
 
-import csv
 import json
 import math
 import time
@@ -20,10 +19,12 @@ import numpy as np
 import emcore
 from emcore import metrics
 from emcore.errors import InputError
+from emcore.files import csv_text, write_text
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import whole_table
 from emcore.metrics.tables import Contingency
 from emcore.predict.affinities import Affinities, calibrate, make_fragments, make_graph, make_tree, read_affinities
+from emcore.predict.parts import speed_file
 from emcore.segment.affinities import above, decode_affinities
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.scores import parse_score
@@ -46,22 +47,26 @@ def write_sweep(results: Path, settings: Settings, volumes: Sequence[tuple[str, 
     """What the best rows are; writes cremi_segmentation_records.json, _metrics.csv, _summary.json and the affinities'
     statistics for the volumes (name, prediction, truth)."""
     check_sweep(settings)
+    predictions = [open_volume(path) for _, path, _ in volumes]
+    checkpoint = checkpoint_of(predictions)
     records, statistics, samples, shapes = [], [], [], []
-    for name, path, truth in volumes:
-        found = sweep_volume(settings, name, open_volume(path), open_volume(truth, kind="labels"))
+    for (name, path, truth), prediction in zip(volumes, predictions):
+        found = sweep_volume(settings, name, prediction, open_volume(truth, kind="labels"),
+                             seconds_of(path, prediction))
         records += found["records"]
         statistics += found["statistics"]
         samples.append(found["sample"])
         shapes.append(found["shape"])
     summary = {
-        "checkpoint": settings.infer.checkpoint, "data_dir": settings.data.folder,
+        "checkpoint": checkpoint, "data_dir": settings.data.folder,
         "requested_crop_size": [0, 0, 0], "crop_size": shapes[0] if shapes else None,
         "window_size": list(settings.infer.window or settings.data.patch),
         "stride": [round(n * (1 - settings.infer.overlap)) for n in settings.infer.window or settings.data.patch],
         "num_records": len(records), "num_affinity_records": len(statistics), "affinity_records": statistics,
         "sample_records": samples, "package_probe": {"emcore": emcore.__version__}, "metric_backend": "dbmim",
         "ignore_label": 0, "cremi_boundary_ignore_distance_xy": settings.evaluate.border_xy,
-        "cremi_boundary_ignore_distance_z": settings.evaluate.border_z, "replicate_affinity_boundary": False,
+        "cremi_boundary_ignore_distance_z": settings.evaluate.border_z,
+        "replicate_affinity_boundary": settings.evaluate.sweep.replicate,
         "learned_postprocess_loaded": False,
         "calibration_biases": [list(bias) for bias in settings.evaluate.sweep.biases],
         "calibration_temperatures": list(settings.evaluate.sweep.temperatures),
@@ -72,8 +77,29 @@ def write_sweep(results: Path, settings: Settings, volumes: Sequence[tuple[str, 
     if statistics:
         write_rows(results / "cremi_affinity_stats.csv", list(statistics[0]), statistics)
     for name, content in (("records", records), ("summary", summary)):
-        (results / f"cremi_segmentation_{name}.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(results / f"cremi_segmentation_{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     return "\n".join(f"{key}: {told(summary[key])}" for key in ("best_by_voi_sum", "best_by_adapted_rand"))
+
+
+def checkpoint_of(predictions: Sequence[Volume]) -> str:
+    """The checkpoint that made all of the predictions, by their files; empty where they do not say."""
+    made = {str(prediction.attrs.get("checkpoint", "")): prediction.name for prediction in predictions}
+    if len(made) > 1:
+        (one, here), (other, there) = list(made.items())[:2]
+        raise InputError(f"evaluate.sweep takes means over predictions of one checkpoint; {here} was made by "
+                         f"{one or 'one it does not name'}, {there} by {other or 'one it does not name'}: predict one "
+                         "of them again")
+    return next(iter(made), "")
+
+
+def seconds_of(path: Path, prediction: Volume) -> float | str:
+    """How long the prediction took, as infer.py has kept it beside the file; empty where it has not."""
+    try:
+        kept = json.loads(speed_file(path).read_text(encoding="utf-8"))
+        made_by = all(kept[name] == prediction.attrs.get(name) for name in ("checkpoint", "step"))
+        return float(kept["seconds"]) if made_by else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def check_sweep(settings: Settings) -> None:
@@ -111,15 +137,19 @@ def short(value: float, sign: str = "") -> str:
     return text if float(text) == value else f"{value:{sign}}"
 
 
-def sweep_volume(settings: Settings, name: str, prediction: Volume, truth: Volume) -> dict[str, Any]:
-    """Records and affinity statistics of one volume; equal calibrations share one computation."""
+def sweep_volume(settings: Settings, name: str, prediction: Volume, truth: Volume,
+                 seconds: float | str = "") -> dict[str, Any]:
+    """Records and affinity statistics of one volume; equal calibrations share one computation.
+
+    seconds: of its prediction, empty if unknown.
+    """
     start, truth_start, shape = placed(prediction, truth, settings.evaluate.crop)
     plain = read_affinities(prediction, replace(settings.decode, bias=(0.0, 0.0, 0.0), temperature=1.0))
     region = (slice(None), *box(start, shape))
     plain = Affinities(plain.values[region], plain.convention)
     labels = truth[box(truth_start, shape)]
     borders = (settings.evaluate.border_xy, settings.evaluate.border_z)
-    target = true_affinities(labels)
+    target = true_affinities(labels, settings.evaluate.sweep.replicate)
     records, statistics, made = [], [], {}
     for variant, bias, temperature in variants(settings):
         key = (bias, temperature)
@@ -128,9 +158,9 @@ def sweep_volume(settings: Settings, name: str, prediction: Volume, truth: Volum
             made[key] = agreement(affs, target), affinity_statistics(affs), list(
                 scored(settings, affs, truth, truth_start, borders))
         agreed, numbers, rows = made[key]
-        common = dict(zip(CALIBRATION, (variant, *bias, temperature))) | agreed
+        common = dict(zip(CALIBRATION, (variant, *bias, temperature))) | agreed | {"inference_sec": seconds}
         statistics.append({"sample": name, **{key: common[key] for key in CALIBRATION}, **numbers, **agreed,
-                           "inference_sec": ""})
+                           "inference_sec": seconds})
         records += [{field: ({"sample": name} | common | row).get(field, "") for field in RECORD} for row in rows]
     whole = np.unique(labels)
     mask = metrics.box_border_mask(labels, *borders)
@@ -187,13 +217,19 @@ def seed_boundary(decode: Decode) -> float | str:
     return float(value or 0.5) if name == "maxima_distance" else ""
 
 
-def true_affinities(labels: np.ndarray) -> np.ndarray:
-    """Whether each voxel and the one before it along z, y and x are of one object; False where there is none before."""
+def true_affinities(labels: np.ndarray, replicate: bool = False) -> np.ndarray:
+    """Whether each voxel and the one before it along z, y and x are of one object.
+
+    Where there is none before it is False, or with `replicate` whether the voxel is of an object.
+    """
     out = np.zeros((3, *labels.shape), bool)
     for axis in range(3):
         later, earlier = (tuple(part if a == axis else slice(None) for a in range(3))
                           for part in (slice(1, None), slice(None, -1)))
         out[(axis, *later)] = (labels[later] == labels[earlier]) & (labels[later] > 0)
+        if replicate:
+            first = tuple(0 if a == axis else slice(None) for a in range(3))
+            out[(axis, *first)] = labels[first] > 0
     return out
 
 
@@ -275,7 +311,4 @@ def finite(value: float) -> float | None:
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: list[dict[str, Any]]) -> None:
-    with open(path, "w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
+    write_text(path, csv_text([columns, *([row.get(column, "") for column in columns] for row in rows)]))

@@ -8,6 +8,7 @@ import numpy as np
 
 from emcore import config, segment
 from emcore.errors import InputError
+from emcore.files import assembled
 from emcore.predict.affinities import (
     make_fragments,
     make_graph,
@@ -18,14 +19,20 @@ from emcore.predict.affinities import (
     read_affinities,
     stored_offsets,
 )
+from emcore.record import ATTRIBUTE, LABELS
+from emcore.record import read as read_record
+from emcore.results import check_source
 from emcore.segment.affinities import above, check_table, stored_table
 from emcore.segment.storage import read_graph, write_graph
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, create_volume, open_volume
 
 
-def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
-    """Writes the dataset labels to `out`, and for affinities what `recut` reads: fragments, graph and merges."""
+def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, Any] | None = None) -> Path:
+    """Writes the dataset labels to `out`, and for affinities what `recut` reads: fragments, graph and merges.
+
+    record: what made the labels, see emcore/record.py; it is kept with them.
+    """
     if settings.kind == "none":
         raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity or contour "
                          "to make labels")
@@ -40,12 +47,12 @@ def decode(prediction: Volume, settings: Decode, out: Path) -> Path:
         labels = make_labels(fragments, graph, tree, affs, settings)
     else:
         labels = KINDS[settings.kind](prediction, settings)
-    out.unlink(missing_ok=True)  # old labels beside new fragments would be no one's
-    if fragments is not None:  # the small ones first: a file is copied whenever it gets another dataset
-        segment.write_tree(out, tree)
-        write_graph(out, graph)
-        _write(out, "fragments", fragments, place, settings)
-    _write(out, "labels", labels, place, settings)
+    with assembled(out) as path:  # old labels stay until the new ones are whole
+        if fragments is not None:  # the small ones first: a file is copied whenever it gets another dataset
+            segment.write_tree(path, tree)
+            write_graph(path, graph)
+            _write(path, "fragments", fragments, place, settings)
+        _write(path, LABELS, labels, place, settings, record)
     return out
 
 
@@ -54,26 +61,29 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
 
     The prediction is opened only where the stored settings clear boundaries or link sections.
     """
-    tree, labels = segment.read_tree(stored), open_volume(stored, "labels")
+    tree, labels = segment.read_tree(stored), open_volume(stored, LABELS)
     made_by = labels.attrs.get("decode")
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     settings = replace(config.from_table(Decode, made_by, "decode"), threshold=threshold)
     check_thresholds(settings)
+    made_of = read_record(stored, LABELS)
     affs = None
     if needs_affinities(settings):
         if prediction is None or not prediction.exists():
             raise InputError(f"{stored} was made with decode.boundary or decode.link, which look at the affinities, "
                              f"but there is no {prediction or 'prediction beside it'}: predict again, or decode "
                              "without them")
+        check_source(made_of, stored, prediction)
         affs = read_affinities(open_volume(prediction), settings)
     graph = read_graph(stored) if needs_graph(settings) else None
     fragments = open_volume(stored, "fragments")
     if tree.fragments > fragments.size:
         raise InputError(f"{stored}: its merges are of {tree.fragments} fragments, but it has {fragments.size} voxels")
     fragments = fragments[...]
-    _write(out, "labels", make_labels(fragments, graph, tree, affs, settings), (labels.resolution, labels.offset),
-           settings)
+    record = made_of and {**made_of, "decode": config.to_table(settings)}
+    _write(out, LABELS, make_labels(fragments, graph, tree, affs, settings), (labels.resolution, labels.offset),
+           settings, record)
     return out
 
 
@@ -200,7 +210,8 @@ def without_small(labels: np.ndarray, size: int) -> np.ndarray:
     return segment.remove_small(labels, size) if size else labels
 
 
-def _write(path: Path, dataset: str, values: np.ndarray, place: tuple, settings: Decode) -> None:
-    attributes: dict[str, Any] = {"decode": config.to_table(settings)}
+def _write(path: Path, dataset: str, values: np.ndarray, place: tuple, settings: Decode,
+           record: dict[str, Any] | None = None) -> None:
+    attributes: dict[str, Any] = {"decode": config.to_table(settings)} | ({ATTRIBUTE: record} if record else {})
     with create_volume(f"{path}:{dataset}", values.shape, values.dtype, *place, attributes) as out:
         out[...] = values

@@ -1,13 +1,13 @@
 """A trained net as one file that torch.export.load reads in a program without emcore's model code."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from emcore.errors import InputError
+from emcore.files import replaced, reported
 
 NOTES = "emcore.json"  # the extra file inside that says how to use the net
 
@@ -21,20 +21,16 @@ def export_model(model: nn.Module, path: Path, window: tuple[int, int, int], cha
     with torch.no_grad():
         batch = {0: torch.export.Dim("batch", min=1, max=4096)}
         program = torch.export.export(model, (image,), dynamic_shapes=(batch,), strict=False)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.pt2")
-    try:
-        torch.export.save(program, str(temporary), extra_files={NOTES: json.dumps({"window": list(window), **notes})})
-        again = torch.export.load(str(temporary)).module()
+    with replaced(path) as temporary:
+        with reported(path), open(temporary, "xb") as file:
+            torch.export.save(program, file, extra_files={NOTES: json.dumps({"window": list(window), **notes})})
+        with open(temporary, "rb") as file:
+            again = torch.export.load(file).module()
         image = torch.rand(3, channels, *window)
         with torch.no_grad():
             ours, theirs = model(image), again(image)
         for one, other in zip(*(list(out.values()) if isinstance(out, dict) else [out] for out in (ours, theirs))):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

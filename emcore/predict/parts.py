@@ -5,22 +5,29 @@ slab that nobody holds; a lock says who does, and ends with its process.
 """
 
 import fcntl
-import hashlib
+import glob
 import json
 import os
-import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emcore import results
 from emcore.errors import InputError
+from emcore.files import allocate, create_once, publish, remove, reported, sweep, temporary_name, write_text
 from emcore.progress import Progress, quantity
+from emcore.record import ATTRIBUTE, changed, differences, listed, read, same_volume
+from emcore.settings import Settings
 from emcore.volumes import create_volume
+from emcore.volumes.stamp import stamp
+
+PLAN = "plan.json"  # in the folder of parts: what all processes of this work agree on
 
 
 @contextmanager
@@ -42,18 +49,100 @@ def claimed(path: Path):
         yield True
 
 
+def begun(path: Path) -> dict[str, Any] | None:
+    """The slab and the plan of a prediction that was begun and is not finished; None where there is none."""
+    stored = folder_of(path) / PLAN
+    try:
+        found = json.loads(stored.read_text())
+        if isinstance(found["plan"], dict) and isinstance(found["slab"], int):
+            return found
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise InputError(f"{stored} cannot be read, so nobody knows what the parts beside it are of: remove "
+                     f"{stored.parent} and run the same command again")
+
+
+def begin(path: Path, slab: int, plan: dict[str, Any]) -> dict[str, Any]:
+    """What holds for this prediction: the slab and the plan given here, or those of the process that began it."""
+    parts = folder_of(path)
+    with reported(parts):
+        parts.mkdir(parents=True, exist_ok=True)
+        sweep(parts)
+    if (found := begun(path)) is None:
+        with reported(parts):
+            create_once(parts / PLAN, json.dumps({"slab": slab, "plan": plan}, indent=1) + "\n")
+        found = begun(path)
+    if found is None:  # the work was finished by another process just now
+        return {"slab": slab, "plan": plan}
+    return found
+
+
+def abandon(path: Path) -> None:
+    """Removes the parts of a prediction that was begun, unless a process is working on them."""
+    parts = folder_of(path)
+    if not parts.exists():
+        return
+    with ExitStack() as claims:
+        locks = [*parts.glob("*.lock"), parts / "whole.lock"]
+        if not all(claims.enter_context(claimed(lock)) for lock in locks):
+            raise InputError(f"{path} is being predicted with other settings by another process: wait for its end, or "
+                             "end it")
+        put_away(parts)
+
+
+def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again: bool) -> None:
+    """Refuses a prediction, finished or begun, that is not the wanted one; with `again` it makes room for that one."""
+    if not again:
+        results.check_there(settings, path, read(path) if path.exists() else None, wanted, "made")
+        results.check_there(settings, path, (begun(path) or {}).get("plan"), wanted, "begun")
+        return
+    with one_at_a_time(path.parent):  # another process of the same command may have done it, and begun anew
+        if path.exists() and ((stored := read(path)) is None or differences(stored, wanted, settings)):
+            path.unlink()
+        if (found := begun(path)) is not None and differences(found["plan"], wanted, settings):
+            abandon(path)
+
+
+@contextmanager
+def one_at_a_time(folder: Path):
+    """Processes pass through the block one after the other, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def folder_of(path: Path) -> Path:
+    return path.with_name(f"{path.name.split(':')[0]}.parts")
+
+
+def put_away(parts: Path) -> None:
+    """Removes a folder of parts; its name is free at once, so that nobody finds half of it."""
+    done = temporary_name(parts, "partial")
+    os.rename(parts, done)
+    remove(done)  # a network file system may hold on to locks that others have open: the next sweep takes the rest
+
+
 def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: bool) -> Path:
     """The path, once the job of streaming.py is done or others are finishing it.
 
+    provenance: attributes of the file; a record among them is the plan that all processes of this work agree on.
     replaced: a file stood there when the job began; else one that appears is the work of another process.
     """
-    digest = hashlib.sha256(json.dumps([asdict(job.infer), job.shape, job.source.name, provenance], sort_keys=True,
-                                       default=str).encode()).hexdigest()[:12]
-    parts = path.with_name(f"{path.name.split(':')[0]}.{digest}.parts")
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write beside {path}: {error.strerror}") from None
+    infer = {name: value for name, value in asdict(job.infer).items() if name not in ("slab", "batch")}
+    plan = provenance.get(ATTRIBUTE) or {"infer": infer, "shape": job.shape, "source": job.source.name, **provenance}
+    plan = json.loads(json.dumps(plan, default=str))
+    agreed = begin(path, job.infer.slab, plan)
+    if differing := changed(agreed["plan"], plan):
+        raise InputError(f"{folder_of(path)} holds parts of another prediction ({listed(differing)}): remove that "
+                         "folder, or write to another path")
+    job.split(agreed["slab"])
+    parts = folder_of(path)
     names = {span: parts / f"{span[0]:06d}_{span[1]:06d}.npy" for span in job.spans}
     print(f"{path.name}: {' x '.join(map(str, job.shape))} voxels, {job.windows * len(job.views)} windows, "
           f"{len(job.spans)} parts; takes about {quantity(job.memory())}B of memory besides the net", flush=True)
@@ -62,11 +151,19 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
             missing = [span for span in job.spans if not names[span].exists()]
             if not missing or not _take(job, missing, names, progress):
                 break
-    done = parts.with_suffix(".done")
     with claimed(parts / "whole.lock") as mine:
-        if not mine or any(not name.exists() for name in names.values()):
+        if not mine:
             return path  # another process is still at work or has put the whole together
+        if any(not name.exists() for name in names.values()):
+            if path.exists() and not replaced and not any(parts.glob("*.npy")):
+                put_away(parts)  # the work was done before this process began
+            return path
+        if isinstance(plan.get("volume"), dict) and not same_volume(plan["volume"], plan["volume"] | {
+                "stamp": stamp(plan["volume"]["image"])}):
+            raise InputError(f"{plan['volume']['image']} changed while it was predicted: remove {parts}, and run the "
+                             "same command again")
         section = int(np.prod(job.shape[1:], dtype=object))
+        keep_seconds(path, names.values(), provenance)
         with create_volume(path, (len(job.channels), *job.shape), job.dtype, job.source.resolution,
                            job.source.offset, {**job.attributes(), **provenance}) as out:
             for (low, high), name in names.items():
@@ -74,9 +171,26 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
                 for z in range(low, high, step):
                     values = load_part(name)  # anew: pages that were read are given back
                     out[:, z:min(z + step, high)] = values[:, z - low:min(z + step, high) - low]
-        os.rename(parts, done)  # at once: nobody finds half of a folder
-    shutil.rmtree(done, ignore_errors=True)  # a network file system may hold on to locks that others have open
+        put_away(parts)
+        for older in path.parent.glob(f"{glob.escape(path.name)}.*.parts"):  # left by older versions
+            remove(older)
     return path
+
+
+def speed_file(prediction: Path) -> Path:
+    """The file beside a prediction that says how long it took: not in it, as the same work makes the same file."""
+    return Path(str(prediction).split(":")[0]).with_suffix(".speed.json")
+
+
+def keep_seconds(path: Path, parts: Iterable[Path], provenance: dict[str, Any]) -> None:
+    """Writes the seconds of all parts, those of every process and every start together."""
+    try:
+        seconds = sum(float(name.with_suffix(".seconds").read_text()) for name in parts)
+    except (OSError, ValueError):  # some part was made before times were kept
+        speed_file(path).unlink(missing_ok=True)
+        return
+    made_by = {name: provenance[name] for name in ("checkpoint", "step") if name in provenance}
+    write_text(speed_file(path), json.dumps({"seconds": round(seconds, 3), **made_by}) + "\n")
 
 
 def load_part(name: Path) -> np.ndarray:
@@ -95,15 +209,18 @@ def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progr
             if not _claim(claims, names[span]):
                 continue
             spans = _consecutive(missing[start:])
-            written = None
+            written, temporary = None, temporary_name(names[span], "partial")
+            began = time.perf_counter()
             for first, last, values in job.pieces(spans):
                 if first == spans[0][1]:  # the next slab begins; its windows at this end are computed already
                     spans = spans[1:]
+                    began = time.perf_counter()
                     if not _claim(claims, names[spans[0]]):
                         break
+                    temporary = temporary_name(names[spans[0]], "partial")
                 if written is not None:
                     written.result()  # one piece is written while the next is computed
-                written = writer.submit(_put, job, names[spans[0]], spans[0], first, last, values)
+                written = writer.submit(_put, job, names[spans[0]], temporary, spans[0], first, last, values, began)
                 progress.add((last - first) * job.shape[1] * job.shape[2])
             written.result()
             return True
@@ -113,35 +230,36 @@ def _take(job: Any, missing: list[tuple[int, int]], names: dict, progress: Progr
 def _claim(claims: ExitStack, name: Path) -> bool:
     """Whether a part is this process's to do, until the claims end."""
     lock = name.with_suffix(".lock")
-    return claims.enter_context(claimed(lock)) and not name.exists() and lock.exists()  # else the folder is done with
+    if not claims.enter_context(claimed(lock)) or name.exists() or not lock.exists():
+        return False  # without its lock the folder is done with
+    sweep(name)
+    return True
 
 
-def _put(job: Any, target: Path, span: tuple[int, int], first: int, last: int,
-         get: Callable[[], np.ndarray]) -> None:
-    """Writes sections of a part; with its last section the part gets its name."""
-    temporary, array = target.with_suffix(f".{os.getpid()}.tmp"), get()
+def _put(job: Any, target: Path, temporary: Path, span: tuple[int, int], first: int, last: int,
+         get: Callable[[], np.ndarray], began: float) -> None:
+    """Writes sections of a part; with its last section the part gets its name, and beside it what it took."""
+    array = get()
     try:
-        if first == span[0]:
-            shape = (len(job.channels), span[1] - span[0], *job.shape[1:])
-            with open(temporary, "wb") as file:
-                np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(array.dtype),
-                                                            "fortran_order": False, "shape": shape})
-                file.truncate(file.tell() + array.dtype.itemsize * int(np.prod(shape, dtype=object)))
-        depth, section = span[1] - span[0], array[0, :1].nbytes
-        with open(temporary, "r+b") as file:
-            begin = os.path.getsize(temporary) - section * depth * len(array)
-            for channel, values in enumerate(array):
-                file.seek(begin + section * (channel * depth + first - span[0]))
-                file.write(np.ascontiguousarray(values))
+        with reported(target):
+            if first == span[0]:
+                shape = (len(job.channels), span[1] - span[0], *job.shape[1:])
+                with open(temporary, "xb") as file:
+                    np.lib.format.write_array_header_1_0(file, {"descr": np.lib.format.dtype_to_descr(array.dtype),
+                                                                "fortran_order": False, "shape": shape})
+                    allocate(file, file.tell() + array.dtype.itemsize * int(np.prod(shape, dtype=object)))
+            depth, section = span[1] - span[0], array[0, :1].nbytes
+            with open(temporary, "r+b") as file:
+                begin = os.path.getsize(temporary) - section * depth * len(array)
+                for channel, values in enumerate(array):
+                    file.seek(begin + section * (channel * depth + first - span[0]))
+                    file.write(np.ascontiguousarray(values))
             if last == span[1]:
-                file.flush()
-                os.fsync(file.fileno())
-        if last == span[1]:
-            os.replace(temporary, target)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {target} ({error.strerror}): make room, and the same command continues"
-                         ) from None
+                write_text(target.with_suffix(".seconds"), f"{time.perf_counter() - began}")
+                publish(temporary, target)
+    except InputError:
+        remove(temporary)
+        raise
 
 
 def _consecutive(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -109,8 +109,7 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
-        step = max(1, infer.slab)
-        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+        self.split(infer.slab)
         # sums are kept on the device where half of what is free there holds them
         self.sums_device = torch.device("cpu")
         if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
@@ -118,6 +117,11 @@ class Job:
         self.weights = weights(self.window, infer.blend).to(self.sums_device)
         self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def split(self, slab: int) -> None:
+        """Cuts the volume into spans of so many sections, the parts that processes share."""
+        step = max(1, slab)
+        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
 
     def _compiled(self) -> nn.Module:
         try:
@@ -219,7 +223,9 @@ class Job:
                 inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
                 values = inner[:-1] / inner[-1:]
                 if len(self.views) == 1:
-                    values = self.activate(values[None])[0]
+                    # each section by itself: the last bits of a sigmoid depend on how many values are computed at once
+                    values = torch.stack([self.activate(section.contiguous()[None])[0] for section in values.unbind(1)],
+                                         1)
                 yield start - pad[0], last - pad[0], self._to_host(values[self.channels])
             part.zero_()
             start = last

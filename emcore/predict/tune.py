@@ -3,7 +3,6 @@
 All stages are kept in tune.db, so that a killed tune goes on where it stopped, and a later one adds to it.
 """
 
-import csv
 import json
 import os
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import emcore
 from emcore import config
 from emcore.errors import InputError
-from emcore.files import replaced
+from emcore.files import csv_text, write_text
 from emcore.predict import tune_store
 from emcore.predict.tune_space import (
     AFTER,
@@ -255,13 +254,12 @@ def write_table(path: Path, rows: list[Row], objective: str) -> None:
              if name in ("score", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
     names = [name for name in names if name != "threshold"]
     scores = list(rows[0].found[objective]["scores"])
-    with replaced(path) as temporary, open(temporary, "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["stage", *names, "threshold", *scores, "seconds"])
-        for row, settings in zip(rows, plain):
-            found = row.found[objective]
-            table.writerow([row.kind, *(settings.get(name, "") for name in names), found["threshold"],
-                            *(round(found["scores"][name], 6) for name in scores), round(row.seconds, 3)])
+    lines = [["stage", *names, "threshold", *scores, "seconds"]]
+    for row, settings in zip(rows, plain):
+        found = row.found[objective]
+        lines.append([row.kind, *(settings.get(name, "") for name in names), found["threshold"],
+                      *(round(found["scores"][name], 6) for name in scores), round(row.seconds, 3)])
+    write_text(path, csv_text(lines))
 
 
 def heat_table(rows: list[Row], objective: str) -> tuple[list[str], dict[str, list[str]], np.ndarray]:
@@ -292,5 +290,4 @@ def write_parameters(path: Path, row: Row, settings: Settings) -> None:
     scores = row.found[settings.tune.objective]["scores"]
     lines = [f"# found by evaluate.py --tune for {settings.name}: " + ", ".join(
         f"{name} {scores[name]:.4f}" for name in OBJECTIVES), "# use: infer.py --cfg CONFIG --params THIS_FILE"]
-    with replaced(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n" + config.to_toml(Parameters(point)), encoding="utf-8")
+    write_text(path, "\n".join(lines) + "\n" + config.to_toml(Parameters(point)))

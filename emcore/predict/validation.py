@@ -1,10 +1,10 @@
-"""Held-out data during training: the loss on patches, and if asked for the scores of the decoded volumes.
+"""Held-out data during training: the loss on patches, of masks the Jaccard index, if asked the scores of whole volumes.
 
 The bare module computes them, with averaged weights if there are any; every rank does its share.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
@@ -19,6 +19,7 @@ from emcore.data.sampler import Sampler, load
 from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
 from emcore.data.targets import IGNORE
+from emcore.engine.checkpoint import tell
 from emcore.errors import InputError
 from emcore.predict.decode import decode
 from emcore.predict.streaming import predict
@@ -50,12 +51,18 @@ class Validation:
         self.settings, self.ranks, self.task, self.average, self.folder = settings, ranks, task, average, folder
         chosen = settings.train.validate
         self.possible = bool(settings.data.validation) and chosen.steps > 0
-        self.columns = ["loss/val", *(f"{name}/val" for name in chosen.scores)]
+        # of masks also the Jaccard index: of the weights that loss/val is of, and beside it of those not averaged
+        masks = (["jaccard/val", *(["jaccard/val plain"] if average else [])]) if task.learns_masks else []
+        self.columns = ["loss/val", *masks, *(f"{name}/val" for name in chosen.scores)]
         monitor = settings.train.save.monitor
         if monitor not in ("loss/train", *self.columns):
-            raise InputError(f"train.save.monitor = {monitor} is never computed: name "
-                             f"{monitor.removesuffix('/val')} in train.validate.scores")
+            raise InputError(f"train.save.monitor = {monitor} is never computed: " + (
+                "not all targets are masks" if monitor == "jaccard/val" else
+                f"name {monitor.removesuffix('/val')} in train.validate.scores"))
         if not self.possible:
+            if monitor != "loss/train" and settings.train.save.best > 0:
+                tell(f"no checkpoint of this run will be ranked as the best: train.save.monitor = {monitor}, and "
+                     "nothing is validated")
             return
         if chosen.scores and (settings.decode.kind == "none" or settings.pretrain is not None):
             raise InputError("train.validate.scores needs labels: set decode.kind, and no table [pretrain]")
@@ -73,16 +80,19 @@ class Validation:
         random = torch.get_rng_state()
         torch.manual_seed(self.settings.seed)  # masks of pretraining: the same in every validation
         with self.average.swapped(task.net) if self.average else nullcontext():
-            found = {"loss/val": self._mean(self._losses())}
+            found, jaccard = self._patches()
+            found = {"loss/val": found} | ({"jaccard/val": jaccard} if task.learns_masks else {})
             names = self.settings.train.validate.scores
             if names:
                 rows = list(self._scores())
                 found |= {f"{name}/val": self._mean(row[name] for row in rows) for name in names}
+        if self.average and task.learns_masks:
+            found["jaccard/val plain"] = self._patches()[1]
         torch.set_rng_state(random)
         task.train()
         return found
 
-    def _mean(self, values: Iterator[float | torch.Tensor]) -> float:
+    def _mean(self, values: Iterable[float | torch.Tensor]) -> float:
         """Of the values of all ranks."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         for value in values:
@@ -91,12 +101,21 @@ class Validation:
         sums = self.ranks.sum(sums)
         return (sums[0] / sums[1]).item()
 
-    def _losses(self) -> Iterator[torch.Tensor]:
+    def _patches(self) -> tuple[float, float]:
+        """The mean loss of all patches, and where masks are learned the Jaccard index of all their voxels together."""
         numbers = [[n] for n in range(self.ranks.rank, self.patches, self.ranks.world)]
+        losses, shared = [], torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
         for read in load(self.sampler, numbers, 0):
             batch = augment_batch({name: tensor.to(self.ranks.device) for name, tensor in read.items()}, Augment(),
                                   self.settings.data, self.settings.seed)
-            yield self.task(batch, 0)[0].double()
+            if self.task.learns_masks:
+                loss, counts = self.task.overlap(batch)
+                shared += counts
+            else:
+                loss = self.task(batch, 0)[0]
+            losses.append(loss.double())
+        both, either = self.ranks.sum(shared).tolist()
+        return self._mean(losses), both / either if either else 1.0
 
     def _scores(self) -> Iterator[dict[str, float]]:
         """Of every volume that is this rank's to do: predicted by [infer], decoded by [decode]."""

@@ -1,17 +1,19 @@
 """Scores of a run and the page that shows them."""
 
 import argparse
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
     """python -m emcore report: writes the page of a run again, from what stands in its folder."""
-    from emcore import config
+    from emcore import config, results
     from emcore.errors import InputError
     from emcore.report.page import write_report
+    from emcore.report.scores import read_scores
     from emcore.settings import Settings
+    from emcore.settings.data import result_names
 
     parser = argparse.ArgumentParser(prog="python -m emcore report", description=(
         "Write RUN/report.html: pictures, curves, scores and settings of a run in one file. Run it where the training "
@@ -20,14 +22,17 @@ def main(arguments: Sequence[str]) -> int:
     folder = parser.parse_args(arguments).run
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no config.toml; train.py makes one")
-    numbers = [path.name.partition("=")[2] for path in folder.glob("results_step=*")]
-    steps = [int(number) for number in numbers if number.isdigit()]
-    results = folder / f"results_step={max(steps)}" if steps else None
-    found = {}
-    if results and (results / "scores.json").exists():
-        try:
-            found = json.loads((results / "scores.json").read_text())
-        except ValueError as error:
-            raise InputError(f"{results / 'scores.json'} is not JSON ({error}): run evaluate.py again") from None
-    print(write_report(folder, results, config.load(Settings, folder / "config.toml"), found))
+    settings = config.load(Settings, folder / "config.toml")
+    if settings.name != folder.name:
+        settings = replace(settings, name=folder.name)  # a run that was moved or renamed
+    settings = replace(settings, outputs=str(folder.parent))
+    place = results.newest(settings) if any(folder.glob(f"{results.STEP}*")) else None
+    found = read_scores(place / "scores.json") if place is not None else {}
+    if place is not None:
+        for number, (prediction, labels) in enumerate(results.files_of(settings, place)):
+            has_labels = labels.exists() and settings.decode.kind != "none"
+            _, made_by = results.check_scored(settings, number, labels if has_labels else None, prediction)
+            name = result_names(settings.data)[number]
+            results.check_shown(made_by, found.get(name), name)
+    print(write_report(folder, place, settings, found))
     return 0

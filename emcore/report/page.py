@@ -3,8 +3,8 @@
 import base64
 import csv
 import hashlib
+import io
 import json
-import os
 import re
 from collections.abc import Iterable
 from html import escape
@@ -13,13 +13,17 @@ from typing import Any
 
 from emcore import config
 from emcore.errors import InputError
+from emcore.files import write_text
+from emcore.reading import read_text, shown
 from emcore.report.figures import plot
 from emcore.report.views import make_view
+from emcore.results import STEP
 from emcore.settings import Settings
 
 HERE = Path(__file__).resolve().parent
 POINTS = 3_000_000  # grid points of all volumes together
 PICTURE_BYTES = 13_000_000  # of all packed grids; fewer points are taken until they fit
+MOST_LOG_BYTES = 1 << 28
 
 
 def write_report(folder: Path, results: Path | None, settings: Settings, found: dict[str, Any]) -> Path:
@@ -30,12 +34,13 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                          "run train.py or infer.py first")
     views = make_views(settings, results) if results is not None else []
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
-    notes += [(name, note) for name, scores in found.items() for note in scores.get("notes", [])]
+    notes += [(name, note) for name, scores in found.items()
+              for note in (*scores.get("made", ()), *scores.get("notes", ()))]
     script = (HERE / "page.js").read_text(encoding="utf-8")
     style = (HERE / "page.css").read_text(encoding="utf-8")
     parts = {
         "title": escape(settings.name),
-        "subtitle": escape(results.name.replace("results_step=", "results of step ") if results else "training only"),
+        "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),
         "policy": "default-src 'none'; img-src data:; "
                   f"script-src 'sha256-{digest(script)}'; style-src 'sha256-{digest(style)}'",
         "style": style,
@@ -48,18 +53,13 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
                     or "<p>There are no labels and truth to compare.</p>",
         "thresholds": "".join(threshold_plot(name, scores["curve"]) for name, scores in found.items()
                               if scores.get("curve")),
-        "training": training_plots(log) or "<p>There is no log.csv.</p>",
+        "training": (training_plots(log) or "<p>There is no log.csv.</p>") + best_table(folder),
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
     text = re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], (HERE / "page.html").read_text(encoding="utf-8"))
     out = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(out, text)
     return out
 
 
@@ -81,20 +81,27 @@ def digest(text: str) -> str:
 def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
     """Column -> (step, value) of the rows that have one."""
     columns: dict[str, list[tuple[float, float]]] = {}
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name not in (None, "step") and value:
-                        columns.setdefault(name, []).append((number(row["step"]), number(value)))
+    try:
+        rows = csv.DictReader(io.StringIO(read_text(path, MOST_LOG_BYTES), newline=""))
+        if "step" not in (rows.fieldnames or ["step"]):
+            raise InputError(f"{path} has no column step; it has {', '.join(map(shown, rows.fieldnames[:10]))}")
+        for row in rows:
+            for name, value in row.items():
+                if name not in (None, "step") and value:
+                    columns.setdefault(name, []).append((number(row["step"]), number(value)))
+    except FileNotFoundError:
+        return {}
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as the log of a training: {error}") from None
     return columns
 
 
 def number(text: Any) -> float:
     try:
-        return float(text)
+        value = float(text)
     except (TypeError, ValueError):
         return float("nan")
+    return value if abs(value) < 1e300 else float("nan")  # so that differences of two are finite
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
@@ -183,10 +190,25 @@ def training_plots(log: dict[str, list]) -> str:
                    for title, lines in groups.items())
 
 
+def best_table(folder: Path) -> str:
+    """The best checkpoints of a run that are still there, as train.py ranked them."""
+    try:
+        found = json.loads(read_text(folder / "best.json"))
+        rows = [(escape(f"step_{int(step):09d}.pt"), f"{float(value):.6g}") for step, value in found["best"]
+                if (folder / "checkpoints" / f"step_{int(step):09d}.pt").exists()]
+        monitor = escape(str(found["monitor"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    return table(("checkpoint", monitor), rows, "best checkpoints, the best first; infer.py --checkpoint best takes it"
+                 ) if rows else ""
+
+
 def environment_table(path: Path) -> str:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
         return "<p>environment.json is not there.</p>"
     rows = [(escape(str(name)), escape(" ".join(map(str, value)) if isinstance(value, list) else str(value)))
             for name, value in found.items()]

@@ -1,8 +1,8 @@
 """The scores of a run by [evaluate]: each volume, all of them together, and along the stored merge trees."""
 
-import csv
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,20 @@ import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
+from emcore.files import csv_text, write_text
 from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import IGNORED_TRUTH, scores_by, whole_table
+from emcore.reading import read_text
 from emcore.report.voxel_scores import synapse_rows, true_foreground, unknown, voxel_rows
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
+MOST_SCORES_BYTES = 1 << 28
 POINTS = 400  # of a curve that is stored
+POOLED = re.compile(r"all \d+ volumes")  # the entry of all volumes of one evaluation together
 OF_LABELS = ("voi", "rand", "curve", "instances", "synapses")
 
 
@@ -150,16 +154,61 @@ def pooled(settings: Evaluate, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_scores(results: Path, settings: Evaluate, found: dict[str, Any]) -> str:
-    """The text of scores.txt, which it writes beside scores.json and scores.csv: the same rows, with conventions."""
-    (results / "scores.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    with open(results / "scores.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["volume", "score", "value", "convention"])
-        for name, scores in found.items():
-            table.writerows([name, row["score"], row["value"], row["convention"]] for row in scores["scores"])
-    text = printed(settings, found)
-    (results / "scores.txt").write_text(text)
-    return text
+    """The text of the scores found now; scores.json, .csv and .txt also keep those of other volumes in the folder."""
+    every = with_others(results, found)
+    write_text(results / "scores.json", json.dumps(every, indent=1, allow_nan=False) + "\n")
+    rows = [[name, row["score"], row["value"], row["convention"]] for name, scores in every.items()
+            for row in scores["scores"]]
+    write_text(results / "scores.csv", csv_text([["volume", "score", "value", "convention"], *rows]))
+    write_text(results / "scores.txt", printed(settings, every))
+    return printed(settings, found)
+
+
+def with_others(results: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """The scores found now, and after them those of the volumes that were scored in this folder before."""
+    others = {name: scores for name, scores in read_scores(results / "scores.json").items()
+              if name not in found and not POOLED.fullmatch(name)}
+    return {**found, **others}
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """What evaluate.py found for each volume, as far as the page shows it; nothing where it has not run."""
+    try:
+        found = json.loads(read_text(path, MOST_SCORES_BYTES))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): run evaluate.py again") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}): run evaluate.py again") from None
+    if not isinstance(found, dict) or not all(is_scored(scores) for scores in found.values()):
+        raise InputError(f"{path} does not hold the scores of volumes as evaluate.py writes them: run it again")
+    return found
+
+
+def is_scored(scores: Any) -> bool:
+    """Whether the scores, notes and curve of a volume have the form that the page shows."""
+    return (isinstance(scores, dict) and isinstance(scores.get("scores"), list)
+            and all(isinstance(row, dict) and {"score", "value", "convention"} <= row.keys()
+                    and (row["value"] is None or is_number(row["value"])) for row in scores["scores"])
+            and all(isinstance(scores.get(name, []), list) for name in ("made", "notes"))
+            and all(isinstance(line, str) for line in (*scores.get("made", []), *scores.get("notes", [])))
+            and (not scores.get("curve") or is_curve(scores["curve"])))
+
+
+def is_curve(curve: Any) -> bool:
+    return (isinstance(curve, dict) and "threshold" in curve
+            and all(isinstance(curve[name], list) and all(map(is_number, curve[name]))
+                    for name in ("threshold", "voi_split", "voi_merge", "rand_error") if name in curve)
+            and (curve.get("chosen") is None or is_number(curve["chosen"]))
+            and isinstance(curve.get("best") or {}, dict)
+            and all(not isinstance(best, dict) or best.get("threshold") is None
+                    or (is_number(best["threshold"]) and is_number(best.get("value")))
+                    for best in (curve.get("best") or {}).values()))
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
 def printed(settings: Evaluate, found: dict[str, Any]) -> str:
@@ -170,7 +219,7 @@ def printed(settings: Evaluate, found: dict[str, Any]) -> str:
         for row in scores["scores"]:
             value = "undefined" if row["value"] is None else f"{row['value']:.6g}"
             lines.append(f"  {row['score']:<24}{value:>14}  {row['convention']}")
-        lines += [f"  note: {note}" for note in scores["notes"]] + [""]
+        lines += [f"  note: {note}" for note in scores.get("notes", ())] + [""]
     if {"voi", "rand", "curve"} & set(settings.scores):
         lines += ["VOI in bits. Rand with P, B and A the sums of squares over pairs, predicted and true objects,",
                   "+ leaving out label 0, c its voxels, N the scored and n all voxels:",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from emcore.files import check_name
 from emcore.settings.augment import Augment
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
@@ -31,6 +32,9 @@ class Settings:
     evaluate: Evaluate = Evaluate()  # scores against truth
     tune: Tune = Tune()  # search for the best [decode]
     pretrain: Pretrain | None = None  # masked pretraining of the transformer instead of learning targets
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "the name of a run")
 
 
 # script -> the tables that it reads

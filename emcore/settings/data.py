@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from emcore.errors import InputError
+from emcore.files import check_name
+
 Triple = tuple[int, int, int]
 
 
@@ -16,6 +19,10 @@ class Volume:
     name: str | None = None  # in logs and outputs; none takes the file's name
     weight: float = 1.0  # factor of the chance to be chosen
     box: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, voxels of the image that may be used
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name, "the name of a volume")
 
 
 @dataclass(frozen=True)
@@ -50,3 +57,13 @@ def result_name(data: Data, number: int) -> str:
     """How a test volume is called in results; a single one is test_im, as the published recipes call it."""
     volume = data.test[number]
     return volume.name or ("test_im" if len(data.test) == 1 else Path(volume.image.partition(":")[0]).stem)
+
+
+def result_names(data: Data) -> list[str]:
+    """The names of all test volumes in results; two of one name would be one file."""
+    names = [result_name(data, number) for number in range(len(data.test))]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two volumes of data.test are called {twice}, so their results would be one file: set `name` "
+                         "of one of them")
+    return names

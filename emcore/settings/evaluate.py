@@ -12,6 +12,7 @@ class Sweep:
     biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)  # of logits along z, y, x; each a variant
     temperatures: tuple[float, ...] = (1.0,)  # each with each bias
     merges: tuple[str, ...] = ()  # scores of merges; empty takes decode.score
+    replicate: bool = False  # affinity_dice and _iou: an edge out of the volume is true where its voxel is of an object
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ class RSUNetSizes:
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation before each activation
     groups: int = 8  # of norm = "group"; lowered until they divide the channels
     act: Literal["relu", "leakyrelu", "prelu", "elu"] = "elu"  # activation before each convolution
+    # enlarging along z: weighed as along y and x, or added up without weights, as PyTorch Connectomics' net does
+    up: Literal["trilinear", "bilinear_yx"] = "trilinear"
 
 
 @dataclass(frozen=True)

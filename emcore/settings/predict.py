@@ -22,6 +22,8 @@ class Views:
 @dataclass(frozen=True)
 class Infer:
     checkpoint: str = ""  # file to predict with; empty takes the newest of the run
+    # which weights of the checkpoint; auto takes the averaged ones where there are some
+    weights: Literal["auto", "averaged", "plain"] = "auto"
     window: Triple | None = None  # voxels of one pass through the net; none takes data.patch
     overlap: float = 0.5  # of neighbouring windows, share of the window
     blend: Literal["bump", "gaussian", "constant"] = "bump"  # weight of a window's voxels, from its middle to its edge

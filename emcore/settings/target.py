@@ -21,6 +21,8 @@ class Target:
     # boundary: at any change of label, where one side is an object, or between two objects only
     where: Literal["all", "foreground", "contacts"] = "foreground"
     in_plane: bool = False  # boundary and instance_distance: per section
+    # instance_distance: 26-connected pieces of an id are objects of their own, and their holes are filled
+    relabel: bool = False
     scale: float = 8.0  # signed_distance: tanh(distance / scale), distance in units of the x voxel size
     alpha: float = 0.8  # skeleton_distance: exponent of the energy
     levels: int = 0  # instance_distance, skeleton_distance: classes 0..levels instead of values; 0 keeps values

@@ -36,14 +36,22 @@ class Ema:
     warmup: int = 0  # updates that copy the weights before averaging starts
 
 
+Monitor = Literal["loss/val", "loss/train", "jaccard/val", "voi/val", "rand/val"]
+
+
 @dataclass(frozen=True)
 class Save:
     steps: int = 1000  # between checkpoints
     minutes: float = 10.0  # between checkpoints, whichever comes first; 0 counts steps only
     last: int = 2  # newest checkpoints kept
     best: int = 1  # best checkpoints kept besides, by monitor
-    # what best means; the lowest. voi and rand are of the decoded volumes, see validate.scores
-    monitor: Literal["loss/val", "loss/train", "voi/val", "rand/val"] = "loss/val"
+    # what best means: the lowest, of jaccard the highest. With loss/train every checkpoint is ranked. What ends in /val
+    # is known at validated steps alone: each of them is saved and ranked, and no other is ranked. voi and rand are of
+    # the decoded volumes, see validate.scores; jaccard is there where all targets are masks
+    monitor: Monitor = "loss/val"
+    # steps whose mean loss is the loss/train by which a checkpoint is ranked: those up to the checkpoint, however many
+    # others were saved between them; all steps so far where the run has fewer
+    window: int = 1000
     at: tuple[int, ...] = ()  # steps whose checkpoint is kept for ever
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from os import PathLike, fspath
+from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,10 +25,12 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.reading import open_regular
 from emcore.volumes import metadata
 from emcore.volumes.volume import (
     KEYS,
     Listed,
+    Listing,
     Volume,
     check_labels,
     check_volume,
@@ -96,14 +99,14 @@ def open_path(path: Path, dataset: str | None, kind: str | None) -> Volume:
     return format_module(found).open_file(path, dataset, kind)
 
 
-def list_datasets(path: str | PathLike) -> list[Listed]:
-    """Every array in a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
+def list_datasets(path: str | PathLike) -> Listing:
+    """The arrays of a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
     path = Path(path)
     found = format_of(path)
     if found in (*CONTAINERS, "precomputed"):
         return format_module(found).list_file(path)
     volume = open_path(path, None, None)
-    return [Listed("", volume.shape, volume.dtype, volume.chunks)]
+    return Listing([Listed("", volume.shape, volume.dtype, volume.chunks)])
 
 
 def format_module(name: str) -> ModuleType:
@@ -144,20 +147,20 @@ def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
     text = fspath(reference)
     head, colon, dataset = text.rpartition(":")
     # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
-    is_container = Path(head).suffix.lower() in SUFFIXES or Path(head).is_file()
-    if not colon or Path(text).exists() or not (is_container or Path(head).is_dir()):
+    is_container = Path(head).suffix.lower() in SUFFIXES or isfile(head)
+    if not colon or exists(text) or not (is_container or isdir(head)):
         return Path(text), None
     return Path(head), dataset or None
 
 
 def format_of(path: Path) -> str:
     """The format of an existing file or folder, by its first bytes, else by its name."""
-    if path.is_dir():
-        if path.suffix.lower() == ".zarr" or any((path / name).is_file() for name in ZARR_FILES):
+    if isdir(path):
+        if path.suffix.lower() == ".zarr" or any(isfile(path / name) for name in ZARR_FILES):
             return "zarr_format"
-        return "precomputed" if (path / "info").is_file() or path.suffix.lower() == ".precomputed" else "tiff"
+        return "precomputed" if isfile(path / "info") or path.suffix.lower() == ".precomputed" else "tiff"
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             begins = file.read(8)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None

@@ -132,7 +132,7 @@ def refuse_existing(target: str) -> None:
     path, dataset = split_reference(target)
     if not path.exists():
         return
-    if dataset and dataset.strip("/") not in [item.name for item in list_datasets(path)]:
+    if dataset and dataset.strip("/") not in list_datasets(path).names:
         return
     raise InputError(f"{target} exists already; choose another name, or add --force to replace it")
 

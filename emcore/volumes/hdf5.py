@@ -1,11 +1,14 @@
 """HDF5: read with file locking off (network file systems refuse locks), written through a stream that fails safely."""
 
 import io
+import itertools
 import json
+import math
 import os
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,25 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.volumes import metadata
-from emcore.volumes.volume import Listed, Volume, check_volume, choose_dataset, contents, first_line, native
+from emcore.volumes.hdf5_names import as_bytes, as_text, dataset_names, find
+from emcore.volumes.hdf5_virtual import joined
+from emcore.volumes.volume import (
+    Listed,
+    Listing,
+    Volume,
+    check_volume,
+    choose_dataset,
+    contents,
+    first_line,
+    native,
+    usual_first,
+)
 from emcore.volumes.writing import choose_chunks
 
 CACHE = 8 << 20  # bytes of decoded chunks that HDF5 keeps for an open dataset
+MOST_ATTRIBUTE_BYTES = 16 << 20
+MOST_CHUNK_BYTES = 1 << 31  # a chunk is decoded whole, so a header that claims more must not be believed
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
 
 
 @contextmanager
@@ -30,7 +48,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except BROKEN as error:
         if path.stat().st_size and not h5py.is_hdf5(path):
             with open(path, "rb") as raw:
                 begins = raw.read(16)
@@ -40,41 +58,40 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise InputError(f"{path} cannot be read as HDF5: {first_line(error)}") from error
 
 
-def list_file(path: Path) -> list[Listed]:
-    """Every dataset of the file."""
+def list_file(path: Path) -> Listing:
+    """The datasets of the file, with very many the usual ones and the first of the others."""
     with opened(path) as file:
         return listing_of(file)
 
 
-def listing_of(file: h5py.File) -> list[Listed]:
-    found = []
-
-    def add(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and item.shape is not None:
-            found.append(Listed(name, item.shape, item.dtype, item.chunks))
-
-    file.visititems(add)
-    return found
+def listing_of(file: h5py.File) -> Listing:
+    names = dataset_names(file)
+    found = ((name, file[as_bytes(name)]) for name in usual_first(names))
+    listed = [Listed(name, item.shape, item.dtype, item.chunks) for name, item in found if item.shape is not None]
+    return Listing(listed, names)
 
 
 def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
     """A dataset of the file as a volume; FlyEM `stack` labels not asked for by name are mapped to bodies."""
     with opened(path) as file:
-        listing = listing_of(file)
-        name = (dataset or choose_dataset(listing, path, kind)).strip("/")
-        found = file.get(name)
-        if not isinstance(found, h5py.Dataset):
-            what = "has no dataset" if found is None else "has a group, not a dataset, at"
-            raise InputError(f"{path} {what} {name!r}; {contents(listing)}")
+        name = (dataset or choose_dataset(listing_of(file), path, kind)).strip("/")
+        try:
+            way = find(file, name)
+        except InputError as error:
+            raise InputError(f"{path} has no dataset {name!r} of its own: {error}") from None
+        if way is None or not isinstance(way[-1], h5py.Dataset):
+            what = "has no dataset" if way is None else "has a group, not a dataset, at"
+            raise InputError(f"{path} {what} {name!r}; {contents(listing_of(file))}")
+        *groups, found = way
         title = f"{path}:{name}"
         check_volume(title, found.shape or (), found.dtype)
-        check_filters(title, found)
-        check_sources(title, found)
-        attributes = attributes_of(found)
-        parents = [attributes_of(file[parent]) for parent in parents_of(name)]
+        check_storage(title, found)
+        if found.is_virtual:
+            joined(title, Path(os.path.realpath(path)), found, check_storage)
+        attributes = attributes_of(title, found)
+        parents = [attributes_of(f"{path}:{group.name}", group) for group in reversed(groups)]
         resolution, offset = metadata.read_grid([attributes, *parents], title)
-        chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
-        cache = max(CACHE, min(2 * chunk, 16 * CACHE))  # a cache below one chunk decodes it again for every section
+        cache = max(CACHE, min(2 * chunk_bytes(found), 16 * CACHE))  # a smaller one decodes a chunk for every section
         connect, dtype = partial(connect_hdf5, path, name, cache), native(found.dtype)
         if kind == "labels" and dataset is None and name == "stack" and is_body_table(file.get("transforms")):
             connect, dtype = partial(connect_bodies, path, cache), native(file["transforms"].dtype)
@@ -82,48 +99,97 @@ def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
         return Volume(title, found.shape, dtype, resolution, offset, attributes, found.chunks, connect)
 
 
-def attributes_of(item: Any) -> dict[str, Any]:
-    return {key: metadata.plain(value) for key, value in item.attrs.items()}
+def attributes_of(title: str, item: Any) -> dict[str, Any]:
+    found = {}
+    for key in item.attrs:
+        about = item.attrs.get_id(key)
+        size = math.prod(about.shape or ()) * about.dtype.itemsize
+        if size > MOST_ATTRIBUTE_BYTES:
+            raise InputError(f"an attribute of {title} claims {size} bytes; more than {MOST_ATTRIBUTE_BYTES >> 20} MiB "
+                             "are not read")
+        found[key if isinstance(key, str) else as_text(key)] = metadata.plain(item.attrs[key])
+    return found
 
 
-def parents_of(name: str) -> list[str]:
-    """The groups around a dataset, innermost first, the root last."""
-    parts = name.split("/")[:-1]
-    return ["/".join(parts[:depth]) or "/" for depth in range(len(parts), -1, -1)]
+def chunk_bytes(dataset: h5py.Dataset) -> int:
+    return math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
 
 
-def check_filters(title: str, dataset: h5py.Dataset) -> None:
-    """Refuses a dataset whose compression this HDF5 lacks, when it is opened and not at the first voxel."""
+def check_storage(title: str, dataset: h5py.Dataset) -> None:
+    """Refuses, when a dataset is opened and not at its first voxel, what cannot be read or must not be."""
     properties = dataset.id.get_create_plist()
-    for place in range(properties.get_nfilters()):
-        code, _, _, label = properties.get_filter(place)
+    if properties.get_external_count():
+        raise InputError(f"{title} keeps its voxels in another file, {dataset.external[0][0]}, which is not followed; "
+                         "rewrite it by h5repack")
+    if chunk_bytes(dataset) > MOST_CHUNK_BYTES:
+        raise InputError(f"{title} claims chunks of {dataset.chunks} {dataset.dtype}; more than 2 GB each are not read")
+    filters = [properties.get_filter(place) for place in range(properties.get_nfilters())]
+    for code, _, _, label in filters:
         if not h5py.h5z.filter_avail(code):
             raise InputError(
                 f"{title} is compressed by the HDF5 filter {code} ({label.decode('utf-8', 'replace')}), which is "
                 "missing here: pip install hdf5plugin and import it first, or rewrite the file by h5repack -f GZIP=1"
             )
+    if len(deflating(dataset)) > 1:
+        raise InputError(f"{title} is compressed by gzip more than once; rewrite it by h5repack -f GZIP=1")
 
 
-def check_sources(title: str, dataset: h5py.Dataset) -> None:
-    """Refuses a virtual dataset whose parts are missing, which HDF5 would read as zeros without a word."""
-    if not dataset.is_virtual:
-        return
-    folder = Path(dataset.file.filename).parent
-    names = {source.file_name for source in dataset.virtual_sources()} - {"."}
-    missing = sorted(name for name in names if not (folder / name).exists() and not Path(name).exists())
-    if missing:
-        raise InputError(f"{title} is joined from {len(names)} files; missing: {', '.join(missing[:3])}")
+def deflating(dataset: h5py.Dataset) -> list[int]:
+    """The places of gzip among the filters of a dataset."""
+    properties = dataset.id.get_create_plist()
+    return [place for place in range(properties.get_nfilters())
+            if properties.get_filter(place)[0] == h5py.h5z.FILTER_DEFLATE]
 
 
-def connect_hdf5(path: Path, name: str, cache: int) -> h5py.Dataset:
-    return h5py.File(path, "r", locking=False, rdcc_nbytes=cache)[name]
+def connect_hdf5(path: Path, name: str, cache: int) -> Any:
+    file = h5py.File(path, "r", locking=False, rdcc_nbytes=cache)
+    way = find(file, name)
+    dataset, title = way[-1] if way else None, f"{path}:{name}"
+    if not isinstance(dataset, h5py.Dataset):
+        raise InputError(f"{title} is not there any more")
+    if dataset.is_virtual:
+        return joined(title, Path(os.path.realpath(path)), dataset, check_storage)
+    packed = deflating(dataset) and dataset.id.get_storage_size() > SMALL_CHUNK
+    return Packed(title, dataset, chunk_bytes(dataset)) if packed else dataset
+
+
+SMALL_CHUNK = 1 << 19  # bytes of gzip, which cannot unpack to more than 1032 times as many
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A dataset compressed by gzip; a large chunk is unpacked up to its size first, because HDF5 knows no limit."""
+
+    title: str
+    dataset: h5py.Dataset
+    size: int  # bytes of a chunk
+    looked_at: set[tuple[int, ...]] = field(default_factory=set)
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        ranges = [range(span.start // length * length, span.stop, length)
+                  for span, length in zip(box, self.dataset.chunks)]
+        for corner in itertools.product(*ranges):
+            if corner not in self.looked_at:
+                self.look_at(corner)
+        return self.dataset[box]
+
+    def look_at(self, corner: tuple[int, ...]) -> None:
+        about = self.dataset.id.get_chunk_info_by_coord(corner)
+        if about.byte_offset is None or about.size <= SMALL_CHUNK:
+            return
+        _, stored = self.dataset.id.read_direct_chunk(corner)
+        with suppress(zlib.error):  # HDF5 will say so
+            if len(zlib.decompressobj().decompress(stored, 2 * self.size)) == 2 * self.size:
+                raise InputError(f"a chunk of {self.title} unpacks to more than twice the {self.size} bytes that it "
+                                 "should hold; it is damaged or made to fill the memory")
+        self.looked_at.add(corner)
 
 
 @dataclass(frozen=True, eq=False)
 class Bodies:
     """FlyEM labels: the supervoxels of a stack, each read as the body that the table assigns; others stay."""
 
-    stack: h5py.Dataset
+    stack: Any
     supervoxels: np.ndarray  # ascending
     bodies: np.ndarray
 
@@ -141,7 +207,8 @@ def is_body_table(item: Any) -> bool:
 
 def connect_bodies(path: Path, cache: int) -> Bodies:
     stack = connect_hdf5(path, "stack", cache)
-    table = stack.file["transforms"][...]
+    with h5py.File(path, "r", locking=False) as file:
+        table = file["transforms"][...]
     table = table[np.argsort(table[:, 0], kind="stable")].astype(native(table.dtype))
     return Bodies(stack, np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]))
 
@@ -189,6 +256,28 @@ class Stream(io.RawIOBase):
             raise self.failure
 
 
+@contextmanager
+def streamed(path: Path, temporary: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File, Stream]]:
+    """The temporary file of path, open for writing (mode w, or r+) by h5py, and the stream below it."""
+    with reported(path):
+        stream = Stream(temporary, {"w": "w+b", "r+": "r+b"}[mode])
+    try:
+        with reported(path):
+            file = h5py.File(stream, mode, **options)
+        try:
+            yield file, stream
+        except BaseException:
+            stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
+            raise
+        finally:
+            with reported(path):
+                file.close()
+        with reported(path):
+            stream.check()
+    finally:
+        stream.file.close()
+
+
 @dataclass(frozen=True, eq=False)
 class StreamedDataset:
     """A dataset that reports a failure of its file with the block that met it."""
@@ -220,30 +309,16 @@ def create_file(
     chunks = chunks or choose_chunks(shape, dtype)
     before = keeps(path, name)
     with replaced(path) as temporary:
-        with reported(path):
-            if before:
+        if before:
+            with reported(path):
                 copy_file(path, temporary)
-            stream = Stream(temporary, "r+b" if before else "w+b")
-        try:
+        cache = writing_cache(shape, dtype, chunks)
+        mode = "r+" if before else "w"
+        with streamed(path, temporary, mode, rdcc_nbytes=cache, rdcc_nslots=10_007) as (file, stream):
             with reported(path):
-                file = h5py.File(
-                    stream, "r+" if before else "w", rdcc_nbytes=writing_cache(shape, dtype, chunks), rdcc_nslots=10_007
-                )
-            try:
-                with reported(path):
-                    made = add_dataset(file, name, shape, dtype, attributes, chunks, compression)
-                    stream.check()
-                yield StreamedDataset(made, stream), chunks
-            except BaseException:
-                stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
-                raise
-            finally:
-                with reported(path):
-                    file.close()
-            with reported(path):
+                made = add_dataset(file, name, shape, dtype, attributes, chunks, compression)
                 stream.check()
-        finally:
-            stream.file.close()
+            yield StreamedDataset(made, stream), chunks
         if before and identity(path) != before:
             raise InputError(f"{path} was changed by another process while {name} was written; write it again")
 
@@ -291,7 +366,8 @@ def keeps(path: Path, name: str) -> tuple[int, ...] | None:
     """The identity of an existing file that holds something besides the named dataset; None: nothing to keep."""
     if not path.is_file():
         return None
-    others = [item.name for item in list_file(path) if item.name != name]
+    with opened(path) as file:
+        others = [other for other in dataset_names(file) if other != name]
     nested = [other for other in others if other.startswith(name + "/") or name.startswith(other + "/")]
     if nested:
         raise InputError(f"{path} has {nested[0]!r}, which stands in the way of a dataset {name!r}")

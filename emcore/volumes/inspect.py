@@ -13,8 +13,10 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import quantity
 from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_reference
-from emcore.volumes.volume import is_volume
+from emcore.volumes.metadata import shortened
+from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
+RECORD = "record"  # the attribute of results that says what made them
 SAMPLE = (16, 512, 512)
 SAMPLE_BYTES = 32 << 20
 MOST_CHUNK_BYTES = 1 << 30
@@ -25,9 +27,11 @@ def inspect(reference: str) -> dict[str, Any]:
     """What a file holds: its format, and for each dataset its facts and the values of a sample, JSON-able."""
     path, dataset = split_reference(reference)
     found = format_of(path)
-    listing = [item for item in list_datasets(path) if dataset in (None, item.name)]
-    if dataset and not listing:
-        open_volume(path, dataset)  # explains what is there
+    whole = list_datasets(path)
+    listing = [item for item in whole if dataset in (None, item.name)]
+    if dataset and not listing:  # beyond what is listed; or not there, which the sentence explains
+        volume = open_volume(path, dataset)
+        listing = [Listed(dataset, volume.shape, volume.dtype, volume.chunks)]
     entries = []
     for item in listing:
         entry = {"dataset": item.name, "shape": list(item.shape), "dtype": str(item.dtype),
@@ -38,7 +42,8 @@ def inspect(reference: str) -> dict[str, Any]:
             except InputError as error:  # one broken dataset must not hide the others
                 entry["error"] = str(error)
         entries.append(entry)
-    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries}
+    more = {} if dataset or len(whole.names) <= MOST_LISTED else {"total": len(whole.names)}
+    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries, **more}
 
 
 def facts(volume: Volume) -> dict[str, Any]:
@@ -86,9 +91,25 @@ def text_of(report: dict[str, Any]) -> str:
         elif "sample" in entry:
             lines.append(f"    {grid_text(entry)}")
             lines.append(f"    {sample_text(entry)}")
-            lines += [f"    {printable(name)} = {printable(shortened(json.dumps(value)))}"
-                      for name, value in entry["attributes"].items()]
+            for name, value in entry["attributes"].items():
+                if name == RECORD and isinstance(value, dict):
+                    lines += ["    what made it:", *(f"      {printable(line)}" for line in told(value))]
+                else:
+                    lines.append(f"    {printable(name)} = {printable(shortened(json.dumps(value)))}")
+    if "total" in report:
+        lines.append(f"  and {report['total'] - len(report['datasets'])} more datasets, {report['total']} in all; "
+                     "inspect one as PATH:DATASET")
     return "\n".join(lines)
+
+
+def told(table: dict[str, Any], where: str = "") -> list[str]:
+    """A table of tables, a line for each of the innermost."""
+    plain = {name: value for name, value in table.items() if not isinstance(value, dict)}
+    lines = [f"{where or 'program'}: {json.dumps(plain)}"] if plain else []
+    for name, value in table.items():
+        if isinstance(value, dict):
+            lines += told(value, f"{where}.{name}" if where else name)
+    return lines
 
 
 def grid_text(entry: dict[str, Any]) -> str:
@@ -116,10 +137,6 @@ def sample_text(entry: dict[str, Any]) -> str:
 
 def numbers(triple: Sequence[float]) -> str:
     return " x ".join(f"{value:.6g}" for value in triple)
-
-
-def shortened(text: str) -> str:
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def printable(text: str) -> str:

@@ -18,32 +18,44 @@ NANOMETRES = {
     "micrometre": 1e3, "mm": 1e6, "millimeter": 1e6, "millimetre": 1e6, "cm": 1e7, "centimeter": 1e7,
     "centimetre": 1e7, "m": 1e9, "meter": 1e9, "metre": 1e9, "inch": 2.54e7,
 }  # fmt: skip
+DEEPEST = 50  # levels of lists and tables in an attribute
 # The attributes that say where voxels lie; read here, and never passed on beside the two that we write.
 GRID_NAMES = ("resolution", "voxel_size", "pixelResolution", "element_size_um", "offset", "units", "unit")
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """An attribute of HDF5, zarr or TIFF as Python numbers, strings, lists and dicts (numpy-free, JSON-able)."""
+    if depth > DEEPEST:
+        raise InputError(f"an attribute is nested deeper than {DEEPEST} levels, which no volume needs")
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, str):
         if value[:1] in ("{", "["):  # a dict has no other way into an HDF5 attribute
             try:
-                return json.loads(value)
-            except ValueError:
+                return bounded(json.loads(value), 0)
+            except (ValueError, RecursionError):
                 return value
         return value
     if isinstance(value, np.ndarray):
-        return [plain(item) for item in value.tolist()] if value.ndim else plain(value.item())
+        return [plain(item, depth + 1) for item in value.tolist()] if value.ndim else plain(value.item(), depth + 1)
     if isinstance(value, np.generic):
-        return plain(value.item())
+        return plain(value.item(), depth + 1)
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if value is None or isinstance(value, bool | int | float):
         return value
     return str(value)
+
+
+def bounded(value: Any, depth: int) -> Any:
+    """What JSON gave; a ValueError where it is nested too deep to be passed on."""
+    if depth > DEEPEST:
+        raise ValueError("nested too deep")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        bounded(item, depth + 1)
+    return value
 
 
 def nanometres(unit: Any) -> float | None:
@@ -57,13 +69,30 @@ def triple(value: Any, what: str, positive: bool = False) -> Triple:
     if len(numbers_given) == 4:
         numbers_given = numbers_given[1:]
     valid = len(numbers_given) == 3 and all(
-        isinstance(item, numbers.Real) and math.isfinite(item) and (item > 0 or not positive) for item in numbers_given
+        is_finite(item) and (float(item) > 0 or not positive) for item in numbers_given
     )
     if not valid:
         kind = "positive numbers" if positive else "numbers"
-        raise InputError(f"{what} must be three {kind} in nm (z, y, x); got {value!r}")
+        raise InputError(f"{what} must be three {kind} in nm (z, y, x); got {shortened(repr(value))}")
     z, y, x = (float(item) for item in numbers_given)
     return z, y, x
+
+
+def is_finite(item: Any) -> bool:
+    """Whether a number of any kind is one that a float can hold."""
+    try:
+        return isinstance(item, numbers.Real) and math.isfinite(float(item))
+    except OverflowError:
+        return False
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def scaled(stored: Triple, factors: Iterable[float], what: str, positive: bool = False) -> Triple:
+    """Three numbers in nm; a unit may carry them beyond what a float holds."""
+    return triple([value * factor for value, factor in zip(stored, factors)], what, positive)
 
 
 def unit_factors(attributes: Mapping[str, Any]) -> list[float]:
@@ -83,22 +112,23 @@ def read_grid(levels: Iterable[Mapping[str, Any]], name: str) -> tuple[Triple | 
         factors = unit_factors(attributes)
         for key in ("resolution", "voxel_size"):
             if resolution is None and attributes.get(key) is not None:
-                stored = triple(attributes[key], f"the attribute {key} of {name}", positive=True)
-                resolution = tuple(size * factor for size, factor in zip(stored, factors))
+                what = f"the attribute {key} of {name}"
+                resolution = scaled(triple(attributes[key], what, positive=True), factors, what, positive=True)
         if resolution is None and attributes.get("element_size_um") is not None:
-            stored = triple(attributes["element_size_um"], f"the attribute element_size_um of {name}", positive=True)
-            resolution = tuple(size * 1e3 for size in stored)
+            what = f"the attribute element_size_um of {name}"
+            resolution = scaled(triple(attributes["element_size_um"], what, positive=True), [1e3] * 3, what, True)
         if resolution is None and attributes.get("pixelResolution") is not None:
             stored = attributes["pixelResolution"]
             factor = 1.0
             if isinstance(stored, Mapping):
                 factor = nanometres(stored.get("unit", "nm")) or 1.0
                 stored = stored.get("dimensions")
-            stored = triple(stored, f"the attribute pixelResolution of {name}", positive=True)
-            resolution = tuple(size * factor for size in reversed(stored))
+            what = f"the attribute pixelResolution of {name}"
+            stored = triple(stored, what, positive=True)
+            resolution = scaled(stored[::-1], [factor] * 3, what, positive=True)
         if offset is None and attributes.get("offset") is not None:
-            stored = triple(attributes["offset"], f"the attribute offset of {name}")
-            offset = tuple(size * factor for size, factor in zip(stored, factors))
+            what = f"the attribute offset of {name}"
+            offset = scaled(triple(attributes["offset"], what), factors, what)
     return resolution, offset or (0.0, 0.0, 0.0)
 
 

@@ -1,6 +1,8 @@
 """npy files, memory-mapped; what they cannot hold stands beside them in `file.npy.json`."""
 
 import json
+import tokenize
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,10 +12,16 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import replaced, reported
+from emcore.files import replaced, reported, write_text
+from emcore.reading import read_text
 from emcore.volumes import metadata
 from emcore.volumes.volume import Volume, check_volume, first_line, native
 from emcore.volumes.writing import FlatFile, flat_file
+
+# numpy parses the header as Python source, and lets through what its parser says
+BROKEN = (OSError, ValueError, EOFError, SyntaxError, OverflowError, TypeError, KeyError, AttributeError, MemoryError,
+          RecursionError, tokenize.TokenError)
+MOST_ATTRIBUTES = 16 << 20  # bytes
 
 
 def beside(path: Path) -> Path:
@@ -25,17 +33,22 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
     """The array of an npy file, not read but mapped."""
     try:
         mapped = connect_npy(path)
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as error:
+    except BROKEN as error:
         raise InputError(f"{path} cannot be read as npy: {first_line(error)}") from error
     check_volume(str(path), mapped.shape, mapped.dtype)
     attributes = {}
-    if beside(path).is_file():
+    if beside(path).exists():
         try:
-            attributes = json.loads(beside(path).read_text())
-        except ValueError as error:
+            attributes = json.loads(read_text(beside(path), MOST_ATTRIBUTES))
+        except OSError as error:
+            raise InputError(f"{beside(path)} cannot be read: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{beside(path)} is not JSON: {first_line(error)}") from error
         if not isinstance(attributes, dict):
             raise InputError(f"{beside(path)} must hold a JSON object of attributes; got {type(attributes).__name__}")
+        attributes = metadata.plain(attributes)
     resolution, offset = metadata.read_grid([attributes], str(path))
     attributes = metadata.without_grid(attributes)
     connect = partial(connect_npy, path)
@@ -43,7 +56,9 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
 
 
 def connect_npy(path: Path) -> np.memmap:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        return np.lib.format.open_memmap(path, mode="r")
 
 
 @contextmanager
@@ -58,13 +73,8 @@ def create_file(
             start = file.tell()
         with flat_file(temporary, path, start, shape, dtype) as target:
             yield target, None
-        with reported(beside(path)):
-            if attributes:  # before the voxels: a complete npy file always has its attributes
-                write_text(beside(path), json.dumps(attributes))
-            else:
+        if attributes:  # before the voxels: a complete npy file always has its attributes
+            write_text(beside(path), json.dumps(attributes))
+        else:
+            with reported(beside(path)):
                 beside(path).unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    with replaced(path) as temporary:
-        temporary.write_text(text)

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,9 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.progress import Progress
+from emcore.reading import open_regular
 from emcore.volumes import metadata
-from emcore.volumes.volume import Listed, Volume, first_line
+from emcore.volumes.volume import Listed, Listing, Volume, first_line
 from emcore.volumes.writing import choose_chunks
 
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
@@ -105,13 +107,14 @@ class ChunkFolder:
         expected = math.prod(shape) * self.dtype.itemsize
         packed = path.with_name(path.name + ".gz")
         if path.exists():
-            found = path.stat().st_size
-            data = path.read_bytes() if found == expected else b""
+            with open_regular(path) as file:
+                found = os.fstat(file.fileno()).st_size
+                data = file.read(expected) if found == expected else b""
         elif packed.exists():  # cloud-volume's habit for local folders; no more is unpacked than a chunk may hold
             try:
-                with gzip.open(packed) as file:
+                with open_regular(packed) as stored, gzip.open(stored) as file:
                     data = file.read(expected + 1)
-            except (zlib.error, EOFError) as error:
+            except (zlib.error, EOFError, OSError) as error:
                 raise InputError(f"the chunk {packed} cannot be unpacked: {first_line(error)}") from error
             found = len(data)
         else:
@@ -135,9 +138,11 @@ def meet(span: slice, low: int, high: int) -> tuple[slice, slice]:
 def read_info(path: Path) -> tuple[dict[str, Any], list[Scale]]:
     """The checked `info` of a folder, and its scales; nothing in it is believed before it is looked at."""
     try:
-        with open(path / "info", "rb") as file:
+        with open_regular(path / "info") as file:
             text = file.read(MOST_INFO_BYTES + 1)
         info = json.loads(text) if len(text) <= MOST_INFO_BYTES else None
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}/info cannot be read as JSON: {first_line(error)}") from error
 
@@ -178,11 +183,11 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def list_file(path: Path) -> list[Listed]:
+def list_file(path: Path) -> Listing:
     """Every scale of the folder."""
     info, scales = read_info(path)
-    return [Listed(scale.key, shape_of(info, scale), np.dtype(info["data_type"]), chunks_of(info, scale))
-            for scale in scales]
+    return Listing(Listed(scale.key, shape_of(info, scale), np.dtype(info["data_type"]), chunks_of(info, scale))
+                   for scale in scales)
 
 
 def has_channel_axis(info: dict[str, Any]) -> bool:
@@ -217,7 +222,7 @@ def open_file(path: Path, dataset: str | None = None, kind: str | None = None) -
             offset = exact  # unless the standard fields were edited since
     if kept.get("resolution_known") is False and scales[0].resolution == (1.0, 1.0, 1.0):
         resolution = None
-    attributes = kept["attributes"] if isinstance(kept.get("attributes"), dict) else {}
+    attributes = metadata.plain(kept["attributes"]) if isinstance(kept.get("attributes"), dict) else {}
     connect = partial(ChunkFolder, path, scale, info.get("num_channels", 1), np.dtype(info["data_type"]))
     return Volume(str(path) + (f":{dataset}" if dataset else ""), shape_of(info, scale), np.dtype(info["data_type"]),
                   resolution, offset, attributes, chunks_of(info, scale), connect)

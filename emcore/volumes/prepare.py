@@ -1,9 +1,8 @@
-"""python -m emcore prepare isbi2012|snemi: public TIFF stacks as HDF5 with a manifest, as dbMiM pretrains on them."""
+"""python -m emcore prepare isbi2012|snemi|fullem: public data as dbMiM pretrains on it, HDF5 with a manifest."""
 
 import argparse
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.files import write_text
 from emcore.progress import Progress
 from emcore.volumes import create_volume, open_volume
+from emcore.volumes.fullem import prepare_full, told
 
 MANIFEST = "public_em_manifest.json"
 BLOCK_BYTES = 64 << 20
@@ -64,9 +65,7 @@ def prepare(name: str, folder: Path, target: Path) -> list[dict[str, Any]]:
                         "path": str(path), "key": "raw", "shape": list(volume.shape), "dtype": "uint8",
                         "axis_order": "zyx", "bytes": path.stat().st_size, "sha256": digest(path)})
     kept = [entry for entry in before if entry["name"] not in {new["name"] for new in entries}]
-    temporary = target / f".{MANIFEST}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(kept + entries, indent=1) + "\n")
-    os.replace(temporary, target / MANIFEST)
+    write_text(target / MANIFEST, json.dumps(kept + entries, indent=1) + "\n")
     return entries
 
 
@@ -100,11 +99,16 @@ def digest(path: Path) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore prepare", description=(
-        "Write the image stacks of a public data set as HDF5 (dataset raw, gzip) with a manifest, for pretraining."))
-    parser.add_argument("set", choices=list(SETS), help="which data set")
-    parser.add_argument("folder", type=Path, help="where its TIFF files were unpacked")
-    parser.add_argument("--target", type=Path, default=Path("data/public_em"), help="folder to write to")
+        "Put a public data set where the recipes of masked pretraining look for it, as HDF5 with a manifest: the image "
+        "stacks of isbi2012 and snemi (dataset raw, gzip), or the archives of fullem, unpacked."))
+    parser.add_argument("set", choices=[*SETS, "fullem"], help="which data set")
+    parser.add_argument("folder", type=Path, help="where its TIFF files, or the archives of fullem, lie")
+    parser.add_argument("--target", type=Path, help="folder to write to: data/public_em, of fullem "
+                                                    "data/EM_pretrain_data, by default")
     options = parser.parse_args(arguments)
-    for entry in prepare(options.set, options.folder, options.target):
+    if options.set == "fullem":
+        print(told(prepare_full(options.folder, options.target or Path("data/EM_pretrain_data"))))
+        return 0
+    for entry in prepare(options.set, options.folder, options.target or Path("data/public_em")):
         print(f"{entry['path']}: {tuple(entry['shape'])}, {entry['bytes']} bytes")
     return 0

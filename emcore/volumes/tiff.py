@@ -18,6 +18,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.files import replaced, reported
+from emcore.reading import open_regular
 from emcore.volumes import metadata
 from emcore.volumes.volume import Volume, check_volume, first_line, native
 from emcore.volumes.writing import FlatFile, flat_file
@@ -156,11 +157,12 @@ def describe(file: Path, stack: Stack) -> str:
 def pages_of(path: Path) -> Stack:
     """The pages of a file, from their headers alone; whatever is broken in them becomes one sentence."""
     try:
+        open_regular(path).close()
         with tifffile.TiffFile(path) as file:
             return read_headers(path, file)
     except InputError:
         raise
-    except BROKEN as error:
+    except (*BROKEN, MemoryError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as TIFF: {first_line(error)}") from error
 
 

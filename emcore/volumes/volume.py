@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from emcore.volumes.metadata import Triple
 
 IMAGE_KEYS = ("main", "raw", "volumes/raw", "image", "stack", "data")
 LABEL_KEYS = ("main", "labels", "volumes/labels/neuron_ids", "volumes/labels/clefts", "label", "gt", "stack")
+USUAL = {*IMAGE_KEYS, *LABEL_KEYS}
+MOST_LISTED = 1000  # arrays of a file whose shape and type are looked up
 KEYS = {"image": IMAGE_KEYS, "labels": LABEL_KEYS, None: (*IMAGE_KEYS, *LABEL_KEYS)}
 
 
@@ -27,6 +29,14 @@ class Listed:
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.dtype}"
+
+
+class Listing(list):
+    """The arrays of a file; where it has very many, the first of them, and the names of all."""
+
+    def __init__(self, arrays: Iterable[Listed], names: list[str] | None = None):
+        super().__init__(arrays)
+        self.names = [item.name for item in self] if names is None else names
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +88,10 @@ class Volume:
             values = np.asarray(self.connection[1][box])
         except InputError:
             raise
-        except (OSError, EOFError, RuntimeError, ValueError, zlib.error) as error:
+        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, zlib.error) as error:
             where = ", ".join(f"{span.start}:{span.stop}" for span in box)
-            raise InputError(f"{self.name} cannot be read at [{where}]: {first_line(error)}") from error
+            reason = "there is too little memory" if isinstance(error, MemoryError) else first_line(error)
+            raise InputError(f"{self.name} cannot be read at [{where}]: {reason}") from error
         values = values.astype(self.dtype, copy=False)
         return values if values.flags.owndata else values.copy()
 
@@ -123,7 +134,8 @@ def as_slices(index: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], se
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for use inside a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def native(dtype: Any) -> np.dtype:
@@ -136,7 +148,12 @@ def is_volume(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return len(shape) in (3, 4) and dtype.kind in "biuf"
 
 
-def choose_dataset(listing: list[Listed], path: Any, kind: str | None) -> str:
+def usual_first(names: list[str]) -> list[str]:
+    """The names whose arrays are looked up: all, or where they are too many, the usual ones and then the first."""
+    return names if len(names) <= MOST_LISTED else sorted(names, key=lambda name: name not in USUAL)[:MOST_LISTED]
+
+
+def choose_dataset(listing: Listing, path: Any, kind: str | None) -> str:
     """The name of the only volume in a file, else of the first usual key of that kind that it has."""
     names = [item.name for item in listing if is_volume(item.shape, item.dtype)]
     if len(names) == 1:
@@ -149,10 +166,10 @@ def choose_dataset(listing: list[Listed], path: Any, kind: str | None) -> str:
     raise InputError(f"{path} holds no volume of axes (z, y, x) or (c, z, y, x); {contents(listing)}")
 
 
-def contents(listing: list[Listed]) -> str:
+def contents(listing: Listing) -> str:
     """What a file holds, as the end of a sentence."""
     shown = ", ".join(str(item) for item in listing[:20])
-    more = f" and {len(listing) - 20} more" if len(listing) > 20 else ""
+    more = f" and {len(listing.names) - 20} more" if len(listing.names) > 20 else ""
     return f"it has: {shown}{more}" if listing else "it has no datasets"
 
 

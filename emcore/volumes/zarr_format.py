@@ -1,5 +1,7 @@
 """zarr v2 and v3 and OME-Zarr by the extra zarr; written as v2, which every reader knows."""
 
+import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,19 +12,52 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import replaced, reported
+from emcore.files import TEMPORARY, replaced, reported
+from emcore.reading import open_regular, read_text
 from emcore.volumes import metadata
-from emcore.volumes.volume import Listed, Volume, check_volume, choose_dataset, contents, first_line, native
+from emcore.volumes.volume import (
+    Listed,
+    Listing,
+    Volume,
+    check_volume,
+    choose_dataset,
+    contents,
+    first_line,
+    native,
+    usual_first,
+)
 from emcore.volumes.writing import choose_chunks
 
 try:
     import numcodecs
     import zarr
+    from zarr.storage import LocalStore
 except ImportError:
     raise InputError('reading and writing zarr needs the extra zarr: pip install "emcore[zarr]"') from None
 
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
+          RecursionError, MemoryError, ArithmeticError)
 CHUNK_LIMIT = 1 << 31  # bytes; a chunk is decoded whole, so a header that claims more must not be believed
+MOST_METADATA = 64 << 20  # bytes of one file
+MOST_FOLDERS = 200_000
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+class RegularStore(LocalStore):
+    """A folder of which only regular files are read: a pipe would be waited for, a device read without end."""
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        path = self.root / key
+        if os.path.exists(path):
+            with open_regular(path) as file:
+                size = os.fstat(file.fileno()).st_size
+            if key.endswith(METADATA) and size > MOST_METADATA:
+                raise InputError(f"{path} is larger than {MOST_METADATA >> 20} MiB, too large for what it should be")
+        return await super().get(key, prototype, byte_range)
+
+
+def opened(path: Path) -> zarr.Group | zarr.Array:
+    return zarr.open(RegularStore(path, read_only=True), mode="r")
 
 
 @contextmanager
@@ -36,35 +71,70 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as zarr: {first_line(error)}") from error
 
 
-def list_file(path: Path) -> list[Listed]:
-    """Every array below the folder."""
+def list_file(path: Path) -> Listing:
+    """The arrays below the folder, with very many the usual ones and the first of the others."""
     with reading(path):
-        return listing_of(zarr.open(str(path), mode="r"))
+        return listing_of(path, opened(path))
 
 
-def listing_of(node: zarr.Group | zarr.Array) -> list[Listed]:
+def listing_of(path: Path, node: zarr.Group | zarr.Array) -> Listing:
     if isinstance(node, zarr.Array):
-        return [Listed("", node.shape, node.dtype, node.chunks)]
-    arrays = ((name, item) for name, item in node.members(max_depth=None) if isinstance(item, zarr.Array))
-    return sorted(
-        (Listed(name, item.shape, item.dtype, item.chunks) for name, item in arrays), key=lambda item: item.name
-    )
+        return Listing([Listed("", node.shape, node.dtype, node.chunks)])
+    names = sorted(array_names(path))
+    if node.metadata.consolidated_metadata is not None:  # then only what stands there is believed to exist
+        names = [name for name in names if name in node]
+    found = ((name, node[name]) for name in usual_first(names))
+    return Listing((Listed(name, item.shape, item.dtype, item.chunks) for name, item in found), names)
+
+
+def array_names(path: Path) -> list[str]:
+    """The names of all arrays below a group, from their folders alone; what is below an array are its chunks."""
+    found, groups, seen, count = [], [""], set(), 0
+    while groups:
+        before = groups.pop()
+        if os.path.realpath(path / before) in seen:  # links in a circle
+            continue
+        seen.add(os.path.realpath(path / before))
+        with os.scandir(path / before) as entries:
+            names = [before + entry.name for entry in entries
+                     if entry.is_dir() and not TEMPORARY.fullmatch(entry.name)]
+        count += len(names)
+        if count > MOST_FOLDERS:
+            raise InputError(f"{path} holds more than {MOST_FOLDERS} folders, too many to list; name the dataset as "
+                             "PATH:DATASET")
+        for name in names:
+            if kind_of(path / name) == "array":
+                found.append(name)
+            elif kind_of(path / name) == "group":
+                groups.append(f"{name}/")
+    return found
+
+
+def kind_of(folder: Path) -> str | None:
+    """array, group, or None where the folder is no node of zarr."""
+    if os.path.exists(folder / "zarr.json"):
+        about = json.loads(read_text(folder / "zarr.json", MOST_METADATA))
+        return about.get("node_type") if isinstance(about, dict) else None
+    if os.path.exists(folder / ".zarray"):
+        return "array"
+    return "group" if os.path.exists(folder / ".zgroup") else None
 
 
 def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
     """An array below the folder; of a multiscale image the finest level, without axes t and c of length one."""
     with reading(path):
-        node = root = zarr.open(str(path), mode="r")
+        node = root = opened(path)
         name = (dataset or "").strip("/")
         if name and (isinstance(root, zarr.Array) or name not in root):
-            raise InputError(f"{path} has no dataset {name!r}; {contents(listing_of(root))}")
+            raise InputError(f"{path} has no dataset {name!r}; {contents(listing_of(path, root))}")
         if name:
             node = root[name]
         if isinstance(node, zarr.Group):
             scales = multiscales_of(node)
             if not scales and name:
-                raise InputError(f"{path} has a group, not a dataset, at {name!r}; {contents(listing_of(root))}")
-            level = str(scales["datasets"][0]["path"]) if scales else choose_dataset(listing_of(node), path, kind)
+                raise InputError(f"{path} has a group, not a dataset, at {name!r}; {contents(listing_of(path, root))}")
+            level = (str(scales["datasets"][0]["path"]) if scales
+                     else choose_dataset(listing_of(path / name, node), path, kind))
             node, name = node[level], f"{name}/{level}".strip("/")
         return volume_of(path, name, node)
 
@@ -99,7 +169,7 @@ class Leading:
 
 
 def connect_zarr(path: Path, name: str, leading: int) -> Any:
-    return Leading(zarr.open_array(str(path), path=name, mode="r"), leading)
+    return Leading(zarr.open_array(RegularStore(path, read_only=True), path=name, mode="r"), leading)
 
 
 def plain_attributes(node: zarr.Group | zarr.Array) -> dict[str, Any]:
@@ -119,7 +189,7 @@ def surroundings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | 
     for group_folder in folder.resolve().parents:
         if not any((group_folder / name).is_file() for name in (".zgroup", "zarr.json")):
             break
-        group = zarr.open_group(str(group_folder), mode="r")
+        group = zarr.open_group(RegularStore(group_folder, read_only=True), mode="r")
         attributes.append(plain_attributes(group))
         found = None if scales else multiscales_of(group)
         for entry in found["datasets"] if found else []:
@@ -201,13 +271,14 @@ def existing_group(path: Path, name: str) -> zarr.Group | None:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
     with reading(path):
-        node = zarr.open(str(path), mode="r")
+        node = opened(path)
     if isinstance(node, zarr.Array):
         if name:
             raise InputError(f"{path} is an array, not a group; it cannot hold a dataset {name!r}")
         return None
     if not name:
-        raise InputError(f"{path} is a group; name the dataset to write as {path}:NAME; {contents(listing_of(node))}")
+        raise InputError(f"{path} is a group; name the dataset to write as {path}:NAME; "
+                         f"{contents(listing_of(path, node))}")
     parts = name.split("/")
     for depth in range(1, len(parts) + 1):
         step = "/".join(parts[:depth])

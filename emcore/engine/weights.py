@@ -1,0 +1,49 @@
+"""Which checkpoint predicts, which of its weights, and the digest that tells them from all others."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from emcore.config import from_table, to_table
+from emcore.engine import checkpoint, finish
+from emcore.engine.published import is_published, published_tables
+from emcore.errors import InputError
+from emcore.settings.model import Model
+
+
+def named(run: Path, choice: str) -> Path:
+    """The checkpoint of a choice: a file, "best" by what the run monitored, or nothing, which is the newest."""
+    if choice == "best":
+        return finish.best(run)
+    if choice:
+        return Path(choice)
+    path = checkpoint.newest(run / "checkpoints")
+    if path is None:
+        raise InputError(f"{run / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
+    return path
+
+
+def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Module) -> dict[str, Any]:
+    """What a record says of weights: their digest, which of the file's they are, its step and its path."""
+    _, used = checkpoint.choose_weights(content, choice, path)
+    return {"digest": digest(model), "used": used, "step": checkpoint.step_of(content), "checkpoint": str(path)}
+
+
+def net_table(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The table [model] of a checkpoint with every setting, those that are newer than the file by their defaults."""
+    config = content["config"]
+    table = published_tables(config)[0] if is_published(config) else config["model"]
+    return to_table(from_table(Model, table, "model"))
+
+
+def digest(model: nn.Module) -> str:
+    """A digest of the names, shapes and values of all tensors of a net."""
+    found = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

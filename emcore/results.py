@@ -1,0 +1,153 @@
+"""Where results stand, whether those that are there are the ones asked for, and what a script does if they are not."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from emcore import config, record
+from emcore.errors import InputError
+from emcore.record import LABELS, listed
+from emcore.settings import Settings
+from emcore.settings.data import result_names
+from emcore.volumes import open_volume, split_reference
+
+STEP = "results_step="  # folders in a run's own folder
+WEIGHTS = "_weights="  # between the name of a run and of a checkpoint that is not of this run
+
+
+def run_folder(settings: Settings) -> Path:
+    return Path(settings.outputs) / settings.name
+
+
+def folder_of(settings: Settings, checkpoint: Path, step: int) -> Path:
+    """Results of a run's own checkpoints stand in its folder; those of other weights stand beside that folder."""
+    own = run_folder(settings)
+    if checkpoint.resolve().parent == (own / "checkpoints").resolve():
+        return own / f"{STEP}{step}"
+    return own.with_name(f"{own.name}{WEIGHTS}{checkpoint.stem}")
+
+
+def newest(settings: Settings) -> Path:
+    """The results of the run's newest checkpoint that has some."""
+    folder = run_folder(settings)
+    steps = [(int(number), path) for path in folder.glob(f"{STEP}*") if (number := path.name[len(STEP):]).isdigit()]
+    if steps:
+        return max(steps)[1]
+    others = sorted(str(path) for path in folder.parent.glob(f"{folder.name}{WEIGHTS}*"))
+    beside = f"; there are results of other weights, to be named by --results: {', '.join(others)}" if others else ""
+    raise InputError(f"{folder} has no results: run infer.py first{beside}")
+
+
+def files_of(settings: Settings, results: Path) -> list[tuple[Path, Path]]:
+    """The prediction and the labels of every test volume."""
+    return [(results / f"{name}_prediction.h5", results / f"{name}_labels.h5") for name in result_names(settings.data)]
+
+
+def check_there(settings: Settings, prediction: Path, stored: Mapping[str, Any] | None, wanted: Mapping[str, Any],
+                what: str) -> None:
+    """Refuses a prediction, finished or begun, whose record is not the wanted one."""
+    differing = record.differences(stored, wanted, settings) if stored is not None else []
+    if differing:
+        raise InputError(f"{prediction} was {what} with other settings: {listed(differing)}. --again replaces it; "
+                         "--results FOLDER writes to another folder and keeps both")
+
+
+def why_decode(labels: Path, prediction: Path, wanted: Mapping[str, Any]) -> str | None:
+    """Why labels that are there are not the wanted ones; None where they are."""
+    made_by = record.read(labels, LABELS)
+    if made_by is None:
+        if record.read(prediction) is not None:
+            return "they have no record of the prediction that they were made of"
+        made_by = {"decode": open_volume(labels, LABELS).attrs.get("decode")}
+    elif made_by["prediction"]["digest"] != wanted["prediction"]["digest"]:
+        return "they were made of another prediction"
+    differing = record.changed(made_by["decode"], wanted["decode"], "decode")
+    return listed(differing) if differing else None
+
+
+def check_source(made_by: Mapping[str, Any] | None, labels: Path, prediction: Path) -> None:
+    """Refuses labels that were decoded from another prediction than the one beside them."""
+    source = record.read(prediction) if made_by else None
+    if source is not None and made_by["prediction"]["digest"] != record.digest(source):
+        raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
+                         "the one that is there")
+
+
+def check_scored(settings: Settings, number: int, labels: Path | None, prediction: Path,
+                 again: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """What is scored, in words and as a table; results of another prediction, volume or truth are refused.
+
+    again: another truth than the recorded one is taken.
+    """
+    test = settings.data.test[number]
+    lines, made_by = [], record.read(labels, LABELS) if labels is not None else None
+    source = record.read(prediction) if prediction.exists() else None
+    if made_by is not None and prediction.exists():
+        check_source(made_by, labels, prediction)
+    if source is None and made_by is not None and "settings" in made_by["prediction"]:
+        source = made_by["prediction"]
+    for path, found in ((prediction if prediction.exists() else None, source), (labels, made_by)):
+        if path is not None and found is None:
+            lines.append(f"{path} has no record of what made it: an older version or another program wrote it")
+    if source is not None:
+        check_volume(settings, number, source["volume"])
+        lines.append(f"predicted by {record.told_weights(source['weights'])}, "
+                     f"{record.told_arithmetic(source['arithmetic'])}")
+        wanted = record.asked(settings)
+        differing = record.changed({name: source["settings"].get(name) for name in wanted}, wanted)
+        if differing:
+            lines.append(f"the prediction was made with other settings than those given here: {listed(differing)}")
+    if made_by is not None:
+        lines.append(f"decoded by {record.told_decode(made_by['decode'])}")
+        differing = record.changed(made_by["decode"], config.to_table(settings.decode), "decode")
+        if differing:
+            lines.append(f"the labels were made with other settings than those given here: {listed(differing)}")
+        if made_by.get("truth") and test.label is not None and not again:
+            check_truth(made_by["truth"], os.path.join(settings.data.folder, test.label), labels)
+    table = {"weights": source and source["weights"], "settings": source and source["settings"],
+             "arithmetic": source and source["arithmetic"], "volume": source and source["volume"],
+             "decode": made_by and made_by["decode"], "truth": record.of_truth(settings, number)}
+    return lines, table
+
+
+def check_volume(settings: Settings, number: int, recorded: Mapping[str, Any]) -> None:
+    """Refuses results of another volume than the one that the settings name."""
+    test = settings.data.test[number]
+    image, name = os.path.join(settings.data.folder, test.image), result_names(settings.data)[number]
+    if not split_reference(image)[0].exists():
+        if image != recorded["image"]:
+            raise InputError(f"the results of {name} are of {recorded['image']}, but data.test names {image}, which is "
+                             "not there")
+        return
+    wanted = record.of_volume(settings, test)
+    if not record.same_volume(recorded, wanted):
+        raise InputError(f"the results of {name} are of {record.told_volume(recorded)}, but data.test names "
+                         f"{record.told_volume(wanted)}: run infer.py for it, or name the folder of its results by "
+                         "--results")
+
+
+def check_truth(recorded: Mapping[str, Any], label: str, labels: Path) -> None:
+    """Refuses labels that were made for another truth than the one that the settings name."""
+    if split_reference(label)[0].exists() and not record.same_truth(recorded, label):
+        raise InputError(f"{labels} was made for the truth {recorded['label']}, but data.test names {label}, whose "
+                         "voxels differ: evaluate.py --again scores by the truth that is named now")
+
+
+def check_shown(made_by: Mapping[str, Any], scores: Mapping[str, Any] | None, name: str) -> None:
+    """Refuses stored scores of other weights, settings or truth than those of the results that stand there now."""
+    scored = (scores or {}).get("made_by")
+    if not scored:
+        return  # nothing is scored, or it was by a version without records
+    differing = []
+    if scored.get("weights") and made_by["weights"] and scored["weights"]["digest"] != made_by["weights"]["digest"]:
+        differing.append(f"the weights were {record.told_weights(scored['weights'])}, are "
+                         f"{record.told_weights(made_by['weights'])}")
+    for key in ("settings", "arithmetic", "decode"):
+        differing += record.changed(scored.get(key), made_by[key], key)
+    truth = made_by["truth"]
+    if scored.get("truth") and truth and scored["truth"]["content"] != truth["content"]:
+        differing.append(f"the truth {truth['label']} has other voxels")
+    if differing:
+        raise InputError(f"the stored scores of {name} are not of the results that stand there now: "
+                         f"{listed(differing)}. Run evaluate.py again")

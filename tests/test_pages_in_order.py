@@ -1,0 +1,538 @@
+"""Every command of README, docs and tutorials, run in the order of its page in one folder: it makes what the page says.
+
+The recipes are those of configs/ at the size of a smoke test, under the same names, with synthetic files where the
+recipes expect theirs. A table says of each command what must be new or changed afterwards, or printed. A command
+without a row, a row without a command, and a command that does nothing fail.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import io
+import re
+import runpy
+import shlex
+import shutil
+import textwrap
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tests.test_import_checkpoint as lightning_files
+from emcore import config
+from emcore.__main__ import SCRIPTS, TOOLS
+from emcore.engine import checkpoint
+from emcore.errors import run_command
+from emcore.models.build import build_model
+from emcore.settings import Settings
+from emcore.smoke import STEPS, reduced, write_files
+from emcore.volumes import create_volume, split_reference
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("python", "torchrun", "sbatch", "tensorboard", "make")
+# what is not run here, and why
+NOT_RUN = {
+    r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
+    r"tensorboard ": "another program, which runs until it is stopped",
+    r"sbatch ": "needs a cluster; test_slurm.py plays one",
+    r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
+}
+# large numbers of the pages -> those of the small recipes; what the small recipes cannot say is shortened
+SMALLER = {
+    r"\bstep_\d{9}\b": f"step_{STEPS:09d}", r"\bresults_step=\d+": f"results_step={STEPS}", r"/your/data": "your/data",
+    r"--shape \S+": "--shape 16,64,64", r"--iteration-total \d+": "--iteration-total 2",
+    r"--iteration-save \d+": "--iteration-save 1", r"-mi \S+": "-mi 2,32,32", r"-g 4 -c 4 -b \d+": "-g 1 -c 0 -b 2",
+    r"volume_50000\.pth": "volume_1.pth", r"PREDICTION\.h5": f"outputs/demo/results_step={STEPS}/test_im_prediction.h5",
+}
+
+
+# ---- what a command must have done
+
+
+def makes(*patterns):
+    return "makes", patterns
+
+
+def changes(*patterns):
+    return "changes", patterns
+
+
+def prints(*patterns):
+    return "prints", patterns
+
+
+def trained(name):
+    return makes(f"outputs/{name}/checkpoints/step_{STEPS:09d}.pt", f"outputs/{name}/log.csv")
+
+
+def predicted(name, volume="test_im", labels=True, where=f"results_step={STEPS}"):
+    kinds = ("prediction", "labels") if labels else ("prediction",)
+    return makes(*(f"outputs/{name}/{where}/{volume}_{kind}.h5" for kind in kinds))
+
+
+def scored(name, where=f"results_step={STEPS}", page="report.html"):
+    return makes(f"outputs/{name}/{where}/scores.json", f"outputs/{name}/{page}")
+
+
+def rescored(name, *more):
+    return changes(f"outputs/{name}/results_step={STEPS}/scores.json", *more)
+
+
+R = f"results_step={STEPS}"
+CLEFTS, NEURONS, V1 = ("configs/cremi_clefts.toml", "configs/snemi_neurons.toml", "configs/cremi_clefts_v1.toml")
+R33, EMR50, SMALL = ("configs/dbmim_finetune_r33.toml", "configs/emr50_polarity.toml",
+                     "configs/emr50_polarity_small.toml")
+HF = "outputs/hf_weights/weights/fullem_mixedmask_dbmim_r33"
+V1_DATA = ("-t datasets/cremi_v1/ -dn images/im_A_v2_200.h5@images/im_B_v2_200.h5@images/im_C_v2_200.h5",
+           "-ln gt-syn/syn_A_v2_200.h5@gt-syn/syn_B_v2_200.h5@gt-syn/syn_C_v2_200.h5")
+OURS = "name=mine data.folder=/your/data"
+
+# page -> (command as the page has it, without its comment; what it does)
+TABLE = {
+    "README.md": [
+        ("python -m emcore inspect your.h5", prints(r"labels")),
+        ("python -m emcore convert your.tif your.h5:raw", changes("your.h5")),
+        (f"python train.py --cfg configs/demo.toml {OURS} train.optimizer.lr=1e-3", trained("mine")),
+        (f"python infer.py --cfg configs/demo.toml {OURS}", predicted("mine")),
+        (f"python evaluate.py --cfg configs/demo.toml {OURS}", scored("mine")),
+        ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml", "instead"),
+        ("sbatch slurm/train.sbatch configs/cremi_clefts.toml", None),
+        (f"python train.py --cfg {CLEFTS} --smoke", None),
+        ("python -m emcore config train", prints(r"\[train\]", r"steps = ")),
+    ],
+    "docs/benchmarks.md": [
+        *[(f"python {script}.py --cfg configs/fib25_neurons.toml data.folder=data", done) for script, done in (
+            ("train", trained("fib25_neurons")), ("infer", predicted("fib25_neurons", "fib25_val")),
+            ("evaluate", scored("fib25_neurons")))],
+        *[(f"python train.py --cfg configs/{name}.toml data.folder=data", trained(name))
+          for name in ("fib25_unetr", "fib25_pretrain", "fib25_unetr_pretrained")],
+        *[(f"python {script}.py --cfg configs/isbi2012_membranes.toml data.folder=data", done) for script, done in (
+            ("train", trained("isbi2012_membranes")), ("infer", predicted("isbi2012_membranes", "isbi2012_val")),
+            ("evaluate", scored("isbi2012_membranes")))],
+        ('python train.py --cfg configs/isbi2012_membranes.toml data.folder=data "data.train_part=[0.0,1.0]" '
+         "name=isbi2012_membranes_all", trained("isbi2012_membranes_all")),
+        *[(f"python {script}.py --cfg configs/vnc_{kind}.toml data.folder=data", done)
+          for kind in ("clefts", "mitochondria") for script, done in (
+              ("train", trained(f"vnc_{kind}")), ("infer", predicted(f"vnc_{kind}", "vnc_val")),
+              ("evaluate", scored(f"vnc_{kind}")))],
+        ("python infer.py --cfg configs/fib25_neurons.toml --checkpoint weights/fib25_neurons.pt --params new.toml",
+         makes("outputs/fib25_neurons_weights=fib25_neurons/new_prediction.h5",
+               "outputs/fib25_neurons_weights=fib25_neurons/new_labels.h5")),
+        ("python evaluate.py --cfg configs/fib25_neurons.toml --params new.toml "
+         "--results outputs/fib25_neurons_weights=fib25_neurons",
+         makes("outputs/fib25_neurons_weights=fib25_neurons/scores.json",
+               "outputs/fib25_neurons_weights=fib25_neurons/report.html")),
+    ],
+    "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
+    "docs/tuning.md": [
+        ("python evaluate.py --cfg configs/demo.toml --tune",
+         makes(*(f"outputs/demo/{R}/{name}" for name in ("best_params.toml", "tune.csv", "tune.png", "tune.db")))),
+        (f"python infer.py --cfg configs/demo.toml --from PREDICTION.h5 --params outputs/demo/{R}/best_params.toml",
+         changes(f"outputs/demo/{R}/test_im_labels.h5")),
+    ],
+    "docs/migration.md": [
+        ("python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml", makes("cremi.toml")),
+        ("python train.py --cfg cremi.toml", makes("outputs/*/checkpoints/step_000000004.pt")),
+        ("python -m emcore import-checkpoint last.ckpt -o ours.pt --cfg cremi.toml", makes("ours.pt")),
+        ("python infer.py --cfg cremi.toml --checkpoint ours.pt", makes("outputs/*_weights=ours/*_prediction.h5")),
+        ("python -m emcore.legacy_v1 train -t cremi/ -dn im_A.h5@im_B.h5 -ln syn_A.h5@syn_B.h5 -o outputs/unetv0 "
+         "-lr 1e-03 --iteration-total 100000 --iteration-save 10000 -mi 8,256,256 -g 4 -c 4 -b 8 -ac unetv0 --task 2",
+         makes("outputs/unetv0/volume_0.pth", "outputs/unetv0/volume_2.pth")),
+        ("python -m emcore.legacy_v1 test -t cremi/ -dn im_A.h5@im_B.h5 -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 "
+         "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
+         makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
+    ],
+    "docs/tutorials/README.md": [(f"python train.py --cfg {CLEFTS} --smoke", None)],
+    "docs/tutorials/cremi_clefts.md": [
+        ("python -m emcore download cremi", None),
+        ("python -m emcore inspect datasets/corrected/syn_A.h5", prints(r"main")),
+        ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 125,512,512 --samples 3",
+         makes("datasets/synthetic/cremi/im_A.h5", "datasets/synthetic/cremi/syn_C.h5")),
+        (f"python train.py --cfg {CLEFTS}", trained("cremi_clefts")),
+        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS}", "instead"),
+        ("tensorboard --logdir outputs/cremi_clefts/tensorboard", None),
+        ("python -m emcore report outputs/cremi_clefts", makes("outputs/cremi_clefts/report.html")),
+        (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.png", makes("augmentations.png")),
+        ("python -m emcore import-config tutorials/syn_cremi.yaml -o syn_cremi.toml", makes("syn_cremi.toml")),
+        (f"python -m emcore import-checkpoint last.ckpt -o cremi_clefts.pt --cfg {CLEFTS}", makes("cremi_clefts.pt")),
+        (f"python infer.py --cfg {CLEFTS}", predicted("cremi_clefts", "*", labels=False)),
+        (f"python infer.py --cfg {CLEFTS} --checkpoint cremi_clefts.pt",
+         predicted("cremi_clefts_weights=cremi_clefts", "*", labels=False, where=".")),
+        (f"python evaluate.py --cfg {CLEFTS}", scored("cremi_clefts")),
+        (f"python infer.py --cfg {CLEFTS} infer.views.flips=[] --results outputs/cremi_clefts/without_views",
+         predicted("cremi_clefts", "*", labels=False, where="without_views")),
+        (f"python evaluate.py --cfg {CLEFTS} evaluate.threshold=0.4", rescored("cremi_clefts")),
+    ],
+    "docs/tutorials/cremi_clefts_v1.md": [
+        ("python -m emcore convert sample_A_20160501.hdf:volumes/raw datasets/cremi_v1/images/im_A_v2_200.h5:main",
+         makes("datasets/cremi_v1/images/im_A_v2_200.h5")),
+        ("python -m emcore convert sample_A_20160501.hdf:volumes/labels/clefts "
+         "datasets/cremi_v1/gt-syn/syn_A_v2_200.h5:main", makes("datasets/cremi_v1/gt-syn/syn_A_v2_200.h5")),
+        ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 64,512,512 --samples 3",
+         makes("datasets/synthetic/cremi/im_C.h5")),
+        (f"python -m emcore.legacy_v1 train --task 2 {' '.join(V1_DATA)} -o outputs/unetv0 -lr 1e-03 "
+         "--iteration-total 100000 --iteration-save 10000 -mi 8,256,256 -g 4 -c 4 -b 8 -ac unetv0",
+         makes("outputs/unetv0/volume_0.pth", "outputs/unetv0/volume_2.pth")),
+        ("tensorboard --logdir runs", None),
+        (f"python train.py --cfg {V1}", trained("cremi_clefts_v1")),
+        (f"python -m emcore.legacy_v1 test --task 2 {V1_DATA[0]} -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 -lm True "
+         "-pm outputs/unetv0/volume_50000.pth", makes(*(f"result/train/volume_{n}.h5" for n in range(3)))),
+        (f"python infer.py --cfg {V1}", predicted("cremi_clefts_v1", "*", labels=False)),
+        (f"python evaluate.py --cfg {V1}", scored("cremi_clefts_v1")),
+        (f"python train.py --cfg {V1} name=cremi_clefts_v1_raw_labels labels.smooth=false",
+         trained("cremi_clefts_v1_raw_labels")),
+    ],
+    "docs/tutorials/dbmim.md": [
+        ("python -m emcore download cremi-original", None),
+        ("python -m emcore download dbmim-r33", None),
+        ("python -m emcore download snemi-zenodo --folder downloads", None),
+        ("python -m emcore prepare isbi2012 downloads/isbi2012 --target data/public_em",
+         makes("data/public_em/isbi2012_train_raw.h5", "data/public_em/public_em_manifest.json")),
+        ("python -m emcore prepare snemi downloads/datasets/SNEMI --target data/public_em",
+         makes("data/public_em/snemi3d_train_raw.h5")),
+        ("python -m emcore inspect data/CREMI/sample_A_20160501.hdf", prints("volumes/raw")),
+        ("python -m emcore synth --layout cremi data/synthetic --shape 64,320,320 --samples 3",
+         makes("data/synthetic/CREMI/sample_C_20160501.hdf")),
+        (f"python train.py --cfg {R33} --smoke", None),
+        ("python train.py --cfg configs/dbmim_pretrain_r33.toml", trained("dbmim_pretrain_r33")),
+        (f"python train.py --cfg {R33}", trained("dbmim_finetune_r33")),
+        ("torchrun --nproc-per-node=4 train.py --cfg configs/dbmim_pretrain_r33.toml", "instead"),
+        ("tensorboard --logdir outputs", None),
+        ("python -m emcore report outputs/dbmim_finetune_r33", makes("outputs/dbmim_finetune_r33/report.html")),
+        (f"python train.py --cfg {R33} name=dbmim_finetune_published train.start_from={HF}/pretrained_latest.pt",
+         trained("dbmim_finetune_published")),
+        (f"python infer.py --cfg {R33}", predicted("dbmim_finetune_r33", "*")),
+        (f"python infer.py --cfg {R33} --checkpoint {HF}/finetuned_latest.pt",
+         predicted("dbmim_finetune_r33_weights=finetuned_latest", "*", where=".")),
+        (f"python evaluate.py --cfg {R33}",
+         makes(*(f"outputs/dbmim_finetune_r33/{R}/{name}" for name in (
+             "scores.json", "cremi_segmentation_records.json", "cremi_segmentation_metrics.csv",
+             "cremi_segmentation_summary.json")))),
+        (f"python evaluate.py --cfg {R33} --results outputs/dbmim_finetune_r33_weights=finetuned_latest",
+         scored("dbmim_finetune_r33_weights=finetuned_latest", where=".")),
+        (f"python -m emcore blockwise --cfg {R33} evaluate.blockwise.without_halo=true",
+         makes("outputs/dbmim_finetune_r33/*/blockwise_scale_records.csv")),
+        (f"python evaluate.py --cfg {R33} evaluate.sweep.thresholds=[0.05,0.1,0.2,0.3,0.35,0.4,0.45,0.5,0.55]",
+         changes(f"outputs/dbmim_finetune_r33/{R}/cremi_segmentation_records.json")),
+    ],
+    "docs/tutorials/emr50_polarity.md": [
+        ("python -m emcore download emr50", None),
+        ("python -m emcore synth --layout polarity datasets/synthetic/emr50 --shape 48,256,256 --resolution 30,8,8 "
+         "--samples 2", makes("datasets/synthetic/emr50/*")),
+        ("python -m emcore synth --layout polarity datasets/synthetic/emr50_small --shape 96,768,768 "
+         "--resolution 30,8,8 --samples 2", makes("datasets/synthetic/emr50_small/*")),
+        (f"python train.py --cfg {EMR50}", trained("emr50_polarity")),
+        ("python train.py --cfg configs/emr50_polarity_exclusive.toml", trained("emr50_polarity_exclusive")),
+        ("tensorboard --logdir outputs/emr50_polarity/tensorboard", None),
+        ("python -m emcore report outputs/emr50_polarity", makes("outputs/emr50_polarity/report.html")),
+        (f"python infer.py --cfg {EMR50}", predicted("emr50_polarity", "vol4")),
+        (f"python evaluate.py --cfg {EMR50}", scored("emr50_polarity", page=f"{R}/scores.csv")),
+        (f"python infer.py --cfg {EMR50} --from outputs/emr50_polarity/results_step=150000/vol4_prediction.h5 "
+         "decode.threshold=0.4 decode.small=64", changes(f"outputs/emr50_polarity/{R}/vol4_labels.h5")),
+        (f"python evaluate.py --cfg {EMR50} decode.threshold=0.4 decode.small=64", rescored("emr50_polarity")),
+        (f"python train.py --cfg {SMALL}", trained("emr50_polarity_small")),
+        (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
+        (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
+    ],
+    "docs/tutorials/snemi_neurons.md": [
+        ("python -m emcore download snemi", None),
+        ("python -m emcore inspect datasets/SNEMI/train-labels.tif", prints("train-labels")),
+        ("python -m emcore synth --layout snemi datasets/synthetic/snemi --shape 100,512,512",
+         makes("datasets/synthetic/snemi/train-input.tif")),
+        (f"python train.py --cfg {NEURONS}", trained("snemi_neurons")),
+        (f"torchrun --nproc-per-node=4 train.py --cfg {NEURONS} train.batch=8", "instead"),
+        ("tensorboard --logdir outputs/snemi_neurons/tensorboard", None),
+        ("python -m emcore report outputs/snemi_neurons", makes("outputs/snemi_neurons/report.html")),
+        (f"python infer.py --cfg {NEURONS}", predicted("snemi_neurons")),
+        (f"python evaluate.py --cfg {NEURONS}", scored("snemi_neurons", page=f"{R}/scores.csv")),
+        (f"python infer.py --cfg {NEURONS} infer.select=[6,9,4] decode.channels=[2,1,0] "
+         "--results outputs/snemi_neurons/long_edges", predicted("snemi_neurons", where="long_edges")),
+        (f"python infer.py --cfg {NEURONS} infer.views.flips=[0,1,2] infer.views.turns=true infer.views.combine=min "
+         "--results outputs/snemi_neurons/views", predicted("snemi_neurons", where="views")),
+        (f"python infer.py --cfg {NEURONS} decode.link=none", changes(f"outputs/snemi_neurons/{R}/test_im_labels.h5")),
+        (f"python evaluate.py --cfg {NEURONS} --tune",
+         makes(f"outputs/snemi_neurons/{R}/tune.csv", f"outputs/snemi_neurons/{R}/best_params.toml")),
+        (f"python evaluate.py --cfg {NEURONS} --tune --tune-random 25", changes(f"outputs/snemi_neurons/{R}/tune.csv")),
+        (f"python infer.py --cfg {NEURONS} --cut 0.4", makes(f"outputs/snemi_neurons/{R}/test_im_labels_0.4.h5")),
+    ],
+}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALWAYS = ("README.md", "docs/tutorials/cremi_clefts.md")  # the others are marked long
+
+
+# ---- the commands of a page
+
+
+def commands(text):
+    """Lines of bash and plain blocks, and indented ones, that begin with a program; comments are cut off."""
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```|((?:^    [^\n]*\n)+)", text, re.MULTILINE | re.DOTALL)
+    lines = [line for fenced, indented in blocks
+             for line in textwrap.dedent(fenced or indented).replace("\\\n", " ").splitlines()]
+    found = [re.sub(r"\s+", " ", re.sub(r"\s+#.*", "", line)).strip() for line in lines]
+    return [line for line in found if line.partition(" ")[0] in PROGRAMS and " " in line]
+
+
+def blocks_without_language(text):
+    """The plain blocks of a page alone: blocks of text, toml and python end with the same three marks."""
+    kept, inside = [], ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("```") and not inside:
+            inside = line.strip("`\n") or "plain"
+            kept.append("```bash\n" if inside in ("bash", "plain") else "")
+        elif line.startswith("```"):
+            kept.append("```\n" if inside in ("bash", "plain") else "")
+            inside = ""
+        elif inside in ("", "bash", "plain"):
+            kept.append(line)
+    return "".join(kept)
+
+
+def commands_of(page):
+    return commands(blocks_without_language(page.read_text()))
+
+
+def reason_not_to_run(line):
+    return next((reason for pattern, reason in NOT_RUN.items() if re.match(pattern, line)), None)
+
+
+def same_command(line, row):
+    return re.sub(r"results_step=\d+", R, line) == re.sub(r"results_step=\d+", R, row)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_of_a_page_has_a_row_that_says_what_it_does(page):
+    found, table = commands_of(page), TABLE.get(str(page.relative_to(ROOT)), [])
+    for line, (row, _) in zip(found, table):
+        assert same_command(line, row)
+    assert len(found) == len(table), found[len(table):]
+    for row, does in table:
+        assert (does is None) is (reason_not_to_run(row) is not None), row
+
+
+# ---- the folder of a page
+
+
+def recipes_of(page):
+    """The recipes of a page; those with a truth come first, because others may share their files."""
+    names = dict.fromkeys(re.findall(r"configs/([\w-]+)\.toml", "\n".join(row for row, _ in TABLE[page])))
+    return sorted(names, key=lambda name: "pretrain" in name)
+
+
+def prepare(page, folder):
+    """The recipes of the page at the size of a smoke test, and every file that they name."""
+    (folder / "configs").mkdir()
+    for name in recipes_of(page):
+        settings = config.load(Settings, ROOT / "configs" / f"{name}.toml")
+        small = reduced(settings, Path("outputs"))
+        data = replace(small.data, folder="data" if page == "docs/benchmarks.md" else settings.data.folder)
+        start = re.sub(r"step_\d{9}", f"step_{STEPS:09d}", settings.train.start_from)
+        small = replace(small, data=data, train=replace(small.train, start_from=start))
+        (folder / "configs" / f"{name}.toml").write_text(config.to_toml(small))
+        write_missing(settings, small)
+
+
+def write_missing(settings, small):
+    """The files of a recipe but for those that another recipe of the page has written."""
+    there = {str(path) for path in Path(small.data.folder).rglob("*")} if Path(small.data.folder).exists() else set()
+
+    def missing(volumes):
+        return tuple(volume for volume in volumes
+                     if str(Path(small.data.folder, split_reference(volume.image)[0])) not in there)
+
+    data = small.data
+    write_files(settings, replace(small, data=replace(data, train=missing(data.train), test=missing(data.test),
+                                                      validation=missing(data.validation))))
+
+
+def volume(path, array):
+    Path(path.partition(":")[0]).parent.mkdir(parents=True, exist_ok=True)
+    with create_volume(path, array.shape, array.dtype) as out:
+        out[...] = array
+
+
+def clefts(seed=0, shape=(6, 110, 104)):
+    labels = np.zeros(shape, np.uint64)
+    labels[1:5, 30:60, 20:80] = 5
+    return (np.random.default_rng(seed).integers(40, 80, shape) + 120 * (labels > 0)).astype(np.uint8), labels
+
+
+def before_readme(folder):
+    tissue = Path("outputs/demo/data")  # as make demo leaves it
+    shutil.copytree(tissue, "your/data")
+    run("python train.py --cfg configs/demo.toml")
+    image, labels = clefts()
+    volume("your.tif", image)
+    volume("your.h5:labels", labels)
+
+
+def before_benchmarks(folder):
+    shutil.copytree(ROOT / "weights", "weights")
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    toml = re.search(r"```\n(\[\[data\.test\]\].*?)```", text, re.DOTALL)[1]
+    settings = config.load(Settings, ROOT / "configs" / "fib25_neurons.toml")
+    source = Path("data", split_reference(settings.data.test[0].image)[0])
+    shutil.copy(source, "new.h5")
+    (folder / "new.toml").write_text(toml.replace("/path/new.h5", str(folder / "new.h5")))
+
+
+def before_demo(folder):
+    run("python train.py --cfg configs/demo.toml")
+    run("python infer.py --cfg configs/demo.toml")
+
+
+def before_migration(folder):
+    Path("tutorials").mkdir()
+    shutil.copytree(ROOT / "tests" / "yaml", "tutorials", dirs_exist_ok=True)
+    shutil.copy("tutorials/clefts.yaml", "tutorials/syn_cremi.yaml")
+    for letter in "AB":
+        image, labels = clefts()
+        volume(f"cremi/im_{letter}.h5:main", image)
+        volume(f"cremi/syn_{letter}.h5:main", labels)
+
+
+def before_clefts(folder):
+    before_migration(folder)
+    write_lightning(config.load(Settings, "configs/cremi_clefts.toml"))
+
+
+def before_v1(folder):
+    image, labels = clefts()
+    volume("sample_A_20160501.hdf:volumes/raw", image)
+    volume("sample_A_20160501.hdf:volumes/labels/clefts", labels)
+    for letter in "BC":
+        volume(f"datasets/cremi_v1/images/im_{letter}_v2_200.h5:main", image)
+        volume(f"datasets/cremi_v1/gt-syn/syn_{letter}_v2_200.h5:main", labels)
+    for path in ("images/im_A_v2_200.h5", "gt-syn/syn_A_v2_200.h5"):  # the page makes it, from the file of CREMI
+        Path("datasets/cremi_v1", path).unlink(missing_ok=True)
+
+
+def before_polarity(folder):
+    shutil.rmtree("datasets/synthetic/emr50_small")  # the page makes it
+
+
+def before_dbmim(folder):
+    image, _ = clefts()
+    for path in ("downloads/isbi2012/train-volume.tif", "downloads/isbi2012/test-volume.tif",
+                 "downloads/datasets/SNEMI/train-input.tif", "downloads/datasets/SNEMI/test-input.tif"):
+        volume(path, image)
+
+
+BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks, "docs/embedding.md": before_demo,
+          "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
+          "docs/tutorials/cremi_clefts.md": before_clefts, "docs/tutorials/cremi_clefts_v1.md": before_v1,
+          "docs/tutorials/dbmim.md": before_dbmim, "docs/tutorials/emr50_polarity.md": before_polarity}
+
+
+def write_lightning(settings):
+    """last.ckpt: a file of the published net at the size of these settings."""
+    net = build_model(settings.model, settings.data.patch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lightning_files, "LEVELS", len(settings.model.rsunet.width))
+        lightning_files.lightning("last.ckpt", net)
+
+
+def after_import(folder):
+    """The imported config at the size of a smoke test, its files, and a checkpoint of that size."""
+    settings = config.load(Settings, "cremi.toml")
+    small = reduced(settings, Path("outputs"))
+    (folder / "cremi.toml").write_text(config.to_toml(small))
+    write_files(settings, small)
+    write_lightning(small)
+
+
+def after_pretraining(folder):
+    """Published files of dbMiM, with the tensors and the notes that they hold."""
+    import torch
+
+    Path(HF).mkdir(parents=True)
+    content = checkpoint.read(f"outputs/dbmim_pretrain_r33/checkpoints/step_{STEPS:09d}.pt")
+    torch.save({"model": content["model"], "global_step": 12}, f"{HF}/pretrained_latest.pt")
+    settings = config.load(Settings, R33)
+    sizes = settings.model.transformer
+    said = {"model": {"architecture": "unetr_aniso_em", "volume_size": list(settings.data.patch),
+                      "patch_size": list(sizes.patch), "embed_dim": sizes.width, "depth": sizes.depth,
+                      "num_heads": sizes.heads, "feature_size": sizes.features, "out_channels": 3}}
+    net = build_model(settings.model, settings.data.patch)
+    torch.save({"model": net.state_dict(), "global_step": 12, "config": said}, f"{HF}/finetuned_latest.pt")
+
+
+AFTER = {"python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
+         "python train.py --cfg configs/dbmim_pretrain_r33.toml": after_pretraining}
+
+
+# ---- running
+
+
+def run(line):
+    """A command of a page at the small size, in this process; what it printed."""
+    for pattern, value in SMALLER.items():
+        line = re.sub(pattern, value, line)
+    words = shlex.split(line)
+    if words[0] == "torchrun":  # the number of processes is not what a page is about; test_train.py starts two
+        words = ["python", *words[2:]]
+    if words[1] == "-m":
+        module, arguments = words[2], words[3:]
+        if module == "emcore":
+            name, arguments = arguments[0], arguments[1:]
+            module = TOOLS[name][0] if name in TOOLS else name
+        main = import_module("emcore.legacy_v1.__main__" if module == "emcore.legacy_v1" else module).main
+    else:
+        assert words[1].removesuffix(".py") in SCRIPTS, line
+        main, arguments = runpy.run_path(str(ROOT / words[1]))["main"], words[2:]
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = run_command(main, arguments)
+    assert code == 0, f"{line}\n{out.getvalue()}\n{errors.getvalue()}"
+    return out.getvalue()
+
+
+def contents(folder):
+    """File -> digest of its bytes, of every file below."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.is_file()}
+
+
+def check(line, does, before, after, told):
+    kind, patterns = does
+    for pattern in patterns:
+        if kind == "prints":
+            assert re.search(pattern, told), f"{line} did not print {pattern}:\n{told}"
+            continue
+        pattern = pattern.replace("/./", "/")
+        new = [path for path in fnmatch.filter(after, pattern) if path not in before]
+        other = [path for path in fnmatch.filter(before, pattern) if path in after and before[path] != after[path]]
+        found = new if kind == "makes" else other
+        assert found, f"{line} left {pattern} as it was; it changed {sorted(set(after.items()) ^ set(before.items()))}"
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=pytest.mark.slow if page in ALWAYS else pytest.mark.long)
+                                  for page in TABLE if any(does for _, does in TABLE[page])])
+def test_the_commands_of_a_page_do_what_it_says_one_after_the_other(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prepare(page, tmp_path)
+    if page in BEFORE:
+        BEFORE[page](tmp_path)
+    for line in commands_of(ROOT / page):
+        does = next(does for row, does in TABLE[page] if same_command(line, row))
+        if does is None:
+            continue
+        before = contents(tmp_path)
+        if does == "instead":  # another way to do what the line before did: in a folder of its own
+            told, does = run(f"{line} outputs=instead"), makes(f"instead/*/checkpoints/step_{STEPS:09d}.pt")
+        else:
+            told = run(line)
+        check(line, does, before, contents(tmp_path), told)
+        if line in AFTER:
+            AFTER[line](tmp_path)
+
+
+def test_a_command_that_does_nothing_is_noticed(tmp_path):
+    before = {"outputs/a/scores.json": "1"}
+    for does in (makes("outputs/*/scores.json"), changes("outputs/*/scores.json"), prints("scores")):
+        with pytest.raises(AssertionError):
+            check("python evaluate.py", does, before, dict(before), "")
+    check("python evaluate.py", changes("outputs/*/scores.json"), before, {"outputs/a/scores.json": "2"}, "")
+    check("python evaluate.py", makes("outputs/*/new"), before, before | {"outputs/a/new": "2"}, "")
