@@ -17,8 +17,8 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.migration.download import unpack
 from emcore.reading import open_regular
-from emcore.report import read_scores
 from emcore.report.page import read_log
+from emcore.report.scores import read_scores
 from emcore.settings import Settings
 from emcore.volumes import hdf5, list_datasets, open_volume
 from emcore.volumes.inspect import inspect, text_of
