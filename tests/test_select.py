@@ -29,8 +29,9 @@ pad = [2, 8, 8]
 batch = 1
 layout = "contiguous"
 [decode]
-dust_size = 20
-remove_size = 10
+threshold = 0.2
+dust_size = 4
+remove_size = 2
 """
 
 
