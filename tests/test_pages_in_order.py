@@ -211,7 +211,7 @@ TABLE = {
          makes("data/EM_pretrain_data/all/*.h5", "*/all_manifest.json")),
         ("python -m emcore inspect data/CREMI/sample_A_20160501.hdf", prints("volumes/raw")),
         ("python -m emcore synth --layout cremi data/synthetic --shape 64,320,320 --samples 3",
-         makes("data/synthetic/CREMI/sample_C_20160501.hdf")),
+         makes("data/synthetic/sample_C_20160501.hdf")),
         (f"python train.py --cfg {R33} --smoke", None),
         ("python train.py --cfg configs/dbmim_pretrain_r33.toml", trained("dbmim_pretrain_r33")),
         (f"python train.py --cfg {R33}", trained("dbmim_finetune_r33")),
