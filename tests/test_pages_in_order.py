@@ -159,7 +159,7 @@ TABLE = {
         ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 125,512,512 --samples 3",
          makes("datasets/synthetic/cremi/im_A.h5", "datasets/synthetic/cremi/syn_C.h5")),
         (f"python train.py --cfg {CLEFTS}", trained("cremi_clefts")),
-        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS}", "instead"),
+        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS} train.batch=16", "instead"),
         ("tensorboard --logdir outputs/cremi_clefts/tensorboard", None),
         ("python -m emcore report outputs/cremi_clefts", makes("outputs/cremi_clefts/report.html")),
         (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.png", makes("augmentations.png")),
