@@ -32,12 +32,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--from", dest="stored", action="append", default=[], metavar="FILE",
                         help="stored prediction to tune by; once for each volume with a label")
     parser.add_argument("--tune-budget", type=float, metavar="MINUTES", help="begin no stage of the tune after them")
+    parser.add_argument("--tune-trial-seconds", type=float, metavar="S", help="give up a stage that takes longer")
     parser.add_argument("--tune-random", type=int, metavar="N", help="N random points instead of all combinations")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.convention=skimage")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
-    if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None):
-        raise InputError("--from, --tune-budget and --tune-random belong to --tune: add it")
+    if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None
+                             or options.tune_trial_seconds is not None):
+        raise InputError("--from, --tune-budget, --tune-trial-seconds and --tune-random belong to --tune: add it")
     if options.tune and options.stored:
         return tune_decoding(settings, options.results or Path(options.stored[0]).parent, options)
     folder = options.results or results.newest(settings)
@@ -86,7 +88,8 @@ def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace)
     from emcore.predict.tune import heat_table, tune
     from emcore.report.heat_map import write_heat_map
 
-    rows = tune(settings, folder, options.stored, options.tune_budget, options.tune_random)
+    rows = tune(settings, folder, options.stored, options.tune_budget, options.tune_random,
+                options.tune_trial_seconds)
     names, ends, values = heat_table(rows, settings.tune.objective)
     if names:
         write_heat_map(folder / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)

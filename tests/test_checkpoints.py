@@ -110,7 +110,7 @@ def pickled(content):
 
 def packed(path, content, record=bytes(40)):
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", pickled(content))
+        archive.writestr("x/data.pkl", content if isinstance(content, bytes) else pickled(content))
         archive.writestr("x/version", "3")
         archive.writestr("x/data/0", record)
     return path
@@ -124,6 +124,9 @@ def test_a_file_with_right_checksums_is_read_only_if_its_tensors_fit_their_recor
                   Claim(10, 9, (4,), (-1,))):
         with pytest.raises(InputError, match=r"a.pt is not a whole checkpoint: .*(should have|does not fit)"):
             checkpoint.read(packed(tmp_path / "a.pt", {"a": claim}))
+    deep = pickle.dumps({"a": 1}, protocol=2).replace(b"K\x01", b")" + b"\x85" * 10**6 + b"K\x01")
+    with pytest.raises(InputError, match="tuples are nested more than 100 deep"):
+        checkpoint.read(packed(tmp_path / "a.pt", deep))
     for made in (Call(bytearray, 3 * 10**9), Call(torch.FloatTensor, 10**9), Call(set, Claim(10, 0, (4,), (1,)))):
         with pytest.raises(InputError, match="could run code, so it is not read"):
             checkpoint.read(packed(tmp_path / "a.pt", {"a": made}))

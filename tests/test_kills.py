@@ -27,6 +27,7 @@ STEPS = 30
 TEST = """
 [[data.test]]
 image = "large.h5:raw"
+label = "large.h5:labels"
 name = "large"
 [infer]
 slab = 4
@@ -218,10 +219,15 @@ def test_a_killed_prediction_goes_on_to_the_same_voxels_and_leaves_nothing_behin
     finished(predicting(), place)
     assert files_of(place) == files_of(whole)
     for name in ("large_prediction.h5", "large_labels.h5"):
-        sets = [item.name for item in list_datasets(expected / name)]
-        assert sets == [item.name for item in list_datasets(folder / name)]
-        for item in sets:
-            one, two = open_volume(expected / name, item), open_volume(folder / name, item)
-            assert one.dtype == two.dtype
-            assert np.array_equal(one[...], two[...]), (name, item)
-            assert str(one.attrs) == str(two.attrs), (name, item)
+        check_same_volumes(expected / name, folder / name)
+
+
+def check_same_volumes(path, other):
+    """Every dataset of two files, and what is told about it."""
+    sets = [item.name for item in list_datasets(path)]
+    assert sets == [item.name for item in list_datasets(other)]
+    for item in sets:
+        one, two = open_volume(path, item), open_volume(other, item)
+        assert one.dtype == two.dtype
+        assert np.array_equal(one[...], two[...]), (other, item)
+        assert str(one.attrs) == str(two.attrs), (other, item)

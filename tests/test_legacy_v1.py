@@ -298,3 +298,25 @@ def test_the_neuron_task_learns_three_affinities(tmp_path, monkeypatch):
     flags = make_data(tmp_path)
     assert main(["train", *flags, "--task", "1", "--iteration-total", "0"]) == 0
     assert from_published(checkpoint.read(tmp_path / "out" / "volume_0.pth")).fconv[0][1].out_channels == 3
+
+
+def test_a_net_tested_without_its_task_says_which_it_is_and_a_file_without_resolution_too(tmp_path, capsys):
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
+    write(tmp_path / "a.h5", image)
+    with create_volume(f"{tmp_path / 'b.h5'}:main", image.shape, image.dtype, (40, 4, 4), (80, 0, 0)) as out:
+        out[...] = image
+    for task, channels in ((2, 1), (1, 3)):
+        save_net(UNetV1(out_channels=channels), tmp_path / "net.pth", 1.0)
+        flags = [*f"-t {tmp_path}/ -dn a.h5@b.h5 -mi 2,32,32 -ac unetv0 -lm True -o {tmp_path}/out{task}".split(),
+                 "-pm", f"{tmp_path}/net.pth"]
+        assert main(["test", *flags]) == 0
+        told = capsys.readouterr().out
+        name = {1: "neuron", 2: "synapse"}[task]
+        assert f"net.pth has {channels} output channels, as a net of --task {task} ({name})" in told
+        assert "a.h5 does not say its resolution" in told
+        assert "b.h5 does not say" not in told
+        without, known = (open_volume(tmp_path / f"out{task}" / f"volume_{number}.h5:main") for number in (0, 1))
+        assert (without.resolution, known.resolution, known.offset) == (None, (40, 4, 4), (80, 0, 0))
+        other = {1: "synapse", 2: "neuron"}[task]
+        with pytest.raises(InputError, match=f"as a net of --task {task} .*; --task says {other}"):
+            main(["test", *flags, "--task", other])

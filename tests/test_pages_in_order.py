@@ -14,6 +14,7 @@ import runpy
 import shlex
 import shutil
 import textwrap
+import zipfile
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -38,12 +39,15 @@ NOT_RUN = {
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
     r"sbatch ": "needs a cluster; test_slurm.py plays one",
+    r"make ": "the suites and the demo; CI runs them",
     r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
 }
 # large numbers of the pages -> those of the small recipes; what the small recipes cannot say is shortened
 SMALLER = {
     r"\bstep_\d{9}\b": f"step_{STEPS:09d}", r"\bresults_step=\d+": f"results_step={STEPS}", r"/your/data": "your/data",
-    r"--shape \S+": "--shape 16,64,64", r"--iteration-total \d+": "--iteration-total 2",
+    r"--shape \S+": "--shape 16,64,64", r"--at=\S+": "--at=-1,-2,-2",
+    r"(submit cremi [^=]*)$": r"\1 --at 0,0,0", r"(submit cremi .*)": r"\1 --shape 20,60,60",
+    r"--iteration-total \d+": "--iteration-total 2",
     r"--iteration-save \d+": "--iteration-save 1", r"-mi \S+": "-mi 2,32,32", r"-g 4 -c 4 -b \d+": "-g 1 -c 0 -b 2",
     r"volume_50000\.pth": "volume_1.pth", r"PREDICTION\.h5": f"outputs/demo/results_step={STEPS}/test_im_prediction.h5",
 }
@@ -145,6 +149,9 @@ TABLE = {
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
     ],
+    "docs/trust.md": [("make test", None), ("make test-long", None),
+                      ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
+                      ('make test TESTS="tests/test_results.py"', None)],
     "docs/tutorials/README.md": [(f"python train.py --cfg {CLEFTS} --smoke", None)],
     "docs/tutorials/cremi_clefts.md": [
         ("python -m emcore download cremi", None),
@@ -152,7 +159,7 @@ TABLE = {
         ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 125,512,512 --samples 3",
          makes("datasets/synthetic/cremi/im_A.h5", "datasets/synthetic/cremi/syn_C.h5")),
         (f"python train.py --cfg {CLEFTS}", trained("cremi_clefts")),
-        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS}", "instead"),
+        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS} train.batch=16", "instead"),
         ("tensorboard --logdir outputs/cremi_clefts/tensorboard", None),
         ("python -m emcore report outputs/cremi_clefts", makes("outputs/cremi_clefts/report.html")),
         (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.png", makes("augmentations.png")),
@@ -161,7 +168,13 @@ TABLE = {
         (f"python infer.py --cfg {CLEFTS}", predicted("cremi_clefts", "*", labels=False)),
         (f"python infer.py --cfg {CLEFTS} --checkpoint cremi_clefts.pt",
          predicted("cremi_clefts_weights=cremi_clefts", "*", labels=False, where=".")),
-        (f"python evaluate.py --cfg {CLEFTS}", scored("cremi_clefts")),
+        (f"python evaluate.py --cfg {CLEFTS}", scored("cremi_clefts", page=f"{R}/scores.csv")),
+        ("python infer.py --cfg challenge.toml --checkpoint outputs/cremi_clefts/checkpoints/step_000150000.pt "
+         "--results outputs/challenge", makes(*(f"outputs/challenge/im_{letter}+_labels.h5" for letter in "ABC"))),
+        ("python -m emcore submit cremi sample_A+.hdf --clefts outputs/challenge/im_A+_labels.h5",
+         makes("sample_A+.hdf")),
+        ("python -m emcore submit cremi sample_A+.hdf --clefts clefts_A+.h5 --neuron-ids neurons_A+.h5 "
+         "--at=-37,-911,-911", changes("sample_A+.hdf")),
         (f"python infer.py --cfg {CLEFTS} infer.views.flips=[] --results outputs/cremi_clefts/without_views",
          predicted("cremi_clefts", "*", labels=False, where="without_views")),
         (f"python evaluate.py --cfg {CLEFTS} evaluate.threshold=0.4", rescored("cremi_clefts")),
@@ -189,13 +202,16 @@ TABLE = {
         ("python -m emcore download cremi-original", None),
         ("python -m emcore download dbmim-r33", None),
         ("python -m emcore download snemi-zenodo --folder downloads", None),
+        ("python -m emcore download isbi2012", None),
         ("python -m emcore prepare isbi2012 downloads/isbi2012 --target data/public_em",
          makes("data/public_em/isbi2012_train_raw.h5", "data/public_em/public_em_manifest.json")),
         ("python -m emcore prepare snemi downloads/datasets/SNEMI --target data/public_em",
          makes("data/public_em/snemi3d_train_raw.h5")),
+        ("python -m emcore prepare fullem downloads/EM_pretrain_data",
+         makes("data/EM_pretrain_data/all/*.h5", "*/all_manifest.json")),
         ("python -m emcore inspect data/CREMI/sample_A_20160501.hdf", prints("volumes/raw")),
         ("python -m emcore synth --layout cremi data/synthetic --shape 64,320,320 --samples 3",
-         makes("data/synthetic/CREMI/sample_C_20160501.hdf")),
+         makes("data/synthetic/sample_C_20160501.hdf")),
         (f"python train.py --cfg {R33} --smoke", None),
         ("python train.py --cfg configs/dbmim_pretrain_r33.toml", trained("dbmim_pretrain_r33")),
         (f"python train.py --cfg {R33}", trained("dbmim_finetune_r33")),
@@ -248,14 +264,17 @@ TABLE = {
         ("python -m emcore report outputs/snemi_neurons", makes("outputs/snemi_neurons/report.html")),
         (f"python infer.py --cfg {NEURONS}", predicted("snemi_neurons")),
         (f"python evaluate.py --cfg {NEURONS}", scored("snemi_neurons", page=f"{R}/scores.csv")),
-        (f"python infer.py --cfg {NEURONS} infer.select=[6,9,4] decode.channels=[2,1,0] "
-         "--results outputs/snemi_neurons/long_edges", predicted("snemi_neurons", where="long_edges")),
+        (f"python infer.py --cfg {NEURONS} decode.channels=[4,9,6]",
+         changes(f"outputs/snemi_neurons/{R}/test_im_labels.h5")),
+        (f"python evaluate.py --cfg {NEURONS} decode.channels=[4,9,6]", rescored("snemi_neurons")),
+        (f"python evaluate.py --cfg {NEURONS} --tune decode.channels=[4,9,6]",
+         makes(f"outputs/snemi_neurons/{R}/tune.csv", f"outputs/snemi_neurons/{R}/best_params.toml")),
         (f"python infer.py --cfg {NEURONS} infer.views.flips=[0,1,2] infer.views.turns=true infer.views.combine=min "
          "--results outputs/snemi_neurons/views", predicted("snemi_neurons", where="views")),
         (f"python infer.py --cfg {NEURONS} decode.link=none", changes(f"outputs/snemi_neurons/{R}/test_im_labels.h5")),
-        (f"python evaluate.py --cfg {NEURONS} --tune",
-         makes(f"outputs/snemi_neurons/{R}/tune.csv", f"outputs/snemi_neurons/{R}/best_params.toml")),
-        (f"python evaluate.py --cfg {NEURONS} --tune --tune-random 25", changes(f"outputs/snemi_neurons/{R}/tune.csv")),
+        (f"python evaluate.py --cfg {NEURONS} --tune", changes(f"outputs/snemi_neurons/{R}/tune.csv")),
+        (f"python evaluate.py --cfg {NEURONS} --tune --tune-random 25 --tune-trial-seconds 300",
+         changes(f"outputs/snemi_neurons/{R}/tune.csv")),
         (f"python infer.py --cfg {NEURONS} --cut 0.4", makes(f"outputs/snemi_neurons/{R}/test_im_labels_0.4.h5")),
     ],
 }
@@ -395,6 +414,12 @@ def before_migration(folder):
 
 def before_clefts(folder):
     before_migration(folder)
+    text = (ROOT / "docs" / "tutorials" / "cremi_clefts.md").read_text()
+    (folder / "challenge.toml").write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    for letter in "ABC":
+        shutil.copy(f"datasets/corrected/im_{letter}.h5", f"datasets/corrected/im_{letter}+.h5")
+    for name in ("clefts_A+.h5", "neurons_A+.h5"):
+        volume(f"{name}:labels", clefts()[1])
     write_lightning(config.load(Settings, "configs/cremi_clefts.toml"))
 
 
@@ -418,6 +443,10 @@ def before_dbmim(folder):
     for path in ("downloads/isbi2012/train-volume.tif", "downloads/isbi2012/test-volume.tif",
                  "downloads/datasets/SNEMI/train-input.tif", "downloads/datasets/SNEMI/test-input.tif"):
         volume(path, image)
+    volume("part/a.h5:main", clefts(shape=(16, 64, 64))[0])
+    Path("downloads/EM_pretrain_data").mkdir()
+    with zipfile.ZipFile("downloads/EM_pretrain_data/FAFB_crop_hdf_1.zip", "w") as archive:
+        archive.write("part/a.h5", "FAFB/a.hdf")
 
 
 BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks, "docs/embedding.md": before_demo,

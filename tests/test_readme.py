@@ -19,6 +19,12 @@ def test_the_library_example_runs_and_segments_perfectly(tmp_path):
     assert (tmp_path / "labels.h5").exists()
 
 
+def test_every_test_that_a_promise_names_exists():
+    named = re.findall(r"`(test_\w+\.py)`", (ROOT / "docs" / "trust.md").read_text())
+    assert len(named) > 12
+    assert [name for name in named if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_every_file_the_readme_points_to_exists():
     text = (ROOT / "README.md").read_text()
     paths = re.findall(r"`((?:emcore|kernels|configs|docs)/[\w/.*]*|\w+\.py)`", text)

@@ -150,3 +150,94 @@ def test_undefined_scores_never_reach_the_text_as_nan(capsys, tmp_path):
     assert "undefined" in text
     assert not any(word == "nan" for word in text.split())
     assert math.isnan(metrics.voi(metrics.contingency(np.zeros(3, int), np.zeros(3, int))).split)
+
+
+def test_a_volume_of_one_channel_scores_as_the_volume_and_several_are_refused(pair, tmp_path, capsys):
+    prediction, truth_path, labels, truth = pair
+    written(tmp_path / "one.h5", labels[None])
+    written(tmp_path / "ids.h5", truth[None])
+    found = command.score(str(tmp_path / "one.h5"), str(tmp_path / "ids.h5"), border_nm=9)
+    assert found["scores"] == command.score(prediction, truth_path, border_nm=9)["scores"]
+    written(tmp_path / "three.h5", np.stack([labels] * 3))
+    assert run_command(command.main, [str(tmp_path / "three.h5"), truth_path]) == 2
+    assert "score takes (z, y, x), or one channel (1, z, y, x)" in capsys.readouterr().err
+
+
+BACKGROUND = 2**64 - 1  # no cleft, in CREMI's files
+
+
+@pytest.fixture
+def golden():
+    """The published example: truth and prediction as masks of 12 x 120 x 160 voxels."""
+    truth, predicted = np.zeros((2, 12, 120, 160), bool)
+    truth[2:5, 20:60, 30:36] = truth[8:10, 70:75, 20:100] = True
+    predicted[3:6, 22:64, 31:38] = predicted[0:1, 100:110, 100:160] = True
+    return truth, predicted
+
+
+def cleft_scores(result):
+    return [entry["value"] for entry in result["scores"]]
+
+
+GOLDEN = [131.9752416, 158.2990786, 105.6514046, 0.6651584, 0.6863328, 600, 288]
+
+
+@pytest.mark.parametrize("form", ["legacy", "floats", "labels", "mask"])
+def test_clefts_are_scored_by_the_published_numbers_in_any_form(golden, form, tmp_path, capsys, monkeypatch):
+    truth, predicted = golden
+    ids = np.where(truth, 7, np.uint64(BACKGROUND)).astype(np.uint64)
+    values = {"legacy": np.where(predicted, 128, 127).astype(np.uint8)[None],  # what 2019's test writes, around 1/2
+              "floats": np.where(predicted, 0.51, 0.5).astype(np.float32)[None],
+              "labels": np.where(predicted, 9, 0).astype(np.uint32), "mask": predicted.astype(np.uint8)}[form]
+    prediction = written(tmp_path / "volume_0.h5", values, resolution=None)
+    reference = written(tmp_path / "syn.h5", ids, resolution=None)
+    arguments = [prediction, reference, "--clefts", "--resolution", "40", "4", "4"]
+    assert run_command(command.main, [*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert cleft_scores(result) == pytest.approx(GOLDEN, abs=1e-6)
+    assert result["voxels"] == {"compared": truth.size, "predicted": 1482, "true": 1520}
+    assert run_command(command.main, [*arguments, "--distance-nm", "1000"]) == 0
+    text = capsys.readouterr().out
+    assert "cleft_adgt                 158.299079  of predicted voxels to the truth, nm" in text
+    assert "cleft_false_positives               0" in text
+    monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", 50_000)  # in blocks the same
+    assert run_command(command.main, [*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+def test_files_of_clefts_without_a_resolution_say_so_and_empty_ones_too(golden, tmp_path, capsys):
+    truth, predicted = golden
+    files = [written(tmp_path / f"{name}.h5", values.astype(np.uint32), resolution=None)
+             for name, values in (("truth", truth), ("predicted", predicted), ("empty", truth & False))]
+    assert run_command(command.main, [files[1], files[0], "--clefts"]) == 2
+    assert "neither" in (told := capsys.readouterr().err)
+    assert "says its resolution; give --resolution Z Y X" in told
+    found = command_clefts(files[2], files[0])
+    assert cleft_scores(found) == [None, None, None, 0.0, 0.0, 0, 1520]
+    assert "there is no cleft in the prediction" in found["notes"][0]
+    assert "there is no cleft in the truth" in command_clefts(files[0], files[2])["notes"][0]
+    assert "nothing to find" in command_clefts(files[2], files[2])["notes"][0]
+    for options, sentence in ((["--clefts", "--border-nm", "25"], "--border-nm cannot be used with --clefts"),
+                              (["--threshold", "0.3"], "--threshold cannot be used without --clefts"),
+                              (["--clefts", "--threshold", "3"], "the threshold must be between 0 and 1")):
+        assert run_command(command.main, [*files[:2], *options]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def command_clefts(prediction, truth):
+    from emcore.metrics.score_clefts import score_clefts
+    return score_clefts(prediction, truth, resolution=RESOLUTION)
+
+
+def test_clefts_of_a_file_of_cremi_are_its_clefts_and_what_nobody_knows_does_not_count(golden, tmp_path):
+    truth, predicted = golden
+    ids = np.where(truth, 7, np.uint64(BACKGROUND)).astype(np.uint64)
+    ids[0, 100:110, 100:160] = 2**64 - 2  # where the false piece is
+    with create_volume(f"{tmp_path / 'a.hdf'}:volumes/labels/neuron_ids", ids.shape, "uint64", RESOLUTION) as out:
+        out[...] = 3
+    with create_volume(f"{tmp_path / 'a.hdf'}:volumes/labels/clefts", ids.shape, "uint64", RESOLUTION) as out:
+        out[...] = ids
+    found = command_clefts(written(tmp_path / "p.h5", predicted.astype(np.uint32)), str(tmp_path / "a.hdf"))
+    assert found["truth"]["name"].endswith("volumes/labels/clefts")
+    assert found["voxels"] == {"compared": truth.size, "predicted": 1482 - 600, "true": 1520}
+    assert cleft_scores(found)[5] == 0

@@ -1,10 +1,12 @@
 """evaluate.py --tune against a plain loop over decodings, its database, and what it refuses."""
 
 import csv
+import json
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import h5py
@@ -13,9 +15,11 @@ import pytest
 
 from emcore import config, metrics, segment
 from emcore.errors import InputError
+from emcore.predict import tune as tune_module
 from emcore.predict.decode import decode
 from emcore.predict.tune import tune
 from emcore.predict.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
+from emcore.predict.tune_stages import curve_stage, decoded_stage
 from emcore.report.heat_map import FONT, FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
@@ -170,6 +174,62 @@ def test_a_spent_budget_leaves_the_rest_to_the_next_run(tmp_path, capsys):
     assert [row.kind for row in rows] == ["decoded"]
     assert "the budget is spent with 4 of 4 stages left" in capsys.readouterr().out
     assert sum(row.kind == "curve" for row in tune(settings_of(tmp_path), tmp_path)) == 8
+
+
+def endless_at_low_03(task, point, scores, thresholds):
+    """A stage that hangs in a kernel, for one watershed."""
+    if point.low == 0.3 and point.high == 1.0:
+        time.sleep(1000)
+    return curve_stage(task, point, scores, thresholds)
+
+
+def endless_but_for_one(task, point):
+    if point.low == 0.1:  # the settings so far
+        time.sleep(1000)
+    return decoded_stage(task, point)
+
+
+@pytest.mark.slow
+def test_a_stage_over_its_time_is_ended_and_marked_and_the_tune_goes_on(tmp_path, monkeypatch, capsys):
+    stored_volume(tmp_path, "a")
+    settings = settings_of(tmp_path, processes=2)
+    monkeypatch.setattr(tune_module, "curve_stage", endless_at_low_03)
+    monkeypatch.setattr(tune_module, "decoded_stage", endless_but_for_one)
+    begin = time.monotonic()
+    rows = tune(settings, tmp_path, limit=6)
+    assert time.monotonic() - begin < 500
+    kinds = [row.kind for row in rows]
+    assert kinds.count("curve") == 6
+    stopped = [row for row in rows if row.kind == "stopped"]
+    assert sorted((row.decode["low"], row.decode["score"]) for row in stopped) == [
+        (0.1, "mean"), (0.3, "aff85_his256"), (0.3, "mean")]  # the settings so far, and two scores of one watershed
+    told = capsys.readouterr().out
+    assert "3 points took longer than their stage had" in told
+    assert "with the settings so far not decoded in time" in told
+    with open(tmp_path / "tune.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["stage"] for row in table] == kinds
+    for row in table:
+        assert (row["adapted_rand"] == "") is (row["stage"] == "stopped")
+        assert row["stage"] != "stopped" or float(row["seconds"]) == 6
+    # within the same time they are not tried again; without a limit they are, and become what they would have been
+    jobs = []
+    monkeypatch.setattr(tune_module, "run", lambda given, *more: jobs.extend(given) or iter(()))
+    tune(settings, tmp_path, limit=6)
+    assert not jobs
+    monkeypatch.undo()
+    again = tune(replace(settings, tune=replace(settings.tune, processes=1)), tmp_path)
+    assert not [row for row in again if row.kind == "stopped"]
+    (tmp_path / "whole").mkdir()
+    stored_volume(tmp_path / "whole", "a")
+    whole = tune(settings_of(tmp_path / "whole"), tmp_path / "whole")
+    assert {row[:4] for row in map(hashable, again)} == {row[:4] for row in map(hashable, whole)}
+    with pytest.raises(InputError, match=r"--tune-trial-seconds must be a number of seconds above 0; got 0"):
+        tune(settings, tmp_path, limit=0)
+
+
+def hashable(row):
+    return row.key, row.kind, json.dumps(row.decode), json.dumps(row.found), row.seconds
 
 
 @pytest.mark.slow

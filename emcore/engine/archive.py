@@ -1,7 +1,7 @@
 """The records of a file that torch.save wrote, each verified, and what its pickle asks to be built.
 
-torch.load looks at no checksum, and it takes the size of a tensor from the pickle although its record may be smaller.
-So both are compared here first. Every byte of the file has its place, so that no reader can understand it differently.
+torch.load looks at no checksum, and its version decides what else it looks at. So checksums, sizes and calls are
+checked here first. Every byte of the file has its place, so that no reader can understand it differently.
 """
 
 import io
@@ -30,6 +30,7 @@ ORDERED = "collections OrderedDict"
 HARMLESS = {ORDERED, "torch Size", "torch device", "torch._utils _rebuild_parameter"}
 PLAIN = {"__builtin__ set", "builtins set", "__builtin__ complex", "builtins complex", "collections Counter"}
 BYTES = "_codecs encode"
+DEEPEST = 100
 # what torch.load calls itself, besides all that begins with torch, and takes memory for
 GROWING = {BYTES, "__builtin__ bytearray", "builtins bytearray", "collections Counter"}
 
@@ -151,6 +152,8 @@ def _record(data: memoryview, entry: Entry) -> tuple[memoryview, int]:
         if stop + length <= len(data) and struct.unpack_from(layout, data, stop) == (
                 b"PK\x07\x08", entry.checksum, entry.size, entry.size):
             return record, stop + length
+    if entry.size == 0:  # nothing to describe
+        return record, stop
     raise Damaged(f"what follows its record {entry.name} is damaged")
 
 
@@ -184,10 +187,10 @@ def check_pickle(pickle: io.BytesIO, check_storage: Callable[[str, int], None], 
             case "TUPLE" | "APPENDS" | "SETITEMS":
                 items, stack = stack, marks.pop()
                 if step.name == "TUPLE":
-                    stack.append(tuple(items))
+                    stack.append(_tuple(items))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 length = int(step.name[-1])
-                stack[-length:] = [tuple(stack[-length:])]
+                stack[-length:] = [_tuple(stack[-length:])]
             case "APPEND":
                 stack.pop()
             case "SETITEM":
@@ -215,6 +218,19 @@ def check_pickle(pickle: io.BytesIO, check_storage: Callable[[str, int], None], 
                 stack.append(argument)
             case other:
                 raise Foreign(f"the instruction {other} of its pickle")
+
+
+class Nested(tuple):
+    depth: int
+
+
+def _tuple(items: list) -> Nested:
+    """A tuple that is not deep: Python's hash of a deep one ends the process."""
+    made = Nested(items)
+    made.depth = 1 + max((getattr(item, "depth", 0) for item in items), default=0)
+    if made.depth > DEEPEST:
+        raise Damaged(f"tuples are nested more than {DEEPEST} deep")
+    return made
 
 
 def _storage(named: Any, check_storage: Callable[[str, int], None]) -> Storage:

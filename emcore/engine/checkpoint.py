@@ -12,7 +12,7 @@ import os
 import pickle
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -126,23 +126,25 @@ def verified(path: Path, foreign: bool = False) -> bytes:
         raise InputError(f"no checkpoint {path}")
     try:
         with open(path, "rb") as file:
-            kind = file.read(4)
-            data = kind + file.read() if kind == archive.ZIP or kind.startswith(PICKLE) else b""
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+            begin = file.read(4)
+            file.seek(0)
+            data = file.read() if begin == archive.ZIP or begin.startswith(PICKLE) else b""
+    except (OSError, MemoryError) as error:
+        raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it does not fit into memory'}"
+                         ) from None
     if not data:
         raise InputError(f"{path} is not a whole checkpoint: torch.save did not write it")
     with refused(path, "is not a whole checkpoint"):
-        if kind == archive.ZIP:
-            _verify_zip(memoryview(data), _strange_names(data) if foreign else None)
+        if data.startswith(archive.ZIP):
+            _verify_zip(data, foreign)
         else:
             _verify_pickles(data)
             tell(f"{path} is of the format before torch 1.6, which holds no checksums: damage to it cannot be seen")
     return data
 
 
-def _verify_zip(data: memoryview, stand_ins: Collection[str] | None) -> None:
-    records = archive.records(data)
+def _verify_zip(data: bytes, foreign: bool) -> None:
+    records = archive.records(memoryview(data))
     if "constants.pkl" in records:
         raise archive.Damaged("it is a TorchScript program")
 
@@ -151,7 +153,7 @@ def _verify_zip(data: memoryview, stand_ins: Collection[str] | None) -> None:
         if found != size or f"data/{key}" not in records:
             raise archive.Damaged(f"its record data/{key} has {found} bytes and should have {size}")
 
-    archive.check_pickle(io.BytesIO(records["data.pkl"]), check, stand_ins)
+    archive.check_pickle(io.BytesIO(records["data.pkl"]), check, _strange_names(data) if foreign else None)
 
 
 def _verify_pickles(data: bytes) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from emcore.errors import InputError
 
+NUMBERS = {"neuron": 1, "synapse": 2}
+CHANNELS = {"neuron": 3, "synapse": 1}  # of the net of each task
 TASKS = {"1": "neuron", "neuron": "neuron", "2": "synapse", "synapse": "synapse"}
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 Triple = tuple[int, int, int]
@@ -16,7 +18,8 @@ def read_flags(mode: str, arguments: Sequence[str]) -> argparse.Namespace:
         prog=f"python -m emcore.legacy_v1 {mode}",
         description="The synapse tutorial of 2019. Sizes are z,y,x; lists of files are joined by @.")
     add = parser.add_argument
-    add("--task", default="1", help="1 or neuron, 2 or synapse: the numbers of the tutorial (a day later 0 and 1)")
+    add("--task", default="1" if mode == "train" else None,
+        help="1 or neuron, 2 or synapse: the numbers of the tutorial (a day later 0 and 1); test takes that of -pm")
     add("-t", "--train", default="", help="folder of the files, put before each name as it stands: end it in /")
     add("-dn", "--img-name", default="im_uint8.h5", help="image files (dataset main, uint8)")
     add("-o", "--output", default="result/train/", help="folder of what is written")
@@ -56,9 +59,9 @@ def _add_training(add) -> None:
 
 
 def _checked(flags: argparse.Namespace, mode: str) -> argparse.Namespace:
-    if flags.task not in TASKS:
+    if flags.task is not None and flags.task not in TASKS:
         raise InputError(f"--task is 1 (neuron) or 2 (synapse), as the tutorial numbers them; got {flags.task}")
-    flags.task = TASKS[flags.task]
+    flags.task = TASKS.get(flags.task)
     if flags.architecture != "unetv0":
         raise InputError(f"-ac: of the nets of that time there is unetv0; got {flags.architecture or 'none'}")
     flags.folder = flags.train.split("@")[0]

@@ -12,14 +12,15 @@ from emcore.data.sources import open_source
 from emcore.engine import ranks
 from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
-from emcore.legacy_v1.training import build
+from emcore.legacy_v1.flags import CHANNELS
+from emcore.legacy_v1.training import build, task_of
 from emcore.legacy_v1.weights import load_net
 from emcore.models.build import check_patch
 from emcore.predict.streaming import Job, as_given
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.settings.target import Target
-from emcore.volumes import create_volume
+from emcore.volumes import create_volume, open_volume
 
 Triple = tuple[int, int, int]
 
@@ -47,6 +48,17 @@ def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
     return job
 
 
+def _task(flags: argparse.Namespace, channels: int) -> str | None:
+    """The task of a file with so many channels: what --task says, if that can be, or what the file is of."""
+    found = next((task for task, count in CHANNELS.items() if count == channels), None)
+    if flags.task is None:
+        print(f"without --task: {flags.pre_model} has {channels} output channels{task_of(channels)}")
+    elif found not in (None, flags.task) and flags.out_channel is None:
+        raise InputError(f"{flags.pre_model} has {channels} output channels{task_of(channels)}; --task says "
+                         f"{flags.task}")
+    return flags.task or found
+
+
 def test(flags: argparse.Namespace) -> int:
     device = ranks.choose_device()
     keep_pages(device.type)
@@ -56,7 +68,9 @@ def test(flags: argparse.Namespace) -> int:
         net, _ = load_net(flags.pre_model)
         found = net.fconv[0][1].out_channels
         if flags.out_channel not in (None, found):
-            raise InputError(f"{flags.pre_model} has {found} output channels; --out-channel says {flags.out_channel}")
+            raise InputError(f"{flags.pre_model} has {found} output channels{task_of(found)}; --out-channel says "
+                             f"{flags.out_channel}")
+        flags.task = _task(flags, found)
     else:
         net, _ = build(flags)
         print("without -lm True -pm FILE the weights are random, and so is what is predicted")
@@ -74,7 +88,11 @@ def test(flags: argparse.Namespace) -> int:
         job = prediction(runner, f"{image}:main", flags)
         target = folder / f"volume_{number}.h5"
         shape = (len(job.channels), *job.shape)
-        place = (job.source.resolution, job.source.offset)
+        resolution = open_volume(f"{image}:main", kind="image").resolution
+        if resolution is None:
+            print(f"{image} does not say its resolution, so neither does {target}: scores in nm need the option "
+                  "--resolution Z Y X")
+        place = (resolution, job.source.offset)
         with create_volume(f"{target}:main", shape, "uint8", *place, compression="gzip") as out:
             for low, high, values in job.pieces(job.spans):
                 out[:, low:high] = (values() * np.float32(255)).astype(np.uint8)  # cut off, not rounded

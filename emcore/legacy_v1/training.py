@@ -20,6 +20,7 @@ from emcore.engine.pages import keep_pages
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
+from emcore.legacy_v1.flags import CHANNELS, NUMBERS
 from emcore.legacy_v1.samples import augmented, sample_size, sampling
 from emcore.legacy_v1.weights import load_net, save_net, update_momentum
 from emcore.losses import LossPlan
@@ -48,15 +49,22 @@ def train(flags: argparse.Namespace, arguments: Sequence[str]) -> int:
         ranks.stop()
 
 
+def task_of(channels: int) -> str:
+    """In words, which task has a net of so many channels; nothing where none has."""
+    return "".join(f", as a net of --task {NUMBERS[task]} ({task})" for task, count in CHANNELS.items()
+                   if count == channels)
+
+
 def build(flags: argparse.Namespace) -> tuple[UNetV1, float]:
     """The net, fresh or from -pm, and the count behind its batch statistics."""
-    outside = flags.out_channel or (1 if flags.task == "synapse" else 3)
+    outside = flags.out_channel or CHANNELS[flags.task or "neuron"]
     if not flags.load_model:
         return UNetV1(out_channels=outside), 1.0
     net, count = load_net(flags.pre_model)
     found = net.fconv[0][1].out_channels
     if found != outside:
-        raise InputError(f"{flags.pre_model} has {found} output channels; --task and --out-channel say {outside}")
+        raise InputError(f"{flags.pre_model} has {found} output channels{task_of(found)}; --task and --out-channel say "
+                         f"{outside}")
     return net, count
 
 

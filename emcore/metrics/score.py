@@ -1,10 +1,15 @@
-"""python -m emcore score PREDICTION TRUTH: VOI, Rand and CREMI scores of two label files, block by block."""
+"""python -m emcore score PREDICTION TRUTH: VOI, Rand and CREMI scores of two label files, block by block.
+
+With --clefts it scores clefts: see score_clefts.py.
+"""
 
 import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,11 +18,14 @@ from emcore.errors import InputError
 from emcore.metrics.borders import box_border_mask, neuron_border_mask
 from emcore.metrics.partitions import CONVENTIONS, cremi_score, foreground_restricted, rand, voi
 from emcore.metrics.tables import BLOCK_BYTES, Contingency, contingency, pool
-from emcore.volumes import Volume, open_volume
+from emcore.volumes import Volume, check_labels, open_path, open_volume, split_reference
 
 POOL_EVERY = 16  # blocks: their tables are added up now and then, so that the ids at their faces are not kept twice
 # truth ids that a convention ignores unless it is told otherwise; CREMI's files mark voxels by the two largest ids
 IGNORED_TRUTH = {"cremi": (0, 2**64 - 2, 2**64 - 1), "gala": ()}
+OF_CLEFTS = {"threshold": "--threshold", "distance_nm": "--distance-nm"}
+OF_LABELS = {"conventions": "--convention", "border_nm": "--border-nm", "ignore_truth": "--ignore-truth",
+             "ignore_labels": "--ignore-labels"}
 Start = tuple[int, ...]
 
 
@@ -27,12 +35,13 @@ def score(prediction: Any, truth: Any, conventions: Sequence[str] = tuple(CONVEN
           threads: int | None = None) -> dict[str, Any]:
     """Every score of two label volumes with its convention, JSON-able; undefined scores are None and explained.
 
-    Volumes of different extents are laid on each other by their offsets, and scored where both are.
+    Volumes of different extents are laid on each other by their offsets, and scored where both are. A volume may be
+    the only channel of (1, z, y, x).
     """
     for name in conventions:
         if name not in CONVENTIONS:
             raise InputError(f"unknown Rand convention {name!r}; there are {', '.join(CONVENTIONS)}")
-    prediction, truth = open_volume(prediction, kind="labels"), open_volume(truth, kind="labels")
+    prediction, truth = open_labels(prediction, "prediction"), open_labels(truth, "truth")
     if resolution is not None:
         prediction, truth = (replace(volume, resolution=tuple(resolution)) for volume in (prediction, truth))
     start, truth_start, shape = overlap(prediction, truth)
@@ -48,8 +57,36 @@ def score(prediction: Any, truth: Any, conventions: Sequence[str] = tuple(CONVEN
     if unlabelled:
         notes.append(f"label 0 of the prediction covers {unlabelled} of the compared voxels: a segment for VOI, "
                      "skimage, dbmim, funlib and gala; background for cremi and snemi3d; single voxels for isbi")
-    return {"prediction": _described(prediction), "truth": _described(truth), "border_nm": border_nm,
+    return {"prediction": described(prediction), "truth": described(truth), "border_nm": border_nm,
             "voxels": {"compared": table.total, "near_borders": table.masked}, "scores": scores, "notes": notes}
+
+
+def open_labels(reference: Any, side: str) -> Volume:
+    """Labels as (z, y, x), which may be the only channel of what is stored."""
+    path = isinstance(reference, str | PathLike)
+    volume = open_path(*split_reference(reference), "labels") if path else open_volume(reference)
+    return check_labels(one_channel(volume, side))
+
+
+@dataclass(frozen=True)
+class OnlyChannel:
+    """The voxels of a volume of one channel."""
+
+    volume: Volume
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.volume[(0, *box)]
+
+
+def one_channel(volume: Volume, side: str) -> Volume:
+    """The volume as (z, y, x); what has several channels is refused."""
+    if volume.ndim == 3:
+        return volume
+    if volume.ndim != 4 or volume.shape[0] != 1:
+        raise InputError(f"the {side} {volume.name} has the shape {volume.shape}; score takes (z, y, x), or one "
+                         "channel (1, z, y, x)")
+    return replace(volume, shape=volume.shape[1:], chunks=volume.chunks and volume.chunks[1:],
+                   connect=partial(OnlyChannel, volume))
 
 
 def scores_by(table: Contingency, convention: str, notes: list[str]) -> list[dict[str, Any]]:
@@ -157,7 +194,7 @@ def _moved(box: tuple[slice, ...], start: Start) -> tuple[slice, ...]:
     return tuple(slice(span.start + at, span.stop + at) for span, at in zip(box, start))
 
 
-def _described(volume: Volume) -> dict[str, Any]:
+def described(volume: Volume) -> dict[str, Any]:
     return {"name": volume.name, "shape": list(volume.shape), "dtype": str(volume.dtype),
             "resolution": volume.resolution, "offset": volume.offset}
 
@@ -196,10 +233,11 @@ def printed(result: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Prints the scores of two label files, as text or JSON."""
+    """Prints the scores of two files, as text or JSON."""
     parser = argparse.ArgumentParser(prog="python -m emcore score", description=(
         "VOI and Rand scores of a label file against the truth, under every published convention. VOI is in bits; "
-        "lower is better for VOI, rand_error and cremi_score, higher for the rest."))
+        "lower is better for VOI, rand_error and cremi_score, higher for the rest. With --clefts CREMI's average "
+        "distances and F1 of synaptic clefts, predicted as probabilities or as labels."))
     parser.add_argument("prediction", help="file, or file:dataset")
     parser.add_argument("truth", help="file, or file:dataset")
     parser.add_argument("--convention", action="append", choices=list(CONVENTIONS), dest="conventions",
@@ -209,16 +247,28 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--ignore-truth", metavar="IDS", type=_ids,
                         help='truth ids to ignore, separated by commas, or "none"; without it 0, for cremi also the '
                              "two largest 64-bit ids, for gala none")
-    parser.add_argument("--ignore-labels", metavar="IDS", type=_ids, default=(), help="predicted ids to ignore")
+    parser.add_argument("--ignore-labels", metavar="IDS", type=_ids, help="predicted ids to ignore")
     parser.add_argument("--resolution", type=float, nargs=3, metavar=("Z", "Y", "X"),
                         help="size of a voxel in nm, in place of what the files say")
     parser.add_argument("--threads", type=int, help="default: the cores allotted to this process")
     parser.add_argument("--json", action="store_true", help="print JSON; undefined scores are null")
+    parser.add_argument("--clefts", action="store_true", help="score clefts, wherever the truth has an id")
+    parser.add_argument("--threshold", type=float, help="clefts: above it a probability is cleft; 0.5 by default")
+    parser.add_argument("--distance-nm", type=float, metavar="NM",
+                        help="clefts: farther than this from all of the other volume a voxel is false; 200 by default")
     options = vars(parser.parse_args(arguments))
-    as_json = options.pop("json")
-    options["conventions"] = options["conventions"] or list(CONVENTIONS)
-    result = score(**options)
-    print(json.dumps(result, indent=1) if as_json else printed(result))
+    as_json, of_clefts = options.pop("json"), options.pop("clefts")
+    given = {name: value for name, value in options.items() if value is not None}
+    if strange := [flag for name, flag in (OF_LABELS if of_clefts else OF_CLEFTS).items() if name in given]:
+        raise InputError(f"{' and '.join(strange)} cannot be used with --clefts" if of_clefts else
+                         f"{' and '.join(strange)} cannot be used without --clefts")
+    if of_clefts:
+        from emcore.metrics.score_clefts import printed_clefts, score_clefts
+
+        result = score_clefts(**given)
+    else:
+        result = score(**given)
+    print(json.dumps(result, indent=1) if as_json else (printed_clefts if of_clefts else printed)(result))
 
 
 def _ids(text: str) -> tuple[int, ...]:

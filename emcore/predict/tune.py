@@ -7,12 +7,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from threading import Thread
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +18,7 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
 from emcore.predict import tune_store
+from emcore.predict.tune_processes import Job, run
 from emcore.predict.tune_space import (
     AFTER,
     BEFORE,
@@ -32,7 +30,7 @@ from emcore.predict.tune_space import (
     tree_of,
 )
 from emcore.predict.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
-from emcore.predict.tune_store import Row
+from emcore.predict.tune_store import STOPPED, Row
 from emcore.progress import Progress, duration
 from emcore.settings import Settings
 from emcore.settings.data import result_name
@@ -45,23 +43,16 @@ class Parameters:
     decode: Decode
 
 
-class Job(NamedTuple):
-    """A piece of work for one process, and how its result becomes rows."""
-
-    function: Callable
-    arguments: tuple
-    rows: Callable[[Any, float], list[Row]]
-
-
 def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
-         draws: int | None = None) -> list[Row]:
+         draws: int | None = None, limit: float | None = None) -> list[Row]:
     """Every row of results/tune.db after searching the space, best first; tune.csv and best_params.toml beside it.
 
     stored: predictions in the order of the volumes, instead of those in results. minutes: after them no stage is
-    begun, but the best point is still confirmed. draws: so many random points instead of every combination.
+    begun, but the best point is still confirmed. draws: so many random points instead of every combination. limit:
+    seconds after which a stage is given up; it is tried again only without a limit or with a larger one.
     """
     start = time.monotonic()
-    check(settings, draws)
+    check(settings, draws, limit)
     base = replace(settings.decode, kind="affinities")
     choices, thresholds = read_space(settings.tune.space), read_thresholds(settings.tune.space)
     points = (every_point(base, choices) if draws is None
@@ -73,34 +64,45 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
             if not jobs:
                 return
             with Progress(len(jobs), "tune", "stages") as progress:
-                for row in run(jobs, settings.tune.processes, deadline, progress):
+                for row in run(jobs, settings.tune.processes, deadline, limit, progress):
                     tune_store.add(database, row)
 
-        known = {row.key for row in tune_store.rows(database)}
+        def known() -> set[str]:
+            return {row.key for row in tune_store.rows(database)
+                    if row.kind != STOPPED or (limit is not None and row.seconds >= limit)}
+
         is_decoded = draws is not None and any(name in AFTER for name in choices)
-        jobs = decoded_jobs(task, points, known) if is_decoded else curve_jobs(task, points, thresholds, known)
+        jobs = decoded_jobs(task, points, known()) if is_decoded else curve_jobs(task, points, thresholds, known())
         print(f"{len(points)} points of {len(task.sources)} volumes, {len(jobs)} stages to do", flush=True)
         work(jobs, None if minutes is None else start + 60 * minutes)
         objective = settings.tune.objective
         confirmed = [base, *best_points(base, tune_store.rows(database), objective, settings.tune.confirm)]
-        work(decoded_jobs(task, confirmed, {row.key for row in tune_store.rows(database)}))
+        work(decoded_jobs(task, confirmed, known()))
         rows = sorted(tune_store.rows(database), key=lambda row: value(row, objective))
     write_table(results / "tune.csv", rows, objective)
-    best_row = next(row for row in rows if row.kind == "decoded")
+    stopped = sum(row.kind == STOPPED for row in rows)
+    if stopped:
+        print(f"{stopped} points took longer than their stage had and were given up: tune.csv marks them {STOPPED}")
+    best_row = next((row for row in rows if row.kind == "decoded"), None)
+    if best_row is None:
+        raise InputError(f"no decoding ended within --tune-trial-seconds {limit:g}, so there is no best one: give more")
     write_parameters(results / "best_params.toml", best_row, settings)
     base_row = next(row for row in rows if row.key == decoded_key(base))
-    print(f"{objective} {value(best_row, objective):.4f}, with the settings so far {value(base_row, objective):.4f}; "
+    so_far = f"{value(base_row, objective):.4f}" if base_row.kind == "decoded" else "not decoded in time"
+    print(f"{objective} {value(best_row, objective):.4f}, with the settings so far {so_far}; "
           f"{duration(time.monotonic() - start)}\n{results / 'best_params.toml'}")
     return rows
 
 
-def check(settings: Settings, draws: int | None) -> None:
+def check(settings: Settings, draws: int | None, limit: float | None) -> None:
     if settings.decode.kind not in ("none", "affinities"):
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
     numbers = {"--tune-random": draws, "tune.confirm": settings.tune.confirm, "tune.processes": settings.tune.processes}
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise InputError(f"{name} must be at least 1; got {number}")
+    if limit is not None and not 0 < limit < float("inf"):
+        raise InputError(f"--tune-trial-seconds must be a number of seconds above 0; got {limit:g}")
 
 
 def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Source, ...]:
@@ -146,20 +148,24 @@ def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: 
             scores = groups.setdefault(replace(point, score=Decode.score), [])
             scores += [point.score] if point.score not in scores else []
 
-    def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
-        def rows(found: dict[str, Any], seconds: float) -> list[Row]:
+    def rows_of(point: Decode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
+        def rows(found: dict[str, Any] | None, seconds: float) -> list[Row]:
+            if found is None:
+                late = [replace(point, score=score) for score in scores]
+                return [Row(curve_key(one, thresholds), STOPPED, config.to_table(one), {}, seconds) for one in late]
             every = [(replace(point, score=score), values) for score, values in found.items()]
             return [Row(curve_key(one, thresholds), "curve", config.to_table(one), values, seconds / len(every))
                     for one, values in every]
         return rows
 
-    return [Job(curve_stage, (task, point, tuple(scores), thresholds), rows_of(point))
+    return [Job(curve_stage, (task, point, tuple(scores), thresholds), rows_of(point, scores))
             for point, scores in groups.items()]
 
 
 def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]:
     def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
-        return lambda found, seconds: [Row(decoded_key(point), "decoded", config.to_table(point), found, seconds)]
+        return lambda found, seconds: [Row(decoded_key(point), STOPPED if found is None else "decoded",
+                                           config.to_table(point), found or {}, seconds)]
 
     return [Job(decoded_stage, (task, point), rows_of(point)) for point in dict.fromkeys(points)
             if decoded_key(point) not in known]
@@ -183,66 +189,13 @@ def best_points(base: Decode, rows: list[Row], objective: str, count: int) -> li
     return list(points.values())[:count]
 
 
-# ---- processes
-
-
-def run(jobs: list[Job], processes: int, deadline: float | None, progress: Progress):
-    """The rows of every job as it ends; no job is begun after the deadline."""
-    waiting = list(reversed(jobs))
-
-    def may_begin() -> bool:
-        return bool(waiting) and (deadline is None or time.monotonic() < deadline)
-
-    if processes <= 1 or len(jobs) <= 1:
-        while may_begin():
-            job = waiting.pop()
-            yield from job.rows(*timed(job.function, *job.arguments))
-            progress.add()
-    else:
-        context = get_context("spawn")
-        counter = context.Value("i", 0)
-        with ProcessPoolExecutor(processes, context, begin_process, (counter, processes)) as pool:
-            running: dict[Future, Job] = {}
-            try:
-                while running or may_begin():
-                    while len(running) < processes and may_begin():
-                        job = waiting.pop()
-                        running[pool.submit(timed, job.function, *job.arguments)] = job
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        yield from running.pop(future).rows(*future.result())
-                        progress.add()
-            finally:
-                pool.shutdown(cancel_futures=True)
-    if waiting:
-        print(f"the budget is spent with {len(waiting)} of {len(jobs)} stages left: the same command goes on with them")
-
-
-def begin_process(counter: Any, processes: int) -> None:
-    """Gives a process its share of the cores, and ends it with the one that started it, however that ends."""
-    with counter.get_lock():
-        number = counter.value
-        counter.value += 1
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number % len(cores) :: processes] or cores)
-
-    def end_with_parent() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=end_with_parent, daemon=True).start()
-
-
-def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
-    start = time.monotonic()
-    return function(*arguments), time.monotonic() - start
-
-
 # ---- what is written
 
 
 def value(row: Row, objective: str) -> float:
-    """The row's value of an objective; undefined ones come last."""
+    """The row's value of an objective; undefined ones and stopped stages come last."""
+    if row.kind == STOPPED:
+        return float("inf")
     number = row.found[objective]["scores"][objective]
     return number if number == number else float("inf")
 
@@ -253,12 +206,13 @@ def write_table(path: Path, rows: list[Row], objective: str) -> None:
     names = [name for name in dict.fromkeys(name for settings in plain for name in settings)
              if name in ("score", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
     names = [name for name in names if name != "threshold"]
-    scores = list(rows[0].found[objective]["scores"])
+    scores = next((list(row.found[objective]["scores"]) for row in rows if row.found), [])
     lines = [["stage", *names, "threshold", *scores, "seconds"]]
     for row, settings in zip(rows, plain):
-        found = row.found[objective]
-        lines.append([row.kind, *(settings.get(name, "") for name in names), found["threshold"],
-                      *(round(found["scores"][name], 6) for name in scores), round(row.seconds, 3)])
+        found = row.found.get(objective)
+        values = ([found["threshold"], *(round(found["scores"][name], 6) for name in scores)] if found
+                  else [""] * (1 + len(scores)))
+        lines.append([row.kind, *(settings.get(name, "") for name in names), *values, round(row.seconds, 3)])
     write_text(path, csv_text(lines))
 
 

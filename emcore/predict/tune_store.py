@@ -16,8 +16,14 @@ create table if not exists stages (number integer primary key, key text unique n
 """
 
 
+STOPPED = "stopped"
+
+
 class Row(NamedTuple):
-    """A finished stage: its kind, `curve` or `decoded`, its [decode] settings and what was found, by objective."""
+    """A finished stage: its kind, `curve` or `decoded`, its [decode] settings and what was found, by objective.
+
+    Or one that was given up, of the kind STOPPED: nothing was found, and its seconds are those that it had.
+    """
 
     key: str
     kind: str
@@ -46,14 +52,18 @@ def opened(path: Path, inputs: dict[str, str]) -> Iterator[sqlite3.Connection]:
         if known and other:
             raise InputError(f"{path} was made from other inputs, namely another {', another '.join(other)}: its "
                              "stages do not count here; move it away or delete it to start anew")
-        with database:
-            database.executemany("insert or ignore into inputs values (?, ?)", inputs.items())
-        yield database
+        try:
+            with database:
+                database.executemany("insert or ignore into inputs values (?, ?)", inputs.items())
+            yield database
+        except sqlite3.OperationalError as error:  # "database or disk is full"
+            raise InputError(f"cannot write {path}: {error}; make room, and the same command goes on") from None
 
 
 def add(database: sqlite3.Connection, row: Row) -> None:
-    """Writes a finished stage and sees it on disk."""
+    """Writes a stage and sees it on disk; one that was given up before makes room for it."""
     with database:
+        database.execute("delete from stages where key = ? and kind = ?", (row.key, STOPPED))
         database.execute("insert or ignore into stages (key, kind, decode, found, seconds) values (?, ?, ?, ?, ?)",
                          (row.key, row.kind, json.dumps(row.decode), json.dumps(row.found), row.seconds))
 

@@ -11,12 +11,13 @@ import numpy as np
 from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
+from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.instances import match_instances
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums, square_sums
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import IGNORED_TRUTH, scores_by, whole_table
 from emcore.reading import read_text
-from emcore.report.voxel_scores import synapse_rows, true_foreground, unknown, voxel_rows
+from emcore.report.voxel_scores import synapse_rows, voxel_rows
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume

@@ -7,7 +7,7 @@ import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
-from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
+from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.placement import box, placed
 from emcore.metrics.synapses import CONVENTIONS
 from emcore.segment.affinities import above, stored_table
@@ -61,24 +61,6 @@ def foreground(values: np.ndarray, table: np.ndarray | None, settings: Evaluate)
     if not 0 <= settings.threshold <= 1:
         raise InputError(f"evaluate.threshold must be between 0 and 1, where predictions lie; got {settings.threshold}")
     return above(values, settings.threshold, table)
-
-
-def true_foreground(truth: np.ndarray, background: Sequence[int]) -> np.ndarray:
-    """Where there is a label; CREMI's marks for background and for unknown are none."""
-    out = truth > 0
-    for mark in (CREMI_BACKGROUND, CREMI_INVALID, *background):
-        if mark <= np.iinfo(truth.dtype).max if truth.dtype.kind in "ui" else mark == 0:
-            out &= truth != truth.dtype.type(mark)
-    return out
-
-
-def unknown(truth: np.ndarray, ignore: Sequence[int]) -> np.ndarray:
-    """Where nobody knows; such voxels are background on both sides."""
-    out = np.zeros(truth.shape, bool)
-    for mark in (CREMI_INVALID, *ignore):
-        if truth.dtype.kind in "ui" and mark <= np.iinfo(truth.dtype).max:
-            out |= truth == truth.dtype.type(mark)
-    return out
 
 
 def overlap_rows(settings: Evaluate, truth: np.ndarray, ours: np.ndarray, left_out: np.ndarray,

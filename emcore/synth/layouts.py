@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.synth.tissue import Defects, Tissue, synthesize
 from emcore.volumes import create_volume
+from emcore.volumes.hdf5 import streamed
 from emcore.volumes.writing import choose_chunks
 
 CREMI_BACKGROUND = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -29,7 +29,7 @@ Arrays = dict[str, np.ndarray]
 
 def write_hdf5(path: Path, arrays: Arrays, attributes: dict[str, dict[str, Any]]) -> None:
     """Write named arrays, and attributes of datasets and groups, as one file that appears when it is complete."""
-    with reported(path), replaced(path) as temporary, h5py.File(temporary, "w") as file:
+    with replaced(path) as temporary, streamed(path, temporary, "w") as (file, stream), reported(path):
         for name, array in arrays.items():
             options: dict[str, Any] = {}
             if array.ndim == 3:
@@ -37,6 +37,7 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: dict[str, dict[str, Any]]
                 if array.dtype != np.uint8:
                     options |= {"compression": "gzip", "compression_opts": 1, "shuffle": True}
             file.create_dataset(name, data=array, **options)
+            stream.check()
         for name, values in attributes.items():
             file[name].attrs.update(values)
 

@@ -255,6 +255,28 @@ class Stream(io.RawIOBase):
             raise self.failure
 
 
+@contextmanager
+def streamed(path: Path, temporary: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File, Stream]]:
+    """The temporary file of path, open for writing (mode w, or r+) by h5py, and the stream below it."""
+    with reported(path):
+        stream = Stream(temporary, {"w": "w+b", "r+": "r+b"}[mode])
+    try:
+        with reported(path):
+            file = h5py.File(stream, mode, **options)
+        try:
+            yield file, stream
+        except BaseException:
+            stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
+            raise
+        finally:
+            with reported(path):
+                file.close()
+        with reported(path):
+            stream.check()
+    finally:
+        stream.file.close()
+
+
 @dataclass(frozen=True, eq=False)
 class StreamedDataset:
     """A dataset that reports a failure of its file with the block that met it."""
@@ -286,30 +308,16 @@ def create_file(
     chunks = chunks or choose_chunks(shape, dtype)
     before = keeps(path, name)
     with replaced(path) as temporary:
-        with reported(path):
-            if before:
+        if before:
+            with reported(path):
                 copy_file(path, temporary)
-            stream = Stream(temporary, "r+b" if before else "w+b")
-        try:
+        cache = writing_cache(shape, dtype, chunks)
+        mode = "r+" if before else "w"
+        with streamed(path, temporary, mode, rdcc_nbytes=cache, rdcc_nslots=10_007) as (file, stream):
             with reported(path):
-                file = h5py.File(
-                    stream, "r+" if before else "w", rdcc_nbytes=writing_cache(shape, dtype, chunks), rdcc_nslots=10_007
-                )
-            try:
-                with reported(path):
-                    made = add_dataset(file, name, shape, dtype, attributes, chunks, compression)
-                    stream.check()
-                yield StreamedDataset(made, stream), chunks
-            except BaseException:
-                stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
-                raise
-            finally:
-                with reported(path):
-                    file.close()
-            with reported(path):
+                made = add_dataset(file, name, shape, dtype, attributes, chunks, compression)
                 stream.check()
-        finally:
-            stream.file.close()
+            yield StreamedDataset(made, stream), chunks
         if before and identity(path) != before:
             raise InputError(f"{path} was changed by another process while {name} was written; write it again")
 

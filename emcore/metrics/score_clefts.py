@@ -1,0 +1,130 @@
+"""python -m emcore score PREDICTION TRUTH --clefts: CREMI's cleft distances and F1 of two files, read in blocks."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.metrics.cleft_distances import Clefts, clefts
+from emcore.metrics.foreground import true_foreground, unknown
+from emcore.metrics.pairs import boxes
+from emcore.metrics.score import described, one_channel, open_labels, overlap
+from emcore.segment.affinities import above, stored_table
+from emcore.volumes import Volume, list_datasets, open_volume, split_reference
+
+CLEFTS = "volumes/labels/clefts"  # in files as the challenge gives them out
+NOBODY_KNOWS = 2  # in the blocks of a truth, beside 1 for a cleft
+ROWS = {"cleft_score": "the mean of both average distances, nm", "cleft_adgt": "of predicted voxels to the truth, nm",
+        "cleft_adf": "of true voxels to the prediction, nm", "cleft_f1": "2 TP / (2 TP + FP + FN)",
+        "cleft_f1_of_rates": "the harmonic mean of precision and recall",
+        "cleft_false_positives": "predicted voxels farther away than that",
+        "cleft_false_negatives": "true voxels farther away than that"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a volume that is compared: 1 on clefts, 0 elsewhere, NOBODY_KNOWS in a truth."""
+
+    volume: Volume
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    threshold: float | None  # of a prediction of probabilities; None: of labels
+    is_truth: bool = False
+    dtype: np.dtype = np.dtype(np.uint8)
+
+    def values(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.volume[tuple(slice(span.start + at, span.stop + at) for span, at in zip(box, self.start))]
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        values = self.values(box)
+        if self.threshold is not None:
+            return above(values, self.threshold, stored_table(self.volume)).view(np.uint8)
+        out = true_foreground(values, ()).view(np.uint8)
+        if self.is_truth:
+            out[unknown(values, ()) | (values < 0)] = NOBODY_KNOWS
+        return out
+
+
+def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_nm: float = 200.0,
+                 resolution: Sequence[float] | None = None, threads: int | None = None) -> dict[str, Any]:
+    """The cleft scores of two volumes, JSON-able; undefined scores are None and explained.
+
+    prediction: probabilities (floating point, or 8 bits in steps of 1/255) above a threshold, or labels. A truth is
+    cleft wherever it is neither 0 nor one of CREMI's two marks; where it is 2^64 - 2 or negative nobody knows.
+    """
+    if not 0 <= threshold <= 1:
+        raise InputError(f"the threshold must be between 0 and 1, where probabilities lie; got {threshold}")
+    prediction = one_channel(open_volume(prediction), "prediction")
+    truth = open_labels(_named(truth), "truth")
+    if resolution is not None:
+        prediction, truth = (replace(volume, resolution=tuple(resolution)) for volume in (prediction, truth))
+    sizes = truth.resolution or prediction.resolution
+    if sizes is None:
+        raise InputError(f"the distances of clefts need the size of a voxel, but neither {truth.name} nor "
+                         f"{prediction.name} says its resolution; give --resolution Z Y X")
+    start, truth_start, shape = overlap(prediction, truth)
+    notes = []
+    if shape != truth.shape:
+        notes.append(f"scored where both volumes are: {shape} voxels from {truth_start} of the truth {truth.shape}")
+    ours, rule = _of_prediction(prediction, start, shape, threshold)
+    real = Part(truth, truth_start, shape, None, True)
+    found = clefts(real, ours, sizes, distance_nm, background=0, invalid=NOBODY_KNOWS, threads=threads)
+    values = _rows(found)
+    if found.to_truth.count == 0 or found.to_prediction.count == 0:
+        side = "the prediction" if found.to_truth.count == 0 else "the truth"
+        both = found.to_truth.count == found.to_prediction.count
+        notes.append("there is no cleft in either volume: there was nothing to find, and no distance" if both else
+                     f"there is no cleft in {side}: the distances to it are infinite, and those from it undefined")
+    convention = f"cremi, {distance_nm:g} nm"
+    return {"prediction": described(prediction), "truth": described(truth), "rule": rule,
+            "resolution": list(map(float, sizes)), "distance_nm": distance_nm,
+            "voxels": {"compared": math.prod(shape), "predicted": found.to_truth.count,
+                       "true": found.to_prediction.count},
+            "scores": [{"score": name, "value": value if math.isfinite(value) else None, "convention": convention}
+                       for name, value in values.items()], "notes": notes}
+
+
+def _named(reference: Any) -> Any:
+    """The clefts of a file of CREMI, where no dataset is named: others of its labels come first by name."""
+    if not isinstance(reference, str):
+        return reference
+    path, dataset = split_reference(reference)
+    if dataset is None and path.exists() and any(item.name == CLEFTS for item in list_datasets(path)):
+        return f"{path}:{CLEFTS}"
+    return reference
+
+
+def _of_prediction(volume: Volume, start: tuple[int, ...], shape: tuple[int, ...],
+                   threshold: float) -> tuple[Part, str]:
+    """Which voxels are predicted to be cleft, and the rule in words."""
+    probabilities = Part(volume, start, shape, threshold)
+    if volume.dtype.kind == "f":
+        return probabilities, f"prediction > {threshold:g}"
+    if volume.dtype == np.uint8 and max((int(probabilities.values(box).max(initial=0))
+                                         for box in boxes(probabilities)), default=0) > 1:
+        return probabilities, f"prediction / 255 > {threshold:g}"
+    return Part(volume, start, shape, None), "prediction > 0: it holds labels"
+
+
+def _rows(found: Clefts) -> dict[str, float]:
+    return dict(zip(ROWS, (found.score, found.to_truth.mean, found.to_prediction.mean, found.f1, found.f1_of_rates,
+                           found.false_positives, found.false_negatives)))
+
+
+def printed_clefts(result: dict[str, Any]) -> str:
+    """The scores as a table, and what each is."""
+    voxels, sizes = result["voxels"], " x ".join(f"{size:g}" for size in result["resolution"])
+    lines = [f"{side:<11}{result[side]['name']}  {tuple(result[side]['shape'])} {result[side]['dtype']}"
+             for side in ("prediction", "truth")]
+    lines += [f"compared   {voxels['compared']} voxels of {sizes} nm; cleft where {result['rule']} "
+              f"({voxels['predicted']} voxels) and in the truth ({voxels['true']})", ""]
+    for entry in result["scores"]:
+        value = entry["value"]
+        shown = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+        lines.append(f"{entry['score']:<23}{shown:>14}  {ROWS[entry['score']]}")
+    lines += ["", f"CREMI's convention; a voxel is false where the other volume has no cleft within "
+                  f"{result['distance_nm']:g} nm."]
+    return "\n".join([*lines, *([""] if result["notes"] else []), *result["notes"]])
