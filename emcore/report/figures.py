@@ -64,7 +64,8 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
 
 def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 of every power of ten; low and high are logarithms."""
-    return [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+    powers = range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
+    return [m * 10.0**power for power in powers for m in (1, 2, 5)]
 
 
 def padded(low: float, high: float, share: float) -> tuple[float, float]:
