@@ -20,6 +20,7 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.migration.download import unpack
 from emcore.reading import open_regular
+from emcore.report.figures import plot
 from emcore.report.page import read_log
 from emcore.report.scores import read_scores
 from emcore.settings import Settings
@@ -419,6 +420,13 @@ def test_a_log_and_scores_that_are_damaged_are_one_sentence(tmp_path):
                  '{"a": {"scores": [], "curve": [1]}}', '{"a": {"scores": [], "curve": {"threshold": ["x"]}}}'):
         scores.write_text(text)
         refused(read_scores, scores, says="scores.json")
+
+
+@pytest.mark.parametrize("values", [[0, 1e12], [-1e299, 1e299], [1e-300, 1e299], [5, 5]])
+def test_a_curve_of_any_numbers_is_drawn_in_time(values):
+    start = time.process_time()
+    assert "<svg" in plot({"loss": [(0, values[0]), (1, values[1])]}, "step", "loss", may_be_logarithmic=values[0] != 0)
+    assert time.process_time() - start < 5
 
 
 def test_checkpoints_that_are_a_file_are_told_before_the_training():

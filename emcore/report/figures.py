@@ -38,8 +38,7 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
     parts = []
     for tick in ticks(x_low, x_high):
         parts.append(f'<text x="{x_at(tick)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
-    decades = [m * 10.0**e for e in range(math.floor(y_low), math.ceil(y_high) + 1) for m in (1, 2, 5)]
-    for tick in decades if logarithmic else ticks(y_low, y_high):
+    for tick in decades(y_low, y_high) if logarithmic else ticks(y_low, y_high):
         if y_low <= height_of(tick) <= y_high:
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y_at(tick)}" y2="{y_at(tick)}"/>'
                          f'<text x="{LEFT - 8}" y="{y_at(tick) + 4}" text-anchor="end">{tick:g}</text>')
@@ -61,6 +60,12 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
     return (f'<figure class="plot"><figcaption>{escape(title)}{" (logarithmic)" if logarithmic else ""}</figcaption>'
             f'<ul class="legend">{legend}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             f'aria-label="{escape(title)}: {escape(", ".join(lines))}">{"".join(parts)}</svg></figure>')
+
+
+def decades(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of every power of ten; low and high are logarithms."""
+    powers = range(max(-300, math.floor(low)), min(300, math.ceil(high)) + 1)
+    return [m * 10.0**power for power in powers for m in (1, 2, 5)]
 
 
 def padded(low: float, high: float, share: float) -> tuple[float, float]:
