@@ -171,6 +171,14 @@ def test_instance_distances_take_pieces_as_there_or_say_that_they_do_not(tmp_pat
     assert (profile.target[2].in_plane, profile.target[2].relabel) == (True, True)
 
 
+def test_the_contour_decoder_has_the_defaults_of_the_function_there_or_of_the_template(tmp_path):
+    step = "decoding: {steps: [{name: decode_instance_binary_contour_distance}]}"
+    decode = carried(tmp_path, step)[0].decode
+    assert (decode.contour.distance, decode.contour.min_seed, decode.remove_size) == ((0.5, 0.0), 32, 0)
+    decode = carried(tmp_path, "decoding: {steps: [{template: decoding_bcd}]}")[0].decode
+    assert (decode.contour.distance, decode.contour.min_seed, decode.remove_size) == ((0.5, -0.5), 5, 30)
+
+
 def test_a_search_on_volumes_of_its_own_gets_them_as_validation(tmp_path):
     found, _, left = carried(tmp_path, """
 train: {data: {train: {image: a.h5, label: b.h5}}}

@@ -283,7 +283,7 @@ def test_training_writes_the_files_and_logs_of_the_tutorial(tmp_path, monkeypatc
     assert main(["train", *warm]) == 0
     again, _ = load_net(str(tmp_path / "out" / "volume_0.pth"))
     assert torch.equal(again.fconv[0][1].weight, net.fconv[0][1].weight)
-    with pytest.raises(InputError, match="has 1 output channels; --task and --out-channel say 3"):
+    with pytest.raises(InputError, match=r"1 output channels, as a net of --task 2 \(synapse\); --task .* say 3"):
         main(["train", *warm, "--out-channel", "3"])
 
 

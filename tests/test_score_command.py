@@ -222,6 +222,10 @@ def test_files_of_clefts_without_a_resolution_say_so_and_empty_ones_too(golden, 
                               (["--clefts", "--threshold", "3"], "the threshold must be between 0 and 1")):
         assert run_command(command.main, [*files[:2], *options]) == 2
         assert sentence in capsys.readouterr().err
+    for value in (4.0, np.nan):
+        logits = written(tmp_path / "logits.h5", np.where(predicted, value, 0).astype(np.float32))
+        assert run_command(command.main, [logits, files[0], "--clefts"]) == 2
+        assert "apply the sigmoid to logits first" in capsys.readouterr().err
 
 
 def command_clefts(prediction, truth):

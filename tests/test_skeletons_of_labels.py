@@ -106,6 +106,10 @@ def test_a_recipe_whose_skeleton_file_is_missing_traces_it_and_keeps_it_new(plac
     with pytest.raises(InputError, match=r"there is no file \S*nothing\.h5"):  # labels cannot be traced from nothing
         open_sources(Data(folder=str(place), train=(Volume("vol.h5:raw", "nothing.h5", skeleton="b.h5"),)), "train",
                      skeleton_folder(settings))
+    wrong = (Volume("vol.h5:raw", "nothing.h5"), Volume("vol.h5:raw", "vol.h5:others", skeleton="b.h5"))
+    with pytest.raises(InputError, match=r"^data\.train\.0: there is no file \S*nothing\.h5$"):
+        open_sources(Data(folder=str(place), train=wrong), "train", skeleton_folder(settings))
+    assert traced == ["labels", "labels"]
 
 
 def test_skeletons_that_somebody_else_made_are_used_as_they_are_or_left_alone(place, traced):

@@ -65,8 +65,10 @@ def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[
     for number, volume in enumerate(getattr(data, which)):
         if not _absent(data, volume, skeletons):
             try:
-                sources += [open_source(data, one, which, None if wrong else skeletons)
-                            for one in expanded(data, volume)]
+                tracing = skeletons
+                if wrong and skeletons is not None:  # nothing is traced for a run that will not start
+                    volume, tracing = replace(volume, skeleton=None), None
+                sources += [open_source(data, one, which, tracing) for one in expanded(data, volume)]
             except InputError as error:
                 wrong.append(f"data.{which}.{number}: {error}")
     if wrong:

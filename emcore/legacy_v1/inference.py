@@ -73,6 +73,7 @@ def test(flags: argparse.Namespace) -> int:
         flags.task = _task(flags, found)
     else:
         net, _ = build(flags)
+        flags.task = flags.task or "neuron"
         print("without -lm True -pm FILE the weights are random, and so is what is predicted")
     check_patch(net, flags.patch)
     net.to(device).eval()

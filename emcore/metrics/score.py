@@ -252,7 +252,8 @@ def main(arguments: Sequence[str]) -> None:
                         help="size of a voxel in nm, in place of what the files say")
     parser.add_argument("--threads", type=int, help="default: the cores allotted to this process")
     parser.add_argument("--json", action="store_true", help="print JSON; undefined scores are null")
-    parser.add_argument("--clefts", action="store_true", help="score clefts, wherever the truth has an id")
+    parser.add_argument("--clefts", action="store_true", help="score clefts, wherever the truth has an id; a "
+                        "prediction in floating point or 8 bits (255 is 1) holds probabilities, else labels")
     parser.add_argument("--threshold", type=float, help="clefts: above it a probability is cleft; 0.5 by default")
     parser.add_argument("--distance-nm", type=float, metavar="NM",
                         help="clefts: farther than this from all of the other volume a voxel is false; 200 by default")

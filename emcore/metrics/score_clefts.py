@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,9 @@ class Part:
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         values = self.values(box)
         if self.threshold is not None:
+            if values.dtype.kind == "f" and not ((values >= 0) & (values <= 1)).all():
+                raise InputError(f"{self.volume.name} holds NaN or values outside of 0 and 1, where probabilities lie; "
+                                 "apply the sigmoid to logits first")
             return above(values, self.threshold, stored_table(self.volume)).view(np.uint8)
         out = true_foreground(values, ()).view(np.uint8)
         if self.is_truth:
@@ -89,7 +93,7 @@ def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_n
 
 def _named(reference: Any) -> Any:
     """The clefts of a file of CREMI, where no dataset is named: others of its labels come first by name."""
-    if not isinstance(reference, str):
+    if not isinstance(reference, str | PathLike):
         return reference
     path, dataset = split_reference(reference)
     if dataset is None and path.exists() and any(item.name == CLEFTS for item in list_datasets(path)):
