@@ -17,7 +17,7 @@ import numpy as np
 from emcore import config
 from emcore.__main__ import script_path
 from emcore.errors import InputError
-from emcore.files import remove, write_text
+from emcore.files import remove, reported, write_text
 from emcore.locks import RUN_LOCK, only_training
 from emcore.models.build import build_model
 from emcore.models.vit import VisionTransformer
@@ -168,7 +168,8 @@ def write_files(settings: Settings, small: Settings) -> None:
             written.add(reference)
             path, dataset = split_reference(reference)
             target = Path(small.data.folder) / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with reported(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
             array = content()
             name = f"{target}:{dataset}" if dataset else str(target)
             with create_volume(name, array.shape, array.dtype, grid_of(small.data)) as out:

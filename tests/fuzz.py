@@ -33,7 +33,7 @@ import numpy as np
 from emcore.errors import InputError
 
 SECONDS = 20.0  # for one file
-START_SECONDS = 120.0  # for a child to import what it needs
+START_SECONDS = 300.0  # for a child to import what it needs
 MEMORY = 2 << 30  # bytes above what the imports take
 LONGEST_SENTENCE = 2000
 MOST_READ = 64 << 20  # bytes of a volume that are read whole, beside the sample of inspect
@@ -197,6 +197,7 @@ def make_page(folder: Path) -> list[Path]:
     (run / "results_step=3").mkdir(parents=True)
     (run / "config.toml").write_text('name = "a"\n')
     (run / "log.csv").write_text("step,lr,loss/train,f1\n1,0.1,0.5,\n2,0.1,0.4,0.25\n3,0.1,nan,0.5\n")
+    (run / "best.json").write_text('{"monitor": "loss/val", "best": [[3, 0.5]]}')
     (run / "environment.json").write_text('{"torch": "2.13", "packages": ["a", "b"]}')
     row = {"score": "voi", "value": 0.5, "convention": "bits"}
     curve = {"threshold": [0.1, 0.2], "voi_split": [1.0, 0.5], "rand_error": [0.5, 0.25], "chosen": 0.1,
@@ -247,7 +248,6 @@ def read_yaml(path: Path) -> None:
 def read_checkpoint(path: Path) -> None:
     from emcore.engine import checkpoint
 
-    checkpoint.is_complete(path)
     checkpoint.load_model(path)
 
 
@@ -389,6 +389,44 @@ def damage_zip(path: Path, rng: random.Random) -> None:
             archive.writestr(item, damaged(data, rng, False) if place == hurt else data, item.compress_type)
 
 
+def damage_hdf5(path: Path, rng: random.Random) -> None:
+    """Puts something into an HDF5 file that is sound in itself, and that no reader expects there."""
+    import h5py
+
+    hostile = ([np.nan] * 3, [np.inf, 1, 1], [0, 0, 0], [-1, 1, 1], "x", b"\xff", [[40, 4, 4]], [2**64 - 1] * 3,
+               [1e308] * 3, [], h5py.Empty("f8"), [True, False], np.zeros(2, "c8"), np.zeros(3, [("a", "u1")]),
+               ["a", "bc", "d"], "[" * 2000, '{"a": [NaN]}', np.array([b"a"] * 3, "V1"), np.zeros((2, 3, 0)))
+    with h5py.File(path, "r+") as file:
+        names = ("volumes/raw", "volumes/labels/neuron_ids", "ids", "names", "checked", "main", "volumes", "soft")
+        name = rng.choice([name for name in names if name in file])
+        kind = rng.randrange(9)
+        if kind < 4:
+            item = file[rng.choice([name, "/"])]
+            item.attrs[rng.choice(["resolution", "offset", "units", "pixelResolution", "voxel_size", "x"])
+                       ] = hostile[rng.randrange(len(hostile))]
+            return
+        del file[name]
+        if kind == 4:
+            file[name] = h5py.SoftLink(rng.choice(["/" + name, "/volumes", "/not/there", ".", "/"]))
+        elif kind == 5:
+            file[name] = h5py.ExternalLink(rng.choice(["old.h5", "/dev/zero", ".", "/etc/passwd"]), "/" + name)
+        elif kind == 6:
+            layout = h5py.VirtualLayout((6, 20, 24), "uint8")
+            layout[...] = h5py.VirtualSource(rng.choice([".", path.name, "new.h5", "/dev/zero", "not.h5"]),
+                                             rng.choice([name, name, "volumes/raw", "ids"]), (6, 20, 24))
+            file.create_virtual_dataset(name, layout)
+        elif kind == 7:
+            file.create_dataset(name, (6, 20, 24), "uint8", external=[(rng.choice(["/etc/passwd", "x", "/dev/zero"]), 0,
+                                                                       2880)])
+        else:
+            shape = tuple(rng.choice([0, 1, 2, 2**20, 2**31, 2**40]) for _ in range(rng.choice([0, 1, 3, 3, 4, 5])))
+            kinds = ("u1", "f2", ">u8", "?", "S3", "c8", h5py.string_dtype(), [("a", "u1")], h5py.enum_dtype({"a": 1}),
+                     h5py.ref_dtype, h5py.vlen_dtype("u1"), "(2,)u1")
+            with suppress(ValueError):  # more than a file can hold
+                file.create_dataset(name, shape, kinds[rng.randrange(len(kinds))], chunks=tuple(
+                    min(length or 1, rng.choice([1, 2**12, 2**31])) for length in shape) or None)
+
+
 def damage(path: Path, rng: random.Random) -> None:
     """Damages a file, or one of a folder's files: mostly one with metadata."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -409,6 +447,8 @@ def damage(path: Path, rng: random.Random) -> None:
             file.mkdir()
         elif kind == 4:
             file.touch()
+    elif file.suffix == ".h5" and rng.random() < 0.5:
+        damage_hdf5(file, rng)
     elif zipfile.is_zipfile(file) and rng.random() < 0.6:
         damage_zip(file, rng)
     else:
@@ -492,7 +532,7 @@ def run_child(tally: Tally, seed: str, first: int, last: int, folder: str, verbo
     lines = Lines(running.stdout)
     try:
         if lines.next(START_SECONDS) != "ready":
-            raise RuntimeError(f"the child of {tally.name} did not start: exit code {running.wait(5)}")
+            raise RuntimeError(f"the child of {tally.name} did not start: exit code {running.poll()}")
         while first < last:
             line = lines.next(SECONDS)
             if not line:

@@ -1,6 +1,9 @@
 """Files that others wrote, or made to do harm: read as far as they can be trusted, else refused in one sentence."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -17,8 +20,8 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.migration.download import unpack
 from emcore.reading import open_regular
-from emcore.report import read_scores
 from emcore.report.page import read_log
+from emcore.report.scores import read_scores
 from emcore.settings import Settings
 from emcore.volumes import hdf5, list_datasets, open_volume
 from emcore.volumes.inspect import inspect, text_of
@@ -213,6 +216,44 @@ def test_names_that_are_no_utf8_are_shown_and_found(tmp_path):
                           capture_output=True, timeout=120)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
     assert b"Traceback" not in done.stderr
+
+
+def test_strips_and_chunks_of_other_formats_are_not_unpacked_without_a_limit(tmp_path, monkeypatch):
+    tifffile, zarr, numcodecs = (pytest.importorskip(name) for name in ("tifffile", "zarr", "numcodecs"))
+    from emcore.volumes import tiff, zarr_format
+
+    bombs = {"gzip": gzip, "zlib": zlib, "bz2": bz2, "lzma": lzma}
+    for codec in ("gzip", "zlib", "bz2", "lzma", "zstd", None):
+        path = tmp_path / f"{codec}.zarr"
+        array = zarr.create_array(str(path), shape=(4, 50, 60), dtype="uint8", chunks=(2, 50, 60), zarr_format=2,
+                                  compressors=codec and numcodecs.get_codec({"id": codec}))
+        array[...] = np.arange(12000).reshape(4, 50, 60) % 251
+        expected = array[...]
+        chunk = next(file for file in path.rglob("*") if file.name.startswith("1"))
+        if codec == "zstd":
+            chunk.write_bytes(numcodecs.Zstd().encode(bytes(4 << 20)))
+        elif codec:
+            chunk.write_bytes(bombs[codec].compress(bytes(4 << 20)))
+        monkeypatch.setattr(zarr_format, "SMALL_CHUNK", 1000)
+        assert (open_volume(path)[:2] == expected[:2]).all()
+        if codec:
+            refused(open_volume(path).__getitem__, 3, says="unpacks to more than twice what it should hold")
+
+    for compression, packed in (("zlib", zlib.compress(bytes(4 << 20))), ("lzma", lzma.compress(bytes(40 << 20)))):
+        path = tmp_path / f"{compression}.tif"
+        code = {"zlib": 8, "lzma": 34925}[compression]
+        tifffile.imwrite(path, np.random.default_rng(1).integers(0, 256, (1, 200, 200), np.uint8), compression="zlib")
+        data = path.read_bytes()
+        with tifffile.TiffFile(path) as file:
+            tags = file.pages[0].tags
+            places = {name: tags[name].valueoffset for name in ("Compression", "StripOffsets", "StripByteCounts")}
+        changed = bytearray(data + packed)
+        changed[places["Compression"]:places["Compression"] + 2] = code.to_bytes(2, "little")
+        changed[places["StripOffsets"]:places["StripOffsets"] + 4] = len(data).to_bytes(4, "little")
+        changed[places["StripByteCounts"]:places["StripByteCounts"] + 4] = len(packed).to_bytes(4, "little")
+        path.write_bytes(changed)
+        monkeypatch.setattr(tiff, "SMALL_STRIP", dict.fromkeys(tiff.SMALL_STRIP, 1000))
+        refused(open_volume(path).__getitem__, 0, says="unpacks to more than the 40000 bytes")
 
 
 # ---- pipes, devices and other things that are no files

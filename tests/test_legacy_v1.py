@@ -301,13 +301,13 @@ def test_the_neuron_task_learns_three_affinities(tmp_path, monkeypatch):
 
 
 def test_a_net_tested_without_its_task_says_which_it_is_and_a_file_without_resolution_too(tmp_path, capsys):
-    image = np.random.default_rng(0).integers(0, 256, (2, 16, 16), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32), dtype=np.uint8)
     write(tmp_path / "a.h5", image)
     with create_volume(f"{tmp_path / 'b.h5'}:main", image.shape, image.dtype, (40, 4, 4), (80, 0, 0)) as out:
         out[...] = image
     for task, channels in ((2, 1), (1, 3)):
         save_net(UNetV1(out_channels=channels), tmp_path / "net.pth", 1.0)
-        flags = [*f"-t {tmp_path}/ -dn a.h5@b.h5 -mi 2,16,16 -ac unetv0 -lm True -o {tmp_path}/out{task}".split(),
+        flags = [*f"-t {tmp_path}/ -dn a.h5@b.h5 -mi 2,32,32 -ac unetv0 -lm True -o {tmp_path}/out{task}".split(),
                  "-pm", f"{tmp_path}/net.pth"]
         assert main(["test", *flags]) == 0
         told = capsys.readouterr().out

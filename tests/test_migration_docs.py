@@ -10,6 +10,7 @@ import torch
 
 from emcore import metrics, segment
 from emcore.data.targets import affinities
+from tests.oracles import flood as oracle
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "migration.md").read_text()
 PEERS = ("cc3d", "edt", "fastremap", "mwatershed", "scipy.ndimage", "skimage.measure", "skimage.metrics")
@@ -75,6 +76,68 @@ def test_both_sides_of_a_single_call_agree(left, right):
         exec(code, ours)
     for name in re.match(r"[\w, ]+", statement)[0].replace(" ", "").split(","):
         left, right = theirs[name], ours[name]
-        if peer == "mwatershed":  # voxels without any edge are 0 there
+        if peer == "mwatershed":  # 0 there where nothing attracts, which ends alone
+            assert (np.bincount(right.ravel())[right[left == 0]] == 1).all()
             left, right = left[left != 0], right[left != 0]
         assert same(left, right), name
+
+
+def attracted(affs, offset, stride):
+    """Where one of the edges that stay attracts: those whose end nearer to the origin is a multiple of the stride."""
+    out, shape = np.zeros(affs.shape, bool), affs.shape
+    for voxel in np.argwhere(affs > 0.5):
+        other = voxel + offset
+        if (other >= 0).all() and (other < shape).all() and not (np.minimum(voxel, other) % stride).any():
+            out[tuple(voxel)] = out[tuple(other)] = True
+    return out
+
+
+def test_mwatershed_differs_in_single_voxels_and_in_the_phase_of_strides_of_negative_offsets():
+    mwatershed = pytest.importorskip("mwatershed")
+    affs, steps = things()["affs"][:1], [[2, 2, 2]]
+    affs[affs < 0.45] = 0.5  # some weights are 0
+    for offset, near in (((0, 0, -3), (0, 0, 3)), ((0, -1, 0), (0, 1, 0)), ((-1, -2, -1), (1, 2, 1))):
+        theirs = mwatershed.agglom(affs.astype(float) - 0.5, [list(offset)], strides=steps)
+        moved = np.roll(affs, offset, (1, 2, 3))
+        ours = segment.mutex_watershed(moved, [near], attractive=0, bias=-0.5, strides=steps)
+        labelled = attracted(affs[0], offset, steps[0])
+        assert np.array_equal(theirs != 0, labelled)
+        assert same(theirs[labelled], ours[labelled])
+        stored = segment.mutex_watershed(affs, [offset], attractive=0, bias=-0.5, strides=steps)
+        assert not same(theirs[labelled], stored[labelled])
+    assert "a voxel the label 0 where none of its edges attracts" in TEXT
+    nothing = np.full((1, 1, 2, 3), 0.5, np.float32)
+    assert not mwatershed.agglom(nothing.astype(float) - 0.5, [[0, 0, 1]]).any()
+    assert segment.mutex_watershed(nothing, [[0, 0, 1]], attractive=0, bias=-0.5).ravel().tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_contour_decoder_is_the_one_there_but_for_what_the_page_says():
+    volume = np.zeros((3, 6, 20, 40), np.float32)
+    volume[0, :, 2:18, 2:38], volume[0, :, :, 20], volume[2] = 0.95, 0, 0.1
+    volume[2, 1:5, 6:12, 4:10] = volume[2, 1:5, 6:12, 26:32] = 0.8  # a seed at either side of a gap
+    volume[0, :, :, 32:34] = 0  # cuts off a piece without a seed
+    volume[2, 0, 2, 2:9] = -0.2  # above -0.5, but not above 0
+    volume[2, :, 14, 2:19], volume[2, 1, 17, 3] = 0.05, 0.9  # a seed of one voxel
+    seeds = connected((volume[0] > 0.9) & (volume[1] < 0.8) & (volume[2] > 0.5))
+    seeds[np.bincount(seeds.ravel())[seeds] < 32] = 0
+    foreground = (volume[0] > 0.85) & (volume[1] < 1.1) & (volume[2] > 0)
+    theirs = oracle.flood(-np.maximum(volume[2].astype(float), 0), seeds) * foreground
+    assert (theirs > 0).sum() == foreground.sum()
+    found = {}
+    for left, right in rows("PyTorch Connectomics, DeepEM, dbMiM, CREMI"):
+        if "contour_distance" in left or "across the background" in left:
+            known = things() | {"volume": volume.copy()}
+            for statement in statements(right):
+                exec(statement, known)
+            found[left] = known["instances"]
+    plain, across = found.values()
+    assert same(theirs, across)
+    assert len(np.unique(plain)) == 3
+    pieces = connected(foreground)
+    without = ~np.isin(pieces, pieces[seeds > 0])
+    assert (without & foreground).any()
+    assert np.array_equal(plain == 0, without | ~foreground)
+
+
+def connected(mask):
+    return segment.connected_components(mask, 26).astype(np.int64)

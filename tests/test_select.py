@@ -15,7 +15,6 @@ from emcore.models.build import build_model
 from emcore.predict.affinities import pick_channels
 from emcore.settings import Settings
 from emcore.smoke import narrow
-from emcore.synth import synthesize
 from emcore.volumes import create_volume, open_volume
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,9 +27,11 @@ test = [{{image = "raw.h5", name = "test_im"}}]
 window = [8, 32, 32]
 pad = [2, 8, 8]
 batch = 1
+layout = "contiguous"
 [decode]
-dust_size = 20
-remove_size = 10
+threshold = 0.2
+dust_size = 4
+remove_size = 2
 """
 
 
@@ -53,7 +54,7 @@ def place(tmp_path, monkeypatch):
         last.mul_(12)
     checkpoint.save(tmp_path / "net.pt", {"step": 100_000, "model": net.state_dict(), "ema": None,
                                           "config": config.to_table(replace(settings, model=model))})
-    raw = synthesize((10, 40, 40), (30, 12, 12), 1).raw
+    raw = np.random.default_rng(1).integers(0, 256, (10, 40, 40)).astype(np.uint8)
     with create_volume("raw.h5", raw.shape, raw.dtype, (30, 6, 6)) as out:
         out[...] = raw
     return tmp_path

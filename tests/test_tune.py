@@ -196,7 +196,7 @@ def test_a_stage_over_its_time_is_ended_and_marked_and_the_tune_goes_on(tmp_path
     monkeypatch.setattr(tune_module, "curve_stage", endless_at_low_03)
     monkeypatch.setattr(tune_module, "decoded_stage", endless_but_for_one)
     begin = time.monotonic()
-    rows = tune(settings, tmp_path, limit=20)
+    rows = tune(settings, tmp_path, limit=6)
     assert time.monotonic() - begin < 500
     kinds = [row.kind for row in rows]
     assert kinds.count("curve") == 6
@@ -211,11 +211,11 @@ def test_a_stage_over_its_time_is_ended_and_marked_and_the_tune_goes_on(tmp_path
     assert [row["stage"] for row in table] == kinds
     for row in table:
         assert (row["adapted_rand"] == "") is (row["stage"] == "stopped")
-        assert row["stage"] != "stopped" or float(row["seconds"]) == 20
+        assert row["stage"] != "stopped" or float(row["seconds"]) == 6
     # within the same time they are not tried again; without a limit they are, and become what they would have been
     jobs = []
     monkeypatch.setattr(tune_module, "run", lambda given, *more: jobs.extend(given) or iter(()))
-    tune(settings, tmp_path, limit=20)
+    tune(settings, tmp_path, limit=6)
     assert not jobs
     monkeypatch.undo()
     again = tune(replace(settings, tune=replace(settings.tune, processes=1)), tmp_path)

@@ -84,6 +84,21 @@ def test_every_command_of_a_tutorial_is_one_that_runs(page):
         check_command(line)
 
 
+PATCHES_A_GPU = {"cremi_clefts": 4, "snemi_neurons": 2, "dbmim_pretrain_r33": 2}  # in the original's lines
+
+
+def test_lines_for_several_gpus_give_each_the_documented_patches():
+    seen = set()
+    for line in (line for page in PAGES for line in commands(page) if line.startswith("torchrun")):
+        words = shlex.split(line)
+        if "train.py" in words:
+            settings = config.load(Settings, ROOT / words[words.index("--cfg") + 1], words[words.index("--cfg") + 2:])
+            gpus = int(words[1].partition("=")[2])
+            assert settings.train.batch == gpus * PATCHES_A_GPU[settings.name], line
+            seen.add(settings.name)
+    assert seen == set(PATCHES_A_GPU)
+
+
 def test_a_command_that_does_not_exist_would_be_noticed():
     for line in ("python -m emcore fly", "python train.py --cfg configs/demo.toml --fly", "python fly.py",
                  "python train.py --cfg configs/demo.toml train.fly=1", "python -m emcore.legacy_v1 fly"):

@@ -9,7 +9,6 @@ Nothing here imports torch before the verdict: the instruction set must be limit
 """
 
 import ctypes
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,7 @@ from emcore.cache import cache_folder
 from emcore.config import from_table, to_table
 from emcore.errors import InputError
 from emcore.files import machine, write_text
+from emcore.locks import take
 from emcore.settings.model import Model
 from emcore.settings.train import Train
 from emcore.threads import allotted_cores
@@ -219,13 +219,12 @@ def _alone_on_this_machine() -> Iterator[int | None]:
     folder = cache_folder("modes")
     with ExitStack() as opened:
         try:
-            lock = opened.enter_context(open(folder / f"{machine()}.lock", "a")).fileno()
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            file = opened.enter_context(open(folder / f"{machine()}.lock", "a"))
+            if not take(file, wait=False):
                 print("another run is measuring on this machine; waiting for it", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except (OSError, TypeError):  # no folder, or a file system without locks
+                take(file)
+            lock = file.fileno()
+        except (OSError, TypeError):  # no folder, or no locks
             lock = None
         yield lock
 

@@ -161,8 +161,8 @@ def _step(step: Tree, select: list[int], offsets: list[list[int]], notes: list[s
                 "exclusive": kwargs.take(bool, "exclusive", default=False)}
     if name == "decode_instance_binary_contour_distance":
         contour = {ours: pair(kwargs.take(object, f"{ours}_threshold", default=default), kwargs.where)
-                   for ours, default in (("binary", [0.9, 0.85]), ("contour", [0.8, 1.1]), ("distance", [0.5, -0.5]))}
-        contour["min_seed"] = kwargs.take(int, "min_seed_size", default=5)
+                   for ours, default in (("binary", [0.9, 0.85]), ("contour", [0.8, 1.1]), ("distance", [0.5, 0.0]))}
+        contour["min_seed"] = kwargs.take(int, "min_seed_size", default=32)
         return {"kind": "contour", "remove_size": kwargs.take(int, "min_instance_size", default=0), "contour": contour}
     if name == "decode_affinity_cc":
         return {"kind": "connected", "threshold": kwargs.take(float, "threshold", default=0.5)}

@@ -52,9 +52,12 @@ def opened(path: Path, inputs: dict[str, str]) -> Iterator[sqlite3.Connection]:
         if known and other:
             raise InputError(f"{path} was made from other inputs, namely another {', another '.join(other)}: its "
                              "stages do not count here; move it away or delete it to start anew")
-        with database:
-            database.executemany("insert or ignore into inputs values (?, ?)", inputs.items())
-        yield database
+        try:
+            with database:
+                database.executemany("insert or ignore into inputs values (?, ?)", inputs.items())
+            yield database
+        except sqlite3.OperationalError as error:  # "database or disk is full"
+            raise InputError(f"cannot write {path}: {error}; make room, and the same command goes on") from None
 
 
 def add(database: sqlite3.Connection, row: Row) -> None:

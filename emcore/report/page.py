@@ -197,7 +197,7 @@ def best_table(folder: Path) -> str:
         rows = [(escape(f"step_{int(step):09d}.pt"), f"{float(value):.6g}") for step, value in found["best"]
                 if (folder / "checkpoints" / f"step_{int(step):09d}.pt").exists()]
         monitor = escape(str(found["monitor"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return ""
     return table(("checkpoint", monitor), rows, "best checkpoints, the best first; infer.py --checkpoint best takes it"
                  ) if rows else ""

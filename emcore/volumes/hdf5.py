@@ -5,9 +5,8 @@ import itertools
 import json
 import math
 import os
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,6 +29,7 @@ from emcore.volumes.volume import (
     contents,
     first_line,
     native,
+    unpacks_beyond,
     usual_first,
 )
 from emcore.volumes.writing import choose_chunks
@@ -178,10 +178,9 @@ class Packed:
         if about.byte_offset is None or about.size <= SMALL_CHUNK:
             return
         _, stored = self.dataset.id.read_direct_chunk(corner)
-        with suppress(zlib.error):  # HDF5 will say so
-            if len(zlib.decompressobj().decompress(stored, 2 * self.size)) == 2 * self.size:
-                raise InputError(f"a chunk of {self.title} unpacks to more than twice the {self.size} bytes that it "
-                                 "should hold; it is damaged or made to fill the memory")
+        if unpacks_beyond(stored, 2 * self.size):
+            raise InputError(f"a chunk of {self.title} unpacks to more than twice the {self.size} bytes that it should "
+                             "hold; it is damaged or made to fill the memory")
         self.looked_at.add(corner)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import replaced, reported, write_text
+from emcore.files import flush_to_disk, replaced, reported, write_text
 from emcore.reading import read_text
 from emcore.volumes import metadata
 from emcore.volumes.volume import Volume, check_volume, first_line, native
@@ -73,6 +73,8 @@ def create_file(
             start = file.tell()
         with flat_file(temporary, path, start, shape, dtype) as target:
             yield target, None
+        with reported(path):
+            flush_to_disk(temporary)  # now, so that only a moment lies between the two names
         if attributes:  # before the voxels: a complete npy file always has its attributes
             write_text(beside(path), json.dumps(attributes))
         else:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import lzma
 import math
 import re
 import struct
@@ -20,7 +21,7 @@ from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.reading import open_regular
 from emcore.volumes import metadata
-from emcore.volumes.volume import Volume, check_volume, first_line, native
+from emcore.volumes.volume import Volume, check_volume, first_line, native, unpacks_beyond
 from emcore.volumes.writing import FlatFile, flat_file
 
 try:
@@ -41,6 +42,9 @@ BROKEN = (
     ArithmeticError,
 )
 COMPRESSION_LIMIT = 40_000  # more than any codec reaches: a page that claims more is a lie, not an image
+UNPACKERS = {8: zlib.decompressobj, 32946: zlib.decompressobj, 34925: lzma.LZMADecompressor}
+# bytes of a strip that are unpacked without looking; deflate cannot make more than 1032 of each, LZMA can
+SMALL_STRIP = {8: 1 << 20, 32946: 1 << 20, 34925: 1 << 12}
 SLICE_LIMIT = 1_000_000
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**26  # bytes of voxels below which all pages of a stack have 32-bit addresses
@@ -81,7 +85,11 @@ class PageStack:
     def rows_of(self, page: Page, rows: slice) -> np.ndarray:
         if page.start is None:
             try:
-                decoded = self.file_of(page).pages[page.number].asarray(maxworkers=1)
+                found = self.file_of(page).pages[page.number]
+                refuse_bomb(page, found)
+                decoded = found.asarray(maxworkers=1)
+            except InputError:
+                raise
             except (*BROKEN, zlib.error) as error:
                 raise OSError(f"page {page.number} of {page.path} is damaged ({first_line(error)})") from error
             return decoded.reshape(self.height, self.width)[rows]
@@ -98,6 +106,21 @@ class PageStack:
             self.opened.clear()
             self.opened[wanted] = tifffile.TiffFile(page.path) if page.start is None else page.path.open("rb")
         return self.opened[wanted]
+
+
+def refuse_bomb(page: Page, found: Any) -> None:
+    """Refuses a page whose strips unpack to more than the page has, before tifffile unpacks them without a limit."""
+    size = found.imagelength * found.imagewidth * np.dtype(found.dtype).itemsize
+    most = 2 * max(size, found.tilelength * found.tilewidth * np.dtype(found.dtype).itemsize) + 1024
+    for start, count in zip(found.dataoffsets, found.databytecounts):
+        if found.compression not in UNPACKERS or count <= SMALL_STRIP[found.compression]:
+            continue
+        with open_regular(page.path) as file:
+            file.seek(start)
+            stored = file.read(count)
+        if unpacks_beyond(stored, most, UNPACKERS[found.compression]().decompress):
+            raise InputError(f"page {page.number} of {page.path} unpacks to more than the {size} bytes that it should "
+                             "hold; it is damaged or made to fill the memory")
 
 
 def connect_pages(pages: tuple[Page, ...], planes: np.ndarray, height: int, width: int, dtype: np.dtype) -> PageStack:

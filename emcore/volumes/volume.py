@@ -1,5 +1,6 @@
 """A volume as the rest of emcore sees it: what it is, and the voxels that are sliced out of it."""
 
+import lzma
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -136,6 +137,15 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, for use inside a sentence."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def unpacks_beyond(stored: bytes, most: int, unpack: Callable[[bytes, int], bytes] | None = None) -> bool:
+    """Whether zlib, or what is given, makes more than that many bytes of these; no more are made to find out."""
+    unpack = unpack or zlib.decompressobj().decompress
+    try:
+        return len(unpack(stored, most + 1)) > most
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):  # damaged: the reader of the format will say so
+        return False
 
 
 def native(dtype: Any) -> np.dtype:

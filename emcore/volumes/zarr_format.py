@@ -1,7 +1,11 @@
 """zarr v2 and v3 and OME-Zarr by the extra zarr; written as v2, which every reader knows."""
 
+import bz2
 import json
+import lzma
+import math
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ from emcore.volumes.volume import (
     contents,
     first_line,
     native,
+    unpacks_beyond,
     usual_first,
 )
 from emcore.volumes.writing import choose_chunks
@@ -38,6 +43,10 @@ except ImportError:
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
           RecursionError, MemoryError, ArithmeticError)
 CHUNK_LIMIT = 1 << 31  # bytes; a chunk is decoded whole, so a header that claims more must not be believed
+SMALL_CHUNK = 1 << 20  # bytes of gzip, which cannot unpack to more than 1032 times as many
+UNPACKERS = {b"\x1f\x8b": partial(zlib.decompressobj, 31), b"\x78": zlib.decompressobj, b"BZh": bz2.BZ2Decompressor,
+             b"\xfd7zXZ": lzma.LZMADecompressor}
+ZSTANDARD = b"\x28\xb5\x2f\xfd"
 MOST_METADATA = 64 << 20  # bytes of one file
 MOST_FOLDERS = 200_000
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
@@ -46,6 +55,8 @@ METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 class RegularStore(LocalStore):
     """A folder of which only regular files are read: a pipe would be waited for, a device read without end."""
 
+    most = 0  # bytes that a chunk may unpack to; 0 where that is not known
+
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         path = self.root / key
         if os.path.exists(path):
@@ -53,7 +64,30 @@ class RegularStore(LocalStore):
                 size = os.fstat(file.fileno()).st_size
             if key.endswith(METADATA) and size > MOST_METADATA:
                 raise InputError(f"{path} is larger than {MOST_METADATA >> 20} MiB, too large for what it should be")
-        return await super().get(key, prototype, byte_range)
+        data = await super().get(key, prototype, byte_range)
+        if data is not None and self.most and not key.endswith(METADATA):
+            self.refuse_bomb(path, data)
+        return data
+
+    def refuse_bomb(self, path: Path, data: Any) -> None:
+        """Refuses a chunk that says, or shows, that it unpacks to more than a chunk has."""
+        begins = data.as_numpy_array()[:18].tobytes()
+        unpacker = next((made for magic, made in UNPACKERS.items() if begins.startswith(magic)), None)
+        is_small = begins[:1] in (b"\x1f", b"\x78") and len(data) <= SMALL_CHUNK
+        if (unpacker and not is_small and unpacks_beyond(data.to_bytes(), self.most, unpacker().decompress)
+                ) or (begins.startswith(ZSTANDARD) and size_in_zstandard(begins) > self.most):
+            raise InputError(f"the chunk {path} unpacks to more than twice what it should hold; it is damaged or made "
+                             "to fill the memory")
+
+
+def size_in_zstandard(begins: bytes) -> int:
+    """The size that the header of a Zstandard frame tells; 0 where it does not."""
+    if len(begins) < 5:
+        return 0
+    is_single, flag = begins[4] >> 5 & 1, begins[4] >> 6
+    start = 5 + (0 if is_single else 1) + (0, 1, 2, 4)[begins[4] & 3]
+    length = (is_single, 2, 4, 8)[flag]
+    return int.from_bytes(begins[start:start + length], "little") + (256 if length == 2 else 0)
 
 
 def opened(path: Path) -> zarr.Group | zarr.Array:
@@ -169,7 +203,10 @@ class Leading:
 
 
 def connect_zarr(path: Path, name: str, leading: int) -> Any:
-    return Leading(zarr.open_array(RegularStore(path, read_only=True), path=name, mode="r"), leading)
+    store = RegularStore(path, read_only=True)
+    array = zarr.open_array(store, path=name, mode="r")
+    store.most = 2 * math.prod(array.chunks) * array.dtype.itemsize + 1024
+    return Leading(array, leading)
 
 
 def plain_attributes(node: zarr.Group | zarr.Array) -> dict[str, Any]:
