@@ -148,6 +148,8 @@ TABLE = {
         ("python -m emcore.legacy_v1 test -t cremi/ -dn im_A.h5@im_B.h5 -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 "
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
+        ("python -m emcore score result/train/volume_0.h5 cremi/syn_A.h5 --clefts --resolution 40 4 4",
+         prints(r"adgt|F1|f1")),
     ],
     "docs/trust.md": [("make test", None), ("make test-long", None),
                       ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
@@ -159,7 +161,7 @@ TABLE = {
         ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 125,512,512 --samples 3",
          makes("datasets/synthetic/cremi/im_A.h5", "datasets/synthetic/cremi/syn_C.h5")),
         (f"python train.py --cfg {CLEFTS}", trained("cremi_clefts")),
-        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS}", "instead"),
+        (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS} train.batch=16", "instead"),
         ("tensorboard --logdir outputs/cremi_clefts/tensorboard", None),
         ("python -m emcore report outputs/cremi_clefts", makes("outputs/cremi_clefts/report.html")),
         (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.png", makes("augmentations.png")),
@@ -193,6 +195,8 @@ TABLE = {
         (f"python train.py --cfg {V1}", trained("cremi_clefts_v1")),
         (f"python -m emcore.legacy_v1 test --task 2 {V1_DATA[0]} -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 -lm True "
          "-pm outputs/unetv0/volume_50000.pth", makes(*(f"result/train/volume_{n}.h5" for n in range(3)))),
+        ("python -m emcore score result/train/volume_0.h5 datasets/cremi_v1/gt-syn/syn_A_v2_200.h5 --clefts "
+         "--resolution 40 4 4", prints(r"adgt|F1|f1")),
         (f"python infer.py --cfg {V1}", predicted("cremi_clefts_v1", "*", labels=False)),
         (f"python evaluate.py --cfg {V1}", scored("cremi_clefts_v1")),
         (f"python train.py --cfg {V1} name=cremi_clefts_v1_raw_labels labels.smooth=false",
