@@ -23,7 +23,7 @@ WINDOW = (4, 16, 16)
 TOKENS = TransformerSizes((2, 8, 8), 16, 4, 2, features=8)
 NETS = {
     "rsunet": (Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2), norm="instance")), WINDOW),
-    "unet_v1": (Model(name="unet_v1", out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (8, 16, 16)),
+    "unet_v1": (Model(name="unet_v1", out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (4, 32, 32)),
     "unetr": (Model(name="unetr", out_channels=3, transformer=TOKENS), WINDOW),
     "unetr_light": (Model(name="unetr_light", out_channels=3, transformer=TOKENS), WINDOW),
     "linear_head": (Model(name="linear_head", out_channels=3, transformer=TOKENS), WINDOW),

@@ -1,7 +1,7 @@
 """The records of a file that torch.save wrote, each verified, and what its pickle asks to be built.
 
-torch.load looks at no checksum, and its version decides what else it looks at. So checksums, sizes and calls are checked
-here first. Every byte of the file has its place, so that no reader can understand it differently.
+torch.load looks at no checksum, and its version decides what else it looks at. So checksums, sizes and calls are
+checked here first. Every byte of the file has its place, so that no reader can understand it differently.
 """
 
 import io

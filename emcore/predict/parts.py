@@ -28,6 +28,7 @@ from emcore.volumes import create_volume
 from emcore.volumes.stamp import stamp
 
 PLAN = "plan.json"  # in the folder of parts: what all processes of this work agree on
+SUMS = "sums.txt"  # the device that adds up windows: each rounds in its own way, so the first process decides
 
 
 @contextmanager
@@ -143,6 +144,9 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
                          "folder, or write to another path")
     job.split(agreed["slab"])
     parts = folder_of(path)
+    with suppress(FileNotFoundError):  # the work was finished by another process just now
+        create_once(parts / SUMS, job.sums_device.type)
+        job.keep_sums_on((parts / SUMS).read_text())
     names = {span: parts / f"{span[0]:06d}_{span[1]:06d}.npy" for span in job.spans}
     print(f"{path.name}: {' x '.join(map(str, job.shape))} voxels, {job.windows * len(job.views)} windows, "
           f"{len(job.spans)} parts; takes about {quantity(job.memory())}B of memory besides the net", flush=True)

@@ -111,12 +111,15 @@ class Job:
                             for a in infer.activation]
         self.split(infer.slab)
         # sums are kept on the device where half of what is free there holds them
-        self.sums_device = torch.device("cpu")
-        if self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2:
-            self.sums_device = self.device
-        self.weights = weights(self.window, infer.blend).to(self.sums_device)
+        roomy = self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2
+        self.keep_sums_on(self.device.type if roomy else "cpu")
         self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def keep_sums_on(self, kind: str) -> None:
+        """Chooses the processor, or this job's GPU, to add up windows."""
+        self.sums_device = self.device if kind == self.device.type else torch.device("cpu")
+        self.weights = weights(self.window, self.infer.blend).to(self.sums_device)
 
     def split(self, slab: int) -> None:
         """Cuts the volume into spans of so many sections, the parts that processes share."""
