@@ -69,7 +69,7 @@ test: kernels
 
 # fuzz, storms, kills and long comparisons: up to an hour; make test-long TESTS="--long 0.1 --long-seed monday" draws a tenth
 test-long: kernels
-	$(call step,the long tests,$(python) -m pytest --long $(TESTS))
+	$(call step,the long tests,$(python) -m pytest --long=1 $(TESTS))
 
 # every reader of foreign files against damaged ones, a line for each: make fuzz FUZZ="--each 1000 --seed 7 hdf5 tiff"
 fuzz: kernels

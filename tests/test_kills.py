@@ -31,6 +31,7 @@ label = "large.h5:labels"
 name = "large"
 [infer]
 slab = 4
+layout = "contiguous"
 [decode]
 kind = "affinities"
 low = 0.1

@@ -29,8 +29,8 @@ from emcore.engine import checkpoint
 from emcore.errors import run_command
 from emcore.models.build import build_model
 from emcore.settings import Settings
-from emcore.smoke import STEPS, reduced, write_files
-from emcore.volumes import create_volume, split_reference
+from emcore.smoke import PLACES, STEPS, reduced, write_files
+from emcore.volumes import create_volume, list_datasets, split_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("python", "torchrun", "sbatch", "tensorboard", "make")
@@ -148,6 +148,8 @@ TABLE = {
         ("python -m emcore.legacy_v1 test -t cremi/ -dn im_A.h5@im_B.h5 -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 "
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
+        ("python -m emcore score result/train/volume_0.h5 cremi/syn_A.h5 --clefts --resolution 40 4 4",
+         prints(r"adgt|F1|f1")),
     ],
     "docs/trust.md": [("make test", None), ("make test-long", None),
                       ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
@@ -193,6 +195,8 @@ TABLE = {
         (f"python train.py --cfg {V1}", trained("cremi_clefts_v1")),
         (f"python -m emcore.legacy_v1 test --task 2 {V1_DATA[0]} -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 -lm True "
          "-pm outputs/unetv0/volume_50000.pth", makes(*(f"result/train/volume_{n}.h5" for n in range(3)))),
+        ("python -m emcore score result/train/volume_0.h5 datasets/cremi_v1/gt-syn/syn_A_v2_200.h5 --clefts "
+         "--resolution 40 4 4", prints(r"adgt|F1|f1")),
         (f"python infer.py --cfg {V1}", predicted("cremi_clefts_v1", "*", labels=False)),
         (f"python evaluate.py --cfg {V1}", scored("cremi_clefts_v1")),
         (f"python train.py --cfg {V1} name=cremi_clefts_v1_raw_labels labels.smooth=false",
@@ -272,9 +276,9 @@ TABLE = {
         (f"python infer.py --cfg {NEURONS} infer.views.flips=[0,1,2] infer.views.turns=true infer.views.combine=min "
          "--results outputs/snemi_neurons/views", predicted("snemi_neurons", where="views")),
         (f"python infer.py --cfg {NEURONS} decode.link=none", changes(f"outputs/snemi_neurons/{R}/test_im_labels.h5")),
-        (f"python evaluate.py --cfg {NEURONS} --tune", changes(f"outputs/snemi_neurons/{R}/tune.csv")),
         (f"python evaluate.py --cfg {NEURONS} --tune --tune-random 25 --tune-trial-seconds 300",
          changes(f"outputs/snemi_neurons/{R}/tune.csv")),
+        (f"python evaluate.py --cfg {NEURONS} --tune", changes(f"outputs/snemi_neurons/{R}/tune.csv")),
         (f"python infer.py --cfg {NEURONS} --cut 0.4", makes(f"outputs/snemi_neurons/{R}/test_im_labels_0.4.h5")),
     ],
 }
@@ -354,14 +358,17 @@ def prepare(page, folder):
 
 
 def write_missing(settings, small):
-    """The files of a recipe but for those that another recipe of the page has written."""
-    there = {str(path) for path in Path(small.data.folder).rglob("*")} if Path(small.data.folder).exists() else set()
+    """The files of a recipe but for those, and their datasets, that another recipe of the page has written."""
+    data = small.data
+
+    def is_there(reference):
+        path, dataset = split_reference(str(Path(data.folder, reference)))
+        return path.exists() and (dataset is None or dataset in {item.name for item in list_datasets(path)})
 
     def missing(volumes):
-        return tuple(volume for volume in volumes
-                     if str(Path(small.data.folder, split_reference(volume.image)[0])) not in there)
+        return tuple(replace(volume, **{place: None for place in PLACES if (reference := getattr(volume, place))
+                                        and is_there(reference)}) for volume in volumes)
 
-    data = small.data
     write_files(settings, replace(small, data=replace(data, train=missing(data.train), test=missing(data.test),
                                                       validation=missing(data.validation))))
 
