@@ -87,6 +87,8 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     from emcore.predict.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]
+    if plan["volume"]["resolution"] is None:
+        print(f"{plan['volume']['image']} does not say its resolution: its voxels count as 1 nm; data.resolution sets it")
     window = settings.infer.window or settings.data.patch
     begun = parts.begun(prediction)
     if begun is None:
