@@ -43,10 +43,9 @@ def main(arguments: Sequence[str]) -> int:
         return decode_stored(settings, Path(options.stored), options.cut)
     from emcore.engine import checkpoint, weights
 
-    path = weights.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     if options.export:
-        return export(settings, path, Path(options.export))
-    content = checkpoint.read(path)
+        return export(settings, path, content, Path(options.export))
     folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
     if options.cut is not None:
         return cut_again(settings, folder, options.cut)
@@ -88,7 +87,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
 
     start, volume = time.monotonic(), settings.data.test[number]
     if plan["volume"]["resolution"] is None:
-        print(f"{plan['volume']['image']} does not say its resolution: its voxels count as 1 nm; data.resolution sets it")
+        print(f"{plan['volume']['image']} does not say its resolution: a voxel counts as 1 nm; data.resolution sets it")
     window = settings.infer.window or settings.data.patch
     begun = parts.begun(prediction)
     if begun is None:
@@ -161,11 +160,10 @@ def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
     return 0
 
 
-def export(settings: Settings, path: Path, out: Path) -> int:
+def export(settings: Settings, path: Path, content: dict, out: Path) -> int:
     from emcore.engine import checkpoint
     from emcore.predict.export import export_model
 
-    content = checkpoint.read(path)
     model = checkpoint.model_of(content, path, choice=settings.infer.weights)
     if out.suffix == ".pt":
         checkpoint.save_weights(content, out, settings.infer.weights)

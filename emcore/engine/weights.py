@@ -15,16 +15,15 @@ from emcore.errors import InputError
 from emcore.settings.model import Model
 
 
-def named(run: Path, choice: str) -> Path:
-    """The checkpoint of a choice: a file, "best" by what the run monitored, or nothing, which is the newest."""
-    if choice == "best":
-        return finish.best(run)
+def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a choice and its content: a file, "best" by what the run monitored, or "", the newest."""
     if choice:
-        return Path(choice)
-    path = checkpoint.newest(run / "checkpoints")
-    if path is None:
+        path = finish.best(run) if choice == "best" else Path(choice)
+        return path, checkpoint.read(path)
+    found = checkpoint.read_newest(run / "checkpoints")
+    if found is None:
         raise InputError(f"{run / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
-    return path
+    return found
 
 
 def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Module) -> dict[str, Any]:

@@ -171,10 +171,9 @@ def main(arguments: Sequence[str]) -> int:
     scored = [number for number, volume in enumerate(settings.data.test) if volume.label is not None]
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
-    path = weights.named(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)
-    content = checkpoint.read(path)
     folder = results.folder_of(settings, path, checkpoint.step_of(content))
     model = checkpoint.model_of(content, path, device, settings.infer.weights)
     precision = fast_precision(settings.train.precision, device.type)
