@@ -150,7 +150,7 @@ def connect_hdf5(path: Path, name: str, cache: int) -> Any:
     if dataset.is_virtual:
         return joined(title, Path(os.path.realpath(path)), dataset, check_storage)
     packed = deflating(dataset) and dataset.id.get_storage_size() > SMALL_CHUNK
-    return Packed(title, dataset, chunk_bytes(dataset)) if packed else dataset
+    return Packed(title, dataset, dataset.chunks, chunk_bytes(dataset)) if packed else dataset
 
 
 MOST_REMEMBERED = 100_000  # chunks
@@ -163,12 +163,13 @@ class Packed:
 
     title: str
     dataset: h5py.Dataset
+    chunks: tuple[int, ...]
     size: int  # bytes of a chunk
     looked_at: set[tuple[int, ...]] = field(default_factory=set)
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         ranges = [range(span.start // length * length, span.stop, length)
-                  for span, length in zip(box, self.dataset.chunks)]
+                  for span, length in zip(box, self.chunks)]
         for corner in itertools.product(*ranges):
             if corner not in self.looked_at:
                 self.look_at(corner)
