@@ -333,6 +333,26 @@ def test_metadata_beyond_what_a_number_holds_are_refused(tmp_path, attributes, s
     refused(open_volume, tmp_path / "a.npy", says=says)
 
 
+@pytest.mark.parametrize("change, says", [
+    ({"emcore": {"offset": [1e308, 0, 0]}, "resolution": [1e-300] * 3}, None),
+    ({"voxel_offset": [2**39, 0, 0], "resolution": [1e300] * 3}, "voxel_offset times resolution"),
+])
+def test_an_info_whose_numbers_have_no_product_is_read_or_refused(tmp_path, change, says):
+    from emcore.volumes import create_volume
+
+    path = tmp_path / "a.precomputed"
+    with create_volume(path, (4, 5, 6), "uint8", (40, 4, 4)) as out:
+        out[...] = VOLUME
+    info = json.loads((path / "info").read_text())
+    info["emcore"].update(change.pop("emcore", {}))
+    info["scales"][0].update(change)
+    (path / "info").write_text(json.dumps(info))
+    if says:
+        refused(open_volume, path, says=says)
+    else:
+        assert (open_volume(path)[...] == VOLUME).all()
+
+
 def test_very_many_arrays_of_a_group_and_links_in_a_circle_are_listed_in_time(tmp_path):
     zarr = pytest.importorskip("zarr")
     path = tmp_path / "a.zarr"

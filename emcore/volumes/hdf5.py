@@ -150,9 +150,10 @@ def connect_hdf5(path: Path, name: str, cache: int) -> Any:
     if dataset.is_virtual:
         return joined(title, Path(os.path.realpath(path)), dataset, check_storage)
     packed = deflating(dataset) and dataset.id.get_storage_size() > SMALL_CHUNK
-    return Packed(title, dataset, chunk_bytes(dataset)) if packed else dataset
+    return Packed(title, dataset, dataset.chunks, chunk_bytes(dataset)) if packed else dataset
 
 
+MOST_REMEMBERED = 100_000  # chunks
 SMALL_CHUNK = 1 << 19  # bytes of gzip, which cannot unpack to more than 1032 times as many
 
 
@@ -162,12 +163,13 @@ class Packed:
 
     title: str
     dataset: h5py.Dataset
+    chunks: tuple[int, ...]
     size: int  # bytes of a chunk
     looked_at: set[tuple[int, ...]] = field(default_factory=set)
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         ranges = [range(span.start // length * length, span.stop, length)
-                  for span, length in zip(box, self.dataset.chunks)]
+                  for span, length in zip(box, self.chunks)]
         for corner in itertools.product(*ranges):
             if corner not in self.looked_at:
                 self.look_at(corner)
@@ -175,12 +177,13 @@ class Packed:
 
     def look_at(self, corner: tuple[int, ...]) -> None:
         about = self.dataset.id.get_chunk_info_by_coord(corner)
-        if about.byte_offset is None or about.size <= SMALL_CHUNK:
-            return
-        _, stored = self.dataset.id.read_direct_chunk(corner)
-        if unpacks_beyond(stored, 2 * self.size):
-            raise InputError(f"a chunk of {self.title} unpacks to more than twice the {self.size} bytes that it should "
-                             "hold; it is damaged or made to fill the memory")
+        if about.byte_offset is not None and about.size > SMALL_CHUNK:
+            _, stored = self.dataset.id.read_direct_chunk(corner)
+            if unpacks_beyond(stored, 2 * self.size):
+                raise InputError(f"a chunk of {self.title} unpacks to more than twice the {self.size} bytes that it "
+                                 "should hold; it is damaged or made to fill the memory")
+        if len(self.looked_at) == MOST_REMEMBERED:
+            self.looked_at.clear()
         self.looked_at.add(corner)
 
 

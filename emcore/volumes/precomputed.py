@@ -215,10 +215,11 @@ def open_file(path: Path, dataset: str | None = None, kind: str | None = None) -
     if scale is None:
         raise InputError(f"{path} has no scale {dataset!r}; it has: {', '.join(scale.key for scale in scales)}")
     resolution, kept = scale.resolution, ours(info)
-    offset = tuple(start * size for start, size in zip(scale.start, resolution))
+    offset = metadata.scaled(scale.start, resolution, f"voxel_offset times resolution in {path}/info")
     if "offset" in kept and scale is scales[0]:
         exact = metadata.triple(kept["offset"], f"the offset in {path}/info")
-        if all(round(value / size) == start for value, size, start in zip(exact, resolution, scale.start)):
+        places = [value / size for value, size in zip(exact, resolution)]
+        if all(math.isfinite(place) and round(place) == start for place, start in zip(places, scale.start)):
             offset = exact  # unless the standard fields were edited since
     if kept.get("resolution_known") is False and scales[0].resolution == (1.0, 1.0, 1.0):
         resolution = None

@@ -14,6 +14,9 @@ from emcore.volumes.metadata import Triple
 
 IMAGE_KEYS = ("main", "raw", "volumes/raw", "image", "stack", "data")
 LABEL_KEYS = ("main", "labels", "volumes/labels/neuron_ids", "volumes/labels/clefts", "label", "gt", "stack")
+# what the libraries below raise where the data are damaged
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+          MemoryError, SystemError, zlib.error)
 USUAL = {*IMAGE_KEYS, *LABEL_KEYS}
 MOST_LISTED = 1000  # arrays of a file whose shape and type are looked up
 KEYS = {"image": IMAGE_KEYS, "labels": LABEL_KEYS, None: (*IMAGE_KEYS, *LABEL_KEYS)}
@@ -89,7 +92,7 @@ class Volume:
             values = np.asarray(self.connection[1][box])
         except InputError:
             raise
-        except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, zlib.error) as error:
+        except BROKEN as error:
             where = ", ".join(f"{span.start}:{span.stop}" for span in box)
             reason = "there is too little memory" if isinstance(error, MemoryError) else first_line(error)
             raise InputError(f"{self.name} cannot be read at [{where}]: {reason}") from error
