@@ -26,7 +26,7 @@ class NoLocks(OSError):
     """The file system (or the system) has no locks."""
 
 
-def take(file: IO, shared: bool = False, wait: bool = True) -> bool:
+def take(file: IO | int, shared: bool = False, wait: bool = True) -> bool:
     """Whether this process, and those it forks, hold the lock of an open file now; closing the file ends it."""
     if fcntl is None:
         raise NoLocks("this system has no locks")

@@ -286,7 +286,7 @@ def test_where_files_cannot_be_locked_one_process_works_and_several_are_told(tmp
     def no_locks(*arguments):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("emcore.predict.parts.fcntl.flock", no_locks)
+    monkeypatch.setattr("emcore.locks.fcntl.flock", no_locks)
     with monkeypatch.context() as patched:
         patched.setenv("WORLD_SIZE", "2")
         with pytest.raises(InputError, match=r"cannot lock .*, or run one process"):

@@ -4,7 +4,6 @@ Each is written under another name and renamed. Any number of processes may work
 slab that nobody holds; a lock says who does, and ends with its process.
 """
 
-import fcntl
 import glob
 import json
 import os
@@ -21,6 +20,7 @@ import numpy as np
 from emcore import results
 from emcore.errors import InputError
 from emcore.files import allocate, create_once, publish, remove, reported, sweep, temporary_name, write_text
+from emcore.locks import NoLocks, take
 from emcore.progress import Progress, quantity
 from emcore.record import ATTRIBUTE, changed, differences, listed, read, same_volume
 from emcore.settings import Settings
@@ -39,15 +39,15 @@ def claimed(path: Path):
     """
     with ExitStack() as opened:
         try:
-            fcntl.flock(opened.enter_context(open(path, "a")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, FileNotFoundError):
-            yield False
-            return
-        except OSError as error:  # some cluster file systems have no locks
+            mine = take(opened.enter_context(open(path, "a")), wait=False)
+        except FileNotFoundError:
+            mine = False
+        except NoLocks as error:  # some cluster file systems have none
             if int(os.environ.get("WORLD_SIZE", 1)) > 1 or "SLURM_ARRAY_TASK_ID" in os.environ:
                 raise InputError(f"cannot lock {path} ({error.strerror}), so processes cannot share this work: set "
                                  "outputs to a file system with locks, or run one process") from None
-        yield True
+            mine = True
+        yield mine
 
 
 def begun(path: Path) -> dict[str, Any] | None:
@@ -111,8 +111,8 @@ def one_at_a_time(folder: Path):
     """Processes pass through the block one after the other, where the file system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with suppress(NoLocks):
+            take(handle)
         yield
     finally:
         os.close(handle)
