@@ -8,7 +8,6 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memset
 from libcpp.algorithm cimport sort
-from libcpp.queue cimport priority_queue
 from libcpp.vector cimport vector
 
 import numpy
@@ -20,8 +19,9 @@ cdef enum:
 cdef enum Kind:
     MEAN, MAX, MIN, QUANTILE
 
-cdef double SCALE = 16777216.0  # units of a sum, as in region_graph.pyx
+cdef int64_t SCALE = 1 << 24  # units of a sum, as in region_graph.pyx; differences of sums are taken before rounding
 
+include "queue.pxi"
 include "histograms.pxi"
 include "adjacency.pxi"
 
@@ -71,7 +71,7 @@ cdef class Queue:
     def __cinit__(self, Clusters clusters, bint confined):
         self.clusters = clusters
         self.confined = confined
-        self.buckets.assign(BUCKETS, NONE)
+        self.buckets.resize(BUCKETS, NONE)
         self.current = -1
 
     cdef int sort_edges(self, double threshold, Py_ssize_t first, Py_ssize_t last, int64_t end) except -1 nogil:
@@ -80,7 +80,8 @@ cdef class Queue:
         cdef const Edge* edge
         cdef vector[uint16_t] bucket_plus_one  # 0 for edges that stay out
         bucket_plus_one.resize(last - first)
-        self.starts.assign(BUCKETS + 2, 0)
+        self.starts.clear()
+        self.starts.resize(BUCKETS + 2, 0)
         for i in range(first, last):
             edge = &self.clusters.edges[i]
             if edge.a != edge.b and edge.b < end and self.clusters.score(edge) < threshold:
@@ -97,7 +98,7 @@ cdef class Queue:
                 self.starts[bucket] += 1
         return 0
 
-    cdef void enqueue(self, uint32_t number, double score) noexcept nogil:
+    cdef int enqueue(self, uint32_t number, double score) except -1 nogil:
         cdef Edge* edge = &self.clusters.edges[number]
         cdef int64_t bucket = bucket_of(score)
         if bucket > self.current:
@@ -105,20 +106,22 @@ cdef class Queue:
             self.buckets[bucket] = number
         else:
             self.late.push(Rank(score, edge.key, number))
+        return 0
 
-    cdef void make_ready(self, uint32_t number) noexcept nogil:
+    cdef int make_ready(self, uint32_t number) except -1 nogil:
         """Puts an edge of the current bucket in line, if its score is still in there."""
         cdef Edge* edge = &self.clusters.edges[number]
         cdef double score
         if edge.a == edge.b:
-            return
+            return 0
         score = self.clusters.score(edge)
         if bucket_of(score) > self.current:
             self.enqueue(number, score)
         else:
             self.ready.push_back(Rank(score, edge.key, number))
+        return 0
 
-    cdef void open_bucket(self) noexcept nogil:
+    cdef int open_bucket(self) except -1 nogil:
         cdef int64_t i, end = self.starts[self.current + 1]
         cdef uint32_t number = self.buckets[self.current], following
         for i in range(self.starts[self.current], end):
@@ -130,6 +133,7 @@ cdef class Queue:
             self.make_ready(number)
             number = following
         sort(self.ready.begin(), self.ready.end())
+        return 0
 
     cdef inline const Edge* ahead(self, size_t far) noexcept nogil:
         return &self.clusters.edges[self.ready[self.ready.size() - far].edge]

@@ -17,10 +17,10 @@ cdef class Clusters:
         cdef Neighbour* place
         self.kind = {"mean": MEAN, "max": MAX, "min": MIN, "quantile": QUANTILE}[kind]
         self.memory = []
-        self.node_count, self.edge_count = nodes, u.shape[0]
         self.nodes = <Node*>self.reserve(nodes * sizeof(Node))
-        self.edges = <Edge*>self.reserve(self.edge_count * sizeof(Edge))
-        place = <Neighbour*>self.reserve(2 * self.edge_count * sizeof(Neighbour))
+        self.edges = <Edge*>self.reserve(u.shape[0] * sizeof(Edge))
+        place = <Neighbour*>self.reserve(2 * u.shape[0] * sizeof(Neighbour))
+        self.node_count, self.edge_count = nodes, u.shape[0]  # not before there is something to free
         with nogil:
             memset(self.nodes, 0, nodes * sizeof(Node))
             for i in range(self.edge_count):
@@ -98,7 +98,7 @@ cdef class Clusters:
         cdef const Bin* bin
         cdef int64_t rank
         if self.kind == MEAN:
-            return (edge.count * SCALE - edge.statistic.total) / (edge.count * SCALE)
+            return <double>(edge.count * SCALE - edge.statistic.total) / <double>(edge.count * SCALE)
         if self.kind != QUANTILE:
             return edge.statistic.score
         if edge.statistic.level & 1:

@@ -94,7 +94,7 @@ cdef class Slab:
         return Row(&self.ends[first], values + (first - self.firsts[plane]), <uint32_t>first,
                    self.firsts[index + 1] - first)
 
-    cdef void match(self, Row one, Row two, bint diagonal) noexcept nogil:
+    cdef int match(self, Row one, Row two, bint diagonal) except -1 nogil:
         """Finds the pairs of nodes of equal label that overlap in x, and the pieces of one that lie on other labels.
 
         diagonal: also the pairs that meet at corners; else only pieces with left < right: the neighbours of a voxel
@@ -129,7 +129,7 @@ cdef class Slab:
         self.found = found + (corners(two, pieces, apart, pairs + found) if diagonal else 0)
         self.apart = apart
 
-    cdef void join(self, Row row, Row two, bint diagonal) noexcept nogil:
+    cdef int join(self, Row row, Row two, bint diagonal) except -1 nogil:
         """Unites what two rows of this slab join."""
         cdef int64_t i
         self.match(row, two, diagonal)
@@ -137,8 +137,8 @@ cdef class Slab:
             unite(self.nodes.data(), self.pairs[i].a, self.pairs[i].b)
 
 
-cdef void read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t y, vector[uint32_t]& ends,
-                   vector[label_t]& copy, vector[uint64_t]& values, uint32_t* where) noexcept nogil:
+cdef int read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t y, vector[uint32_t]& ends,
+                  vector[label_t]& copy, vector[uint64_t]& values, uint32_t* where) except -1 nogil:
     """Appends the runs of one row to the slab, and their labels to values; where: each voxel's run of the row, or NULL."""
     cdef int64_t x, number = 0, nx = labels.shape[2], first = <int64_t>slab.nodes.size()
     cdef const label_t* row
@@ -182,8 +182,8 @@ cdef void reach(Slab slab, Row row, const uint32_t* where, int64_t nx) noexcept 
             x = row.ends[where[x]]
 
 
-cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
-                   const uint32_t* where, const uint32_t* before, int64_t nx, int axes) noexcept nogil:
+cdef int join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, const uint64_t* last,
+                  const uint32_t* where, const uint32_t* before, int64_t nx, int axes) except -1 nogil:
     """Unites what row y of a plane joins to the rows before it; last is NULL in the first plane of the slab.
 
     Where all 26 neighbours touch, a voxel whose label goes on in the plane before is tied by that to its other
@@ -197,7 +197,7 @@ cdef void join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, 
             reach(slab, slab.row(above + y + dy, above, last), before + (y + dy) * nx, nx)
         if y > 0:
             reach(slab, slab.row(plane + y - 1, plane, values), where + (y - 1) * nx, nx)
-        return
+        return 0
     if y > 0:
         slab.join(row, slab.row(plane + y - 1, plane, values), axes > 1)
     for dy in range(low, high if last != NULL else low):
@@ -230,7 +230,7 @@ def scan(const label_t[:, :, :] labels, int axes):
     with nogil:
         if axes == 3 and nz > 1:
             where.resize(ny * nx)
-            before = where
+            before.resize(ny * nx)
         ends.resize(nx)
         copy.resize(nx)
         slab.firsts.push_back(0)
@@ -243,7 +243,7 @@ def scan(const label_t[:, :, :] labels, int axes):
                 read_row(slab, labels, z, y, ends, copy, values, where.data() + y * nx if where.size() > 0 else NULL)
             values.push_back(0)
             if z == 0:
-                slab.top = values
+                slab.top.assign(values.begin(), values.end())  # a plain copy would not report a lack of memory
                 # the other planes will be much like the first: room for all at once saves copies
                 slab.ends.reserve(min(nz * ny * nx, <int64_t>slab.ends.size() * nz * 9 // 8))
                 slab.nodes.reserve(slab.ends.capacity())

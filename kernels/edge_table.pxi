@@ -45,8 +45,10 @@ cdef class EdgeTable:
     cdef readonly int64_t filled_bins
     cdef readonly bint histograms
     cdef readonly bint outside  # an affinity was NaN or not in 0..1
+    cdef public int64_t most  # records that 32 bits can number
 
     def __cinit__(self, bint histograms=False):
+        self.most = 0xFFFFFFFF - CHUNK
         self.slots.resize(FIRST_SLOTS)
         self.recent.resize(1 << RECENT_BITS)
         self.histograms = histograms
@@ -81,6 +83,8 @@ cdef class EdgeTable:
             pool(self.record(number), part)
             return number
         number = self.size
+        if number == self.most:
+            raise OverflowError("more edges than 32 bits number")
         if number == <int64_t>self.chunks.size() * CHUNK:
             self.chunks.resize(self.chunks.size() + 1)
             self.chunks.back().reserve(CHUNK)

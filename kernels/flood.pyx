@@ -1,8 +1,9 @@
 """Priority flood: labels grow from seeds over a height map, lowest voxel first."""
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libcpp.queue cimport priority_queue
 from libcpp.utility cimport pair
+
+include "queue.pxi"
 
 cdef extern from *:
     """
@@ -30,11 +31,12 @@ cdef inline uint64_t rank(float height) noexcept nogil:
     return ~n.bits if n.bits >> 31 else n.bits | <uint32_t>0x80000000
 
 
-cdef inline void push(priority_queue[pair[uint64_t, uint32_t]]* queue, float height, uint32_t* age,
-                      int64_t voxel) noexcept nogil:
+cdef inline int push(priority_queue[pair[uint64_t, uint32_t]]* queue, float height, uint32_t* age,
+                     int64_t voxel) except -1 nogil:
     # the queue hands out the largest entry first: the complement of (height, age)
     queue.push(pair[uint64_t, uint32_t](~(rank(height) << 32 | age[0]), <uint32_t>voxel))
     age[0] += 1
+    return 0
 
 
 cdef inline void ask(const float* heights, label_t* labels, int64_t voxel, int64_t row, int64_t plane,

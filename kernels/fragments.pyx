@@ -68,12 +68,14 @@ def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane
     parents[r] becomes the number of r's root among the slab's roots, or BACKGROUND; plane the runs of the last plane.
     """
     cdef Py_ssize_t ny = marks.shape[1], nx = marks.shape[2], z, y, x, i, joins_y, joins_z
-    cdef vector[uint8_t] bytes_of_row = vector[uint8_t](4 * nx, <uint8_t> 0)
+    cdef vector[uint8_t] bytes_of_row
+    bytes_of_row.resize(4 * nx)
     cdef uint8_t *none = bytes_of_row.data()
     cdef uint8_t *links = none + nx
     cdef uint8_t *along_y = none + 2 * nx
     cdef uint8_t *along_z = none + 3 * nx
-    cdef vector[uint32_t] row_buffer = vector[uint32_t](3 * nx, <uint32_t> 0)
+    cdef vector[uint32_t] row_buffer
+    row_buffer.resize(3 * nx)
     cdef uint32_t *runs = row_buffer.data()
     cdef uint32_t *at_y = runs + nx
     cdef uint32_t *at_z = runs + 2 * nx
@@ -172,7 +174,8 @@ def spread(const uint8_t[:, :, ::1] links, const uint32_t[::1] parents, Py_ssize
            label[:, :, ::1] labels, Py_ssize_t begin, Py_ssize_t end):
     """Writes labels[begin:end] from its back to its front, so parents may be the front of that same memory."""
     cdef Py_ssize_t ny = links.shape[1], nx = links.shape[2], z, y, x, i, count
-    cdef vector[label] buffer = vector[label](nx + 1, <label> 0)
+    cdef vector[label] buffer
+    buffer.resize(nx + 1)
     cdef label *of_run = buffer.data()
     cdef label *out
     cdef const uint8_t *row

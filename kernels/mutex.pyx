@@ -22,7 +22,7 @@ cdef inline uint64_t pair(uint32_t u, uint32_t v) noexcept nogil:
     return (<uint64_t>u << 32 | v) if u < v else (<uint64_t>v << 32 | u)
 
 
-cdef void sort(vector[Edge]& edges, uint32_t low, uint32_t high) noexcept nogil:
+cdef int sort(vector[Edge]& edges, uint32_t low, uint32_t high) except -1 nogil:
     """Stable radix sort, the largest |weight| first; all keys in low..high - 1."""
     cdef vector[Edge] other
     cdef vector[int64_t] place
@@ -30,8 +30,9 @@ cdef void sort(vector[Edge]& edges, uint32_t low, uint32_t high) noexcept nogil:
     cdef int bit = 0
     cdef Edge edge
     other.resize(edges.size())
-    while (high - 1 - low) >> bit:
-        place.assign((1 << DIGIT) + 1, 0)
+    while bit < 32 and (high - 1 - low) >> bit:
+        place.clear()
+        place.resize((1 << DIGIT) + 1, 0)
         for edge in edges:
             place[(((high - 1 - (edge.bits & MAGNITUDE)) >> bit) & ((1 << DIGIT) - 1)) + 1] += 1
         for i in range(1 << DIGIT):
@@ -42,6 +43,7 @@ cdef void sort(vector[Edge]& edges, uint32_t low, uint32_t high) noexcept nogil:
             place[i] += 1
         edges.swap(other)
         bit += DIGIT
+    return 0
 
 
 cdef class MutexForest:
@@ -64,8 +66,8 @@ cdef class MutexForest:
             for v in range(parent.shape[0]):
                 if v < parent[v] and parent[parent[v]] == v:
                     parent[v] = <uint32_t>v
-            self.head.assign(parent.shape[0], NONE)
-            self.length.assign(parent.shape[0], 0)
+            self.head.resize(parent.shape[0], NONE)
+            self.length.resize(parent.shape[0], 0)
             self.flatten()
 
     cdef void flatten(self) noexcept nogil:
@@ -119,8 +121,6 @@ cdef class MutexForest:
                         u, v = v, u
                     self.merge(u, v)
             self.flatten()
-        if self.links.size() >= NONE:
-            raise MemoryError("more than 2**32 pairs of clusters must stay apart")
 
     cdef inline uint64_t slot(self, uint64_t key) noexcept nogil:
         """The place of key in pairs, or the free place where it belongs."""
@@ -129,7 +129,7 @@ cdef class MutexForest:
             at = (at + 1) & (self.pairs.size() - 1)
         return at
 
-    cdef bint hold_apart(self, uint32_t u, uint32_t v) noexcept nogil:
+    cdef int hold_apart(self, uint32_t u, uint32_t v) except -1 nogil:
         """Whether the pair is new."""
         cdef uint64_t at = self.slot(pair(u, v))
         if self.pairs[at]:
@@ -140,7 +140,7 @@ cdef class MutexForest:
             self.rehash()
         return True
 
-    cdef void rehash(self) noexcept nogil:
+    cdef int rehash(self) except -1 nogil:
         """Drops the pairs of clusters that were merged away, and doubles the table if that is not enough."""
         cdef vector[uint64_t] live
         cdef uint64_t key, size = self.pairs.size()
@@ -150,17 +150,22 @@ cdef class MutexForest:
         if live.size() * 4 > size:
             size *= 2
             self.shift -= 1
-        self.pairs.assign(size, 0)
+        self.pairs.clear()
+        self.pairs.resize(size, 0)
         self.used = live.size()
         for key in live:
             self.pairs[self.slot(key)] = key
+        return 0
 
-    cdef void note(self, uint32_t u, uint32_t v) noexcept nogil:
+    cdef int note(self, uint32_t u, uint32_t v) except -1 nogil:
+        if self.links.size() == NONE:
+            raise MemoryError("more than 2**32 pairs of clusters must stay apart; cut the volume into blocks")
         self.links.push_back(Link(v, self.head[u]))
         self.head[u] = <uint32_t>(self.links.size() - 1)
         self.length[u] += 1
+        return 0
 
-    cdef void merge(self, uint32_t keep, uint32_t gone) noexcept nogil:
+    cdef int merge(self, uint32_t keep, uint32_t gone) except -1 nogil:
         """Joins gone, the cluster with the shorter list, to keep."""
         cdef uint32_t at = self.head[gone], following, other
         self.parent[gone] = keep
@@ -172,6 +177,7 @@ cdef class MutexForest:
                 self.head[keep] = at
                 self.length[keep] += 1
             at = following
+        return 0
 
     def labels(self, mask, uint32_t[::1] out):
         """Fills out with 1.. in the order of first nodes, 0 where mask (or None) is 0."""
@@ -180,7 +186,8 @@ cdef class MutexForest:
         cdef const uint8_t[::1] inside = mask
         cdef bint masked = mask is not None
         with nogil:
-            self.head.assign(self.parent.shape[0], 0)
+            self.head.clear()
+            self.head.resize(self.parent.shape[0], 0)
             for v in range(self.parent.shape[0]):
                 if masked and not inside[v]:
                     out[v] = 0

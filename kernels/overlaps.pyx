@@ -12,7 +12,7 @@ ctypedef fused label_t:
 cdef struct Cell:
     uint64_t first, second
     int64_t count
-    double total
+    int64_t total
 
 
 cdef inline uint64_t mix(uint64_t first, uint64_t second) noexcept nogil:
@@ -20,28 +20,36 @@ cdef inline uint64_t mix(uint64_t first, uint64_t second) noexcept nogil:
     return h ^ (h >> 32)
 
 
-cdef void double_slots(vector[int64_t]& slots, vector[Cell]& cells) noexcept nogil:
+cdef int double_slots(vector[int64_t]& slots, vector[Cell]& cells) except -1 nogil:
     """Open addressing: a slot holds the index of a cell, -1 where free."""
     cdef int64_t i
     cdef uint64_t at
-    slots.assign(slots.size() * 2, -1)
+    cdef size_t size = slots.size() * 2
+    slots.clear()
+    slots.resize(size, -1)
     for i in range(<int64_t>cells.size()):
         at = mix(cells[i].first, cells[i].second) & (slots.size() - 1)
         while slots[at] >= 0:
             at = (at + 1) & (slots.size() - 1)
         slots[at] = i
+    return 0
 
 
 def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[:, :] values):
-    """Every pair of labels that lie on each other, zeros too: (first, second, pixels, sum of values), sorted."""
+    """Every pair of labels that lie on each other, zeros too: (first, second, pixels, sum of values), sorted.
+
+    values lie in 0..1 and add up as whole numbers, in the finest unit that no sum of them can overflow: the order of
+    pixels cannot be told from a sum, and values from 2**-14 on are exact in images of up to 16 million pixels.
+    """
     cdef int64_t ny = first.shape[0], nx = first.shape[1], y, x, current = -1
+    cdef double scale = 1LL << (62 - (<object>(ny * nx)).bit_length())
     cdef bint weighted = values is not None
     cdef vector[Cell] cells
     cdef vector[int64_t] slots
     cdef Cell cell
     cdef uint64_t a, b, at
     with nogil:
-        slots.assign(256, -1)
+        slots.resize(256, -1)
         for y in range(ny):
             for x in range(nx):
                 a = first[y, x]
@@ -60,11 +68,13 @@ def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[
                             double_slots(slots, cells)
                 cells[current].count += 1
                 if weighted:
-                    cells[current].total += values[y, x]
-    table = np.empty(cells.size(), [("first", "u8"), ("second", "u8"), ("pixels", "i8"), ("total", "f8")])
-    cdef Cell[::1] out = table
+                    cells[current].total += <int64_t>(values[y, x] * scale)
+    counted = np.empty(cells.size(), [("first", "u8"), ("second", "u8"), ("pixels", "i8"), ("total", "i8")])
+    cdef Cell[::1] out = counted
     for x in range(<int64_t>cells.size()):
         out[x] = cells[x]
+    table = counted.astype([("first", "u8"), ("second", "u8"), ("pixels", "i8"), ("total", "f8")])
+    table["total"] /= scale
     return table[np.lexsort((table["second"], table["first"]))]
 
 

@@ -41,7 +41,7 @@ cdef inline int64_t slot_of(const vector[Entry]& entries, uint64_t key) noexcept
     return <int64_t>slot
 
 
-cdef void reserve(vector[Entry]& entries, const vector[uint64_t]& keys, size_t number) noexcept nogil:
+cdef int reserve(vector[Entry]& entries, const vector[uint64_t]& keys, size_t number) except -1 nogil:
     """Makes room for number keys and enters those there are, each at its place."""
     cdef size_t size = 64, place
     cdef Entry entry
@@ -49,14 +49,16 @@ cdef void reserve(vector[Entry]& entries, const vector[uint64_t]& keys, size_t n
         size *= 2
     entry.key = 0
     entry.place = -1
-    entries.assign(size, entry)
+    entries.clear()
+    entries.resize(size, entry)
     for place in range(keys.size()):
         entry.key = keys[place]
         entry.place = <int64_t>place
         entries[slot_of(entries, entry.key)] = entry
+    return 0
 
 
-cdef inline int64_t place_of(vector[Entry]& entries, vector[uint64_t]& keys, uint64_t key) noexcept nogil:
+cdef inline int64_t place_of(vector[Entry]& entries, vector[uint64_t]& keys, uint64_t key) except -1 nogil:
     """The place of key among the keys, appended if it is new."""
     cdef int64_t slot = slot_of(entries, key), place = entries[slot].place
     if place < 0:

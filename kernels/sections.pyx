@@ -2,9 +2,11 @@
 
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint32_t
-from libcpp.queue cimport priority_queue
 from libcpp.utility cimport pair
 from libcpp.vector cimport vector
+
+include "queue.pxi"
+
 
 def label_maxima(const float[:, :] values, uint32_t[:, ::1] labels):
     """Fills labels with 1.. for the 4-connected plateaus that no neighbour overtops, in raster order; their number."""
@@ -16,11 +18,12 @@ def label_maxima(const float[:, :] values, uint32_t[:, ::1] labels):
     cdef vector[int64_t] plateau
     cdef vector[char] seen
     with nogil:
-        seen.assign(ny * nx, 0)
+        seen.resize(ny * nx, 0)
         for first in range(ny * nx):
             if seen[first]:
                 continue
-            plateau.assign(1, first)
+            plateau.clear()
+            plateau.push_back(first)
             seen[first] = 1
             highest = True
             i = 0

@@ -3,7 +3,7 @@
 Sato, Bitter, Bender, Kaufman & Nakajima, TEASAR: tree-structure extraction algorithm, Pacific Graphics 2000.
 """
 
-from libc.math cimport INFINITY, fmax, sqrt
+from libc.math cimport INFINITY, fmax, fmin, sqrt
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.algorithm cimport sort
 from libcpp.pair cimport pair
@@ -67,8 +67,8 @@ cdef class Body:
     cdef vector[int64_t] voxels  # of the skeleton
     cdef vector[int64_t] nexts  # voxels, -1 at a root
 
-    cdef void fill(self, const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared,
-                   const double* unit) noexcept nogil:
+    cdef int fill(self, const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared,
+                  const double* unit) except -1 nogil:
         cdef int64_t z, y, x, voxel, ny = labels.shape[1] + 2, nx = labels.shape[2] + 2
         cdef int k, way = 0
         for k in range(27):
@@ -80,7 +80,7 @@ cdef class Body:
             way += 1
         self.width = 0.999 * min(unit[0], unit[1], unit[2])
         self.last = -1
-        self.cost.assign((labels.shape[0] + 2) * ny * nx, -INFINITY)
+        self.cost.resize((labels.shape[0] + 2) * ny * nx, -INFINITY)
         self.radius.resize(self.cost.size())
         self.dear.resize(self.cost.size())
         self.towards.resize(self.cost.size())
@@ -91,16 +91,18 @@ cdef class Body:
                     if labels[z, y, x] == label:
                         self.cost[voxel + x] = INFINITY
                         self.radius[voxel + x] = <float>sqrt(<double>squared[z, y, x])
+        return 0
 
-    cdef inline void put(self, int64_t voxel, double above) noexcept nogil:
+    cdef inline int put(self, int64_t voxel, double above) except -1 nogil:
         cdef int64_t bucket = <int64_t>(above / self.width)
         if bucket > self.last:
             self.last = bucket
             if <size_t>bucket >= self.buckets.size():
                 self.buckets.resize(bucket + 1)
         self.buckets[bucket].push_back(voxel)
+        return 0
 
-    cdef void spread(self, double origin, double limit, vector[int64_t]* reached) noexcept nogil:
+    cdef int spread(self, double origin, double limit, vector[int64_t]* reached) except -1 nogil:
         """Shortest distances from the voxels in the buckets, up to limit; appends what was infinitely far before.
 
         Every step is longer than a bucket is wide: reading a bucket never changes a voxel of that bucket, and the
@@ -127,21 +129,23 @@ cdef class Body:
             self.buckets[bucket].clear()
             bucket += 1
         self.last = -1
+        return 0
 
     cdef void forget(self, vector[int64_t]& piece) noexcept nogil:
         cdef size_t i
         for i in range(piece.size()):
             self.cost[piece[i]] = INFINITY
 
-    cdef inline void wait(self, double cost, int64_t voxel) noexcept nogil:
+    cdef inline int wait(self, double cost, int64_t voxel) except -1 nogil:
         cdef Entry entry
         entry.key.cost = cost
         entry.voxel = voxel
         # in the level of the highest bit that differs from the least cost: 0 for none
         self.levels[high_bit(entry.key.bits ^ self.least.bits)].push_back(entry)
+        return 0
 
-    cdef bint advance(self) noexcept nogil:
-        """Sets least to the least cost that waits; level 0 then holds its voxels in raster order. False at the end.
+    cdef int advance(self) except -1 nogil:
+        """Sets least to the least cost that waits; level 0 then holds its voxels in raster order. 0 at the end.
 
         A radix queue: costs never fall below the least one, so an entry only ever moves to lower levels.
         """
@@ -151,7 +155,7 @@ cdef class Body:
         while self.levels[level].empty():
             level += 1
             if level == self.levels.size():
-                return False
+                return 0
         self.moving.swap(self.levels[level])
         self.least = self.moving[0].key
         for i in range(self.moving.size()):
@@ -164,9 +168,9 @@ cdef class Body:
         self.moving.clear()
         if self.levels[0].size() > 1:
             sort(self.levels[0].begin(), self.levels[0].end(), earlier)
-        return True
+        return 1
 
-    cdef void lead(self, vector[int64_t]& piece, int64_t root) noexcept nogil:
+    cdef int lead(self, vector[int64_t]& piece, int64_t root) except -1 nogil:
         """Sets the next voxel of every voxel's cheapest path to the root.
 
         Entering a voxel costs the length of the step, dearer the nearer the voxel is to the surface. Of equally cheap
@@ -204,37 +208,42 @@ cdef class Body:
                         cost[other] = there
                         towards[other] = STEPS - 1 - way  # the opposite step
                         self.wait(there, other)
-            if not self.advance():
-                return
+            if self.advance() == 0:
+                return 0
             here = self.least.cost
 
-    cdef void cover(self, size_t first, double scale, double constant) noexcept nogil:
-        """Lets the skeleton's voxels from first on reach scale * radius + constant through the object."""
+    cdef int cover(self, size_t first, double scale, double constant, double farthest) except -1 nogil:
+        """Lets the skeleton's voxels from first on reach scale * radius + constant through the object.
+
+        From everywhere, all of the piece lies within farthest: longer reaches would only widen the range of buckets.
+        """
         cdef double most = 0, reach
         cdef int64_t voxel
         cdef size_t i
         for i in range(first, self.voxels.size()):
-            most = fmax(most, scale * self.radius[self.voxels[i]] + constant)
+            most = fmax(most, fmin(scale * self.radius[self.voxels[i]] + constant, farthest))
         for i in range(first, self.voxels.size()):
             voxel = self.voxels[i]
-            reach = scale * self.radius[voxel] + constant
+            reach = fmin(scale * self.radius[voxel] + constant, farthest)
             if -reach < self.cost[voxel]:
                 self.cost[voxel] = -reach
                 self.put(voxel, most - reach)
         self.spread(-most, 0, NULL)
+        return 0
 
-    cdef void skeleton(self, int64_t start, double scale, double constant, int64_t dust) noexcept nogil:
+    cdef int skeleton(self, int64_t start, double scale, double constant, int64_t dust) except -1 nogil:
         """Appends the tree of the piece that holds the voxel start, unless the piece is smaller than dust."""
         cdef vector[int64_t] piece
         cdef vector[pair[double, int64_t]] tips
         cdef int64_t voxel, root
         cdef size_t i, first
+        cdef double farthest
         piece.push_back(start)
         self.cost[start] = 0
         self.put(start, 0)
         self.spread(0, INFINITY, &piece)
         if <int64_t>piece.size() < dust:
-            return
+            return 0
         root = start
         for i in range(piece.size()):
             voxel = piece[i]
@@ -247,6 +256,8 @@ cdef class Body:
         for i in range(piece.size()):
             tips.push_back(pair[double, int64_t](-self.cost[piece[i]], piece[i]))
         sort(tips.begin(), tips.end())
+        # over the root, with room for rounding
+        farthest = -2.001 * tips[0].first + 2 * self.length[0]
         self.forget(piece)
         self.lead(piece, root)
         self.forget(piece)
@@ -263,8 +274,9 @@ cdef class Body:
                 self.nexts.push_back(voxel + self.step[self.towards[voxel]])
                 self.towards[voxel] |= ON_SKELETON
                 voxel = self.nexts.back()
-            self.cover(first, scale, constant)
+            self.cover(first, scale, constant, farthest)
             first = self.voxels.size()
+        return 0
 
 
 def trace(const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared, resolution,

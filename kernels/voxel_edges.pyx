@@ -127,8 +127,10 @@ cdef class VoxelEdges:
             for row in range(row_start, row_stop):
                 z = row // self.ny
                 y = row % self.ny
-                best.assign(self.nx, 0)
-                way.assign(self.nx, -1)
+                best.clear()
+                best.resize(self.nx, 0)
+                way.clear()
+                way.resize(self.nx, -1)
                 for code in range(<int32_t>(2 * self.channels.size())):
                     k = &self.channels[code >> 1]
                     # of two equal edges of a channel, the one stored at the earlier voxel goes first

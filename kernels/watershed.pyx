@@ -85,7 +85,8 @@ def mark(const affinity[:, :, :, :] affs, channels, shifts, const uint8_t[:, :, 
     cdef const affinity *before_y
     cdef const affinity *after_y
     cdef const affinity *row_x
-    cdef vector[affinity] buffers = vector[affinity](6 * nx + 1, <affinity> 0)
+    cdef vector[affinity] buffers
+    buffers.resize(6 * nx + 1)
     cdef affinity *none = buffers.data()
     cdef affinity *x_edges = none + 5 * nx  # nx + 1 edges, the first and the last leave the volume
     if mask is not None:
@@ -118,7 +119,8 @@ def corners(const uint8_t[:, :, ::1] marks, Py_ssize_t begin, Py_ssize_t end):
     A voxel with one mark has nothing to decide; one whose marks are all returned has no exit.
     """
     cdef Py_ssize_t nz = marks.shape[0], ny = marks.shape[1], nx = marks.shape[2], z, y, x, near
-    cdef vector[uint8_t] buffer = vector[uint8_t](2 * nx + 8, <uint8_t> 0)
+    cdef vector[uint8_t] buffer
+    buffer.resize(2 * nx + 8)
     cdef const uint8_t *none = buffer.data()
     cdef uint8_t *found = buffer.data() + nx
     cdef const uint8_t *row

@@ -4,8 +4,9 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.algorithm cimport lower_bound
 from libcpp.map cimport map
-from libcpp.queue cimport priority_queue
 from libcpp.vector cimport vector
+
+include "queue.pxi"
 
 ctypedef fused label_t:
     uint32_t
@@ -22,12 +23,19 @@ cdef enum Kind:
 cdef extern from *:
     """
     #include <cstdint>
+    #include <map>
     struct Waiting {  // compared by the score alone: equals leave the heap as its algorithm happens to order them
         float score; uint32_t edge;
         Waiting(float score, uint32_t edge) : score(score), edge(edge) {}
         bool operator<(const Waiting& o) const { return score > o.score; }
     };
+    static void emcore_add_count(std::map<uint32_t, int64_t>& histogram, uint32_t level, int64_t count) {
+        histogram[level] += count;
+    }
     """
+    # the brackets of libcpp.map do not report a lack of memory
+    void add_count "emcore_add_count"(map[uint32_t, int64_t]&, uint32_t, int64_t) except + nogil
+
     cdef cppclass Waiting:
         float score
         uint32_t edge
@@ -35,8 +43,12 @@ cdef extern from *:
 
 
 def running_means(const label_t[:, :, :] labels, const value_t[:, :, :, :] affs, const float[:] decode,
-                  const int64_t[:, ::1] channels, const uint32_t[:] u, const uint32_t[:] v, float[::1] means):
-    """Writes every edge's mean as float32 updates in raster order give it, the channels of a voxel in turn."""
+                  const int64_t[:, ::1] channels, const int64_t[::1] halo, const uint32_t[:] u, const uint32_t[:] v,
+                  float[::1] means):
+    """Writes every edge's mean as float32 updates in raster order give it, the channels of a voxel in turn.
+
+    The edges are those that add_faces of region_graph.pyx found with the same channels and halo.
+    """
     cdef vector[uint64_t] pairs
     cdef vector[int64_t] counts
     cdef Py_ssize_t z, y, x, z0, y0, x0, row, at, edge
@@ -47,9 +59,9 @@ def running_means(const label_t[:, :, :] labels, const value_t[:, :, :, :] affs,
     with nogil:
         for edge in range(u.shape[0]):
             pairs[edge] = (<uint64_t>u[edge] << 32) | v[edge]
-        for z in range(labels.shape[0]):
-            for y in range(labels.shape[1]):
-                for x in range(labels.shape[2]):
+        for z in range(halo[0], labels.shape[0]):
+            for y in range(halo[1], labels.shape[1]):
+                for x in range(halo[2], labels.shape[2]):
                     for row in range(channels.shape[0]):
                         z0, y0, x0 = z - channels[row, 1], y - channels[row, 2], x - channels[row, 3]
                         if z0 < 0 or not 0 <= y0 < labels.shape[1] or not 0 <= x0 < labels.shape[2]:
@@ -107,12 +119,13 @@ cdef class Replay:
     def set_levels(self, int64_t quantile, const float[:] value_of_level, const uint32_t[:] level):
         cdef Py_ssize_t i
         self.quantile = quantile
-        self.counts.assign(level.shape[0], 1)
+        self.counts.clear()
+        self.counts.resize(level.shape[0], 1)
         self.histograms.resize(level.shape[0])
         for i in range(value_of_level.shape[0]):
             self.levels.push_back(value_of_level[i])
         for i in range(level.shape[0]):
-            self.histograms[i][level[i]] = 1
+            add_count(self.histograms[i], level[i], 1)
 
     cdef float score(self, uint32_t edge) noexcept nogil:
         cdef int64_t rank
@@ -125,17 +138,18 @@ cdef class Replay:
                 return <float>(1.0 - self.levels[level.first])
         return 1
 
-    cdef void push(self, uint32_t edge) noexcept nogil:
+    cdef int push(self, uint32_t edge) except -1 nogil:
         self.scores[edge] = self.score(edge)
         self.queue.push(Waiting(self.scores[edge], edge))
+        return 0
 
-    cdef void pool(self, uint32_t source, uint32_t into) noexcept nogil:
+    cdef int pool(self, uint32_t source, uint32_t into) except -1 nogil:
         """Adds one edge to another, which is stale unless its extremum stays."""
         cdef int64_t m = self.counts[source], n = self.counts[into]
         cdef float before = 0
         if self.kind == QUANTILE:
             for level in self.histograms[source]:
-                self.histograms[into][level.first] += level.second
+                add_count(self.histograms[into], level.first, level.second)
             self.histograms[source].clear()
             self.stale[into] = True
         else:
@@ -149,21 +163,24 @@ cdef class Replay:
             self.stale[into] |= self.kind == MEAN or self.values[into] != before
         self.counts[into] = m + n
         self.deleted[source] = True
+        return 0
 
     cdef uint32_t opposite(self, uint32_t edge, uint32_t node) noexcept nogil:
         return self.v[edge] if self.u[edge] == node else self.u[edge]
 
-    cdef void detach(self, uint32_t node, uint32_t edge) noexcept nogil:
+    cdef int detach(self, uint32_t node, uint32_t edge) except -1 nogil:
         """Takes an edge out of the list of a region, whose other edges keep their order."""
         cdef size_t i = 0, kept = 0
         for i in range(self.incident[node].size()):
             self.incident[node][kept] = self.incident[node][i]
             kept += self.incident[node][i] != edge
         self.incident[node].resize(kept)
+        return 0
 
-    cdef void attach(self, uint32_t edge, uint32_t node, uint32_t other) noexcept nogil:
+    cdef int attach(self, uint32_t edge, uint32_t node, uint32_t other) except -1 nogil:
         self.u[edge], self.v[edge] = min(node, other), max(node, other)
         self.incident[node].push_back(edge)
+        return 0
 
     cdef int64_t between(self, uint32_t a, uint32_t b) noexcept nogil:
         """The edge of two regions, -1 where there is none."""
@@ -173,7 +190,7 @@ cdef class Replay:
                 return edge
         return -1
 
-    cdef void merge(self, uint32_t merging) noexcept nogil:
+    cdef int merge(self, uint32_t merging) except -1 nogil:
         cdef uint32_t a = self.u[merging], b = self.v[merging], neighbour, edge
         cdef int64_t shared
         cdef vector[uint32_t] moving
@@ -195,6 +212,7 @@ cdef class Replay:
                 self.detach(a, <uint32_t>shared)
                 self.detach(neighbour, <uint32_t>shared)
                 self.attach(edge, a, neighbour)
+        return 0
 
     def run(self, double threshold):
         """Merges as waterz does up to the threshold; the height of a merge is the largest score popped so far."""

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.pairs import as_volume, boxes, check_not_negative, check_shapes, check_types
+from emcore.metrics.pairs import boxes, check_not_negative, check_shapes, check_types
+from emcore.metrics.tables import as_volume
+from emcore.segment.arrays import within
 
 
 class Confusion(NamedTuple):
@@ -26,15 +28,17 @@ def confusion(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5,
     Probabilities are cut at 0.5; for logits say threshold=0, for probabilities stored as uint8 threshold=128.
     mask: True where a voxel is left out.
     """
-    truth, prediction = as_volume(truth), as_volume(prediction)
-    volumes = {"truth": truth, "prediction": prediction} | ({} if mask is None else {"mask": as_volume(mask)})
+    truth, prediction = as_volume("truth", truth), as_volume("prediction", prediction)
+    volumes = {"truth": truth, "prediction": prediction}
+    if mask is not None:
+        volumes["mask"] = as_volume("mask", mask)
     check_types(truth=truth)
     check_shapes(**volumes)
     if prediction.dtype.kind not in "uibf":
         raise InputError(f"prediction must be numbers or a mask; got {prediction.dtype}")
     if mask is not None and volumes["mask"].dtype != bool:
         raise InputError(f"mask must be boolean, True where a voxel is left out; it is {volumes['mask'].dtype}")
-    if not math.isfinite(threshold):
+    if not (within(threshold, -math.inf, math.inf) and math.isfinite(threshold)):
         raise InputError(f"threshold must be a finite number; got {threshold}")
     counts = np.zeros(4, np.int64)
     for box in boxes(*volumes.values()):

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
+from emcore.metrics.pairs import checked_resolution
+from emcore.segment.arrays import as_array, within
 from emcore.threads import run_parallel, thread_count
 
 _bits_in = types.Array(types.boolean, 2, "C", readonly=True)
@@ -48,12 +50,10 @@ def neuron_border_mask(truth: ArrayLike, resolution: Sequence[float], distance_n
     (its distance transform has a phantom there), such sections stay unmasked.
     """
     truth = _sections(truth)
-    resolution = np.asarray(resolution, np.float64)
-    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
-        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
+    resolution = checked_resolution(resolution)
     if distance_nm is None:
         return np.zeros(truth.shape, bool)
-    if not (math.isfinite(distance_nm) and distance_nm >= 0):
+    if not (within(distance_nm, 0, math.inf) and math.isfinite(distance_nm)):
         raise InputError(f"distance_nm must be 0 or more, or None for no mask; got {distance_nm}")
     # in pixels along x, as the reference computes it, so that the same distances are equal to the limit
     pixels, aspect = distance_nm / resolution[2], resolution[1] / resolution[2]
@@ -61,10 +61,10 @@ def neuron_border_mask(truth: ArrayLike, resolution: Sequence[float], distance_n
     columns = np.arange(width + height + 1, dtype=np.float64)
     reach = []
     for dy in range(height):
-        within = np.sqrt(columns**2 + (dy * aspect) ** 2) <= pixels
-        if not within[0]:
+        near = np.sqrt(columns**2 + (dy * aspect) ** 2) <= pixels
+        if not near[0]:
             break
-        reach.append(min(np.count_nonzero(within), len(columns) - 1) - 1)
+        reach.append(min(np.count_nonzero(near), len(columns) - 1) - 1)
     return _dilated(truth, np.array(reach, np.int64), False, threads)
 
 
@@ -82,15 +82,15 @@ def box_border_mask(truth: ArrayLike, distance_xy: int, distance_z: int = 0,
         return np.zeros(truth.shape, bool)
     rows = min(distance_xy, truth.shape[1]) + 1
     mask = _dilated(truth, np.full(rows, min(distance_xy, truth.shape[2]), np.int64), distance_z > 0, threads)
-    within = mask.copy()
+    section_masks = mask.copy()
     for dz in range(1, min(distance_z, len(truth) - 1) + 1):
-        mask[dz:] |= within[:-dz]
-        mask[:-dz] |= within[dz:]
+        mask[dz:] |= section_masks[:-dz]
+        mask[:-dz] |= section_masks[dz:]
     return mask
 
 
 def _sections(truth: ArrayLike) -> NDArray:
-    truth = np.asarray(truth)
+    truth = as_array("truth", truth)
     if truth.ndim != 3:
         raise InputError(f"a border mask needs labels of shape (z, y, x); got {truth.shape}")
     if truth.dtype.kind not in "uib":

@@ -14,7 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.pairs import as_volume, boxes, check_not_negative, check_shapes, check_types
+from emcore.metrics.pairs import boxes, check_not_negative, check_shapes, check_types, checked_resolution
+from emcore.metrics.tables import as_volume
+from emcore.segment.arrays import within
 from emcore.threads import run_parallel, slabs, thread_count
 
 CREMI_BACKGROUND = (1 << 64) - 1
@@ -68,16 +70,16 @@ def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float],
     empty. When both are, it is nan, and there was nothing to find: both F1 are 1.
     """
     threads = thread_count(threads)
-    truth, prediction = as_volume(truth), as_volume(prediction)
-    resolution = np.asarray(resolution, np.float64)
-    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
-        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
-    if not threshold_nm >= 0:
+    truth, prediction = as_volume("truth", truth), as_volume("prediction", prediction)
+    resolution = checked_resolution(resolution)
+    if not within(threshold_nm, 0, math.inf):
         raise InputError(f"threshold_nm must be 0 or more; got {threshold_nm}")
     check_types(truth=truth, prediction=prediction)
     check_shapes(truth=truth, prediction=prediction)
     if len(truth.shape) != 3:
         raise InputError(f"clefts need volumes of shape (z, y, x); got {tuple(truth.shape)}")
+    if max(truth.shape) >= 2**31:
+        raise InputError(f"clefts need volumes of fewer than 2**31 voxels along each axis; got {tuple(truth.shape)}")
 
     runs = _foreground(truth, prediction, background, invalid, threads)
     far_predicted, to_truth = _measured(runs, PREDICTION, TRUTH, resolution, threshold_nm, threads)
@@ -88,7 +90,7 @@ def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float],
     if predicted == 0 or true == 0:
         return Clefts(math.inf, far_predicted, far_true, to_truth, to_prediction, 0.0, 0.0)
     near = predicted - far_predicted
-    precision, recall = 1 - far_predicted / predicted, 1 - far_true / true
+    precision, recall = near / predicted, (true - far_true) / true
     f1 = 2 * near / (2 * near + far_predicted + far_true)
     rates = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     return Clefts((to_truth.mean + to_prediction.mean) / 2, far_predicted, far_true, to_truth, to_prediction, f1, rates)
@@ -164,7 +166,7 @@ def _foreground(truth, prediction, background: int | None, invalid: int | None, 
 
 
 def _fits(value: int, dtype: np.dtype) -> bool:
-    return 0 <= value <= (1 if dtype.kind == "b" else np.iinfo(dtype).max)
+    return isinstance(value, int | np.integer) and 0 <= value <= (1 if dtype.kind == "b" else np.iinfo(dtype).max)
 
 
 def _background(name: str, volume, background: int | None) -> np.generic:

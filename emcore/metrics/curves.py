@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from emcore.cache import compiled
 from emcore.errors import InputError
 from emcore.metrics.partitions import Rand, SquareSums, Voi, rand_of_sums, square_sums, voi
-from emcore.metrics.tables import Contingency, contingency
+from emcore.metrics.tables import Contingency, contingency, of_table
+from emcore.segment.arrays import as_array, within
 
 SHORT = 8  # rows up to this length are searched entry by entry; longer ones have their entries in a hash table
 
@@ -284,6 +285,7 @@ def threshold_curve(fragments: ArrayLike, tree, truth: ArrayLike, ignore_truth: 
     return fold(contingency(truth, fragments, ignore_truth, (), mask, threads), tree)
 
 
+@of_table
 def fold(table: Contingency, tree) -> ThresholdCurve:
     """The curve of a fragment x truth table, for instance one pooled from blocks, along a merge tree."""
     a, b, score = _checked_tree(tree)
@@ -319,20 +321,30 @@ def fold(table: Contingency, tree) -> ThresholdCurve:
     _running_sum(split_gain, start.split, -scale, curves[0])
     _running_sum(merge_cost, start.merge, scale, curves[1])
     np.maximum(curves, 0, out=curves)
-    sums = first._replace(pairs=_as_float(pair_squares), labels=_as_float(label_squares))
+    sums = first._replace(pairs=_as_integers(pair_squares), labels=_as_integers(label_squares))
     end = float(getattr(tree, "complete_below", math.inf))
     if len(score) == 0 or score[-1] <= 1:
         end = min(end, 1.0)
     return ThresholdCurve(score, end, Voi(*curves), split_gain * scale, merge_cost * scale, sums)
 
 
-def _as_float(wide: NDArray[np.uint64]) -> NDArray[np.float64]:
-    return wide[:, 0] * 2.0**64 + wide[:, 1]
+def _as_integers(wide: NDArray[np.uint64]) -> NDArray:
+    """128-bit numbers as Python integers: scores are differences of them, which floats would round away."""
+    return wide[:, 0].astype(object) * 2**64 + wide[:, 1].astype(object)
 
 
 def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
-    a, b = (np.ascontiguousarray(ids) for ids in (tree.a, tree.b))
-    score = np.asarray(tree.score)
+    if not all(hasattr(tree, name) for name in ("a", "b", "score", "fragments")):
+        raise InputError(f"a curve needs the merge tree that segment.agglomerate returns; got {type(tree).__name__}")
+    a, b, score = (as_array(name, getattr(tree, name)) for name in ("a", "b", "score"))
+    if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or score.dtype.kind not in "fiu" or not (
+            a.ndim == b.ndim == score.ndim == 1):
+        raise InputError("a and b of a merge tree must be lists of whole numbers and score one of numbers; they are "
+                         f"{a.shape} {a.dtype}, {b.shape} {b.dtype} and {score.shape} {score.dtype}")
+    if not isinstance(tree.fragments, int | np.integer) or not 0 <= tree.fragments < 2**32:
+        raise InputError(f"a merge tree must have 0 to 2**32 - 1 fragments; got {tree.fragments}")
+    if not within(end := getattr(tree, "complete_below", math.inf), -math.inf, math.inf):
+        raise InputError(f"complete_below of a merge tree must be a number; got {end!r}")
     if score.dtype.kind != "f":
         score = score.astype(np.float64)
     if not len(a) == len(b) == len(score):
@@ -344,4 +356,4 @@ def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
         if len(ids) and not 1 <= int(ids.min()) <= int(ids.max()) <= int(tree.fragments):
             raise InputError(f"the merges of a tree of {tree.fragments} fragments must name ids 1 to {tree.fragments}; "
                              f"got {int(ids.min())} to {int(ids.max())}")
-    return a.astype(np.int64, copy=False), b.astype(np.int64, copy=False), score
+    return np.ascontiguousarray(a, np.int64), np.ascontiguousarray(b, np.int64), score

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from emcore.errors import InputError
 from emcore.metrics.assignment import best_matching
-from emcore.metrics.tables import Contingency
+from emcore.metrics.tables import Contingency, of_table
+from emcore.segment.arrays import within
 
 MEASURES = {"iou": "intersection over union", "iot": "intersection over the true object (recall of its voxels)",
             "iop": "intersection over the predicted object (precision of its voxels)"}
@@ -72,6 +73,7 @@ class Overlaps(NamedTuple):
         return {"iou": truth + labels - self.shared, "iot": truth, "iop": labels}[measure]
 
 
+@of_table
 def match_instances(table: Contingency, threshold: float | Fraction = 0.5, measure: str = "iou") -> Matching:
     """The matches of true and predicted objects that overlap by at least the threshold, and their scores.
 
@@ -99,6 +101,7 @@ def match_instances(table: Contingency, threshold: float | Fraction = 0.5, measu
                     objects.truth_ids[rows[chosen]], objects.label_ids[columns[chosen]], ratio[chosen])
 
 
+@of_table
 def average_precision(table: Contingency, scores: Mapping[int, float] | None = None,
                       sizes: tuple[int, int] | None = None) -> AveragePrecision:
     """The mean precision at 101 recalls, as MitoEM and NucMM rank instances; nan where there is no true object.
@@ -110,7 +113,9 @@ def average_precision(table: Contingency, scores: Mapping[int, float] | None = N
     """
     objects = overlaps(table)
     if scores is None:
-        rank = objects.label_sizes.astype(np.float64)
+        rank = objects.label_sizes
+    elif not isinstance(scores, Mapping):
+        raise InputError(f"scores must give each predicted object a number, {{id: score}}; got {type(scores).__name__}")
     else:
         lacking = [int(i) for i in objects.label_ids if int(i) not in scores]
         if lacking:
@@ -118,6 +123,8 @@ def average_precision(table: Contingency, scores: Mapping[int, float] | None = N
         rank = np.array([scores[int(i)] for i in objects.label_ids], np.float64)
         if np.isnan(rank).any():
             raise InputError(f"scores must be numbers; that of object {objects.label_ids[np.isnan(rank)][0]} is NaN")
+    if sizes is not None and np.shape(sizes) != (2,):
+        raise InputError(f"sizes must be two numbers of voxels, (low, high); got {sizes}")
     low, high = (0, np.iinfo(np.int64).max) if sizes is None else sizes
     in_range = (objects.truth_sizes > low) & (objects.truth_sizes <= high)
     ordinary = (objects.label_sizes > low) & (objects.label_sizes <= high)
@@ -166,7 +173,7 @@ def detection(true_positives: int, false_positives: int, false_negatives: int) -
 def at_least(shared: NDArray[np.int64], whole: NDArray[np.int64], threshold: float | Fraction,
              strictly: bool = False) -> NDArray[np.bool_]:
     """Whether shared / whole reaches (strictly: exceeds) the threshold, in whole numbers."""
-    if not 0 < threshold <= 1:
+    if (not isinstance(threshold, Fraction) and not within(threshold, 0, 1)) or not 0 < threshold <= 1:
         raise InputError(f"an overlap threshold must be above 0 and at most 1; got {threshold}")
     fraction = Fraction(threshold).limit_denominator(FINEST)
     if len(whole) and int(whole.max()) * fraction.denominator >= 1 << 63:

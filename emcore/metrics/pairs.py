@@ -1,21 +1,23 @@
 """Truth and prediction as one pair: checked alike for every score of voxels, and read together in blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from math import prod
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from emcore.errors import InputError
 from emcore.metrics.tables import BLOCK_BYTES
+from emcore.segment.arrays import as_numbers
 
 
-def as_volume(volume: ArrayLike):
-    """What has shape, dtype and slicing as it is, anything else as an array."""
-    if all(hasattr(volume, name) for name in ("shape", "dtype", "__getitem__")):
-        return volume
-    return np.asarray(volume)
+def checked_resolution(resolution: Sequence[float]) -> NDArray[np.float64]:
+    """Three positive sizes in nm."""
+    sizes = as_numbers("resolution", resolution)
+    if sizes.shape != (3,) or not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {sizes.tolist()}")
+    return sizes
 
 
 def check_shapes(**volumes) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.tables import Contingency
+from emcore.metrics.tables import Contingency, of_table
 
 # Rand conventions: what precision and recall divide by what, with P, B, A the sums of squares over pairs, labels and
 # truth ids, P+ and B+ the same without label 0, c the voxels of label 0, N the kept and n all voxels
@@ -65,7 +65,7 @@ class OverlapIndices(NamedTuple):
 
 
 class SquareSums(NamedTuple):
-    """What every Rand convention is computed from: Python integers of a table, or float64 arrays along a curve."""
+    """What every Rand convention is computed from: Python integers of a table, or arrays of such along a curve."""
 
     pairs: int | NDArray  # without label 0
     labels: int | NDArray  # without label 0
@@ -76,6 +76,7 @@ class SquareSums(NamedTuple):
     total: int
 
 
+@of_table
 def voi(table: Contingency) -> Voi:
     """Split and merge in bits; nan when no voxel is left. Label 0 is a segment like any other unless it is ignored."""
     if table.voxels == 0:
@@ -86,6 +87,7 @@ def voi(table: Contingency) -> Voi:
     return Voi(float(split), float(merge))
 
 
+@of_table
 def rand(table: Contingency, convention: str = "cremi") -> Rand:
     """The adapted Rand error by a named convention (see CONVENTIONS), with the values its reference returns.
 
@@ -95,6 +97,7 @@ def rand(table: Contingency, convention: str = "cremi") -> Rand:
     return rand_of_sums(square_sums(table), convention)
 
 
+@of_table
 def cremi_score(table: Contingency) -> float:
     """sqrt((split + merge) * Rand error), lower is better: 0 if either is 0, nan if either is undefined.
 
@@ -103,6 +106,7 @@ def cremi_score(table: Contingency) -> float:
     return math.sqrt(sum(voi(table)) * rand(table, "cremi").error)
 
 
+@of_table
 def foreground_restricted(table: Contingency) -> ForegroundRestricted:
     """V_Rand and V_Info with their merge and split parts, for one section; each voxel of label 0 is its own object.
 
@@ -120,8 +124,9 @@ def foreground_restricted(table: Contingency) -> ForegroundRestricted:
     h_labels = float(np.sum(n * np.log(total / np.where(singles, 1, table.label_sizes[table.columns])))) / total
     truth_given_labels = float(np.sum(np.where(singles, 0, n * np.log(table.label_sizes[table.columns] / n)))) / total
     labels_given_truth = float(np.sum(n * np.log(truth_sizes[table.rows] / np.where(singles, 1, n)))) / total
-    independent = total * np.where(singles, 1, n) == truth_sizes[table.rows] * np.where(
-        singles, 1, table.label_sizes[table.columns])
+    exact = np.int64 if total < 2**31 else object  # products of two counts
+    independent = total * np.where(singles, 1, table.n).astype(exact) == table.truth_sizes.astype(exact)[table.rows] * (
+        np.where(singles, 1, table.label_sizes[table.columns]))
     shared = 0.0 if independent.all() else h_truth - truth_given_labels
     info_merge, info_split = _ratio(shared, h_truth), _ratio(shared, h_labels)
     v_info = _ratio(2 * shared, h_truth + h_labels)
@@ -130,6 +135,7 @@ def foreground_restricted(table: Contingency) -> ForegroundRestricted:
                                 info_split, truth_given_labels, labels_given_truth)
 
 
+@of_table
 def overlap_indices(table: Contingency) -> OverlapIndices:
     """The other published indices of a table; nan where they are undefined. gala's ignore nothing: ignore_truth=()."""
     total, split, merge = table.voxels, *voi(table)
@@ -200,6 +206,7 @@ def rand_of_sums(sums: SquareSums, convention: str) -> Rand:
 def _ratio(part, whole):
     """part / whole, nan where the whole is 0 or nan; integers are divided exactly, without a step through floats."""
     if isinstance(part, np.ndarray) or isinstance(whole, np.ndarray):
-        whole = np.broadcast_to(np.asarray(whole, np.float64), np.broadcast_shapes(np.shape(part), np.shape(whole)))
-        return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole != 0)
+        part, whole = np.broadcast_arrays(part, whole)
+        out = np.full(whole.shape, np.nan, object if object in (part.dtype, whole.dtype) else np.float64)
+        return np.divide(part, whole, out=out, where=whole != 0).astype(np.float64)
     return part / whole if whole else math.nan

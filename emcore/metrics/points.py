@@ -6,7 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.pairs import as_volume, boxes, check_types
+from emcore.metrics.pairs import boxes, check_types, checked_resolution
+from emcore.metrics.tables import as_volume
+from emcore.segment.arrays import as_numbers
 
 
 def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[float],
@@ -16,15 +18,15 @@ def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[floa
     rounding: "down" to the voxel that holds the location where voxel 0 starts at 0 (em_erl), or "nearest", where
     halves go away from zero (CREMI, where voxel 0 lies at 0).
     """
-    labels = as_volume(labels)
+    labels = as_volume("labels", labels)
     check_types(labels=labels)
     locations = checked_locations("locations", locations)
-    resolution = np.asarray(resolution, np.float64)
-    if resolution.shape != (3,) or not (np.isfinite(resolution).all() and (resolution > 0).all()):
-        raise InputError(f"resolution must be three positive sizes in nm, z y x; got {resolution.tolist()}")
+    resolution, offset = checked_resolution(resolution), as_numbers("offset", offset)
+    if offset.shape != (3,) or not np.isfinite(offset).all():
+        raise InputError(f"offset must be three numbers in nm, z y x; got {offset.tolist()}")
     if len(labels.shape) != 3:
         raise InputError(f"labels must have the shape (z, y, x); got {tuple(labels.shape)}")
-    exact = (locations - np.asarray(offset, np.float64)) / resolution
+    exact = (locations - offset) / resolution
     if rounding not in ("down", "nearest"):
         raise InputError(f'rounding must be "down" or "nearest"; got {rounding!r}')
     voxels = np.floor(exact) if rounding == "down" else np.copysign(np.floor(np.abs(exact) + 0.5), exact)
@@ -45,7 +47,7 @@ def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[floa
 
 def checked_locations(name: str, locations: ArrayLike) -> NDArray[np.float64]:
     """The locations as (n, 3) float64, n = 0 included."""
-    locations = np.asarray(locations, np.float64)
+    locations = as_numbers(name, locations)
     if locations.size == 0:
         return np.zeros((0, 3))
     if locations.ndim != 2 or locations.shape[1] != 3 or not np.isfinite(locations).all():

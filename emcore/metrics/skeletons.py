@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from emcore.errors import InputError
 from emcore.metrics.partitions import Voi, voi
 from emcore.metrics.tables import contingency
+from emcore.segment.arrays import as_array, as_numbers, within
 
 CONVENTIONS = {
     "em_erl": "on a merging segment all edges are wrong, of every skeleton with any node in it",
@@ -47,7 +48,7 @@ def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, leng
     """
     if convention not in CONVENTIONS:
         raise InputError(f"unknown run length convention {convention!r}; there are {', '.join(CONVENTIONS)}")
-    if not contact_nodes >= 0:
+    if not within(contact_nodes, 0, math.inf):
         raise InputError(f"contact_nodes must be 0 or more; got {contact_nodes}")
     skeletons, segments, no_merge = (_ids(name, ids) for name, ids in (
         ("skeletons", skeletons), ("segments", segments), ("no_merge", no_merge)))
@@ -94,7 +95,7 @@ def skeleton_voi(skeletons: ArrayLike, segments: ArrayLike) -> Voi:
 
 
 def _ids(name: str, ids: ArrayLike) -> NDArray[np.uint64]:
-    ids = np.asarray(ids)
+    ids = as_array(name, ids)
     if ids.size == 0:
         return np.zeros(0, np.uint64)
     if ids.ndim != 1 or ids.dtype.kind not in "ui":
@@ -113,7 +114,7 @@ def _check_nodes(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64]) ->
 def _checked_edges(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64], edges: ArrayLike,
                    lengths: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     _check_nodes(skeletons, segments)
-    edges, lengths = np.asarray(edges), np.asarray(lengths, np.float64)
+    edges, lengths = as_array("edges", edges), as_numbers("lengths", lengths)
     if edges.size == 0:
         edges = np.zeros((0, 2), np.int64)
     if edges.ndim != 2 or edges.shape[1] != 2 or edges.dtype.kind not in "ui":

@@ -10,7 +10,8 @@ from emcore.errors import InputError
 from emcore.metrics.assignment import best_matching
 from emcore.metrics.instances import at_least, detection, overlaps
 from emcore.metrics.points import checked_locations, labels_at
-from emcore.metrics.tables import Contingency
+from emcore.metrics.tables import Contingency, of_table
+from emcore.segment.arrays import as_numbers, within
 
 CONVENTIONS = {
     "em_r50": "both sides as one object; precision of predictions, recall of true synapses, each with any partner",
@@ -42,6 +43,7 @@ class PartnersF1(NamedTuple):
     distances: NDArray[np.float64]
 
 
+@of_table
 def synapse_f1(table: Contingency, convention: str = "em_r50", threshold: float = 0.2) -> SynapseF1:
     """The F1 of synapses whose IoU exceeds the threshold, from a table of polarity labels.
 
@@ -90,7 +92,7 @@ def synaptic_partners(truth: ArrayLike, prediction: ArrayLike, labels: ArrayLike
     the matching has the smallest sum of mean distances, where an unmatched one costs twice the threshold.
     Scores are 0 without a match (cremi_python divides by zero), and nan if both lists are empty.
     """
-    if not (np.isfinite(threshold_nm) and threshold_nm > 0):
+    if not (within(threshold_nm, 0, 1e300) and threshold_nm > 0):
         raise InputError(f"threshold_nm must be a number above 0; got {threshold_nm}")
     sites = {name: _checked_sites(name, places) for name, places in (("truth", truth), ("prediction", prediction))}
     neurons = [labels_at(labels, places.reshape(-1, 3), resolution, offset, "nearest").reshape(-1, 2)
@@ -117,7 +119,7 @@ def synaptic_partners(truth: ArrayLike, prediction: ArrayLike, labels: ArrayLike
 
 
 def _checked_sites(name: str, places: ArrayLike) -> NDArray[np.float64]:
-    places = np.asarray(places, np.float64)
+    places = as_numbers(name, places)
     if places.size and (places.ndim != 3 or places.shape[1:] != (2, 3)):
         raise InputError(f"{name} must be pre- and postsynaptic sites of shape (n, 2, 3) in nm, z y x; "
                          f"got {places.shape}")

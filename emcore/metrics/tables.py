@@ -3,9 +3,9 @@
 One pass, any integer type, memory in the number of distinct pairs; tables of blocks add up to the table of the whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import product
 
 import numba
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
+from emcore.segment.arrays import as_array
 from emcore.threads import run_parallel, slabs, thread_count
 
 CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache
@@ -179,6 +180,22 @@ class Contingency:
         return _summed(self.columns, self.n, len(self.label_ids))
 
 
+def _require_table(table: object, name: str) -> None:
+    if not isinstance(table, Contingency):
+        raise InputError(f"{name} takes the table of a truth and its labels, contingency(truth, labels); got "
+                         f"{type(table).__name__}")
+
+
+def of_table(function: Callable) -> Callable:
+    """A score of a table that answers volumes in its place with the call that works."""
+    @wraps(function)
+    def checked(*arguments, **options):
+        if arguments or "table" in options:  # without either, Python names what is missing
+            _require_table(arguments[0] if arguments else options["table"], function.__name__)
+        return function(*arguments, **options)
+    return checked
+
+
 def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int] = (0,),
                 ignore_labels: Sequence[int] = (), mask: ArrayLike | None = None,
                 threads: int | None = None) -> Contingency:
@@ -188,9 +205,9 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
     ordinary one unless it is listed. Voxels are paired by position, whatever the memory layouts.
     """
     threads = thread_count(threads)
-    volumes = [volume if _is_volume(volume) else np.asarray(volume) for volume in (truth, labels)]
+    volumes = [as_volume("truth", truth), as_volume("labels", labels)]
     if mask is not None:
-        mask = mask if _is_volume(mask) else np.asarray(mask)
+        mask = as_volume("mask", mask)
         if mask.dtype != bool:
             raise InputError(f"mask must be boolean, True where a voxel is left out; it is {mask.dtype}")
     _check(volumes[0], volumes[1], mask)
@@ -220,6 +237,8 @@ def pool(tables: Sequence[Contingency], same_objects: bool = True) -> Contingenc
     Scores of the pooled table weigh every voxel alike; they are not the mean of the tables' scores.
     """
     tables = list(tables)
+    for table in tables:
+        _require_table(table, "pool")
     if not tables:
         raise InputError("pool needs at least one table; got none")
     rules = {(table.ignore_truth, table.ignore_labels) for table in tables}
@@ -327,13 +346,16 @@ def _summed(index: NDArray[np.int64], values: NDArray[np.int64], size: int) -> N
     return sums
 
 
-def _is_volume(volume: object) -> bool:
-    return not isinstance(volume, np.ndarray) and all(hasattr(volume, name)
-                                                      for name in ("shape", "dtype", "__getitem__"))
+def as_volume(name: str, volume: ArrayLike):
+    """What has a NumPy dtype, a shape and slicing as it is, to be read in blocks; anything else as an array."""
+    if (isinstance(getattr(volume, "dtype", None), np.dtype) and not isinstance(volume, np.ndarray | np.generic)
+            and hasattr(volume, "shape") and hasattr(volume, "__getitem__")):
+        return volume
+    return as_array(name, volume)
 
 
 def _check(truth, labels, mask) -> None:
-    if truth.shape != labels.shape:
+    if tuple(truth.shape) != tuple(labels.shape):
         raise InputError(f"truth and labels must have the same shape; truth is {tuple(truth.shape)}, "
                          f"labels are {tuple(labels.shape)}")
     if mask is not None and tuple(mask.shape) != tuple(truth.shape):

@@ -11,11 +11,13 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import affinities as kernel
+from emcore.segment.arrays import as_array
 from emcore.threads import run_parallel, slabs, thread_count
 from emcore.volumes import Volume
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 PLAIN_TABLE = (np.arange(256) / 255).astype(np.float32)
+FARTHEST = 2**30  # voxels that an offset may lead: positions stay far from the end of 64 bits
 TABLE_ATTRIBUTE = "affinity_table"  # a file of encoded affinities carries its table under this name
 # no code holds numbers from both sides of one of these or of 1 minus it, so such thresholds decide as in float32;
 # between two of them lie that many codes in equal steps of the logit
@@ -45,11 +47,13 @@ def signed_offsets(offsets: Sequence[Sequence[int]] | None, channels: int, edge:
     sign = _edge_sign(edge)
     if offsets is None:
         return sign * np.array(NEAREST, np.int64)
-    table = np.asarray(offsets)
+    table = as_array("offsets", offsets)
     if table.shape != (channels, 3) or table.dtype.kind not in "iu":
         raise InputError(f"offsets must be one (z, y, x) triple of whole numbers for each of the {channels} channels; "
-                         f"got {np.shape(offsets)} {table.dtype}")
-    return sign * table.astype(np.int64)
+                         f"got {table.shape} {table.dtype}")
+    if table.size and not -FARTHEST <= int(table.min()) <= int(table.max()) <= FARTHEST:
+        raise InputError(f"offsets must lead at most 2**30 voxels along each axis; got {table.tolist()}")
+    return np.ascontiguousarray(sign * table.astype(np.int64))
 
 
 def nearest_channels(offsets: Sequence[Sequence[int]] | None, channels: int,
@@ -76,7 +80,10 @@ def check_table(table: np.ndarray | None, dtype: np.dtype) -> np.ndarray | None:
         return None
     if table is None:
         return PLAIN_TABLE
-    values = np.ascontiguousarray(table, np.float32)
+    values = as_array("table", table)
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"table must be 256 values that rise from 0 to 1; got {values.dtype}")
+    values = np.ascontiguousarray(values, np.float32)
     if values.shape != (256,) or values[0] != 0 or values[255] != 1 or not (np.diff(values) > 0).all():
         raise InputError(f"table must be 256 values that rise from 0 to 1; got shape {values.shape}"
                          + (f", {values[0]} to {values[-1]}" if values.size else ""))
@@ -97,7 +104,7 @@ def stored_table(volume: Volume) -> np.ndarray | None:
 def check_affinities(affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None, edge: str = "later",
                      table: np.ndarray | None = None, values: bool = True, threads: int | None = None) -> Affinities:
     """affs with its nearest-neighbour channels found; values=True also looks for numbers outside 0..1."""
-    affs = np.asarray(affs)
+    affs = as_array("affs", affs)
     if affs.ndim != 4:
         raise InputError(f"affs must be (channels, z, y, x); got shape {affs.shape}")
     if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
@@ -163,7 +170,7 @@ def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[
     0 and 1 are exact, order is kept, what a network saturates (.998, .9999) stays apart, and the thresholds .1, .01 ...
     1e-6, .5, .9, .99 ... divide codes as they divide numbers. Store the table with the codes (TABLE_ATTRIBUTE).
     """
-    affs = np.asarray(affs)
+    affs = as_array("affs", affs)
     if affs.dtype.kind != "f":
         raise InputError(f"affs must be floating point to be encoded; got {affs.dtype}")
     codes = np.empty(affs.shape, np.uint8)
@@ -186,7 +193,7 @@ def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[
 
 def decode_affinities(codes: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
     """The float32 affinities that uint8 codes stand for; table=None is code / 255."""
-    codes = np.asarray(codes)
+    codes = as_array("codes", codes)
     if codes.dtype != np.uint8:
         raise InputError(f"codes must be uint8; got {codes.dtype}")
     return check_table(table, codes.dtype)[codes]

@@ -4,6 +4,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.segment.affinities import check_affinities
+from emcore.segment.arrays import as_array, as_count, within
 from emcore.segment.graph import label_view, largest_label, measure, region_graph
 from emcore.segment.merge_tree import MergeTree, Remaining, finish, link_by_size, look_up, start
 from emcore.segment.scores import Score
@@ -39,9 +40,10 @@ def merge_dust(labels: np.ndarray, table: np.ndarray, borders: Remaining | None,
 
 def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float, remove: int) -> np.ndarray:
     """The new label of every segment; sizes counts their voxels, borders come best first."""
-    if size < 0 or remove < 0 or not 0 <= affinity <= 1:
+    if not within(size, 0, np.inf) or not within(remove, 0, np.inf) or not within(affinity, 0, 1):
         raise InputError("dust sizes must not be below 0 and affinity must be 0 to 1; "
                          f"got {size}, {remove}, {affinity}")
+    size, remove = as_count("the size of dust to merge", size), as_count("the size of dust to remove", remove)
     good = np.flatnonzero(1 - borders.score > affinity)
     edges = link_by_size(borders.u, borders.v, good, sizes, size)
     merged = MergeTree(len(sizes) - 1, borders.u[edges], borders.v[edges], np.zeros(len(edges))).table(1)
@@ -54,6 +56,8 @@ def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float
 
 def remove_small(labels: np.ndarray, size: int, *, threads: int | None = None) -> np.ndarray:
     """labels with every segment below `size` voxels set to 0; the others keep their labels."""
+    if not within(size, -np.inf, np.inf):
+        raise InputError(f"size must be a number of voxels; got {size!r}")
     labels = label_view(labels, "labels")
     largest = largest_label(labels, threads)
     if largest <= labels.size and largest < 2**32 - 1:
@@ -70,9 +74,9 @@ def boundary_threshold(labels: np.ndarray, affs: np.ndarray, threshold: float, *
 
     Where such an edge would leave the volume, what affs hold there counts, or 0 if it is stored at the earlier voxel.
     """
-    if not 0 <= threshold <= 1:
+    if not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, values=False)
     if checked.values.shape[1:] != labels.shape:
         raise InputError(f"affs must be (channels, z, y, x) over the labels' shape {labels.shape}; "

@@ -9,6 +9,7 @@ from emcore.kernels import affinity_components as graph_kernel
 from emcore.kernels import components as kernel
 from emcore.kernels.relabeling import renumber
 from emcore.segment.affinities import check_affinities, kernel_view
+from emcore.segment.arrays import within
 from emcore.segment.relabeling import label_dtype, unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -117,7 +118,7 @@ def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str
 
 def _cut(threshold: float, dtype: np.dtype, table: np.ndarray | None) -> int | float | None:
     """What a kernel's value must exceed for its affinity to exceed threshold; None if none can."""
-    if not 0 <= threshold <= 1:
+    if not within(threshold, 0, 1):
         raise InputError(f"threshold must lie in 0..1; got {threshold}")
     if dtype == np.uint8:
         below = int(np.searchsorted(table, threshold, side="right")) - 1  # the last code at or below threshold
@@ -131,6 +132,7 @@ def _cut(threshold: float, dtype: np.dtype, table: np.ndarray | None) -> int | f
 def _slabs(volume: np.ndarray, threads: int) -> list[tuple[int, int]]:
     """Slabs of planes for threads, each with nodes that fit 32 bits."""
     plane = volume.shape[1] * volume.shape[2]
-    if plane > _SLAB_VOXELS:
-        raise InputError(f"one section may have {_SLAB_VOXELS} voxels here; got {plane}; cut the volume in y or x")
+    if plane >= _SLAB_VOXELS:
+        raise InputError(f"one section must have fewer than {_SLAB_VOXELS} voxels here; got {plane}; "
+                         "cut the volume in y or x")
     return slabs(len(volume), max(threads, -(-volume.size // _SLAB_VOXELS) * 2))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.segment.arrays import as_array, as_numbers, within
 from emcore.segment.cleanup import remove_small
 from emcore.segment.components import connected_components
 from emcore.segment.relabeling import relabel
@@ -22,15 +23,15 @@ def contour_instances(prediction: np.ndarray, *, binary: Sequence[float] = (0.9,
     from the largest distance down (distances below 0 count as 0), ties as in flood. Foreground that no seed reaches
     and instances below min_size voxels become 0.
     """
-    prediction, threads = np.asarray(prediction), thread_count(threads)
+    prediction, threads = as_array("prediction", prediction), thread_count(threads)
     if prediction.ndim != 4 or prediction.shape[0] != 3 or prediction.dtype.kind != "f":
         raise InputError("prediction must be (3, z, y, x) floating point: foreground, contour, distance; "
                          f"got {prediction.shape} {prediction.dtype}")
     pairs = {"binary": binary, "contour": contour, "distance": distance}
     for name, pair in pairs.items():
-        if np.shape(pair) != (2,) or not np.isfinite(pair).all():
+        if (numbers := as_numbers(name, pair)).shape != (2,) or not np.isfinite(numbers).all():
             raise InputError(f"{name} must be two thresholds, for seeds and for foreground; got {pair}")
-    if min_size < 0 or min_seed < 0:
+    if not within(min_size, 0, np.inf) or not within(min_seed, 0, np.inf):
         raise InputError(f"min_size and min_seed must not be below 0; got {min_size} and {min_seed}")
     seeds, foreground = (_inside(prediction, [pair[which] for pair in pairs.values()], threads) for which in (0, 1))
     markers = remove_small(connected_components(seeds, 26, threads=threads), min_seed, threads=threads)

@@ -6,6 +6,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import distance as kernel
+from emcore.segment.arrays import as_array, as_numbers
 from emcore.segment.relabeling import unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -42,7 +43,7 @@ def distance_transform(labels: np.ndarray, resolution: Sequence[float] | None = 
 
 def _sizes(resolution: Sequence[float] | None, shape: tuple[int, ...]) -> tuple[float, ...]:
     """One positive voxel size an axis, such that no square leaves float32."""
-    sizes = np.ones(len(shape)) if resolution is None else np.asarray(resolution, float)
+    sizes = np.ones(len(shape)) if resolution is None else as_numbers("resolution", resolution)
     if sizes.shape != (len(shape),) or not ((sizes > 1e-15) & (sizes * max(1, *shape) < 1e15)).all():
         raise InputError(f"resolution must be {len(shape)} positive sizes, one an axis of labels; got {resolution}")
     return tuple(sizes.tolist())
@@ -54,7 +55,7 @@ def signed_distance(mask: np.ndarray, resolution: Sequence[float] | None = None,
 
     inf everywhere if all of mask is set, -inf if none is.
     """
-    mask = np.asarray(mask)
+    mask = as_array("mask", mask)
     inside = mask if mask.dtype == bool else unsigned(mask, "mask", threads) > 0
     distance = distance_transform(inside.view(np.uint8) + np.uint8(1), resolution, threads=threads)
     return np.negative(distance, out=distance, where=~inside)

@@ -14,6 +14,7 @@ from emcore.errors import InputError
 from emcore.kernels import fragments as components
 from emcore.kernels import watershed as kernel
 from emcore.segment.affinities import Affinities, check_affinities, check_values, kernel_view
+from emcore.segment.arrays import as_array, within
 from emcore.threads import run_parallel, slabs, thread_count
 
 _SLAB_VOXELS = 2**31  # runs are numbered in 32 bits within a slab
@@ -39,7 +40,7 @@ def find_fragments(affs: np.ndarray, low: float, high: float, *, offsets: Sequen
     """(labels, count) of watershed; parts is the number of slabs, threads unless given; labels start at first_label."""
     if plateau not in ("canonical", "waterz"):
         raise InputError(f"plateau must be 'canonical' or 'waterz'; got {plateau!r}")
-    if not 0 <= low <= high <= 1:
+    if not (within(low, 0, 1) and within(high, low, 1)):
         raise InputError(f"low and high must be 0 <= low <= high <= 1; got low={low}, high={high}")
     checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, values=False)
     shape = checked.values.shape[1:]
@@ -60,7 +61,7 @@ def find_fragments(affs: np.ndarray, low: float, high: float, *, offsets: Sequen
 def _mask(mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
     if mask is None:
         return None
-    mask = np.asarray(mask)
+    mask = as_array("mask", mask)
     if mask.shape != shape or mask.dtype not in (np.bool_, np.uint8):
         raise InputError(f"mask must be {shape} of bool or uint8, nonzero inside; got {mask.shape} {mask.dtype}")
     return mask.view(np.uint8)

@@ -4,8 +4,9 @@ Sums are integers in units of 2**-24, so that neither threads nor blocks nor the
 the result. Edges are sorted by (u, v) with u < v.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from emcore.errors import InputError
 from emcore.kernels import region_graph as kernel
 from emcore.kernels import waterz_replay
 from emcore.segment.affinities import check_table, check_values, signed_offsets
+from emcore.segment.arrays import as_array
 from emcore.segment.scores import Score, parse_score
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -20,7 +22,8 @@ SUM_SCALE = 2.0**24
 BINS = 256
 EXTRAS = ("sizes", "boxes", "histogram", "running_mean")
 _TILE_ROWS = 16
-_LARGEST_LABEL = 2**32 - 2  # the kernels number fragments and edges in 32 bits
+LARGEST_LABEL = 2**32 - 2  # the kernels number fragments and edges in 32 bits
+MOST_VOXELS = 2**35  # of one graph: of more, 32 bits may not number the fragments or the edges
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class RegionGraph:
         return self.sum / (self.count * SUM_SCALE)
 
 
+COLUMNS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "max": np.float32, "min": np.float32,
+           "key": np.uint64, "sizes": np.int64, "boxes": np.int64, "bin_starts": np.int64, "bins": np.uint32,
+           "bin_counts": np.int64, "running_mean": np.float32}
+HISTOGRAM = ("bin_starts", "bins", "bin_counts")
+OPTIONAL = ("sizes", "boxes", *HISTOGRAM, "running_mean")
+
+
 def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None,
                  channels: Sequence[int] | None = None, edge: str = "later", table: np.ndarray | None = None,
                  score: str | Score | None = None, statistics: Sequence[str] = ("sizes",),
@@ -61,7 +71,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     first `halo` planes of it along z, y and x belong to other blocks, and only serve as neighbours.
     """
     fragments, largest = check_fragments(fragments, threads)
-    affs = np.asarray(affs)
+    affs = as_array("affs", affs)
     if affs.ndim != 4 or affs.shape[1:] != fragments.shape:
         raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; "
                          f"got {affs.shape}")
@@ -73,20 +83,27 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     if score is not None and parse_score(score).every_contact:
         wanted.add("histogram")
     rows = _channel_rows(affs.shape[0], offsets, channels, edge)
-    place = np.array([halo, origin, volume_shape if volume_shape is not None else fragments.shape], np.int64)
-    if place.shape != (3, 3) or (place < 0).any() or (place[1] + fragments.shape > place[2]).any():
+    volume_shape = fragments.shape if volume_shape is None else volume_shape
+    place = [_triple(*given) for given in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
+    if (place[1] + fragments.shape > place[2]).any():
         raise InputError(f"halo {halo}, origin {origin} and volume_shape {volume_shape} "
                          f"must place fragments {fragments.shape} inside")
+    if prod(place[2].tolist()) * max(3, len(rows)) >= 2**64:
+        raise InputError(f"keys of contacts are numbers of 64 bits, too few for volume_shape {volume_shape} "
+                         f"with {len(rows)} channels")
     threads = thread_count(threads)
     values, decode = _decoded(affs, check_table(table, affs.dtype))
-    first = int(place[0, 0])
+    first = int(place[0][0])
     cuts = [(first + start, first + stop) for start, stop in slabs(max(0, fragments.shape[0] - first), threads)]
     tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts or [None]]  # an empty volume has a graph too
 
     def add_faces(edges: kernel.EdgeTable, start: int, stop: int) -> None:
         kernel.add_faces(edges, fragments, values, decode, rows, start, stop, _TILE_ROWS, *place)
 
-    run_parallel(add_faces, [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
+    try:
+        run_parallel(add_faces, [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
+    except OverflowError:
+        raise _too_many_edges() from None
     if any(edges.outside for edges in tables):
         check_values(affs, [int(row[0]) for row in rows], threads)
     sizes = boxes = None
@@ -96,7 +113,8 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     edges = _collect(tables, largest, threads)
     if "running_mean" in wanted:
         edges["running_mean"] = np.zeros(len(edges["u"]), np.float32)
-        waterz_replay.running_means(fragments, values, decode, rows, edges["u"], edges["v"], edges["running_mean"])
+        waterz_replay.running_means(fragments, values, decode, rows, place[0], edges["u"], edges["v"],
+                                    edges["running_mean"])
     return RegionGraph(largest, sizes=sizes, boxes=boxes, **edges)
 
 
@@ -105,13 +123,17 @@ def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
 
     Sizes add up where all have them; boxes, histograms and running means are not pooled.
     """
+    graphs = [check_graph(graph, "pool_graphs", in_order=False) for graph in graphs]
     if not graphs:
         raise InputError("pool_graphs needs at least one graph")
     fragments = max(graph.fragments for graph in graphs)
     table = kernel.EdgeTable()
     sizes = np.zeros(fragments + 1, np.int64) if all(graph.sizes is not None for graph in graphs) else None
     for graph in graphs:
-        kernel.add_edges(table, graph.u, graph.v, graph.count, graph.sum, graph.max, graph.min, graph.key)
+        try:
+            kernel.add_edges(table, graph.u, graph.v, graph.count, graph.sum, graph.max, graph.min, graph.key)
+        except OverflowError:
+            raise _too_many_edges() from None
         if sizes is not None:
             sizes[: graph.fragments + 1] += graph.sizes
     return RegionGraph(fragments, sizes=sizes, **_collect([table], fragments, 1))
@@ -119,12 +141,98 @@ def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
 
 def check_fragments(fragments: np.ndarray, threads: int | None = None) -> tuple[np.ndarray, int]:
     """(fragments as label_view gives them, the largest label, which must not exceed the number of voxels)."""
+    fragments = as_array("fragments", fragments)
+    check_size(fragments.shape)
     fragments = label_view(fragments)
     largest = largest_label(fragments, threads)
-    if largest > max(fragments.size, 2**16) or largest > _LARGEST_LABEL:
+    if largest > max(fragments.size, 2**16) or largest > LARGEST_LABEL:
         raise InputError(f"fragments must be numbered densely from 1 on; found label {largest} "
                          f"in {fragments.size} voxels; segment.relabel numbers them")
     return fragments, largest
+
+
+def check_size(shape: Sequence[int]) -> None:
+    """Refuses a volume for one graph by its shape alone, before the work of hours runs out of numbers."""
+    if prod(shape) > MOST_VOXELS:
+        raise InputError(f"a region graph takes at most 2**35 voxels at once, as it numbers edges in 32 bits; got "
+                         f"{tuple(shape)}; cut the volume into blocks and pool their graphs")
+
+
+def _too_many_edges() -> InputError:
+    return InputError("the volume has more edges between fragments than 32 bits number; cut it into blocks, or raise "
+                      "high or lower low of the watershed for larger fragments")
+
+
+def _triple(name: str, values: Sequence[int]) -> np.ndarray:
+    """Three whole numbers from 0 on, far below the end of 64 bits."""
+    triple = as_array(name, values)
+    if triple.shape != (3,) or triple.dtype.kind not in "iu" or not 0 <= triple.min() <= triple.max() <= 2**40:
+        raise InputError(f"{name} must be three whole numbers (z, y, x), 0 or more; got {values}")
+    return np.ascontiguousarray(triple, np.int64)
+
+
+def check_graph(graph: RegionGraph, name: str, in_order: bool = True) -> RegionGraph:
+    """The graph with plain arrays, if `name` can work with it: every kernel trusts what this has looked at.
+
+    in_order=False: edges may come in any order, and more than once.
+    """
+    if not isinstance(graph, RegionGraph):
+        raise InputError(f"{name} takes the region graph that region_graph(fragments, affs) returns; "
+                         f"got {type(graph).__name__}")
+
+    def refuse(what: str) -> None:
+        raise InputError(f"the region graph is damaged: {what}; make it anew with region_graph")
+
+    if not isinstance(graph.fragments, int | np.integer) or not 0 <= graph.fragments <= LARGEST_LABEL:
+        refuse(f"it numbers fragments up to {graph.fragments}, not up to a number below 2**32 - 1")
+    plain = {}
+    for field, dtype in COLUMNS.items():
+        values = getattr(graph, field)
+        if values is None and field in OPTIONAL:
+            continue
+        column = as_array(field, values)
+        if column.dtype != dtype or column.ndim != (2 if field == "boxes" else 1):
+            refuse(f"{field} must be one-dimensional {np.dtype(dtype)}, but is {column.shape} {column.dtype}")
+        plain[field] = column
+    given = [field for field in HISTOGRAM if field in plain]
+    if len(given) not in (0, 3):
+        refuse(f"of its histograms only {', '.join(given)} are there")
+    edges = len(plain["u"])
+    lengths = dict.fromkeys(COLUMNS, edges) | {"sizes": graph.fragments + 1, "boxes": graph.fragments + 1,
+                                               "bin_starts": edges + 1}
+    lengths["bins"] = lengths["bin_counts"] = len(plain.get("bins", ()))
+    for field, column in plain.items():
+        if len(column) != lengths[field]:
+            refuse(f"{field} has {len(column)} entries where {lengths[field]} are needed")
+    if edges > LARGEST_LABEL:
+        refuse(f"it has {edges} edges, more than 32 bits number")
+    u, v, count, total = (plain[field] for field in ("u", "v", "count", "sum"))
+    if edges and not (u.min() >= 1 and v.max() <= graph.fragments and (u < v).all()):
+        refuse(f"edges must join ids u < v of 1 to {graph.fragments}")
+    if in_order and not ((u[1:] > u[:-1]) | ((u[1:] == u[:-1]) & (v[1:] > v[:-1]))).all():
+        refuse("its edges must rise by (u, v), each pair once")
+    if edges and not (count.min() >= 1 and total.min() >= 0 and float(count.sum(dtype=np.float64)) < 2**38
+                      and (total <= count * int(SUM_SCALE)).all()):
+        refuse("every edge needs a contact, and a sum of affinities of at most 1 each, fewer than 2**38 in all")
+    for field in ("max", "min", "running_mean"):
+        if field in plain and not ((plain[field] >= 0) & (plain[field] <= 1.001)).all():
+            refuse(f"{field} must lie in 0..1")
+    if "sizes" in plain and not (plain["sizes"].min() >= 0 and plain["sizes"].sum(dtype=np.float64) < 2**62):
+        refuse("sizes must be numbers of voxels")
+    if given:
+        _check_histograms(*(plain[field] for field in HISTOGRAM), refuse)
+    return replace(graph, fragments=int(graph.fragments), **plain)
+
+
+def _check_histograms(starts: np.ndarray, bins: np.ndarray, counts: np.ndarray, refuse: Callable[[str], None]) -> None:
+    """Refuses histograms that do not give every edge bins that rise."""
+    if starts[0] != 0 or starts[-1] != len(bins) or not (starts[1:] > starts[:-1]).all():
+        refuse("bin_starts must rise from 0 to the number of bins")
+    rises = bins[1:] > bins[:-1]
+    rises[starts[1:-1] - 1] = True  # where the bins of another edge begin
+    if len(bins) and not (rises.all() and bins.max() < BINS and counts.min() >= 1
+                          and counts.sum(dtype=np.float64) < 2**38):
+        refuse(f"the bins of an edge must rise below {BINS} and hold a contact each")
 
 
 def largest_label(labels: np.ndarray, threads: int | None = None) -> int:
@@ -137,10 +245,10 @@ def largest_label(labels: np.ndarray, threads: int | None = None) -> int:
 
 def label_view(labels: np.ndarray, name: str = "fragments") -> np.ndarray:
     """labels (z, y, x) as uint32 or uint64, a view where it has that width; labels below 0 turn into huge ones."""
-    labels = np.asarray(labels)
+    labels = as_array(name, labels)
     if labels.ndim != 3 or labels.dtype.kind not in "ui":
         raise InputError(f"{name} must be whole-number labels (z, y, x); got {labels.shape} {labels.dtype}")
-    if labels.itemsize < 4 or not labels.dtype.isnative or labels.strides[2] % labels.itemsize:
+    if labels.itemsize < 4 or not labels.dtype.isnative:
         labels = labels.astype(np.uint32 if labels.itemsize <= 4 else np.uint64)
     return labels.view(f"u{labels.itemsize}")
 
@@ -169,8 +277,6 @@ def _channel_rows(count: int, offsets, channels: Sequence[int] | None, edge: str
 
 def _decoded(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """The affinities or their codes as the kernel takes them, and the value of every code."""
-    if affs.strides[3] % affs.itemsize:
-        affs = np.ascontiguousarray(affs)
     if affs.dtype == np.uint8:
         return affs, table
     if affs.dtype == np.float16:
@@ -201,6 +307,8 @@ def measure(labels: np.ndarray, largest: int, threads: int | None = None,
 
 def _collect(tables: list, largest: int, threads: int) -> dict[str, np.ndarray]:
     """The edges of all tables, sorted and pooled."""
+    if sum(kernel.capacity(edges) for edges in tables) > 2**32:
+        raise _too_many_edges()
     starts = np.zeros(largest + 2, np.int64)
     entries = np.empty(sum(edges.size for edges in tables), np.uint64)
     kernel.collect_starts(tables, starts, entries)

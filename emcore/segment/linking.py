@@ -8,6 +8,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
 from emcore.segment.affinities import check_affinities
+from emcore.segment.arrays import as_array, within
 from emcore.segment.relabeling import remap, unsigned
 from emcore.threads import run_parallel, thread_count
 
@@ -32,8 +33,10 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: fl
     overlaps the other most (of equals, the smaller label counts). With affs every join also needs a mean z affinity
     of at least `affinity` over the overlap. 0 switches a rule off. Areas below min_size in their section join nothing.
     """
-    given, labels = np.asarray(labels), _labels(labels, 3, "labels")
+    given = as_array("labels", labels)
+    labels = _labels(given, 3, "labels")
     _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
+    _sizes(min_size=min_size, one_sided_min_size=one_sided_min_size)
     if affinity and affs is None:
         raise InputError(f"affinity={affinity} needs affs; pass them, or leave affinity at 0")
     z_affinity = None
@@ -96,13 +99,16 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
     if first.shape != second.shape:
         raise InputError(f"the two faces must have one shape; got {first.shape} and {second.shape}")
     _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
+    _sizes(min_overlap=min_overlap, one_sided_min_size=one_sided_min_size)
     if affinity and affinities is None:
         raise InputError(f"affinity={affinity} needs the affinities between the faces; pass them, or leave it at 0")
     if affinities is not None:
-        affinities = np.asarray(affinities)
+        affinities = as_array("affinities", affinities)
         if affinities.shape != first.shape or affinities.dtype.kind != "f":
             raise InputError(f"affinities must be floating point of shape {first.shape}; "
                              f"got {affinities.shape} {affinities.dtype}")
+        if not ((affinities >= 0) & (affinities <= 1)).all():
+            raise InputError("affinities must lie in 0..1; pass the output of a sigmoid, or clip it")
         affinities = affinities.astype(np.float32, copy=False)
     kind = np.uint64 if 8 in (first.dtype.itemsize, second.dtype.itemsize) else np.uint32
     pair = _measure(kernel.overlaps(first.astype(kind, copy=False), second.astype(kind, copy=False), affinities))
@@ -116,7 +122,12 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
 
 def join_pairs(pairs: np.ndarray) -> Joined:
     """The groups that pairs of labels (n, 2) form, for pairs of many faces at once."""
-    pairs = np.unique(np.asarray(pairs, np.uint64).reshape(-1, 2), axis=0)
+    pairs = as_array("pairs", pairs)
+    if pairs.size and pairs.shape[-1:] != (2,):
+        raise InputError(f"pairs must be two labels each, (n, 2); got shape {pairs.shape}")
+    if pairs.size:
+        pairs = unsigned(pairs, "pairs")
+    pairs = np.unique(pairs.astype(np.uint64).reshape(-1, 2), axis=0)
     ids, where = np.unique(pairs, return_inverse=True)
     parent = np.empty(len(ids), np.int64)
     kernel.unite(np.ascontiguousarray(where.reshape(pairs.shape), np.int64), parent)
@@ -165,7 +176,13 @@ def _labels(labels: np.ndarray, dimensions: int, name: str) -> np.ndarray:
     return labels.astype(np.uint64 if labels.dtype.itemsize == 8 else np.uint32, copy=False)
 
 
+def _sizes(**given: int) -> None:
+    for name, value in given.items():
+        if not within(value, -np.inf, np.inf):
+            raise InputError(f"{name} must be a number of pixels; got {value!r}")
+
+
 def _fractions(**given: float) -> None:
     for name, value in given.items():
-        if not 0 <= value <= 1:
+        if not within(value, 0, 1):
             raise InputError(f"{name} must be between 0 (off) and 1; got {value}")

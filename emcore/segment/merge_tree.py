@@ -5,7 +5,7 @@ key being the largest among an edge's contacts: with that rule the tree is a fun
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +15,8 @@ from emcore.errors import InputError
 from emcore.kernels import agglomeration as kernel
 from emcore.kernels import merge_tree as tree_kernel
 from emcore.kernels.waterz_replay import Replay
-from emcore.segment.graph import RegionGraph, label_view
+from emcore.segment.arrays import as_array, as_count, within
+from emcore.segment.graph import LARGEST_LABEL, RegionGraph, check_graph, label_view
 from emcore.segment.scores import Score, parse_score
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -33,22 +34,54 @@ class MergeTree:
     @cached_property
     def _forest(self) -> tuple[np.ndarray, np.ndarray]:
         """(parent, height): i's cluster joins that of fragment parent[i] < i, its smallest, at height[i]."""
-        parent = np.arange(self.fragments + 1, dtype=np.uint32)
-        height = np.full(self.fragments + 1, np.inf)
-        tree_kernel.link(self.a, self.b, self.score.astype(np.float64), parent, height)
+        tree = check_tree(self, "cut")
+        parent = np.arange(tree.fragments + 1, dtype=np.uint32)
+        height = np.full(tree.fragments + 1, np.inf)
+        tree_kernel.link(tree.a, tree.b, tree.score.astype(np.float64), parent, height)
         return parent, height
 
     def table(self, threshold: float) -> np.ndarray:
         """The label of every fragment, uint32: clusters numbered by their first fragments, 0 for 0."""
-        if not 0 <= threshold <= 1:
+        if not within(threshold, 0, 1):
             raise InputError(f"threshold must be 0 to 1; got {threshold}")
+        parent, height = self._forest
         if threshold > self.complete_below:
             raise InputError(f"the merge tree was computed up to {self.complete_below}; "
                              f"it cannot be cut at {threshold}")
-        table = np.empty(self.fragments + 1, np.uint32)
+        table = np.empty(len(parent), np.uint32)
         # a tree of waterz has its float32 scores, and waterz rounds the threshold to that too
-        tree_kernel.number(*self._forest, float(self.score.dtype.type(threshold)), table)
+        tree_kernel.number(parent, height, float(self.score.dtype.type(threshold)), table)
         return table
+
+
+def require_tree(tree: MergeTree, name: str) -> None:
+    """Refuses what is no merge tree, naming the call that makes one."""
+    if not isinstance(tree, MergeTree):
+        raise InputError(f"{name} takes the merge tree that agglomerate(region_graph(fragments, affs)) returns; got "
+                         f"{type(tree).__name__}")
+
+
+def check_tree(tree: MergeTree, name: str) -> MergeTree:
+    """The tree with plain arrays, if `name` can work with it: every kernel trusts what this has looked at."""
+    require_tree(tree, name)
+    a, b, score = (as_array(field, getattr(tree, field)) for field in ("a", "b", "score"))
+    wrong = None
+    if not isinstance(tree.fragments, int | np.integer) or not 0 <= tree.fragments <= LARGEST_LABEL:
+        wrong = f"it numbers fragments up to {tree.fragments}, not up to a number below 2**32 - 1"
+    elif a.dtype != np.uint32 or b.dtype != np.uint32 or score.dtype not in (np.float32, np.float64):
+        wrong = f"a, b and score must be uint32, uint32 and float64; they are {a.dtype}, {b.dtype} and {score.dtype}"
+    elif not a.shape == b.shape == score.shape == (score.size,):
+        wrong = f"a, b and score must be equally long; they have the shapes {a.shape}, {b.shape} and {score.shape}"
+    elif len(a) and not (min(a.min(), b.min()) >= 1 and max(a.max(), b.max()) <= tree.fragments):
+        wrong = f"its merges must name ids 1 to {tree.fragments}; they name {min(a.min(), b.min())} to " \
+                f"{max(a.max(), b.max())}"
+    elif not np.isfinite(score).all() or (score[1:] < score[:-1]).any():
+        wrong = "its scores must be numbers that never fall"
+    elif not within(tree.complete_below, -np.inf, np.inf):
+        wrong = f"it says that it was computed up to {tree.complete_below!r}"
+    if wrong:
+        raise InputError(f"the merge tree is damaged: {wrong}; make it anew with agglomerate")
+    return replace(tree, fragments=int(tree.fragments), a=a, b=b, score=score)
 
 
 class Remaining(NamedTuple):
@@ -81,7 +114,7 @@ def start(graph: RegionGraph, score: str | Score, tie_break: str = "canonical") 
     """The clusters of a graph before the first merge."""
     if tie_break not in ("canonical", "waterz"):
         raise InputError(f"tie_break must be 'canonical' or 'waterz'; got {tie_break!r}")
-    score = parse_score(score)
+    score, graph = parse_score(score), check_graph(graph, "agglomerate")
     if tie_break == "waterz":
         run = Replay(score.kind, graph.fragments + 1, graph.u, graph.v)
         _set_replay(run, graph, score)
@@ -94,7 +127,7 @@ def start(graph: RegionGraph, score: str | Score, tie_break: str = "canonical") 
 def finish(started: Started, threshold: float | None = None, with_remaining: bool = False,
            threads: int | None = None) -> tuple[MergeTree, Remaining | None]:
     """The merge tree, and the edges that are left if wanted (with the scores that waterz keeps if it is replayed)."""
-    if threshold is not None and not 0 <= threshold <= 1:
+    if threshold is not None and not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
     run, fragments, u, v = started
     end = np.inf if threshold is None else threshold
@@ -127,10 +160,11 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
     Edges are taken by falling maximal affinity (then by key); an edge joins its two clusters if either has fewer than
     `size` voxels at that moment. (Zlateski & Seung 2015, their size threshold as a constant.)
     """
+    graph = check_graph(graph, "size_linkage")
     if graph.sizes is None:
         raise InputError("size_linkage needs the sizes of fragments; "
                          "ask for them with region_graph(..., statistics=('sizes',))")
-    if not 0 <= affinity <= 1:
+    if not within(affinity, 0, 1):
         raise InputError(f"affinity must be 0 to 1; got {affinity}")
     candidates = np.flatnonzero(graph.max > affinity)
     order = candidates[np.lexsort((graph.key[candidates], -graph.max[candidates]))]
@@ -141,6 +175,7 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
 
 def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:
     """Those edges that, taken in the given order, join two clusters of which one has fewer than `limit` voxels."""
+    limit = as_count("size", limit)
     merged = np.empty(len(order), np.int64)
     parent = np.arange(len(sizes), dtype=np.uint32)
     return merged[: tree_kernel.link_by_size(u, v, order, sizes.copy(), limit, parent, merged)]
@@ -213,6 +248,7 @@ def quantile_levels(graph: RegionGraph, score: Score) -> tuple[np.ndarray, np.nd
 def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[float], *, out: np.ndarray | None = None,
         threads: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""
+    require_tree(tree, "cut")
     if not np.isscalar(threshold):
         if out is not None:
             raise InputError("out takes one threshold; sweep goes through several in one array")
@@ -226,6 +262,7 @@ def sweep(fragments: np.ndarray, tree: MergeTree, thresholds: Sequence[float], *
 
     out may be fragments itself, which is then overwritten; without it the labels take one new array.
     """
+    require_tree(tree, "sweep")
     before = None
     for threshold in sorted(thresholds):
         table = tree.table(threshold)
@@ -245,11 +282,24 @@ def look_up(fragments: np.ndarray, table: np.ndarray, *, out: np.ndarray | None 
     fragments = label_view(fragments)
     if out is None:
         out = np.empty(fragments.shape, np.uint32)
-    elif out.shape != fragments.shape or out.dtype != np.uint32:
-        raise InputError(f"out must be {fragments.shape} uint32; got {out.shape} {out.dtype}")
+    else:
+        _check_out(out, fragments)
     threads = thread_count(threads)
     known = run_parallel(lambda start, stop: tree_kernel.look_up(fragments, table, out, start, stop),
                          slabs(fragments.shape[0], threads), threads)
     if not all(known):
         raise InputError(f"fragments hold labels above {len(table) - 1}, which the merge tree does not know")
     return out
+
+
+def _check_out(out: np.ndarray, fragments: np.ndarray) -> None:
+    """Refuses an array that cannot take the labels of fragments; it may be fragments itself, but not overlap them."""
+    if not isinstance(out, np.ndarray) or out.shape != fragments.shape or out.dtype != np.uint32:
+        raise InputError(f"out must be {fragments.shape} uint32; got {getattr(out, 'shape', type(out).__name__)} "
+                         f"{getattr(out, 'dtype', '')}")
+    if not out.flags.writeable or not out.flags.aligned or any(stride % 4 for stride in out.strides):
+        raise InputError("out must be an array that may be written, its elements where the machine expects them")
+    same = (out.ctypes.data, out.strides, out.itemsize) == (fragments.ctypes.data, fragments.strides,
+                                                            fragments.itemsize)
+    if not same and np.may_share_memory(out, fragments):
+        raise InputError("out may be fragments itself, but not another view of the same memory")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.segment.arrays import as_array
 from emcore.segment.components import connected_components
 from emcore.segment.relabeling import unsigned
 from emcore.threads import run_parallel, slabs, thread_count
@@ -16,14 +17,14 @@ def dilate(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str 
 
     size is odd, for all axes or (z, y, x). footprint="box" takes the whole window, "cross" its three middle lines.
     """
-    labels, sizes, threads = _checked(labels, size, footprint, iterations, threads)
+    labels, sizes, iterations, threads = _checked(labels, size, footprint, iterations, threads)
     return _windows(labels, np.maximum, sizes, footprint, iterations, threads)
 
 
 def erode(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str = "box", iterations: int = 1,
           threads: int | None = None) -> np.ndarray:
     """labels where the whole window around a voxel holds its label, 0 elsewhere, same dtype; windows as in dilate."""
-    labels, sizes, threads = _checked(labels, size, footprint, iterations, threads)
+    labels, sizes, iterations, threads = _checked(labels, size, footprint, iterations, threads)
     if labels.dtype == bool:
         return _windows(labels, np.minimum, sizes, footprint, iterations, threads)
     out = labels
@@ -41,7 +42,7 @@ def fill_holes(mask: np.ndarray, *, per_section: bool = False, threads: int | No
 
     per_section=True looks at every section alone: background that does not reach the edges of its section.
     """
-    mask, threads = np.asarray(mask) != 0, thread_count(threads)
+    mask, threads = as_array("mask", mask) != 0, thread_count(threads)
     if mask.ndim != 3:
         raise InputError(f"mask must be (z, y, x); got shape {mask.shape}")
     if not per_section:
@@ -68,23 +69,24 @@ def _without_holes(mask: np.ndarray, threads: int) -> np.ndarray:
 
 
 def _checked(labels: np.ndarray, size: int | Sequence[int], footprint: str, iterations: int,
-             threads: int | None) -> tuple[np.ndarray, tuple[int, ...], int]:
-    """(labels, the window along z, y and x, threads)."""
-    labels = np.asarray(labels)
+             threads: int | None) -> tuple[np.ndarray, tuple[int, ...], int, int]:
+    """(labels, the window along z, y and x, iterations, threads)."""
+    labels = as_array("labels", labels)
     if labels.ndim != 3:
         raise InputError(f"labels must be (z, y, x); got shape {labels.shape}")
     threads = thread_count(threads)
     if labels.dtype != bool:
         dtype = labels.dtype.newbyteorder("=")
         labels = unsigned(labels, threads=threads).view(dtype)
-    sizes = (size,) * 3 if np.ndim(size) == 0 else tuple(size)
+    sizes = (size,) * 3 if np.isscalar(size) else tuple(size)
     if len(sizes) != 3 or not all(isinstance(one, int | np.integer) and one > 0 and one % 2 for one in sizes):
         raise InputError(f"size must be odd, one number or three (z, y, x); got {size}")
     if footprint not in ("box", "cross"):
         raise InputError(f"footprint must be 'box' or 'cross'; got {footprint!r}")
-    if iterations < 0:
-        raise InputError(f"iterations must not be below 0; got {iterations}")
-    return labels, tuple(int(one) for one in sizes), threads
+    if not isinstance(iterations, int | np.integer) or iterations < 0:
+        raise InputError(f"iterations must not be below 0, and must be a whole number; got {iterations}")
+    # after as many rounds as the volume is long in all, every window is the volume
+    return labels, tuple(int(one) for one in sizes), min(int(iterations), sum(labels.shape)), threads
 
 
 def _windows(labels: np.ndarray, extreme: Callable, sizes: tuple[int, ...], footprint: str, iterations: int,

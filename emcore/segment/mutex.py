@@ -1,6 +1,7 @@
 """Mutex watershed: a segmentation from long-range affinities without seeds and thresholds (Wolf et al. 2018)."""
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from emcore.errors import InputError
 from emcore.kernels.mutex import MutexForest
 from emcore.kernels.voxel_edges import BINS, VoxelEdges
 from emcore.segment.affinities import check_table, signed_offsets
+from emcore.segment.arrays import as_array, as_numbers
 from emcore.threads import run_parallel, slabs, thread_count
 
 INFINITE_KEY = 0x7F800000  # bits of the float32 infinity: above every weight
@@ -15,15 +17,16 @@ BIN_WIDTH = 2**31 // BINS  # keys that share a bin of the histogram of weights
 MOST_VOXELS = 2**32 - 2
 
 
-def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attractive: int | Sequence[bool] = 3,
-                    strides: Sequence | None = None, mask: np.ndarray | None = None,
+def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *,
+                    attractive: int | Sequence[bool] | None = None, strides: Sequence | None = None,
+                    mask: np.ndarray | None = None,
                     bias: Sequence[float] | float | None = None, table: np.ndarray | None = None,
                     threads: int | None = None) -> np.ndarray:
     """Labels (z, y, x), uint32, 1.. in the order of first voxels; 0 only outside the mask.
 
     Channel c of affs (c, z, y, x), float32, float16 or uint8, joins v and v + offsets[c]. Edges act strongest first:
     an attractive one merges two clusters unless they are held apart, a repulsive one holds them apart for good.
-    Without bias the first `attractive` channels (or those marked True) attract with weight a, the others repel with
+    Without bias the first `attractive` channels (3, or those marked True) attract with weight a, the others repel with
     weight 1 - a. With bias (one number, or one a channel) each edge weighs |a + bias| and attracts where a + bias > 0.
     Edges of weight 0 say nothing. Equal weights: the lower channel first, then the earlier voxel in raster order.
 
@@ -32,12 +35,14 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attra
     """
     affs, table = _affinities(affs, table)
     offsets = _offsets(offsets, len(affs))
+    if attractive is None:
+        attractive = 3 if bias is None else min(3, len(affs))
     attracts = _attractive(attractive, len(affs))
     strides = _strides(strides, attracts)
     limits = (0.0, 1.0) if bias is None else (-1e30, 1e30)
     bias = np.where(attracts, 0, -1).astype(np.float32) if bias is None else _bias(bias, len(affs))
     if mask is not None:
-        mask = np.asarray(mask)
+        mask = as_array("mask", mask)
         if mask.shape != affs.shape[1:]:
             raise InputError(f"mask must have the shape {affs.shape[1:]} of the volume; got {mask.shape}")
         mask = mask.view(np.uint8) if mask.dtype == bool else (mask != 0).view(np.uint8)
@@ -74,17 +79,17 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *, attra
         survival = max(sum(map(len, parts)) / held[taken - 1], survival / 8, 1e-6)
         forest.process(parts, low, high)
         bins, high = bins[taken:], low
-    forest.labels(None if mask is None else mask.reshape(-1), labels.reshape(-1))
+    forest.labels(None if mask is None else np.ascontiguousarray(mask.reshape(-1)), labels.reshape(-1))
     return labels
 
 
 def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
     """affs as float32, uint8 or the bits of float16, and for the last two the affinity of each code."""
-    affs = np.asarray(affs)
+    affs = as_array("affs", affs)
     if affs.ndim != 4 or affs.dtype not in (np.float32, np.float16, np.uint8):
         raise InputError(f"affs must be (c, z, y, x) of float32, float16 or uint8; got {affs.shape} {affs.dtype}")
-    if affs[0:1].size > MOST_VOXELS:
-        raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {affs[0].size}, "
+    if (voxels := prod(affs.shape[1:])) > MOST_VOXELS:
+        raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {voxels}, "
                          "cut the volume into blocks")
     table = check_table(table, affs.dtype)
     if affs.dtype == np.float16:
@@ -105,7 +110,7 @@ def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:
         if not 0 <= attractive <= channels:
             raise InputError(f"attractive must be between 0 and the {channels} channels; got {attractive}")
         return np.arange(channels) < attractive
-    marks = np.asarray(attractive)
+    marks = as_array("attractive", attractive)
     if marks.shape != (channels,) or marks.dtype != bool:
         raise InputError(f"attractive must be a count or one True/False for each of the {channels} channels; "
                          f"got {attractive}")
@@ -115,17 +120,19 @@ def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:
 def _strides(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
     if strides is None:
         return np.ones((len(attracts), 3), np.int64)
-    steps = np.asarray(strides)
-    if steps.shape not in ((3,), (len(attracts), 3)) or steps.dtype.kind not in "iu" or steps.min() < 1:
+    steps = as_array("strides", strides)
+    if steps.shape not in ((3,), (len(attracts), 3)) or steps.dtype.kind not in "iu" or steps.min(initial=1) < 1:
         raise InputError("strides must be whole numbers from 1 up, one (z, y, x) triple or one for each of the "
                          f"{len(attracts)} channels; got {strides}")
+    steps = np.minimum(steps.astype(np.uint64), np.uint64(2**31))  # strides beyond the volume leave voxel 0 alone
     if steps.ndim == 1:
         steps = np.where(attracts[:, None], 1, steps)
     return np.ascontiguousarray(steps, np.int64)
 
 
 def _bias(bias: Sequence[float] | float, channels: int) -> np.ndarray:
-    values = np.asarray(bias, np.float32)
-    if values.shape not in ((), (channels,)) or not np.isfinite(values).all():
-        raise InputError(f"bias must be one finite number or one for each of the {channels} channels; got {bias}")
-    return np.ascontiguousarray(np.broadcast_to(values, (channels,)))
+    values = as_numbers("bias", bias)
+    if values.shape not in ((), (channels,)) or not (np.abs(values) <= 1e29).all():
+        raise InputError(f"bias must be one finite number up to 1e29, or one for each of the {channels} channels; "
+                         f"got {bias}")
+    return np.ascontiguousarray(np.broadcast_to(values, (channels,)), np.float32)

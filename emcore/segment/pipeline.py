@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from emcore.errors import InputError
 from emcore.segment.affinities import check_affinities
+from emcore.segment.arrays import within
 from emcore.segment.cleanup import boundary_threshold, merge_dust
 from emcore.segment.fragments import watershed
-from emcore.segment.graph import region_graph
+from emcore.segment.graph import check_size, region_graph
 from emcore.segment.merge_tree import finish, look_up, start
 from emcore.segment.scores import Score, parse_score
 
@@ -20,8 +22,13 @@ def segment(affs: np.ndarray, threshold: float = 0.5, score: str | Score = "mean
     dust_size are merged across borders above dust_affinity and those below `remove` voxels become 0 (see merge_small).
     convention: offsets, edge and table, as in watershed.
     """
+    if not within(boundary, -np.inf, 1) or not within(dust_size, 0, np.inf) or not within(remove, 0, np.inf):
+        raise InputError("boundary must be at most 1, dust_size and remove 0 or more; "
+                         f"got {boundary}, {dust_size} and {remove}")
     score = parse_score(score)
-    channels = check_affinities(affs, values=False, **convention).channels
+    checked = check_affinities(affs, values=False, **convention)
+    check_size(checked.values.shape[1:])
+    affs, channels = checked.values, checked.channels
     fragments = watershed(affs, low, high, mask=mask, plateau=plateau, threads=threads, **convention)
     graph = region_graph(fragments, affs, channels=channels, score=score, threads=threads, **convention,
                          statistics=("running_mean",) if tie_break == "waterz" else ())

@@ -9,6 +9,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import relabeling as kernel
+from emcore.segment.arrays import as_array
 from emcore.threads import run_parallel, slabs, thread_count
 
 _UNSIGNED = (np.uint8, np.uint16, np.uint32, np.uint64)
@@ -23,7 +24,7 @@ def label_dtype(largest: int, smallest: bool = False) -> np.dtype:
 
 def unsigned(labels: np.ndarray, name: str = "labels", threads: int | None = None) -> np.ndarray:
     """labels seen as unsigned integers of their own width, without a copy; negative ones are refused."""
-    labels = np.asarray(labels)
+    labels = as_array(name, labels)
     if labels.dtype.kind not in "biu":
         raise InputError(f"{name} must be integers or bool; got {labels.dtype}; "
                          f"for example {name}.astype('uint32') takes whole numbers")
@@ -99,7 +100,7 @@ def relabel(labels: np.ndarray, *, smallest: bool = False, threads: int | None =
 def unique(labels: np.ndarray, counts: bool = False, *,
            threads: int | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """The labels that occur, rising, in the dtype of labels; counts=True adds the number of voxels of each."""
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     view = _three_axes(unsigned(labels, threads=threads))
     ids, sizes = _number(view, _COUNT_ONLY, 2**64 - 1, thread_count(threads))
     order = np.argsort(ids)
@@ -173,7 +174,7 @@ def _remap(labels: np.ndarray, old: np.ndarray, new: np.ndarray, missing: int, i
 def mask_out(labels: np.ndarray, ids: Sequence[int] | np.ndarray, *, keep: bool = False,
              threads: int | None = None) -> np.ndarray:
     """labels with the given ids set to 0, or with keep=True all others; same dtype."""
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     view, ids = unsigned(labels, threads=threads), _whole_numbers(ids, "ids").reshape(-1)
     ids = ids[ids <= np.iinfo(view.dtype).max]
     new = ids if keep else np.zeros_like(ids)

@@ -7,6 +7,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import skeleton as kernel
+from emcore.segment.arrays import as_array, as_count, as_numbers, within
 from emcore.segment.distance import distance_transform
 from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
@@ -57,7 +58,7 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
 def skeleton_volume(labels: np.ndarray, resolution: Sequence[float], *, scale: float = 1.5,
                     const_nm: float | None = None, dust_voxels: int = 0, threads: int | None = None) -> np.ndarray:
     """labels on the voxels of the objects' skeletons (see skeletonize) and 0 elsewhere, same dtype."""
-    labels = np.asarray(labels)
+    labels = as_array("labels", labels)
     _, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
     out = np.zeros_like(labels)
     voxels = tuple(np.concatenate([np.zeros((0, 3), np.int64), *(voxels for voxels, _, _ in traced.values())]).T)
@@ -68,16 +69,16 @@ def skeleton_volume(labels: np.ndarray, resolution: Sequence[float], *, scale: f
 def _trace(labels: np.ndarray, resolution: Sequence[float], scale: float, const_nm: float | None, dust_voxels: int,
            threads: int | None) -> tuple[np.ndarray, dict[int, tuple]]:
     """(labels by their dense number, for each number its voxels (n, 3), edges (m, 2) and radius (n,))."""
-    labels = np.asarray(labels)
+    labels, dust_voxels = as_array("labels", labels), as_count("dust_voxels", dust_voxels)
     if labels.ndim != 3:
         raise InputError(f"labels must be (z, y, x); got shape {labels.shape}")
-    unit = np.array(resolution, np.float64)
+    unit = as_numbers("resolution", resolution)
     if unit.shape != (3,) or not (np.isfinite(unit).all() and unit.min() > 0
                                   and unit.max() <= _MOST_ANISOTROPIC * unit.min()):
         raise InputError(f"resolution must be three lengths in nm (z, y, x) above 0, none more than "
                          f"{_MOST_ANISOTROPIC} times another; got {resolution}")
     constant = max(10 * unit.max(), 100.0) if const_nm is None else const_nm
-    if not (0 <= scale < np.inf and 0 <= constant < np.inf):
+    if not (within(scale, 0, 1e300) and within(constant, 0, 1e300)):
         raise InputError(f"scale and const_nm must be finite and not below 0; got {scale} and {const_nm}")
     threads = thread_count(threads)
     dense, ids = relabel(labels, threads=threads)

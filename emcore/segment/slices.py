@@ -1,6 +1,7 @@
 """Watershed of each section on its own, from seeds made of its boundary map; and the priority flood for any seeds."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import numpy as np
 
@@ -8,6 +9,7 @@ from emcore.errors import InputError
 from emcore.kernels import flood as kernel
 from emcore.kernels import sections
 from emcore.segment.affinities import check_affinities
+from emcore.segment.arrays import as_array, as_numbers
 from emcore.segment.distance import distance_transform
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -21,8 +23,11 @@ def slice_watershed(affs: np.ndarray, *, boundary_threshold: float = 0.5, offset
     Seeds are the maxima of the distance to the boundary, where 1 - mean(y and x affinity) >= boundary_threshold.
     The semantics are those of dbMiM with mahotas: see seeded_slices and flood for order and ties.
     """
-    return seeded_slices(affs, f"maxima_distance-{float(boundary_threshold)!r}", offsets=offsets, edge=edge,
-                         table=table, threads=threads)
+    threshold = as_numbers("boundary_threshold", boundary_threshold)
+    if threshold.shape != () or np.isnan(threshold):
+        raise InputError(f"boundary_threshold must be a number; got {boundary_threshold}")
+    return seeded_slices(affs, f"maxima_distance-{float(threshold)!r}", offsets=offsets, edge=edge, table=table,
+                         threads=threads)
 
 
 def seeded_slices(affs: np.ndarray, seeds: str = "maxima_distance", *, offsets: Sequence | None = None,
@@ -39,13 +44,16 @@ def seeded_slices(affs: np.ndarray, seeds: str = "maxima_distance", *, offsets: 
     find_seeds = _seed_finder(seeds)
     values, (_, along_y, along_x) = checked.values, checked.channels
     _, shift_y, shift_x = checked.shifts
+    if prod(values.shape[2:]) >= 2**32:
+        raise InputError(f"a section must have fewer than 2**32 pixels; got {values.shape[2:]}, "
+                         "cut the volume in y or x")
     labels = np.zeros(values.shape[1:], np.uint32)
     if labels.size == 0:
         return labels
 
     def section(z: int) -> int:
-        boundary = 1 - (_later(values[along_y, z], shift_y, 0, checked.table)
-                        + _later(values[along_x, z], shift_x, 1, checked.table)) * np.float32(0.5)
+        boundary = np.ascontiguousarray(1 - (_later(values[along_y, z], shift_y, 0, checked.table)
+                                             + _later(values[along_x, z], shift_x, 1, checked.table)) * np.float32(0.5))
         count = find_seeds(boundary, labels[z])
         kernel.flood(boundary[None], labels[z:z + 1], None)
         return count
@@ -70,7 +78,7 @@ def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None)
     equal ones the first reached, seeds in raster order before all. A voxel takes its label when it is first reached,
     neighbours in the order -z -y -x +x +y +z. Seeds outside the mask are dropped.
     """
-    height, seeds = np.asarray(height), np.asarray(seeds)
+    height, seeds = as_array("height", height), as_array("seeds", seeds)
     if height.ndim not in (2, 3) or height.dtype.kind not in "fiub":
         raise InputError(f"height must be (y, x) or (z, y, x) real numbers; got {height.shape} {height.dtype}")
     if seeds.shape != height.shape or seeds.dtype.kind not in "iu":
@@ -78,13 +86,13 @@ def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None)
     if height.size >= 2**32:
         raise InputError(f"flood takes fewer than 2**32 voxels at once; got {height.size}, cut the volume into blocks")
     if mask is not None:
-        mask = np.asarray(mask) != 0
+        mask = as_array("mask", mask) != 0
         if mask.shape != height.shape:
             raise InputError(f"mask must have the shape {height.shape} of height; got {mask.shape}")
     height = np.ascontiguousarray(height, np.float32)
     if np.isnan(height if mask is None else height[mask]).any():
         raise InputError("height holds NaN, which has no place in an order; replace it or mask it out")
-    labels = seeds.astype(np.uint64 if seeds.dtype.itemsize == 8 else np.uint32)
+    labels = seeds.astype(np.uint64 if seeds.dtype.itemsize == 8 else np.uint32, order="C")
     if mask is not None:
         labels[~mask] = 0
         mask = mask.view(np.uint8)
@@ -107,7 +115,7 @@ def _later(plane: np.ndarray, shift: int, axis: int, table: np.ndarray | None) -
 
 def _seed_finder(seeds: str) -> Callable[[np.ndarray, np.ndarray], int]:
     """A function that writes the seeds of a boundary map into labels and returns their number."""
-    name, dash, text = seeds.partition("-")
+    name, dash, text = str(seeds).partition("-")
     try:
         value = float(text) if dash else SEEDS[name]
     except (KeyError, ValueError):

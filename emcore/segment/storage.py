@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.graph import BINS, RegionGraph
-from emcore.segment.merge_tree import MergeTree
+from emcore.segment.graph import BINS, RegionGraph, check_graph
+from emcore.segment.merge_tree import MergeTree, check_tree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the score of every merge
@@ -19,6 +19,7 @@ HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where
 
 def write_tree(path: Path, tree: MergeTree) -> None:
     """Adds the tree to an HDF5 file."""
+    tree = check_tree(tree, "write_tree")
     merges = np.stack([tree.a, tree.b, tree.score]).astype(np.float64)
     _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
                                        "single": int(tree.score.dtype == np.float32)})
@@ -42,6 +43,7 @@ def read_tree(path: Path) -> MergeTree:
 
 def write_graph(path: Path, graph: RegionGraph) -> None:
     """Adds the edges of the graph to an HDF5 file, bit for bit."""
+    graph = check_graph(graph, "write_graph")
     columns = [getattr(graph, name) for name in FIELDS if getattr(graph, name) is not None]
     rows = np.stack([(column.view(np.uint32) if column.dtype == np.float32 else column).astype(np.uint64)
                      for column in columns])
@@ -91,6 +93,6 @@ def _read_rows(path: Path, dataset: str, count: str, rows: Sequence[int]) -> tup
 
 def _check_ids(path: Path, dataset: str, fragments: int, *columns: np.ndarray) -> None:
     for ids in columns:
-        if ids.size and not (ids.min() >= 1 and ids.max() <= min(fragments, 2**32 - 2)):
+        if ids.size and not (ids.min() >= 1 and ids.max() <= min(fragments, 2**32 - 2) and (ids == ids // 1).all()):
             raise InputError(f"{path}: the dataset {dataset} names fragments that are not among its {fragments}; the "
                              "file is damaged, decode the prediction again")

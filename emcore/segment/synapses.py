@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.segment.arrays import as_array, as_numbers, within
 from emcore.segment.cleanup import remove_small
 from emcore.segment.components import connected_components
 from emcore.segment.morphology import dilate
@@ -25,15 +26,16 @@ def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: in
     pre and 2 on post instead. scale_factors (one or z, y, x) resize the result to the nearest voxel, sizes rounded
     down.
     """
-    prediction, threads = np.asarray(prediction), thread_count(threads)
+    prediction, threads = as_array("prediction", prediction), thread_count(threads)
     if prediction.ndim != 4 or prediction.shape[0] != 3 or (
             prediction.dtype.kind != "f" and prediction.dtype != np.uint8):
         raise InputError("prediction must be (3, z, y, x), floating point or uint8; "
                          f"got {prediction.shape} {prediction.dtype}")
-    if small < 0:
+    if not within(small, 0, np.inf):
         raise InputError(f"small must not be below 0; got {small}")
-    factors = np.broadcast_to(np.asarray(scale_factors, np.float64), 3) if np.size(scale_factors) in (1, 3) else None
-    if factors is None or not ((factors > 0) & np.isfinite(factors)).all():
+    factors = as_numbers("scale_factors", scale_factors)
+    factors = np.broadcast_to(factors, 3) if factors.shape in ((), (1,), (3,)) else np.zeros(3)
+    if not ((factors > 0) & (factors * np.maximum(1, prediction.shape[1:]) < 2**31)).all():
         raise InputError(f"scale_factors must be above 0, one or three (z, y, x); got {scale_factors}")
     pre, post, union = _masks(prediction, threshold, exclusive, threads)
     if small > 1:
@@ -63,7 +65,7 @@ def _masks(prediction: np.ndarray, threshold: float, exclusive: bool,
     largest = run_parallel(lambda start, stop: float(np.max(prediction[:, start:stop], initial=0)), pieces, threads)
     if np.isnan(largest).any():
         raise InputError("prediction holds NaN; replace it, for example with numpy.nan_to_num")
-    if not exclusive and not 0 <= threshold <= 1:
+    if not exclusive and not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
     cut = threshold if prediction.dtype.kind == "f" and max(largest, default=0) <= 1 else int(255 * threshold)
 
