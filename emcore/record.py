@@ -17,7 +17,8 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.data import Volume
-from emcore.settings.predict import Decode
+from emcore.settings.model import Model
+from emcore.settings.predict import Decode, Infer
 from emcore.settings.target import affinity_offsets
 from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.stamp import content, stamp
@@ -27,6 +28,7 @@ LABELS = "labels"  # the dataset of a labels file that carries its record
 # settings of [infer] that change no bit, or that stand elsewhere in the record
 ELSEWHERE = ("checkpoint", "weights", "batch", "slab", "compile", "layout")
 CHOICES = {"device": "device", "precision": "train.precision", "layout": "infer.layout"}
+SETTINGS = {"model": Model, "infer": Infer}
 MOST_NAMED = 4  # differences that a sentence lists
 
 
@@ -134,7 +136,7 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
     found = []
     if stored["weights"]["digest"] != wanted["weights"]["digest"]:
         found.append(f"the weights were {told_weights(stored['weights'])}, are {told_weights(wanted['weights'])}")
-    found += changed(stored["settings"], wanted["settings"])
+    found += changed(with_defaults(stored["settings"], SETTINGS), wanted["settings"])
     made = stored["arithmetic"]
     asked = {"device": settings.device, "precision": settings.train.precision, "layout": settings.infer.layout}
     found += [f"{CHOICES[name]} was {made[name]!r}, is {choice!r}" for name, choice in asked.items()
@@ -146,6 +148,19 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
     if not same_volume(stored["volume"], wanted["volume"]):
         found.append(f"the volume was {told_volume(stored['volume'])}, is {told_volume(wanted['volume'])}")
     return found
+
+
+def with_defaults(table: Mapping[str, Any], schemas: Mapping[str, type]) -> dict[str, Any]:
+    """A recorded table in which settings that are newer than the record have their defaults."""
+    return {name: _merged(config.to_table(schemas[name]()), value) if name in schemas else value
+            for name, value in table.items()}
+
+
+def _merged(defaults: Any, table: Any) -> Any:
+    if not isinstance(defaults, Mapping) or not isinstance(table, Mapping):
+        return table
+    return {name: _merged(defaults.get(name), table.get(name, defaults.get(name)))
+            for name in dict.fromkeys([*defaults, *table]) if name in table or name not in ELSEWHERE}
 
 
 def changed(before: Any, now: Any, where: str = "") -> list[str]:

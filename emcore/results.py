@@ -10,6 +10,7 @@ from emcore.errors import InputError
 from emcore.record import LABELS, listed
 from emcore.settings import Settings
 from emcore.settings.data import result_names
+from emcore.settings.predict import Decode
 from emcore.volumes import open_volume, split_reference
 
 STEP = "results_step="  # folders in a run's own folder
@@ -62,8 +63,13 @@ def why_decode(labels: Path, prediction: Path, wanted: Mapping[str, Any]) -> str
         made_by = {"decode": open_volume(labels, LABELS).attrs.get("decode")}
     elif made_by["prediction"]["digest"] != wanted["prediction"]["digest"]:
         return "they were made of another prediction"
-    differing = record.changed(made_by["decode"], wanted["decode"], "decode")
+    differing = decoded_otherwise(made_by, wanted["decode"])
     return listed(differing) if differing else None
+
+
+def decoded_otherwise(made_by: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """How the [decode] of labels differs from the wanted one."""
+    return record.changed(record.with_defaults(made_by, {"decode": Decode})["decode"], wanted, "decode")
 
 
 def check_source(made_by: Mapping[str, Any] | None, labels: Path, prediction: Path) -> None:
@@ -95,12 +101,13 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
         lines.append(f"predicted by {record.told_weights(source['weights'])}, "
                      f"{record.told_arithmetic(source['arithmetic'])}")
         wanted = record.asked(settings)
-        differing = record.changed({name: source["settings"].get(name) for name in wanted}, wanted)
+        made_with = record.with_defaults(source["settings"], record.SETTINGS)
+        differing = record.changed({name: made_with.get(name) for name in wanted}, wanted)
         if differing:
             lines.append(f"the prediction was made with other settings than those given here: {listed(differing)}")
     if made_by is not None:
         lines.append(f"decoded by {record.told_decode(made_by['decode'])}")
-        differing = record.changed(made_by["decode"], config.to_table(settings.decode), "decode")
+        differing = decoded_otherwise(made_by, config.to_table(settings.decode))
         if differing:
             lines.append(f"the labels were made with other settings than those given here: {listed(differing)}")
         if made_by.get("truth") and test.label is not None and not again:

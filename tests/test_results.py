@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from emcore import config
+from emcore import config, record
 from emcore.engine import checkpoint
 from emcore.errors import run_command
 from emcore.models.build import build_model
@@ -289,6 +289,25 @@ def test_files_of_older_versions_count_as_already_there_and_are_named_as_such(pl
     assert run("evaluate.py").count("has no record of what made it") == 2
     assert "is made again: decode.threshold was 0.5, is 0.4" in run("infer.py", "decode.threshold=0.4")
     assert "has no record" not in run("infer.py", "--again")
+
+
+def test_settings_that_are_newer_than_a_record_have_their_defaults(place):
+    run("infer.py")
+    for name, dataset in (("prediction", "main"), ("labels", "labels")):
+        with h5py.File(place / f"test_im_{name}.h5", "r+") as file:
+            table = json.loads(file[dataset].attrs["record"])
+            for settings in (table.get("decode", {}), table.get("settings", {}).get("infer", {}),
+                             table.get("settings", {}).get("model", {}).get("rsunet", {})):
+                for key in ("ties", "blend", "up"):
+                    settings.pop(key, None)
+            file[dataset].attrs["record"] = json.dumps(table)
+    with h5py.File(place / "test_im_labels.h5", "r+") as file:  # a digest of what the prediction's file says now
+        table = json.loads(file["labels"].attrs["record"])
+        table["prediction"]["digest"] = record.digest(record.read(place / "test_im_prediction.h5"))
+        file["labels"].attrs["record"] = json.dumps(table)
+    assert run("infer.py").count("already there") == 2
+    assert "other settings than those given here" not in run("evaluate.py")
+    assert "infer.blend was 'bump', is 'gaussian'" in run("infer.py", "infer.blend=gaussian", code=2)
 
 
 def test_the_page_refuses_scores_of_other_labels(place, capsys):
