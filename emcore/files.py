@@ -85,33 +85,34 @@ def reported(path: str | os.PathLike) -> Iterator[None]:
 @contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside path; the file or folder made there gets the name at the end of the block."""
-    path = Path(path)
-    with reported(path):
-        sweep(path)
-    temporary = temporary_name(path, "partial")
-    try:
+    with beside(Path(path)) as temporary:
         yield temporary
         with reported(path):
-            publish(temporary, path)
-    finally:
-        remove(temporary)
+            publish(temporary, Path(path))
 
 
 @contextmanager
 def assembled(path: str | os.PathLike) -> Iterator[Path]:
     """A path of the same name in a temporary folder, for a file that is made in several steps; it moves at the end."""
     path = Path(path)
-    with reported(path):
-        sweep(path)
-    folder = temporary_name(path, "partial")
-    try:
+    with beside(path) as folder:
         with reported(path):
             folder.mkdir()
         yield folder / path.name
         with reported(path):
             publish(folder / path.name, path)
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside path, where nothing is left at the end; what dead writers left there goes first."""
+    with reported(path):
+        sweep(path)
+    temporary = temporary_name(path, "partial")
+    try:
+        yield temporary
     finally:
-        remove(folder)
+        remove(temporary)
 
 
 @contextmanager

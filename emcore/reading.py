@@ -46,16 +46,21 @@ def is_inside(path: Path, folder: Path) -> bool:
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
-    """The plain table of a TOML file."""
+def read_config(path: str | Path) -> str:
+    """The text of a file of settings, or one sentence about why it cannot be read."""
     try:
-        text = read_text(path)
+        return read_text(path)
     except FileNotFoundError:
         raise InputError(f"no config file {path}") from None
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"cannot read the config: {error}") from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The plain table of a TOML file."""
+    text = read_config(path)
     try:
         table = tomllib.loads(text)
     except RecursionError:

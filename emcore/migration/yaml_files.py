@@ -8,7 +8,7 @@ from typing import Any
 
 from emcore.config import LONGEST_PATH
 from emcore.errors import InputError
-from emcore.reading import read_text, shown
+from emcore.reading import read_config, shown
 
 LONGEST_NUMBER = 100  # digits
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
@@ -56,14 +56,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ImportError:
         raise InputError("reading YAML configs needs PyYAML, which is not installed: "
                          "pip install emcore[yaml]") from None
-    try:
-        text = read_text(path)
-    except FileNotFoundError:
-        raise InputError(f"no config file {path}") from None
-    except OSError as error:
-        raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
-    except InputError as error:
-        raise InputError(f"cannot read the config: {error}") from None
+    text = read_config(path)
 
     class Loader(yaml.SafeLoader):
         """Refuses what `<<` blows up, and numbers that take hours to convert."""

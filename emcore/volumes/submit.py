@@ -5,8 +5,7 @@ challenge's shape. Realigned volumes have to be brought back to the challenge's 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
-from emcore.volumes.hdf5 import Stream, StreamedDataset, add_dataset
+from emcore.volumes.hdf5 import Stream, StreamedDataset, add_dataset, streamed
 from emcore.volumes.metadata import triple
 
 FORMAT = "0.2"  # what CREMI's own files call theirs
@@ -52,7 +51,7 @@ def submit(labels: dict[str, str], out: Path, frame: Frame, at: Sequence[int] | 
     volumes = {kind: open_labels(reference, kind) for kind, reference in labels.items()}
     places = {kind: place_of(volume, frame, at) for kind, volume in volumes.items()}
     lines = []
-    with writing_hdf5(out) as (file, stream):
+    with replaced(out) as temporary, streamed(out, temporary, "w") as (file, stream):
         file.attrs["file_format"] = FORMAT
         for kind, volume in volumes.items():
             lines.append(write_labels(file, stream, kind, volume, places[kind], frame, out))
@@ -125,29 +124,6 @@ def as_ids(values: np.ndarray, kind: str, name: str) -> np.ndarray:
                              "has to decide whether they are a cleft")
         ids[ids == 0] = NO_CLEFT
     return ids
-
-
-@contextmanager
-def writing_hdf5(path: Path) -> Iterator[tuple[h5py.File, Stream]]:
-    """A new HDF5 file that gets its name when it is whole."""
-    with replaced(path) as temporary:
-        with reported(path):
-            stream = Stream(temporary, "w+b")
-        try:
-            with reported(path):
-                file = h5py.File(stream, "w")
-            try:
-                yield file, stream
-            except BaseException:
-                stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
-                raise
-            finally:
-                with reported(path):
-                    file.close()
-            with reported(path):
-                stream.check()
-        finally:
-            stream.file.close()
 
 
 def numbers(count: type) -> Any:
