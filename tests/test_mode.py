@@ -190,3 +190,13 @@ def test_a_real_probe_takes_a_step_and_falls_back_where_there_is_no_compiler(mon
     assert (chosen.precision, chosen.compile) == ("fp32", False)
     assert "it fails here" in chosen.reason
     assert json.loads(next(tmp_path.glob("*.json")).read_text())["mode"]["precision"] == "fp32"
+
+
+def test_a_run_with_nothing_to_choose_waits_for_no_measurement(monkeypatch):
+    def waits():
+        raise AssertionError("it takes the lock of measurements")
+
+    monkeypatch.setattr(mode, "_alone_on_this_machine", waits)
+    settings = Train(precision="fp32", layout="contiguous", compile="off")
+    chosen = mode.choose_mode(mode.work_of(Model(), (4, 16, 16), 1), settings, "cpu")
+    assert (chosen.precision, chosen.layout, chosen.compile) == ("fp32", "contiguous", False)

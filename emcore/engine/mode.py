@@ -106,6 +106,9 @@ def choose_mode(work: Mapping[str, Any], train: Train, device: str = "auto", ste
 
     steps: how many there are to save time in.
     """
+    known = "cpu" if device == "auto" and version("torch").endswith("+cpu") else device
+    if known != "auto" and _settled(modes := candidates(train, known), train):  # and nobody has to be waited for
+        return _decide({"mode": modes[0], "seconds": 0.0, "compiled": None}, train, steps)
     store = _store(work, train, device)
     found = _read(store)
     if found is None or _wants_compiling(found, train, steps):
