@@ -281,7 +281,7 @@ def test_infer_predicts_from_a_published_file_as_it_is(tmp_path):
                            "finetuned_latest.pt", "device=cpu"], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == 0, done.stderr
-    found = open_volume(tmp_path / "outputs" / "t" / "results_step=12" / "test_im_prediction.h5")
+    found = open_volume(tmp_path / "outputs" / "t_weights=finetuned_latest" / "test_im_prediction.h5")
     with torch.no_grad():
         expected = net.eval()(torch.from_numpy(image / np.float32(255))[None, None]).sigmoid()[0]
     assert found.attrs["offsets"] == [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]

@@ -70,7 +70,7 @@ def test_one_prediction_of_all_channels_serves_every_selection(place):
     for name, settings in (("all", []), ("near", ["infer.select=[0,1,2]"]),
                            ("far", ["infer.select=[6,9,4]", "decode.channels=[2,1,0]"])):
         assert run("infer", "--checkpoint", "net.pt", f"name={name}", *settings) == 0
-        results[name] = place / "outputs" / name / "results_step=100000"
+        results[name] = place / "outputs" / f"{name}_weights=net"
     prediction = open_volume(results["all"] / "test_im_prediction.h5")
     assert prediction.shape[0] == 12
     assert prediction.attrs["offsets"][4] == [-3, 0, 0]
@@ -84,7 +84,7 @@ def test_one_prediction_of_all_channels_serves_every_selection(place):
     assert np.array_equal(labels(results["all"]), near)
     stored = str(results["all"] / "test_im_prediction.h5")
     before = Path(stored).stat().st_mtime_ns
-    assert run("infer", "--from", stored, "decode.channels=[4,9,6]") == 0  # as the tutorial says
+    assert run("infer", "--from", stored, "decode.channels=[4,9,6]") == 0
     assert np.array_equal(labels(results["all"]), far)
     assert run("infer", "--from", stored) == 0
     assert np.array_equal(labels(results["all"]), near)
