@@ -16,12 +16,12 @@ SHAPE = (24, 64, 64)
 FORMATS = ("h5", "npy", "tif", "zarr", "precomputed")
 
 
-def sizes(*names, each=2):
+def sizes(*names, each=2, daily=pytest.mark.slow):
     """(name, share of the room that it takes): one case for every day, others for the long suite."""
     shares = [0.02, 0.3, 0.55, 0.8, 0.9, 0.97, 0.999, 0.15, 0.7, 0.99]
     cases = [(name, shares[(index * each + turn) % len(shares)]) for index, name in enumerate(names)
              for turn in range(each)]
-    return [pytest.param(names[0], 0.6, marks=pytest.mark.slow),
+    return [pytest.param(names[0], 0.6, marks=daily),
             *(pytest.param(name, share, marks=pytest.mark.long) for name, share in cases)]
 
 
@@ -76,7 +76,8 @@ def test_a_conversion(tmp_path, kind, share):
     on_small_disk(kind, lambda folder: ["-m", "emcore", "convert", "a.h5:raw", f"{folder}/b.{kind}"], share, tmp_path)
 
 
-@pytest.mark.parametrize("layout, share", sizes("plain", "cremi", "snemi", "polarity", "cremi-clefts"))
+@pytest.mark.parametrize("layout, share", sizes("plain", "cremi", "snemi", "polarity", "cremi-clefts",
+                                                daily=pytest.mark.long))
 def test_synthetic_tissue(tmp_path, layout, share):
     pytest.importorskip("tifffile" if layout == "snemi" else "numpy")
     on_small_disk(layout, lambda folder: ["-m", "emcore", "synth", f"{folder}/tissue", "--layout", layout, "--neurites",

@@ -21,8 +21,15 @@ from emcore.volumes import list_datasets, open_volume
 from tests.test_train import CONFIG, ROOT, command, environment, rows, same
 
 KILLS = 5  # of one storm; four storms of each kind are marked long
-STORMS = [pytest.param(seed, 1 if seed == 0 else KILLS, marks=pytest.mark.slow if seed == 0 else pytest.mark.long,
-                       id=f"{seed}" if seed else "one kill") for seed in range(5)]
+
+
+def storms(*kinds):
+    """One kill of the first kind for every day; one of the others and four storms of each for the long suite."""
+    return [pytest.param(kind, seed, KILLS if seed else 1, id=f"{kind} {seed or 'one kill'}",
+                         marks=pytest.mark.slow if seed == 0 and kind == kinds[0] else pytest.mark.long)
+            for kind in kinds for seed in range(5)]
+
+
 STEPS = 30
 TEST = """
 [[data.test]]
@@ -110,7 +117,7 @@ def random_moment(random, folder, seconds):
         before, deadline = names_in(folder), time.monotonic() + 4 * seconds + 60
         while process.poll() is None and not names_in(folder) - before and time.monotonic() < deadline:
             time.sleep(0.005)
-        return sleep_while_running(process, share * seconds / 3)
+        return sleep_while_running(process, share * min(1.0, seconds / 3))
 
     return wait
 
@@ -159,8 +166,7 @@ def undisturbed_training(data, tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("seed, kills", STORMS)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks, seed, kills", storms(1, 2))
 def test_a_killed_training_goes_on_to_the_same_bits_and_leaves_nothing_behind(data, undisturbed_training, tmp_path,
                                                                              ranks, seed, kills):
     whole, seconds = undisturbed_training(ranks)
@@ -207,9 +213,9 @@ def undisturbed_prediction(trained, tmp_path_factory):
     return place, finished(predicting(), place)
 
 
-@pytest.mark.parametrize("seed, kills", STORMS)
+@pytest.mark.parametrize("kind, seed, kills", storms("infer"))
 def test_a_killed_prediction_goes_on_to_the_same_voxels_and_leaves_nothing_behind(trained, undisturbed_prediction,
-                                                                                 tmp_path, seed, kills):
+                                                                                 tmp_path, kind, seed, kills):
     whole, seconds = undisturbed_prediction
     random = np.random.default_rng((7, seed))
     place = tmp_path / "place"

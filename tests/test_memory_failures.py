@@ -27,7 +27,7 @@ void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("c++"), reason="needs Linux and c++")
 def test_every_allocation_of_a_kernel_that_fails_is_a_memory_error(tmp_path):
     source, library = tmp_path / "failing.cpp", tmp_path / "failing.so"

@@ -134,7 +134,7 @@ def test_the_scripts_lead_from_a_checkpoint_to_scores(tmp_path):
     assert open_volume(results / "test_im_labels_0.4.h5", "labels").attrs["decode"]["threshold"] == 0.4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wheel_brings_kernels_and_scripts_to_an_environment_without_a_compiler(tmp_path):
     source = tmp_path / "source"  # a copy, so that nothing is left in the checkout
     ours = shutil.ignore_patterns("*.so", "*.cpp", "__pycache__")

@@ -51,7 +51,7 @@ def test_the_truth_as_a_prediction_decodes_to_a_perfect_score(exclusive):
     assert (metrics.synapse_f1(table, "em_r50").f1, metrics.synapse_f1(table, "sides").f1) == (1, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_net_finds_whole_synapses(tmp_path):
     """Two minutes on one core: whole synapses are found. Sides take longer, see docs/tutorials/emr50_polarity.md."""
     tissues = [synthesize((24, 160, 160), RESOLUTION, seed, synapses=60) for seed in range(2)]

@@ -19,7 +19,7 @@ from emcore.volumes import create_volume
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")]
-HOSTILE = "<img src=x onerror=document.hacked=1></script><script>document.hacked=1</script>"
+HOSTILE = "<img src=x onerror=document.hacked=1><script>document.hacked=1"
 
 
 # the lowest contrast of any text with its ground, by the rule of WCAG

@@ -225,7 +225,7 @@ def test_two_ranks_and_a_resume_compute_as_the_first_rank_decided_when_the_run_b
     assert same(state(place, "tiny", 6), whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_really_measure_once(place):
     done = train(place, "train.layout=auto", "train.steps=2", ranks=2)
     assert done.returncode == 0, done.stderr
