@@ -198,7 +198,9 @@ def listed(differences: list[str]) -> str:
 def told_weights(weights: Mapping[str, Any]) -> str:
     """Which weights, how many steps they learned, the start of their digest and the file they came from."""
     step = f", step {weights['step']}" if weights.get("step") is not None else ""
-    return f"{weights.get('used', '')} weights {weights['digest'][:12]}{step}, {weights.get('checkpoint', '?')}".strip()
+    kind = weights.get("used", "")
+    kind = "weights (averaged or not is not recorded)" if kind == "not recorded" else f"{kind} weights".strip()
+    return f"{kind} {weights['digest'][:12]}{step}, {weights.get('checkpoint', '?')}"
 
 
 def told_volume(volume: Mapping[str, Any]) -> str:
