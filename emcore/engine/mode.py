@@ -234,9 +234,7 @@ def _alone_on_this_machine() -> Iterator[int | None]:
 
 def _measure(work: Mapping[str, Any], train: Train, device: str, deadline: float, lock: int | None) -> dict[str, Any]:
     """{"mode": the fastest, "seconds": of its step, None if all took too long, "compiled": None}"""
-    if device == "auto":
-        device = _device(deadline, lock)
-    modes = candidates(train, device)
+    modes = candidates(train, _device(deadline, lock) if device == "auto" else device)
     if _settled(modes, train):
         return {"mode": modes[0], "seconds": 0.0, "compiled": None}
     best, best_time, crashed, failures, slow = None, float("inf"), [], [], None
@@ -258,7 +256,7 @@ def _measure(work: Mapping[str, Any], train: Train, device: str, deadline: float
     if best is None and slow is not None:
         return {"mode": slow, "seconds": None, "compiled": None}
     if best is None:
-        raise InputError(f"this net cannot take a step on {device}: {failures[0]}")
+        raise InputError(f"this net cannot take a step on {modes[0].device}: {failures[0]}")
     return {"mode": best, "seconds": best_time, "compiled": None}
 
 
