@@ -27,7 +27,7 @@ WHOLE = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
 ODD = ("?", *WHOLE, "f2", "f4", "f8", "g", "c8", "O", "U3", "S2", "M8[s]", "V5")
 HOSTILE = (np.nan, np.inf, -np.inf, -1, 0, 1, 2, 0.5, 1e300, -1e300, 2**31, 2**32, 2**63, 2**70, None, "x", "", (),
            [0.5], np.array([]), np.array([0, 1]), True, 1j, b"y", {}, object)
-SECONDS = 120  # of one call, after which it hangs
+SECONDS = 120  # a call that takes longer hangs
 
 
 class Maker:

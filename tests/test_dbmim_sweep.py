@@ -164,7 +164,7 @@ def test_each_record_is_that_of_labels_made_and_scored_on_their_own(tmp_path, dt
 def test_the_files_name_the_checkpoint_the_seconds_and_what_happens_at_the_volumes_faces(tmp_path):
     made_by = {"checkpoint": "outputs/run/checkpoints/step_000012000.pt", "step": 12000}
     found = volumes(tmp_path, **made_by)
-    for number, (_, path, _) in enumerate(found[:2]):  # of the third nobody knows
+    for number, (_, path, _) in enumerate(found[:2]):  # the third keeps its time to itself
         kept = {"seconds": 10.5 + number, **made_by}
         path.with_suffix(".speed.json").write_text(json.dumps(kept))
     scores = {}

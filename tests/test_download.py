@@ -264,7 +264,7 @@ def test_isbi2012_is_fetched_and_prepared_where_the_recipes_look_for_it(server, 
     monkeypatch.chdir(tmp_path)
     assert main(["isbi2012"]) == 0
     assert "none was published; it is kept beside the file" in capsys.readouterr().err
-    assert prepare.main(["isbi2012", "downloads/isbi2012"]) == 0  # as the list and the tutorial say
+    assert prepare.main(["isbi2012", "downloads/isbi2012"]) == 0  # the list and the tutorial say so
     for name, stack in stacks.items():
         with h5py.File(tmp_path / "data" / "public_em" / f"isbi2012_{name.split('-')[0]}_raw.h5") as file:
             assert np.array_equal(file["raw"], stack)

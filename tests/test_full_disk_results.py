@@ -25,7 +25,7 @@ from tests.test_kills import (  # noqa: F401 (fixtures)
 LARGE = 200 << 20
 STORMS = [pytest.param(seed, marks=pytest.mark.long if seed else pytest.mark.slow, id=f"{seed}" if seed else "one disk")
           for seed in range(7)]
-DISKS = 2  # of one storm
+DISKS = 2  # a storm fills so many
 RESULTS = ("outputs", "tiny", "results_step=2")
 
 

@@ -20,7 +20,7 @@ from emcore.engine import checkpoint
 from emcore.volumes import list_datasets, open_volume
 from tests.test_train import CONFIG, ROOT, command, environment, rows, same
 
-KILLS = 5  # of one storm; four storms of each kind are marked long
+KILLS = 5  # a storm has so many; four storms of each kind are marked long
 
 
 def storms(*kinds):

@@ -40,7 +40,7 @@ def fill(folder):
 
 
 def test_a_row_that_an_older_version_tore_is_not_taken_for_a_whole_one(tmp_path):
-    (tmp_path / "log.csv").write_bytes(b"step,loss\r\n2,0.5\r\n4,0.9")  # of 0.964
+    (tmp_path / "log.csv").write_bytes(b"step,loss\r\n2,0.5\r\n4,0.9")  # the row was cut within 0.964
     log_of(tmp_path, 4).write(6, {"loss": 0.25})
     assert rows(tmp_path) == [["step", "loss"], ["2", "0.5"], ["6", "0.25"]]
 

@@ -386,7 +386,7 @@ def clefts(seed=0, shape=(6, 110, 104)):
 
 
 def before_readme(folder):
-    tissue = Path("outputs/demo/data")  # as make demo leaves it
+    tissue = Path("outputs/demo/data")  # make demo leaves it there
     shutil.copytree(tissue, "your/data")
     run("python train.py --cfg configs/demo.toml")
     image, labels = clefts()

@@ -111,7 +111,7 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     assert not (tmp_path / "outputs").exists()
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml", "train.start_from=elsewhere.pt"]) == 2
     assert "the run that writes it comes first" in capsys.readouterr().err
-    for empty in ("train.start_from=", 'train.start_from=""'):  # as a shell passes it, and as a list of arguments does
+    for empty in ("train.start_from=", 'train.start_from=""'):  # by a shell, by a list of arguments
         assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml", empty]) == 2
         assert "work begins" in capsys.readouterr().err
     (tmp_path / "elsewhere.pt").write_bytes(b"")

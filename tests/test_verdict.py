@@ -161,7 +161,7 @@ def hear(port, rank, lead, answers):
     except InputError as error:
         answers.put((rank, str(error)))
     if rank == 0:
-        time.sleep(100)  # as it goes on to train; the test ends it
+        time.sleep(100)  # it goes on to train; the test ends it
 
 
 def fail():
@@ -178,7 +178,7 @@ def test_the_ranks_hear_the_first_one_or_that_it_is_gone(lead, sentence, monkeyp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    if sentence and "no sign" in sentence:  # as under torchrun, which holds the meeting point itself
+    if sentence and "no sign" in sentence:  # under torchrun the meeting point is held by torchrun
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
         held = torch.distributed.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
         assert held.port == port

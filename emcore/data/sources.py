@@ -234,7 +234,7 @@ def _take_copy(array: Any, index: tuple[slice, ...], shape: tuple[int, ...], pat
     sweep_folder(path.parent)
     source, _, version = path.stem.split("-")
     for other in path.parent.glob(f"{source}-*-*.npy"):
-        if other.stem.rpartition("-")[2] != version:  # of the volume as it was before
+        if other.stem.rpartition("-")[2] != version:  # the volume has changed since
             _remove_unused(other)
     if not path.exists():
         with replaced(path) as temporary:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 ZIP = b"PK\x03\x04"
 LOCAL = struct.Struct("<4s5H3L2H")  # before a record
-ENTRY = struct.Struct("<4s6H3L5H2L")  # of a record in the table at the end
+ENTRY = struct.Struct("<4s6H3L5H2L")  # a line of the table of records at the end
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR = struct.Struct("<4sLQL")  # where END_64 stands
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     flags: int
     checksum: int
     size: int
-    start: int  # of its local header
+    start: int  # where its local header begins
 
 
 def records(data: memoryview) -> dict[str, memoryview]:
@@ -249,7 +249,7 @@ def _made(function: Any, arguments: tuple, inert: Collection[str] | None) -> Any
     elif name == BYTES and len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
         return None
     elif name in PLAIN and any(isinstance(argument, Made | Storage | tuple) for argument in arguments):
-        raise Foreign(_told(function))  # of a tensor it would make an object of each number
+        raise Foreign(_told(function))  # a tensor would become an object for each number
     elif name not in HARMLESS | PLAIN and not _is_inert(function, inert):
         raise Foreign(_told(function))
     return Made(name)

@@ -32,7 +32,7 @@ from emcore.settings.model import Model
 NAME = re.compile(r"step_(\d{9})\.pt")
 VERSION = 1
 PICKLE = b"\x80"  # how a file of the format before torch 1.6 begins
-MOST_CLASSES = 500  # of other programs that a file may name
+MOST_CLASSES = 500  # a file may name so many classes of other programs
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from emcore.errors import InputError
 
 NUMBERS = {"neuron": 1, "synapse": 2}
-CHANNELS = {"neuron": 3, "synapse": 1}  # of the net of each task
+CHANNELS = {"neuron": 3, "synapse": 1}  # the channels of each task's net
 TASKS = {"1": "neuron", "neuron": "neuron", "2": "synapse", "synapse": "synapse"}
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 Triple = tuple[int, int, int]

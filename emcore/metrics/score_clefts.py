@@ -32,7 +32,7 @@ class Part:
     volume: Volume
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    threshold: float | None  # of a prediction of probabilities; None: of labels
+    threshold: float | None  # cuts a prediction of probabilities; None where there are labels
     is_truth: bool = False
     dtype: np.dtype = np.dtype(np.uint8)
 

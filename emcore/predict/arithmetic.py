@@ -29,7 +29,7 @@ Triple = tuple[int, int, int]
 class Arithmetic:
     device: Literal["cpu", "cuda"]
     precision: Literal["bf16", "fp16", "fp32"]
-    layout: Literal["contiguous", "channels_last"]  # of the weights in memory
+    layout: Literal["contiguous", "channels_last"]  # how the weights lie in memory
     compile: bool  # the net is compiled
 
     def __str__(self) -> str:

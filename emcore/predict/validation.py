@@ -51,7 +51,7 @@ class Validation:
         self.settings, self.ranks, self.task, self.average, self.folder = settings, ranks, task, average, folder
         chosen = settings.train.validate
         self.possible = bool(settings.data.validation) and chosen.steps > 0
-        # of masks also the Jaccard index: of the weights that loss/val is of, and beside it of those not averaged
+        # masks also have a Jaccard index: for the weights of loss/val, and beside it for those not averaged
         masks = (["jaccard/val", *(["jaccard/val plain"] if average else [])]) if task.learns_masks else []
         self.columns = ["loss/val", *masks, *(f"{name}/val" for name in chosen.scores)]
         monitor = settings.train.save.monitor

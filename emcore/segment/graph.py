@@ -23,7 +23,7 @@ BINS = 256
 EXTRAS = ("sizes", "boxes", "histogram", "running_mean")
 _TILE_ROWS = 16
 LARGEST_LABEL = 2**32 - 2  # the kernels number fragments and edges in 32 bits
-MOST_VOXELS = 2**35  # of one graph: of more, 32 bits may not number the fragments or the edges
+MOST_VOXELS = 2**35  # beyond them 32 bits may not number the fragments or edges of a graph
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Found(NamedTuple):
     """An HDF5 file as it was given, in an archive or on its own, and where the recipes are to find it."""
 
     source: Path  # the archive or the file
-    member: zipfile.ZipInfo | None  # of an archive
+    member: zipfile.ZipInfo | None  # its entry, where it lies in an archive
     group: str
     path: Path
 

@@ -57,7 +57,7 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
 
 def connect_npy(path: Path) -> np.memmap:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+        warnings.simplefilter("ignore")  # numpy warns about headers that Python 2 wrote
         return np.lib.format.open_memmap(path, mode="r")
 
 

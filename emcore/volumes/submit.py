@@ -19,7 +19,7 @@ from emcore.volumes.hdf5 import Stream, StreamedDataset, add_dataset, streamed
 from emcore.volumes.metadata import triple
 
 FORMAT = "0.2"  # what CREMI's own files call theirs
-SHAPE = (125, 1250, 1250)  # of the samples A+, B+ and C+
+SHAPE = (125, 1250, 1250)  # the samples A+, B+ and C+ have it
 RESOLUTION = (40.0, 4.0, 4.0)
 NO_CLEFT, UNKNOWN = 2**64 - 1, 2**64 - 2
 CHUNK = (8, 256, 256)  # voxels that are packed together; so many sections are read at a time
