@@ -93,8 +93,9 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     if begun is None:
         decided = decide(settings, model, passes(record.size_of(plan["volume"]), settings.infer, window))
         decided = asdict(decided) | {"batch": settings.infer.batch}
-        plan = plan | {"volume": record.with_content(plan["volume"]), "arithmetic": decided}
-        begun = parts.begin(prediction, settings.infer.slab, plan)
+        whole = plan | {"volume": record.with_content(plan["volume"]), "arithmetic": decided}
+        begun = parts.begin(prediction, settings.infer.slab, whole)
+    results.check_there(settings, prediction, begun["plan"], plan, "begun")  # perhaps by another command just now
     plan = begun["plan"]
     decided = dict(plan["arithmetic"])
     infer = replace(settings.infer, batch=decided.pop("batch"))

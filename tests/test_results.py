@@ -261,6 +261,28 @@ def test_parts_of_an_unfinished_prediction_are_continued_by_the_same_settings_al
     assert not unfinished.exists()
 
 
+def test_again_where_nothing_is_there_yet_just_predicts(place):
+    run("infer.py", "--again")
+    assert run("infer.py").count("already there") == 2
+
+
+def test_a_command_that_comes_second_with_other_settings_does_not_join_the_first(place, monkeypatch):
+    from emcore.predict import parts
+
+    begin = parts.begin
+
+    def first_of_another(path, slab, plan):
+        table = json.loads(json.dumps(plan))
+        table["weights"]["digest"], table["settings"]["infer"]["overlap"] = "0" * 64, 0.25
+        begin(path, slab, table)  # another command, between the check of this one and its work
+        return begin(path, slab, plan)
+
+    monkeypatch.setattr(parts, "begin", first_of_another)
+    told = run("infer.py", code=2)
+    assert "was begun with other settings: the weights were" in told
+    assert not list((place / "test_im_prediction.h5.parts").glob("*.npy"))
+
+
 def test_an_image_that_changes_while_it_is_predicted_is_noticed(place, monkeypatch):
     from emcore.predict import parts
     take = parts._take

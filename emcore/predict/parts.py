@@ -99,6 +99,8 @@ def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again
         results.check_there(settings, path, read(path) if path.exists() else None, wanted, "made")
         results.check_there(settings, path, (begun(path) or {}).get("plan"), wanted, "begun")
         return
+    if not path.parent.exists():
+        return
     with one_at_a_time(path.parent):  # another process of the same command may have done it, and begun anew
         if path.exists() and ((stored := read(path)) is None or differences(stored, wanted, settings)):
             path.unlink()
