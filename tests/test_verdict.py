@@ -226,7 +226,8 @@ def test_two_ranks_and_a_resume_compute_as_the_first_rank_decided_when_the_run_b
 
 
 @pytest.mark.long
-def test_two_ranks_really_measure_once(place):
+def test_two_ranks_really_measure_once(place, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))  # else what another test measured is taken
     done = train(place, "train.layout=auto", "train.steps=2", ranks=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("measuring how fast") == 1
