@@ -75,7 +75,7 @@ def score(settings: Settings, folder: Path, again: bool) -> int:
         found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
     print(write_scores(folder, settings.evaluate, found))
     if settings.evaluate.sweep is not None:
-        from emcore.predict.dbmim import write_sweep
+        from emcore.systems.dbmim.sweep import write_sweep
 
         print(write_sweep(folder, settings, scored))
     own = results.run_folder(settings)
@@ -85,7 +85,7 @@ def score(settings: Settings, folder: Path, again: bool) -> int:
 
 
 def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace) -> int:
-    from emcore.predict.tune import heat_table, tune
+    from emcore.decode.tune import heat_table, tune
     from emcore.report.heat_map import write_heat_map
 
     rows = tune(settings, folder, options.stored, options.tune_budget, options.tune_random,

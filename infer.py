@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
     from emcore.engine import checkpoint, ranks, weights
     from emcore.engine.pages import keep_pages
-    from emcore.predict import parts
+    from emcore.prediction import parts
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
@@ -81,9 +81,9 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
 def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> bool:
     """Whether the prediction is there at the end; if not, other processes are at work on it."""
-    from emcore.predict import parts, predict
-    from emcore.predict.arithmetic import Arithmetic, comply, decide
-    from emcore.predict.windows import passes
+    from emcore.prediction import parts, predict
+    from emcore.prediction.arithmetic import Arithmetic, comply, decide
+    from emcore.prediction.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]
     if plan["volume"]["resolution"] is None:
@@ -112,8 +112,8 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
 
 def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
     """Decodes, unless the labels are those that are asked for or another process is making them."""
-    from emcore.predict.decode import decode
-    from emcore.predict.parts import claimed
+    from emcore.decode.labels import decode
+    from emcore.prediction.parts import claimed
     from emcore.volumes import open_volume
 
     def is_done() -> bool:
@@ -139,7 +139,7 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
 
 
 def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:
-    from emcore.predict.decode import decode, recut
+    from emcore.decode.labels import decode, recut
     from emcore.volumes import open_volume
 
     name = stored.stem.removesuffix("_prediction")
@@ -152,7 +152,7 @@ def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> 
 
 
 def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
-    from emcore.predict.decode import recut
+    from emcore.decode.labels import recut
 
     for prediction, labels in results.files_of(settings, folder):
         if not labels.exists():
@@ -163,7 +163,7 @@ def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
 
 def export(settings: Settings, path: Path, content: dict, out: Path) -> int:
     from emcore.engine import checkpoint
-    from emcore.predict.export import export_model
+    from emcore.prediction.export import export_model
 
     model = checkpoint.model_of(content, path, choice=settings.infer.weights)
     if out.suffix == ".pt":

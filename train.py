@@ -76,7 +76,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
     from emcore.files import write_text
-    from emcore.predict.validation import Validation
+    from emcore.prediction.validation import Validation
 
     keep_pages(mode.device)
     train, data = settings.train, settings.data

@@ -29,9 +29,9 @@ def child(work: dict) -> dict:
     else:
         from emcore.engine.pages import keep_pages
         from emcore.models.rsunet import RSUNet
-        from emcore.predict import predict
-        from emcore.predict.arithmetic import decide
-        from emcore.predict.windows import passes
+        from emcore.prediction import predict
+        from emcore.prediction.arithmetic import decide
+        from emcore.prediction.windows import passes
         from emcore.settings import Settings
         from emcore.settings.data import Data
         from emcore.settings.predict import Activation, Infer
@@ -63,7 +63,7 @@ def stream(work: dict) -> dict:
     """Seconds in all, in the net, reading and writing."""
     import torch
 
-    from emcore.predict import parts, predict, streaming
+    from emcore.prediction import parts, predict, streaming
     from emcore.settings.data import Data
     from emcore.settings.predict import Activation, Infer
 

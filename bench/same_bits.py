@@ -4,8 +4,9 @@
     python -m bench.same_bits record after.json           # in a checkout of the other
     python -m bench.same_bits compare before.json after.json
 
-What is compared are values: every tensor, the step and the random state of each checkpoint, log.csv, predictions, labels,
-fragments, merges, scores and what a tune found. How files are laid out, the settings and the records may differ.
+What is compared are values: every tensor, the step and the random state of each checkpoint, log.csv, predictions,
+labels, fragments, merges, scores and what a tune found. How files are laid out, the settings and the records may
+differ.
 """
 
 import argparse
@@ -53,7 +54,8 @@ def python(place: Path, *arguments: str) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, *arguments], cwd=place, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        said = done.stdout[-2000:] + done.stderr[-2000:]
+        raise SystemExit(f"{' '.join(arguments)} ended with {done.returncode}:\n{said}")
 
 
 def script(name: str) -> str:
@@ -88,7 +90,7 @@ def run_decoding(place: Path) -> None:
     values = np.clip(smooth + random.normal(0, 0.15, smooth.shape), 0, 1).astype(np.float32)
     offsets = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-3, 0, 0], [0, -9, 0], [0, 0, -9]]
     for dtype in ("float32", "float16", "uint8"):
-        for number, (name, table) in enumerate({**AFFINITIES, **KINDS}.items()):
+        for name, table in {**AFFINITIES, **KINDS}.items():
             folder = place / dtype / name.replace(" ", "_")
             folder.mkdir(parents=True)
             with h5py.File(folder / "volume_prediction.h5", "w") as file:
@@ -211,7 +213,8 @@ def compare(before: Path, after: Path) -> int:
     names = sorted(one.keys() & other.keys())
     differing = 0
     for name in names:
-        wrong = [key for key in sorted(one[name].keys() | other[name].keys()) if one[name].get(key) != other[name].get(key)]
+        keys = sorted(one[name].keys() | other[name].keys())
+        wrong = [key for key in keys if one[name].get(key) != other[name].get(key)]
         differing += len(wrong)
         for key in wrong[:5]:
             print(f"{name}: {key} was {one[name].get(key, 'not there')}, is {other[name].get(key, 'not there')}")

@@ -17,7 +17,7 @@ import numpy as np
 from bench.affinities import load_labels, make_affinities
 from bench.compare import Row, measure, print_header, print_row, quiet
 from emcore import metrics
-from emcore.predict.tune import tune
+from emcore.decode.tune import tune
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Decode

@@ -12,7 +12,7 @@ _HOME = {
     "open_volume": "emcore.volumes",
     "create_volume": "emcore.volumes",
     "load_model": "emcore.engine.checkpoint",
-    "predict": "emcore.predict",
+    "predict": "emcore.prediction",
     "segment": "emcore",
     "metrics": "emcore",
 }
@@ -25,7 +25,7 @@ def __getattr__(name: str):
     if _HOME[name] == "emcore":
         return import_module(f"emcore.{name}")
     value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # importing the package emcore.predict must not hide the function of that name
+    globals()[name] = value
     return value
 
 

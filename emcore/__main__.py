@@ -20,13 +20,14 @@ TOOLS = {
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
-    "blockwise": ("emcore.predict.blockwise", "score a prediction in blocks at their seams and away from them"),
+    "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score a label file, or clefts, against the truth"),
-    "import-config": ("emcore.migration.config", "turn a YAML config of PyTorch Connectomics into TOML"),
-    "import-checkpoint": ("emcore.migration.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
-    "download": ("emcore.migration.download", "fetch public data of the tutorials, resumable, checked"),
+    "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
+    "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
+    "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),
+    "legacy_v1": ("emcore.systems.legacy_v1.__main__", "train and test with the flags of the 2019 synapse tutorial"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 

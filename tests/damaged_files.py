@@ -22,10 +22,10 @@ from emcore.engine.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Supervised
 from emcore.errors import InputError
-from emcore.legacy_v1.weights import load_net, save_net
-from emcore.migration.checkpoint import import_checkpoint
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings import Settings
+from emcore.systems.legacy_v1.weights import load_net, save_net
+from emcore.systems.pytc.checkpoint import import_checkpoint
 
 KINDS = {"run": "step_000000005.pt", "weights": "weights.pt", "lightning": "last.ckpt", "legacy": "volume_7.pth"}
 

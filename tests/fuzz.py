@@ -239,7 +239,7 @@ def read_toml(path: Path) -> None:
 
 
 def read_yaml(path: Path) -> None:
-    from emcore.migration.yaml_files import filled, read_chain
+    from emcore.systems.pytc.yaml_files import filled, read_chain
 
     tree, _ = read_chain(path)
     filled(tree, tree)
@@ -252,7 +252,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def read_zip(path: Path) -> None:
-    from emcore.migration.download import unpack
+    from emcore.volumes.download import unpack
 
     before = set(path.parent.parent.iterdir())
     made = unpack(path)

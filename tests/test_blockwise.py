@@ -11,8 +11,9 @@ import pytest
 
 from emcore import config, metrics, segment
 from emcore.errors import InputError
-from emcore.predict import blockwise, predict
+from emcore.prediction import predict
 from emcore.settings import Settings
+from emcore.systems.dbmim import blockwise
 from emcore.volumes import open_volume
 from tests.test_dbmim_sweep import NEAREST, stored
 from tests.test_pipeline import TEST, blocks

@@ -24,7 +24,7 @@ from emcore.engine.ema import MovingAverage
 from emcore.engine.log import Log
 from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
-from emcore.predict.validation import Validation
+from emcore.prediction.validation import Validation
 from emcore.settings.augment import Augment
 from emcore.settings.train import Save
 from tests import damaged_files

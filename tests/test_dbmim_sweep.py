@@ -12,8 +12,8 @@ import pytest
 
 from emcore import config, metrics, segment
 from emcore.errors import InputError
-from emcore.predict import dbmim
 from emcore.settings import Settings
+from emcore.systems.dbmim import sweep as dbmim
 from emcore.volumes import create_volume, open_volume
 from tests.test_slices import dbmim_fixture
 from tests.test_train import environment
@@ -250,7 +250,7 @@ def test_evaluate_writes_the_sweep_and_pooled_scores_and_names_the_crop_of_anoth
     test = [{"image": "none.h5", "label": truth, "name": name} for name, _, truth in found]
     for name, path, _ in found:
         path.rename(results / f"{name}_prediction.h5")
-        from emcore.predict.decode import decode
+        from emcore.decode.labels import decode
         decode(open_volume(results / f"{name}_prediction.h5"), replace(settings.decode, threshold=0.4),
                results / f"{name}_labels.h5")
     table = config.to_table(settings) | {"outputs": str(tmp_path / "outputs")}

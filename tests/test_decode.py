@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from emcore import config, segment
+from emcore.decode.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
+from emcore.decode.labels import decode, recut
 from emcore.errors import InputError
-from emcore.predict.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
-from emcore.predict.decode import decode, recut
 from emcore.segment.storage import read_graph
 from emcore.settings import Settings
 from emcore.settings.predict import Contour, Decode, Link

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError, run_command
-from emcore.migration import download
-from emcore.migration.download import SOURCES, Source, check_address, fetch, main, unpack
-from emcore.volumes import prepare
+from emcore.volumes import download, prepare
+from emcore.volumes.download import SOURCES, Source, check_address, fetch, main, unpack
 
 CONTENT = bytes(range(256)) * 9000
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from emcore import config, metrics, segment
+from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.metrics.score import whole_table
-from emcore.predict.decode import decode
 from emcore.report.scores import pooled, score_volume, write_scores
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate

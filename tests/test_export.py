@@ -11,8 +11,8 @@ import torch
 
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.predict import predict
-from emcore.predict.export import export_model, load_exported
+from emcore.prediction import predict
+from emcore.prediction.export import export_model, load_exported
 from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes
 from tests.test_train import ROOT, environment, place, train  # noqa: F401 (place is a fixture)
 
@@ -84,7 +84,7 @@ def test_shared_weights_are_small_and_predict_like_the_checkpoint_they_come_from
 
 
 def test_prediction_does_not_need_the_model_code():
-    subprocess.run([sys.executable, "-c", "import emcore.predict, sys; "
+    subprocess.run([sys.executable, "-c", "import emcore.prediction, sys; "
                     "assert not [m for m in sys.modules if m.startswith(('emcore.models', 'emcore.losses'))]"],
                    check=True, cwd=ROOT)
 

@@ -18,13 +18,13 @@ import pytest
 
 from emcore import config
 from emcore.errors import InputError
-from emcore.migration.download import unpack
 from emcore.reading import open_regular
 from emcore.report.figures import plot
 from emcore.report.page import read_log
 from emcore.report.scores import read_scores
 from emcore.settings import Settings
 from emcore.volumes import hdf5, list_datasets, open_volume
+from emcore.volumes.download import unpack
 from emcore.volumes.inspect import inspect, text_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -404,7 +404,7 @@ def test_overrides_and_chains_of_bases_are_bounded(tmp_path):
 ])
 def test_yaml_that_no_config_needs_is_refused(tmp_path, text, says):
     pytest.importorskip("yaml")
-    from emcore.migration.yaml_files import read_chain
+    from emcore.systems.pytc.yaml_files import read_chain
 
     path = tmp_path / "a.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -412,7 +412,7 @@ def test_yaml_that_no_config_needs_is_refused(tmp_path, text, says):
 
 
 def test_references_of_yaml_cannot_multiply_without_end():
-    from emcore.migration.yaml_files import filled
+    from emcore.systems.pytc.yaml_files import filled
 
     words = {f"a{n}": f"${{a{n + 1}}}" * 100 for n in range(6)} | {"a6": "x" * 100}
     refused(filled, words, words, says="so often")

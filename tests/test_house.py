@@ -22,21 +22,21 @@ FLOOR = {
     "synth": GROUND | {"config", "volumes"},
     "segment": GROUND | {"kernels", "config", "volumes"},
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
-    "legacy": GROUND | {"config", "settings"},
 }
 FLOOR["record"] = GROUND | {"config", "settings", "volumes"}
 FLOOR["results"] = FLOOR["record"] | {"record"}
 FLOOR["models"] = GROUND | {"config", "settings", "kernels", "volumes", "segment", "metrics"}
 FLOOR["losses"] = FLOOR["models"] | {"models"}  # the edge map of masked pretraining also weighs losses
 FLOOR["data"] = FLOOR["models"] | {"synth"}
-UPPER = FLOOR["data"] | {"data", "models", "losses", "record", "results"}
-FLOOR["engine"] = FLOOR["report"] = FLOOR["blocks"] = UPPER | {"engine", "blocks"}
+FLOOR["decode"] = FLOOR["results"] | {"results", "segment", "metrics"}
+UPPER = FLOOR["data"] | {"data", "models", "losses", "record", "results", "decode"}
+FLOOR["engine"] = FLOOR["report"] = UPPER | {"engine"}
 FLOOR["smoke"] = UPPER | {"__main__"}  # runs the scripts as a user does, and imports none of them
-FLOOR["predict"] = UPPER | {"engine", "blocks"}
-FLOOR["migration"] = UPPER | {"engine"}
-FLOOR["legacy_v1"] = UPPER | {"engine", "predict"}  # scripts of its own
+FLOOR["prediction"] = UPPER | {"engine"}
+FLOOR["systems"] = UPPER | {"engine", "prediction"}
+FLOOR["legacy_v1"] = GROUND | {"systems"}  # the old name of a command
 NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics",
-            "record", "results")
+            "record", "results", "decode")
 
 
 def part(path: Path) -> str:
@@ -98,7 +98,8 @@ def test_importing_emcore_is_quick_and_brings_no_torch():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["volumes", "config", "segment", "metrics", "synth"])
+@pytest.mark.parametrize("module", ["volumes", "config", "segment", "metrics", "synth", "decode",
+                                    "decode.labels", "decode.tune"])
 def test_the_lower_floors_work_where_torch_is_absent(module):
     code = (f"import sys; sys.modules['torch'] = None; import emcore.{module} as module\n"
             "[getattr(module, name) for name in getattr(module, '__all__', [])]")

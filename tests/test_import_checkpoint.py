@@ -14,11 +14,11 @@ import torch
 from emcore import config
 from emcore.engine import checkpoint
 from emcore.errors import InputError
-from emcore.migration.checkpoint import BLOCK, import_checkpoint, main
 from emcore.models.build import build_model
 from emcore.models.mae import MaskedAutoencoder
 from emcore.models.unetr import UNETR
 from emcore.settings import Settings
+from emcore.systems.pytc.checkpoint import BLOCK, import_checkpoint, main
 from emcore.volumes import create_volume, open_volume
 from tests.test_unetr_mae import fill
 
@@ -143,7 +143,7 @@ def forward(state, image, factors, depth_2d):
     ("rsunet_iso, rsunet: {", ((2, 2, 2), (2, 2, 2)))])
 def test_an_imported_net_with_a_factor_along_z_predicts_as_the_published_one(tmp_path, arch, factors):
     pytest.importorskip("yaml")
-    from emcore.migration.config import import_config
+    from emcore.systems.pytc.config import import_config
     kind, rest = arch.split(",", 1)
     more = "" if "down" in arch or "iso" in arch else "down_factors: [[1, 2, 2], [1, 2, 2]], "
     (tmp_path / "net.yaml").write_text(

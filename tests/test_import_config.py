@@ -13,12 +13,12 @@ import torch
 
 from emcore import config
 from emcore.errors import InputError
-from emcore.migration.config import import_config, main
-from emcore.migration.yaml_files import read_chain
-from emcore.predict.streaming import Job
+from emcore.prediction.streaming import Job
 from emcore.segment import polarity_instances
 from emcore.settings import Settings
 from emcore.settings.channels import channels_of
+from emcore.systems.pytc.config import import_config, main
+from emcore.systems.pytc.yaml_files import read_chain
 
 pytest.importorskip("yaml")
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,18 +12,18 @@ import torch
 from emcore.engine import checkpoint
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
-from emcore.legacy_v1 import samples
-from emcore.legacy_v1.__main__ import main
-from emcore.legacy_v1.flags import read_flags
-from emcore.legacy_v1.inference import positions, prediction
-from emcore.legacy_v1.samples import augment, sample_size, sampling
-from emcore.legacy_v1.training import BALANCE, PLATEAU
-from emcore.legacy_v1.weights import load_net, published, save_net, update_momentum
 from emcore.losses import LossPlan
 from emcore.models.unet_v1 import NUISANCE, UNetV1, from_published
 from emcore.settings.augment import Fold
 from emcore.settings.loss import Loss, Term
 from emcore.settings.train import Optimizer
+from emcore.systems.legacy_v1 import samples
+from emcore.systems.legacy_v1.__main__ import main
+from emcore.systems.legacy_v1.flags import read_flags
+from emcore.systems.legacy_v1.inference import positions, prediction
+from emcore.systems.legacy_v1.samples import augment, sample_size, sampling
+from emcore.systems.legacy_v1.training import BALANCE, PLATEAU
+from emcore.systems.legacy_v1.weights import load_net, published, save_net, update_momentum
 from emcore.volumes import create_volume, open_volume
 from tests.test_unet_v1 import filled, grid
 

@@ -142,10 +142,10 @@ TABLE = {
         ("python train.py --cfg cremi.toml", makes("outputs/*/checkpoints/step_000000004.pt")),
         ("python -m emcore import-checkpoint last.ckpt -o ours.pt --cfg cremi.toml", makes("ours.pt")),
         ("python infer.py --cfg cremi.toml --checkpoint ours.pt", makes("outputs/*_weights=ours/*_prediction.h5")),
-        ("python -m emcore.legacy_v1 train -t cremi/ -dn im_A.h5@im_B.h5 -ln syn_A.h5@syn_B.h5 -o outputs/unetv0 "
+        ("python -m emcore legacy_v1 train -t cremi/ -dn im_A.h5@im_B.h5 -ln syn_A.h5@syn_B.h5 -o outputs/unetv0 "
          "-lr 1e-03 --iteration-total 100000 --iteration-save 10000 -mi 8,256,256 -g 4 -c 4 -b 8 -ac unetv0 --task 2",
          makes("outputs/unetv0/volume_0.pth", "outputs/unetv0/volume_2.pth")),
-        ("python -m emcore.legacy_v1 test -t cremi/ -dn im_A.h5@im_B.h5 -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 "
+        ("python -m emcore legacy_v1 test -t cremi/ -dn im_A.h5@im_B.h5 -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 "
          "--task 2 -lm True -pm outputs/unetv0/volume_50000.pth",
          makes("result/train/volume_0.h5", "result/train/volume_1.h5")),
         ("python -m emcore score result/train/volume_0.h5 cremi/syn_A.h5 --clefts --resolution 40 4 4",
@@ -188,12 +188,12 @@ TABLE = {
          "datasets/cremi_v1/gt-syn/syn_A_v2_200.h5:main", makes("datasets/cremi_v1/gt-syn/syn_A_v2_200.h5")),
         ("python -m emcore synth --layout cremi-clefts datasets/synthetic/cremi --shape 64,512,512 --samples 3",
          makes("datasets/synthetic/cremi/im_C.h5")),
-        (f"python -m emcore.legacy_v1 train --task 2 {' '.join(V1_DATA)} -o outputs/unetv0 -lr 1e-03 "
+        (f"python -m emcore legacy_v1 train --task 2 {' '.join(V1_DATA)} -o outputs/unetv0 -lr 1e-03 "
          "--iteration-total 100000 --iteration-save 10000 -mi 8,256,256 -g 4 -c 4 -b 8 -ac unetv0",
          makes("outputs/unetv0/volume_0.pth", "outputs/unetv0/volume_2.pth")),
         ("tensorboard --logdir runs", None),
         (f"python train.py --cfg {V1}", trained("cremi_clefts_v1")),
-        (f"python -m emcore.legacy_v1 test --task 2 {V1_DATA[0]} -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 -lm True "
+        (f"python -m emcore legacy_v1 test --task 2 {V1_DATA[0]} -mi 8,256,256 -g 4 -c 4 -b 16 -ac unetv0 -lm True "
          "-pm outputs/unetv0/volume_50000.pth", makes(*(f"result/train/volume_{n}.h5" for n in range(3)))),
         ("python -m emcore score result/train/volume_0.h5 datasets/cremi_v1/gt-syn/syn_A_v2_200.h5 --clefts "
          "--resolution 40 4 4", prints(r"adgt|F1|f1")),
@@ -514,7 +514,7 @@ def run(line):
         if module == "emcore":
             name, arguments = arguments[0], arguments[1:]
             module = TOOLS[name][0] if name in TOOLS else name
-        main = import_module("emcore.legacy_v1.__main__" if module == "emcore.legacy_v1" else module).main
+        main = import_module(module).main
     else:
         assert words[1].removesuffix(".py") in SCRIPTS, line
         main, arguments = runpy.run_path(str(ROOT / words[1]))["main"], words[2:]

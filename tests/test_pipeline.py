@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emcore import metrics, segment
-from emcore.predict.decode import decode, recut
+from emcore.decode.labels import decode, recut
 from emcore.report.scores import score_volume
 from emcore.settings.evaluate import Evaluate
 from emcore.settings.predict import Decode

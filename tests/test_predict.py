@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from emcore.errors import InputError
-from emcore.predict import predict
-from emcore.predict.windows import channel_plan, forward_view, inverse_view, starts, views_of, weights
+from emcore.prediction import predict
+from emcore.prediction.windows import channel_plan, forward_view, inverse_view, starts, views_of, weights
 from emcore.settings.data import Data
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.volumes import open_volume
@@ -196,7 +196,7 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
         f["main"] = (volume((48, 40, 40)) * 255).astype(np.uint8)
     root = Path(__file__).resolve().parent.parent
     code = ("import sys, time, torch; sys.path.insert(0, {root!r}); torch.set_num_threads(1)\n"
-            "from tests.test_predict import Blurred; from emcore.predict import predict\n"
+            "from tests.test_predict import Blurred; from emcore.prediction import predict\n"
             "from emcore.settings.predict import Infer\n"
             "class Slow(Blurred):\n"
             "    def forward(self, x):\n        time.sleep({sleep})\n        return super().forward(x)\n"
@@ -233,7 +233,7 @@ def blurring(folder):
 
 @pytest.mark.parametrize("moment", ["before a claim", "within a claim", "after the last part", "before the start"])
 def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp_path, monkeypatch, moment):
-    from emcore.predict import parts, streaming
+    from emcore.prediction import parts, streaming
 
     work = blurring(tmp_path)
     real, calls = {"_take": parts._take, "claimed": parts.claimed, "Job": streaming.Job, "_put": parts._put}, []
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(t
         with pytest.raises(InputError, match="the disk is full; make room and run the same command again"):
             predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
     with monkeypatch.context() as patched:  # all parts are there, but the whole is not
-        patched.setattr("emcore.predict.parts.create_volume", lambda *a: full(0))
+        patched.setattr("emcore.prediction.parts.create_volume", lambda *a: full(0))
         with pytest.raises(OSError, match="No space"):
             predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
     part = sorted(tmp_path.glob("*.parts/*.npy"))[1]

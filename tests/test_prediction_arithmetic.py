@@ -9,10 +9,10 @@ import torch
 from emcore.engine.mode import fast_precision
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.predict import arithmetic as module
-from emcore.predict import predict
-from emcore.predict.arithmetic import FORMATS, Arithmetic, comply, decide
-from emcore.predict.windows import passes
+from emcore.prediction import arithmetic as module
+from emcore.prediction import predict
+from emcore.prediction.arithmetic import FORMATS, Arithmetic, comply, decide
+from emcore.prediction.windows import passes
 from emcore.settings import Settings
 from emcore.settings.data import Data
 from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes, UNetV1Sizes

@@ -237,7 +237,7 @@ def test_two_volumes_of_one_name_are_refused(place):
 
 
 def test_parts_of_an_unfinished_prediction_are_continued_by_the_same_settings_alone(place, monkeypatch):
-    from emcore.predict import parts
+    from emcore.prediction import parts
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -267,7 +267,7 @@ def test_again_where_nothing_is_there_yet_just_predicts(place):
 
 
 def test_a_command_that_comes_second_with_other_settings_does_not_join_the_first(place, monkeypatch):
-    from emcore.predict import parts
+    from emcore.prediction import parts
 
     begin = parts.begin
 
@@ -284,7 +284,7 @@ def test_a_command_that_comes_second_with_other_settings_does_not_join_the_first
 
 
 def test_an_image_that_changes_while_it_is_predicted_is_noticed(place, monkeypatch):
-    from emcore.predict import parts
+    from emcore.prediction import parts
     take = parts._take
 
     def change(*arguments):

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from emcore import config
+from emcore.decode.affinities import pick_channels
 from emcore.engine import checkpoint
 from emcore.errors import InputError, run_command
 from emcore.models.build import build_model
-from emcore.predict.affinities import pick_channels
 from emcore.settings import Settings
 from emcore.smoke import narrow
 from emcore.volumes import create_volume, open_volume

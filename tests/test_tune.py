@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from emcore import config, metrics, segment
+from emcore.decode import tune as tune_module
+from emcore.decode.labels import decode
+from emcore.decode.tune import tune
+from emcore.decode.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
+from emcore.decode.tune_stages import curve_stage, decoded_stage
 from emcore.errors import InputError
-from emcore.predict import tune as tune_module
-from emcore.predict.decode import decode
-from emcore.predict.tune import tune
-from emcore.predict.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
-from emcore.predict.tune_stages import curve_stage, decoded_stage
 from emcore.report.heat_map import FONT, FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
@@ -150,7 +150,7 @@ def test_a_killed_tune_goes_on_to_the_same_database_and_the_same_best_point(tmp_
         stored_volume(tmp_path / folder, "a")
     rows = tune(settings_of(tmp_path / "whole"), tmp_path / "whole")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from pathlib import Path\nimport emcore.predict.tune as t\n"
+            "from pathlib import Path\nimport emcore.decode.tune as t\n"
             "from tests.test_tune import settings_of\nfolder = Path(sys.argv[1])\nadd = t.tune_store.add\n"
             "def kill(database, row):\n    add(database, row)\n    print('written', flush=True)\n"
             "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"

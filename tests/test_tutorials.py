@@ -15,10 +15,10 @@ import pytest
 
 from emcore import config
 from emcore.__main__ import SCRIPTS, TOOLS
-from emcore.legacy_v1.flags import read_flags
-from emcore.migration.download import SOURCES
 from emcore.settings import Settings
 from emcore.synth import synthesize, write_layout
+from emcore.systems.legacy_v1.flags import read_flags
+from emcore.volumes.download import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -58,7 +58,7 @@ def check_command(line):
         return
     assert words[0] == "python", line
     words = words[1:]
-    if words[:2] == ["-m", "emcore.legacy_v1"]:
+    if words[:2] == ["-m", "emcore.systems.legacy_v1"]:
         read_flags(words[2], words[3:])
         return
     if words[0] == "-m":
@@ -104,7 +104,7 @@ def test_lines_for_several_gpus_give_each_the_documented_patches():
 
 def test_a_command_that_does_not_exist_would_be_noticed():
     for line in ("python -m emcore fly", "python train.py --cfg configs/demo.toml --fly", "python fly.py",
-                 "python train.py --cfg configs/demo.toml train.fly=1", "python -m emcore.legacy_v1 fly"):
+                 "python train.py --cfg configs/demo.toml train.fly=1", "python -m emcore legacy_v1 fly"):
         with pytest.raises((Exception, SystemExit)):
             check_command(line)
 

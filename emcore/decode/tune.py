@@ -15,11 +15,9 @@ import numpy as np
 
 import emcore
 from emcore import config
-from emcore.errors import InputError
-from emcore.files import csv_text, write_text
-from emcore.predict import tune_store
-from emcore.predict.tune_processes import Job, run
-from emcore.predict.tune_space import (
+from emcore.decode import tune_store
+from emcore.decode.tune_processes import Job, run
+from emcore.decode.tune_space import (
     AFTER,
     BEFORE,
     Thresholds,
@@ -29,8 +27,10 @@ from emcore.predict.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.predict.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
-from emcore.predict.tune_store import STOPPED, Row
+from emcore.decode.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_store import STOPPED, Row
+from emcore.errors import InputError
+from emcore.files import csv_text, write_text
 from emcore.progress import Progress, duration
 from emcore.settings import Settings
 from emcore.settings.data import result_name

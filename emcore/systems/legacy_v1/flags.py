@@ -15,7 +15,7 @@ Triple = tuple[int, int, int]
 def read_flags(mode: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The flags of one command, checked; mode is train or test."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m emcore.legacy_v1 {mode}",
+        prog=f"python -m emcore legacy_v1 {mode}",
         description="The synapse tutorial of 2019. Sizes are z,y,x; lists of files are joined by @.")
     add = parser.add_argument
     add("--task", default="1" if mode == "train" else None,

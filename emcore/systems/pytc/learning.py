@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from emcore.errors import InputError
-from emcore.migration.tree import Tree, pair, whole_numbers
+from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
 LOSSES = {"WeightedBCEWithLogitsLoss": "bce", "BCEWithLogitsLoss": "bce", "DiceLoss": "dice",

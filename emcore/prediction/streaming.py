@@ -16,7 +16,7 @@ from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import Source, open_source
 from emcore.errors import InputError
-from emcore.predict.arithmetic import (
+from emcore.prediction.arithmetic import (
     Arithmetic,
     batch_size,
     compiled,
@@ -25,8 +25,17 @@ from emcore.predict.arithmetic import (
     run,
     wants_compiling,
 )
-from emcore.predict.parts import write_in_parts
-from emcore.predict.windows import channel_plan, forward_view, inverse_view, passes, shifted, starts, views_of, weights
+from emcore.prediction.parts import write_in_parts
+from emcore.prediction.windows import (
+    channel_plan,
+    forward_view,
+    inverse_view,
+    passes,
+    shifted,
+    starts,
+    views_of,
+    weights,
+)
 from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, Volume

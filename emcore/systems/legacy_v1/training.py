@@ -20,15 +20,15 @@ from emcore.engine.pages import keep_pages
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
-from emcore.legacy_v1.flags import CHANNELS, NUMBERS
-from emcore.legacy_v1.samples import augmented, sample_size, sampling
-from emcore.legacy_v1.weights import load_net, save_net, update_momentum
 from emcore.losses import LossPlan
 from emcore.models.build import check_patch
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings.loss import Loss, Term
 from emcore.settings.target import Target
 from emcore.settings.train import Optimizer, Schedule
+from emcore.systems.legacy_v1.flags import CHANNELS, NUMBERS
+from emcore.systems.legacy_v1.samples import augmented, sample_size, sampling
+from emcore.systems.legacy_v1.weights import load_net, save_net, update_momentum
 
 WINDOW = 10  # iterations whose mean loss the schedule and the console see
 PLATEAU = Schedule(kind="plateau", factor=0.1, patience=1000, window=1, least=1e-7)
@@ -40,7 +40,7 @@ def train(flags: argparse.Namespace, arguments: Sequence[str]) -> int:
     wanted = min(flags.num_gpu, torch.cuda.device_count())
     if wanted > 1 and not torch.distributed.is_torchelastic_launched():
         return subprocess.call([sys.executable, "-m", "torch.distributed.run", "--standalone",
-                                f"--nproc-per-node={wanted}", "-m", "emcore.legacy_v1", *arguments])
+                                f"--nproc-per-node={wanted}", "-m", "emcore.systems.legacy_v1", *arguments])
     here = ranks.start()
     keep_pages(here.device.type)
     try:

@@ -13,11 +13,11 @@ from typing import Any
 from emcore import config
 from emcore.errors import InputError
 from emcore.files import write_text
-from emcore.migration import learning, predicting, training
-from emcore.migration.profiles import with_profiles
-from emcore.migration.tree import Tree, leaves
-from emcore.migration.yaml_files import filled, merged, read_chain
 from emcore.settings import Settings
+from emcore.systems.pytc import learning, predicting, training
+from emcore.systems.pytc.profiles import with_profiles
+from emcore.systems.pytc.tree import Tree, leaves
+from emcore.systems.pytc.yaml_files import filled, merged, read_chain
 
 STAGES = ("train", "test", "tune")
 CREMI = {"background": [2**64 - 1], "ignore": [2**64 - 2]}  # in cleft files as the challenge gives them out

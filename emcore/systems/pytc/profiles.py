@@ -6,7 +6,7 @@ A profile lies under what the config says itself. Files beside the config go bef
 from collections.abc import Mapping
 from typing import Any
 
-from emcore.migration.yaml_files import look_up, merged
+from emcore.systems.pytc.yaml_files import look_up, merged
 
 ON = {"enabled": True}
 SQUARE = {"flip": ON | {"prob": 0.5}, "rotate": ON | {"prob": 0.5}}

@@ -18,13 +18,13 @@ import numpy as np
 
 import emcore
 from emcore import metrics
+from emcore.decode.affinities import Affinities, calibrate, make_fragments, make_graph, make_tree, read_affinities
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
 from emcore.metrics.placement import box, placed
 from emcore.metrics.score import whole_table
 from emcore.metrics.tables import Contingency
-from emcore.predict.affinities import Affinities, calibrate, make_fragments, make_graph, make_tree, read_affinities
-from emcore.predict.parts import speed_file
+from emcore.prediction.parts import speed_file
 from emcore.segment.affinities import above, decode_affinities
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.scores import parse_score

@@ -10,11 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore import metrics, segment
-from emcore.errors import InputError
-from emcore.metrics.curves import ThresholdCurve
-from emcore.metrics.score import IGNORED_TRUTH, overlap
-from emcore.metrics.tables import Contingency
-from emcore.predict.affinities import (
+from emcore.decode.affinities import (
     Affinities,
     calibrate,
     make_fragments,
@@ -23,7 +19,11 @@ from emcore.predict.affinities import (
     make_tree,
     read_affinities,
 )
-from emcore.predict.tune_space import Thresholds
+from emcore.decode.tune_space import Thresholds
+from emcore.errors import InputError
+from emcore.metrics.curves import ThresholdCurve
+from emcore.metrics.score import IGNORED_TRUTH, overlap
+from emcore.metrics.tables import Contingency
 from emcore.segment.scores import parse_score
 from emcore.settings.predict import Decode
 from emcore.volumes import Volume, open_volume

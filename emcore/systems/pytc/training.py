@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from emcore.migration.tree import Tree, pair
+from emcore.systems.pytc.tree import Tree, pair
 
 Table = dict[str, Any]
 

@@ -12,14 +12,14 @@ from emcore.data.sources import open_source
 from emcore.engine import ranks
 from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
-from emcore.legacy_v1.flags import CHANNELS
-from emcore.legacy_v1.training import build, task_of
-from emcore.legacy_v1.weights import load_net
 from emcore.models.build import check_patch
-from emcore.predict.streaming import Job, as_given
+from emcore.prediction.streaming import Job, as_given
 from emcore.settings.data import Data, Volume
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.settings.target import Target
+from emcore.systems.legacy_v1.flags import CHANNELS
+from emcore.systems.legacy_v1.training import build, task_of
+from emcore.systems.legacy_v1.weights import load_net
 from emcore.volumes import create_volume, open_volume
 
 Triple = tuple[int, int, int]

@@ -1,5 +1,5 @@
 """Predicting volumes of any size: windows read with real context, blended, written section by section."""
 
-from emcore.predict.streaming import predict
+from emcore.prediction.streaming import predict
 
 __all__ = ["predict"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from emcore.errors import InputError
-from emcore.migration.yaml_files import look_up
+from emcore.systems.pytc.yaml_files import look_up
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
 

@@ -7,8 +7,8 @@ from multiprocessing import connection, get_context, parent_process
 from threading import Thread
 from typing import Any, NamedTuple
 
+from emcore.decode.tune_store import Row
 from emcore.errors import InputError
-from emcore.predict.tune_store import Row
 from emcore.progress import Progress
 
 

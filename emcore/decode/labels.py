@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from emcore import config, segment
-from emcore.errors import InputError
-from emcore.files import assembled
-from emcore.predict.affinities import (
+from emcore.decode.affinities import (
     make_fragments,
     make_graph,
     make_labels,
@@ -19,6 +17,8 @@ from emcore.predict.affinities import (
     read_affinities,
     stored_offsets,
 )
+from emcore.errors import InputError
+from emcore.files import assembled
 from emcore.record import ATTRIBUTE, LABELS
 from emcore.record import read as read_record
 from emcore.results import check_source

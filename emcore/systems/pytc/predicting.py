@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from emcore.errors import InputError
-from emcore.migration.profiles import with_template
-from emcore.migration.tree import Tree, pair, whole_numbers
 from emcore.settings.channels import channels_of
+from emcore.systems.pytc.profiles import with_template
+from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
 MOST_CHANNELS = 1000  # that are told one by one; a net of more is refused where it is built

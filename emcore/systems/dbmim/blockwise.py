@@ -19,14 +19,18 @@ import numpy as np
 from torch import nn
 
 from emcore import config, metrics, results
+from emcore.decode.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
 from emcore.engine import checkpoint, ranks, weights
 from emcore.engine.mode import fast_precision
 from emcore.engine.pages import keep_pages
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
-from emcore.predict.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
-from emcore.predict.dbmim import (
+from emcore.prediction.streaming import predict
+from emcore.settings import Settings
+from emcore.settings.data import result_name
+from emcore.settings.target import affinity_offsets
+from emcore.systems.dbmim.sweep import (
     CALIBRATION,
     KEYS,
     RECORD,
@@ -38,10 +42,6 @@ from emcore.predict.dbmim import (
     true_affinities,
     write_rows,
 )
-from emcore.predict.streaming import predict
-from emcore.settings import Settings
-from emcore.settings.data import result_name
-from emcore.settings.target import affinity_offsets
 from emcore.volumes import Volume, open_volume
 
 REGIONS = ("full", "seam", "nonseam")

@@ -19,10 +19,10 @@ from emcore.data.sampler import Sampler, load
 from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
 from emcore.data.targets import IGNORE
+from emcore.decode.labels import decode
 from emcore.engine.checkpoint import tell
 from emcore.errors import InputError
-from emcore.predict.decode import decode
-from emcore.predict.streaming import predict
+from emcore.prediction.streaming import predict
 from emcore.settings import Settings
 from emcore.settings.augment import Augment
 from emcore.settings.target import affinity_offsets
