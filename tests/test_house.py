@@ -21,7 +21,7 @@ FLOOR = {
     "volumes": GROUND | {"config"},
     "synth": GROUND | {"config", "volumes"},
     "segment": GROUND | {"kernels", "config", "volumes"},
-    "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
+    "metrics": GROUND | {"kernels", "config", "settings", "volumes", "segment"},
 }
 FLOOR["record"] = GROUND | {"config", "settings", "volumes"}
 FLOOR["results"] = FLOOR["record"] | {"record"}
