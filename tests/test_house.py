@@ -27,16 +27,17 @@ FLOOR["record"] = GROUND | {"config", "settings", "volumes"}
 FLOOR["results"] = FLOOR["record"] | {"record"}
 FLOOR["models"] = GROUND | {"config", "settings", "kernels", "volumes", "segment", "metrics"}
 FLOOR["losses"] = FLOOR["models"] | {"models"}  # the edge map of masked pretraining also weighs losses
-FLOOR["data"] = FLOOR["models"] | {"synth"}
 FLOOR["decode"] = FLOOR["results"] | {"results", "segment", "metrics"}
+FLOOR["report"] = FLOOR["decode"] | {"decode"}
+FLOOR["data"] = FLOOR["models"] | {"synth", "report"}
 UPPER = FLOOR["data"] | {"data", "models", "losses", "record", "results", "decode"}
-FLOOR["engine"] = FLOOR["report"] = UPPER | {"engine"}
+FLOOR["engine"] = UPPER | {"engine"}
 FLOOR["smoke"] = UPPER | {"__main__"}  # runs the scripts as a user does, and imports none of them
 FLOOR["prediction"] = UPPER | {"engine"}
 FLOOR["systems"] = UPPER | {"engine", "prediction"}
 FLOOR["legacy_v1"] = GROUND | {"systems"}  # the old name of a command
 NO_TORCH = (*sorted(GROUND), "kernels", "config", "settings", "volumes", "synth", "segment", "metrics",
-            "record", "results", "decode")
+            "record", "results", "decode", "report")
 
 
 def part(path: Path) -> str:
@@ -99,7 +100,8 @@ def test_importing_emcore_is_quick_and_brings_no_torch():
 
 
 @pytest.mark.parametrize("module", ["volumes", "config", "segment", "metrics", "synth", "decode",
-                                    "decode.labels", "decode.tune"])
+                                    "decode.labels", "decode.tune", "metrics.evaluation", "report.page", "report.sheet",
+                                    "report.heat_map", "report.preview", "report.scores"])
 def test_the_lower_floors_work_where_torch_is_absent(module):
     code = (f"import sys; sys.modules['torch'] = None; import emcore.{module} as module\n"
             "[getattr(module, name) for name in getattr(module, '__all__', [])]")
