@@ -114,6 +114,51 @@ def _joined_entropy(x, y):
     return x * math.log2(total / x) + y * math.log2(total / y)
 
 
+@numba.njit(nogil=True)
+def _long_rows(clusters, entries, capacity):
+    """A hash table of all rows that are longer than SHORT, and how many slots are in use."""
+    table, used = _empty_hash(capacity), 0
+    for root in range(1, clusters.shape[0]):
+        if clusters[root, PARENT] == root and clusters[root, LENGTH] > SHORT:
+            used += _index_row(table, root, clusters[root, HEAD], entries)
+    return table, used
+
+
+@numba.njit(nogil=True)
+def _absorb(keep, gone, clusters, entries, table, pairs):
+    """Moves the entries of one row to another, adds to the sum of squares of pairs, and gives what VOI split loses and
+    the slots that this took in the hash table, where the row that stays is looked up if it is long."""
+    gain, added = 0.0, 0
+    is_long = clusters[keep, LENGTH] > SHORT
+    entry = clusters[gone, HEAD]
+    while entry >= 0:
+        after = entries[entry, NEXT]
+        truth = entries[entry, TRUTH]
+        slot = np.int64(0)
+        if is_long:
+            slot = _hash_slot(table, keep, truth)
+            same = table[slot, ENTRY]
+        else:
+            same = clusters[keep, HEAD]
+            while same >= 0 and entries[same, TRUTH] != truth:
+                same = entries[same, NEXT]
+        if same >= 0:
+            gain += _joined_entropy(entries[same, COUNT], entries[entry, COUNT])
+            _add_product(pairs, entries[same, COUNT], entries[entry, COUNT])
+            entries[same, COUNT] += entries[entry, COUNT]
+        else:
+            entries[entry, NEXT] = clusters[keep, HEAD]
+            clusters[keep, HEAD] = entry
+            clusters[keep, LENGTH] += 1
+            if is_long:
+                table[slot, ROW] = keep
+                table[slot, COLUMN] = truth
+                table[slot, ENTRY] = entry
+                added += 1
+        entry = after
+    return gain, added
+
+
 @compiled(types.void(_int_in, _int_in, _table, _table, _float_out, _float_out, _wide_out, _wide_out))
 def _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_squares):
     """Walks the merges in order; per merge it writes what VOI split (voxels x bits) loses and VOI merge gains, and the
@@ -123,16 +168,14 @@ def _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_s
     SHORT, every one of them is in the hash table under its root (unless that waits to be rebuilt). The root of the
     longer row stays, so keys of a swallowed row go stale, but are never asked for again.
     """
-    fragments = clusters.shape[0]
     capacity = 1024
-    while capacity < fragments:  # so that rebuilding, which looks at every fragment, is paid for by as many insertions
+    while capacity < clusters.shape[0]:  # a rebuilding looks at every fragment: as many insertions pay for it
         capacity *= 2
     table = _empty_hash(1)
     used = capacity  # full: the first question about a long row builds the table
     long_entries = 0
-    for fragment in range(1, fragments):
-        if clusters[fragment, LENGTH] > SHORT:
-            long_entries += clusters[fragment, LENGTH]
+    for fragment in range(1, clusters.shape[0]):
+        long_entries += clusters[fragment, LENGTH] if clusters[fragment, LENGTH] > SHORT else 0
     pairs, labels = pair_squares[0].copy(), label_squares[0].copy()
     for step in range(a.shape[0]):
         keep, gone = _root(clusters, a[step]), _root(clusters, b[step])
@@ -146,45 +189,16 @@ def _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_s
             if clusters[gone, SIZE]:
                 _add_product(labels, clusters[keep, SIZE], clusters[gone, SIZE])
                 cost = _joined_entropy(clusters[keep, SIZE], clusters[gone, SIZE])
-            was_long = length > SHORT
-            if was_long and 2 * (used + extra) > capacity:
+            if length > SHORT and 2 * (used + extra) > capacity:
                 while 4 * (long_entries + extra) > capacity:
                     capacity *= 2
-                table = _empty_hash(capacity)
-                used = 0
-                for root in range(1, fragments):
-                    if clusters[root, PARENT] == root and clusters[root, LENGTH] > SHORT:
-                        used += _index_row(table, root, clusters[root, HEAD], entries)
-            entry = clusters[gone, HEAD]
-            while entry >= 0:
-                after = entries[entry, NEXT]
-                truth = entries[entry, TRUTH]
-                slot = np.int64(0)
-                if was_long:
-                    slot = _hash_slot(table, keep, truth)
-                    same = table[slot, ENTRY]
-                else:
-                    same = clusters[keep, HEAD]
-                    while same >= 0 and entries[same, TRUTH] != truth:
-                        same = entries[same, NEXT]
-                if same >= 0:
-                    gain += _joined_entropy(entries[same, COUNT], entries[entry, COUNT])
-                    _add_product(pairs, entries[same, COUNT], entries[entry, COUNT])
-                    entries[same, COUNT] += entries[entry, COUNT]
-                else:
-                    entries[entry, NEXT] = clusters[keep, HEAD]
-                    clusters[keep, HEAD] = entry
-                    clusters[keep, LENGTH] += 1
-                    if was_long:
-                        table[slot, ROW] = keep
-                        table[slot, COLUMN] = truth
-                        table[slot, ENTRY] = entry
-                        used += 1
-                entry = after
+                table, used = _long_rows(clusters, entries, capacity)
+            gain, added = _absorb(keep, gone, clusters, entries, table, pairs)
+            used += added
             together = clusters[keep, LENGTH]
-            long_entries += ((together if together > SHORT else 0) - (length if was_long else 0)
+            long_entries += ((together if together > SHORT else 0) - (length if length > SHORT else 0)
                              - (extra if extra > SHORT else 0))
-            if together > SHORT and not was_long:
+            if together > SHORT and length <= SHORT:
                 if 2 * (used + together) <= capacity:
                     used += _index_row(table, keep, clusters[keep, HEAD], entries)
                 else:
