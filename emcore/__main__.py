@@ -23,7 +23,7 @@ TOOLS = {
     "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
-    "score": ("emcore.metrics.score", "score a label file, or clefts, against the truth"),
+    "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
     "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),

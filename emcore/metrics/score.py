@@ -1,11 +1,11 @@
 """python -m emcore score PREDICTION TRUTH: VOI, Rand and CREMI scores of two label files, block by block.
 
-With --clefts it scores clefts: see score_clefts.py.
+With --clefts, --skeletons and --partners it scores those: see score_clefts.py and score_points.py.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -18,9 +18,10 @@ from emcore.metrics.partitions import CONVENTIONS, check_convention, ignored_tru
 from emcore.metrics.placement import Borders, overlap, whole_table
 from emcore.volumes import Volume, check_labels, open_path, open_volume, split_reference
 
-OF_CLEFTS = {"threshold": "--threshold", "distance_nm": "--distance-nm"}
-OF_LABELS = {"conventions": "--convention", "border_nm": "--border-nm", "ignore_truth": "--ignore-truth",
-             "ignore_labels": "--ignore-labels"}
+# options that not everything has -> what does; "" are labels
+OPTIONS = {"conventions": ("",), "border_nm": ("",), "ignore_truth": ("",), "ignore_labels": ("",),
+           "threshold": ("clefts",), "distance_nm": ("clefts", "partners"), "contact_nodes": ("skeletons",),
+           "threads": ("", "clefts")}
 
 
 def score(prediction: Any, truth: Any, conventions: Sequence[str] = tuple(CONVENTIONS),
@@ -92,9 +93,7 @@ COLUMNS = {"voi_split": "VOI split", "voi_merge": "VOI merge", "rand_error": "Ra
 
 def printed(result: dict[str, Any]) -> str:
     """The scores as a table, one line a convention, and what each convention means."""
-    lines = [f"{side:<11}{result[side]['name']}  {tuple(result[side]['shape'])} {result[side]['dtype']}"
-             for side in ("prediction", "truth")]
-    voxels = result["voxels"]
+    lines, voxels = _sides(result), result["voxels"]
     border = "" if result["border_nm"] is None else (
         f", {voxels['near_borders']} of them within {result['border_nm']:g} nm of a border and left out")
     lines += [f"compared   {voxels['compared']} voxels{border}", ""]
@@ -118,14 +117,33 @@ def printed(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *([""] if result["notes"] else []), *result["notes"]])
 
 
+def listed(result: dict[str, Any], compared: str, meanings: dict[str, str], *more: str) -> list[str]:
+    """Lines of what was compared, and of each score and what it is, with its convention where there are several."""
+    lines = [*_sides(result), f"compared   {compared}", ""]
+    several = len({entry["convention"] for entry in result["scores"]}) > 1
+    for entry in result["scores"]:
+        value, rule = entry["value"], f" ({entry['convention']})" if several else ""
+        shown = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+        lines.append(f"{entry['score']:<25}{shown:>12}  {meanings[entry['score']]}{rule}")
+    return [*lines, *more, *([""] if result["notes"] else []), *result["notes"]]
+
+
+def _sides(result: dict[str, Any]) -> list[str]:
+    """What was compared with what."""
+    return [f"{side:<11}{result[side]['name']}" + (f"  {tuple(result[side]['shape'])} {result[side]['dtype']}"
+                                                   if "shape" in result[side] else "")
+            for side in ("prediction", "truth")]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Prints the scores of two files, as text or JSON."""
     parser = argparse.ArgumentParser(prog="python -m emcore score", description=(
         "VOI and Rand scores of a label file against the truth, under every published convention. VOI is in bits; "
         "lower is better for VOI, rand_error and cremi_score, higher for the rest. With --clefts CREMI's average "
-        "distances and F1 of synaptic clefts, predicted as probabilities or as labels."))
+        "distances and F1 of synaptic clefts, predicted as probabilities or as labels; with --skeletons the expected "
+        "run length of skeletons in labels; with --partners CREMI's F1 of synaptic partners of two of its files."))
     parser.add_argument("prediction", help="file, or file:dataset")
-    parser.add_argument("truth", help="file, or file:dataset")
+    parser.add_argument("truth", help="file, or file:dataset; skeletons: an SWC file in nm, or a folder of them")
     parser.add_argument("--convention", action="append", choices=list(CONVENTIONS), dest="conventions",
                         help="only this one; may be given several times")
     parser.add_argument("--border-nm", type=float, metavar="NM",
@@ -138,24 +156,41 @@ def main(arguments: Sequence[str]) -> None:
                         help="size of a voxel in nm, in place of what the files say")
     parser.add_argument("--threads", type=int, help="default: the cores allotted to this process")
     parser.add_argument("--json", action="store_true", help="print JSON; undefined scores are null")
-    parser.add_argument("--clefts", action="store_true", help="score clefts, wherever the truth has an id; a "
-                        "prediction in floating point or 8 bits (255 is 1) holds probabilities, else labels")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--clefts", dest="kind", action="store_const", const="clefts", default="",
+                       help="score clefts, wherever the truth has an id; a prediction in floating point or 8 bits (255 "
+                            "is 1) holds probabilities, else labels")
+    kinds.add_argument("--skeletons", dest="kind", action="store_const", const="skeletons",
+                       help="score the labels under the nodes of skeletons")
+    kinds.add_argument("--partners", dest="kind", action="store_const", const="partners",
+                       help="score pairs of pre- and postsynaptic sites")
     parser.add_argument("--threshold", type=float, help="clefts: above it a probability is cleft; 0.5 by default")
     parser.add_argument("--distance-nm", type=float, metavar="NM",
-                        help="clefts: farther than this from all of the other volume a voxel is false; 200 by default")
+                        help="clefts: farther than this from all of the other volume a voxel is false, 200 by default; "
+                             "partners: farther apart two sites are not the same, 400 by default")
+    parser.add_argument("--contact-nodes", type=float, metavar="N",
+                        help="skeletons: a segment with so many nodes of two of them merges, 1 by default")
     options = vars(parser.parse_args(arguments))
-    as_json, of_clefts = options.pop("json"), options.pop("clefts")
+    as_json, kind = options.pop("json"), options.pop("kind")
     given = {name: value for name, value in options.items() if value is not None}
-    if strange := [flag for name, flag in (OF_LABELS if of_clefts else OF_CLEFTS).items() if name in given]:
-        raise InputError(f"{' and '.join(strange)} cannot be used with --clefts" if of_clefts else
-                         f"{' and '.join(strange)} cannot be used without --clefts")
-    if of_clefts:
-        from emcore.metrics.score_clefts import printed_clefts, score_clefts
+    for name in given:
+        if kind not in OPTIONS.get(name, (kind,)):
+            flag = f"--{name.replace('_', '-').replace('conventions', 'convention')}"
+            raise InputError(f"{flag} cannot be used " + (f"with --{kind}" if "" in OPTIONS[name] or kind else
+                             f"without --{' or --'.join(OPTIONS[name])}"))
+    result, text = _scored(kind, given)
+    print(json.dumps(result, indent=1) if as_json else text(result))
 
-        result = score_clefts(**given)
-    else:
-        result = score(**given)
-    print(json.dumps(result, indent=1) if as_json else (printed_clefts if of_clefts else printed)(result))
+
+def _scored(kind: str, given: dict[str, Any]) -> tuple[dict[str, Any], Callable[[dict[str, Any]], str]]:
+    """The scores, and what makes a text of them."""
+    from emcore.metrics.score_clefts import printed_clefts, score_clefts
+    from emcore.metrics.score_points import printed_points, score_partners, score_skeletons
+
+    scoring, text = {"": (score, printed), "clefts": (score_clefts, printed_clefts),
+                     "skeletons": (score_skeletons, printed_points),
+                     "partners": (score_partners, printed_points)}[kind]
+    return scoring(**given), text
 
 
 def _ids(text: str) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from emcore.metrics.cleft_distances import clefts
 from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.pairs import boxes
 from emcore.metrics.placement import Place, moved, overlap
-from emcore.metrics.score import described, one_channel, open_labels
+from emcore.metrics.score import described, listed, one_channel, open_labels
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
 
@@ -113,14 +113,8 @@ def _of_prediction(volume: Volume, place: Place, threshold: float) -> tuple[Part
 def printed_clefts(result: dict[str, Any]) -> str:
     """The scores as a table, and what each is."""
     voxels, sizes = result["voxels"], " x ".join(f"{size:g}" for size in result["resolution"])
-    lines = [f"{side:<11}{result[side]['name']}  {tuple(result[side]['shape'])} {result[side]['dtype']}"
-             for side in ("prediction", "truth")]
-    lines += [f"compared   {voxels['compared']} voxels of {sizes} nm; cleft where {result['rule']} "
-              f"({voxels['predicted']} voxels) and in the truth ({voxels['true']})", ""]
-    for entry in result["scores"]:
-        value = entry["value"]
-        shown = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-        lines.append(f"{entry['score']:<23}{shown:>14}  {ROWS[entry['score']]}")
-    lines += ["", f"CREMI's convention; a voxel is false where the other volume has no cleft within "
-                  f"{result['distance_nm']:g} nm."]
-    return "\n".join([*lines, *([""] if result["notes"] else []), *result["notes"]])
+    compared = (f"{voxels['compared']} voxels of {sizes} nm; cleft where {result['rule']} "
+                f"({voxels['predicted']} voxels) and in the truth ({voxels['true']})")
+    rule = (f"CREMI's convention; a voxel is false where the other volume has no cleft within "
+            f"{result['distance_nm']:g} nm.")
+    return "\n".join(listed(result, compared, ROWS, "", rule))
