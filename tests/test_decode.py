@@ -2,16 +2,17 @@
 
 import re
 from collections import deque
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from emcore import config, segment
-from emcore.decode.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
+from emcore.decode.affinities import calibrate, read_affinities
 from emcore.decode.labels import decode, recut
 from emcore.errors import InputError
+from emcore.segment.cleanup import merge_dust
 from emcore.segment.storage import read_graph
 from emcore.settings import Settings
 from emcore.settings.predict import Contour, Decode, Link
@@ -75,22 +76,32 @@ def test_labels_are_those_of_the_calls_one_by_one_and_another_cut_those_of_anoth
     settings = replace(PLAIN, **options)
     out = decode(prediction, settings, tmp_path / "labels.h5")
     step = read_affinities(prediction, settings)
-    fragments = make_fragments(step, settings)
-    graph = make_graph(fragments, step, settings)
-    tree = make_tree(graph, settings)
+    if settings.fragments == "watershed":
+        fragments = segment.watershed(step, settings.low, settings.high, ties=settings.ties)
+    else:
+        fragments = segment.seeded_slices(step, settings.fragments)
+    graph = segment.region_graph(fragments, step, statistic=settings.score,
+                                 extras=("running_mean",) if settings.ties == "waterz" else ())
+    tree = segment.agglomerate(graph, settings.score, ties=settings.ties)
     for threshold in (0.0, 0.2, 0.5, 0.7):
-        wanted = make_labels(fragments, graph, tree, step, replace(settings, threshold=threshold))
+        wanted = segment.cut(fragments, tree, threshold)
+        if settings.boundary:
+            wanted = segment.boundary_threshold(wanted, step, settings.boundary)
+        if settings.dust_size or settings.remove_size:
+            run = segment.Agglomeration(graph, settings.score, settings.ties)
+            run.advance(threshold)
+            wanted = merge_dust(wanted, tree.table(threshold), run.remaining(), settings.dust_size,
+                                affinity=settings.dust_affinity, remove_size=settings.remove_size)
+        if settings.link:
+            wanted = segment.link_sections(wanted, step, segment.LinkRule(**asdict(settings.link)))
         if threshold == settings.threshold:
             assert np.array_equal(open_volume(out, "labels")[...], wanted)
         again = open_volume(recut(out, threshold, tmp_path / "cut.h5", tmp_path / "a_prediction.h5"), "labels")
         assert np.array_equal(again[...], wanted)
         assert again.attrs["decode"]["threshold"] == threshold
         assert again.offset == (60, 0, 0)
-        if not {"fragments", "bias", "link"} & set(options):
-            whole = segment.segment(affs, threshold, settings.score, low=0.1, high=0.999, boundary=settings.boundary,
-                                    plateau=settings.ties, tie_break=settings.ties,
-                                    dust_size=settings.dust_size, dust_affinity=settings.dust_affinity,
-                                    remove=settings.remove_size)
+        if not set(options) - {"score", "ties"}:
+            whole = segment.segment(affs, threshold, settings.score, low=0.1, high=0.999, ties=settings.ties)
             assert np.array_equal(wanted, whole)
     kept = read_graph(out)
     for name in ("u", "v", "count", "sum", "max", "min", "key", "running_mean", "bin_starts", "bins",
@@ -105,8 +116,7 @@ def test_linked_sections_are_those_of_link_sections(tmp_path):
     slices = replace(PLAIN, fragments="minima", threshold=0.2)
     plain = labels_of(prediction, slices, tmp_path)
     linked = labels_of(prediction, replace(slices, link=Link(0.2, False, 0.7, 3, 0.4, 2)), tmp_path)
-    wanted = segment.link_sections(plain, affs, iou=0.2, best_buddy=False, one_sided=0.7, one_sided_min_size=3,
-                                   affinity=0.4, min_size=2)
+    wanted = segment.link_sections(plain, affs, segment.LinkRule(0.2, False, 0.7, 3, 0.4, 2))
     assert np.array_equal(linked, wanted)
     assert not np.array_equal(linked, plain)
 
@@ -285,14 +295,14 @@ def test_contours_and_polarity_pass_their_settings_on(tmp_path):
     values = (values - values.min()) / (values.max() - values.min())
     limits = Contour((0.55, 0.4), (0.5, 0.8), (0.5, 0.1), 2)
     labels = labels_of(stored(tmp_path, values), Decode("contour", contour=limits, remove_size=4), tmp_path)
-    wanted = segment.contour_instances(values, binary=(0.55, 0.4), contour=(0.5, 0.8), distance=(0.5, 0.1), min_size=4,
-                                       min_seed=2)
+    wanted = segment.contour_instances(values, binary=(0.55, 0.4), contour=(0.5, 0.8), distance=(0.5, 0.1),
+                                       remove_size=4, min_seed=2)
     assert wanted.max() > 1
     assert np.array_equal(labels, wanted)
     codes = np.round(values * 255).astype(np.uint8)
     coded = labels_of(stored(tmp_path, codes), Decode("contour", contour=limits, remove_size=4), tmp_path)
     wanted = segment.contour_instances(codes / np.float32(255), binary=(0.55, 0.4), contour=(0.5, 0.8),
-                                       distance=(0.5, 0.1), min_size=4, min_seed=2)
+                                       distance=(0.5, 0.1), remove_size=4, min_seed=2)
     assert np.array_equal(coded, wanted)
     for exclusive in (False, True):
         settings = Decode("polarity", threshold=0.4, small=5, exclusive=exclusive)
@@ -320,7 +330,7 @@ def test_contours_and_polarity_pass_their_settings_on(tmp_path):
     (Decode("affinities"), {"offsets": [[-1, 0, 0]] * 4}, "must be one .* triple for each of its 3 channels"),
     (Decode("affinities"), {"offsets": [[-1, 0], [0, -1, 0]]}, "triples"),
     (Decode("affinities"), {"offsets": 5}, "triple for each of its 3 channels; got 5"),
-    (Decode("affinities", fragments="basins"), {"offsets": NEAREST}, "decode.fragments must be watershed, maxima"),
+    (Decode("affinities", fragments="basins"), {"offsets": NEAREST}, "fragments must be watershed, maxima"),
     (Decode("affinities", fragments="grid-0"), {"offsets": NEAREST}, "seeds must be one of"),
     (Decode("affinities", low=0.9, high=0.1), {"offsets": NEAREST}, "low <= high"),
     (Decode("connected", thresholds=(0.5,)), {"offsets": NEAREST}, "decode.thresholds must be three"),

@@ -277,7 +277,7 @@ def test_two_tunes_do_not_write_one_database(tmp_path):
     ("low", ["a"], "must hold numbers; got 'a'"),
     ("dust_size", [-1], "must be 0 or more; got -1"),
     ("bias", [[1, 2]], "must be a list of triples"),
-    ("score", ["aff85_his25x"], "unknown score"),
+    ("score", ["aff85_his25x"], "unknown statistic"),
     ("score", {"min": 0, "max": 1}, "tune.space.score must be a list"),
 ])
 def test_a_range_that_cannot_be_searched_is_refused(name, given, sentence):
