@@ -27,7 +27,8 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
     strongest first: an attractive one merges two clusters unless they are held apart, a repulsive one holds them apart
     for good. Without bias the first `attractive` channels (3, or those marked True) attract with weight a, the others
     repel with weight 1 - a. With bias (one number, or one a channel) each edge weighs |a + bias| and attracts where
-    a + bias > 0. Edges of weight 0 say nothing. Equal weights: the lower channel first, then the earlier voxel in raster order.
+    a + bias > 0. Edges of weight 0 say nothing. Of equal weights the lower channel comes first, then the earlier voxel
+    in raster order.
 
     strides, one (z, y, x) triple or one a channel, keep only the edges stored at multiples of them; a single triple
     thins the channels that are not `attractive`.
