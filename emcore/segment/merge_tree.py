@@ -7,7 +7,7 @@ key being the largest among an edge's contacts: with that rule the tree is a fun
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -245,6 +245,12 @@ def quantile_levels(graph: RegionGraph, score: Score) -> tuple[np.ndarray, np.nd
     return 1 - (np.arange(score.bins) + 0.5) / score.bins, level
 
 
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: float, *, out: np.ndarray | None = None,
+        threads: int | None = None) -> np.ndarray: ...
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: Sequence[float], *, out: None = None,
+        threads: int | None = None) -> list[np.ndarray]: ...
 def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[float], *, out: np.ndarray | None = None,
         threads: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""
