@@ -1,5 +1,6 @@
 """Connected components of label volumes, masks and affinities; 2D too."""
 
+from typing import Literal, overload
 
 import numpy as np
 
@@ -16,6 +17,12 @@ _AXES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # rank, connectivity -> how 
 _SLAB_VOXELS = 2**31  # the nodes of a slab are 32-bit
 
 
+@overload
+def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: Literal[False] = False,
+                         threads: int | None = None) -> np.ndarray: ...
+@overload
+def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: Literal[True],
+                         threads: int | None = None) -> tuple[np.ndarray, int]: ...
 def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: bool = False,
                          threads: int | None = None) -> np.ndarray | tuple[np.ndarray, int]:
     """uint32 labels (uint64 beyond 2**32 - 1) of the connected pieces of equal labels, count=True: and their number.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,9 +11,6 @@ from emcore.kernels import merge_tree as kernel
 from emcore.segment.arrays import as_array
 from emcore.segment.graph import SUM_SCALE, RegionGraph
 from emcore.segment.merge_tree import MergeTree
-
-if TYPE_CHECKING:
-    from emcore.segment.segmentation import Segmentation
 
 SHOWN = 12  # merges that are printed from either end of a long chain
 
@@ -135,16 +132,14 @@ def shortened(rows: list[str], shown: int) -> list[str]:
     return [*rows[:shown], f"  ... {len(rows) - 2 * shown} more ...", *rows[-shown:]]
 
 
-def explain(segmentation: "Segmentation", voxel: Sequence[int], threshold: float,
-            other: Sequence[int] | None = None) -> Explanation:
-    """See Segmentation.explain."""
-    tree, graph, sizes = segmentation.tree, segmentation.graph, segmentation.sizes
-    table = tree.table(threshold)
+def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statistic: str, voxel: Sequence[int],
+            threshold: float, other: Sequence[int] | None = None) -> Explanation:
+    """See Segmentation.explain; the graph needs the sizes of its fragments."""
+    sizes, table = graph.sizes, tree.table(threshold)
     made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))  # merges up to the label
-    place, second = (None if one is None else place_of(segmentation, one, sizes, table) for one in (voxel, other))
-    name = str(segmentation.statistic)
+    place, second = (None if one is None else place_of(fragments, one, sizes, table) for one in (voxel, other))
     if place.fragment == 0:
-        return Explanation(place, threshold, name, 0, 0, (), second)
+        return Explanation(place, threshold, statistic, 0, 0, (), second)
     joined = joins(tree, place.fragment)
     inside = joined < made
     merges = tuple(chain(tree, graph, sizes, joined, made))
@@ -156,16 +151,16 @@ def explain(segmentation: "Segmentation", voxel: Sequence[int], threshold: float
         else:
             found["joined_at"] = float(tree.score[at]) if at < len(tree.score) else None
             found["contact"] = contact(graph, table, place.label, second.label)
-    return Explanation(place, threshold, name, int(inside[1:].sum()), int(sizes[inside].sum()), merges, **found)
+    return Explanation(place, threshold, statistic, int(inside[1:].sum()), int(sizes[inside].sum()), merges, **found)
 
 
-def place_of(segmentation: "Segmentation", voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Place:
-    position, shape = as_array("voxel", voxel), segmentation.fragments.shape
+def place_of(fragments: np.ndarray, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Place:
+    position, shape = as_array("voxel", voxel), fragments.shape
     if position.shape != (3,) or position.dtype.kind not in "iu" or not (
             (position >= 0) & (position < shape)).all():
         raise InputError(f"a voxel is three whole numbers z, y, x within {tuple(shape)}; got {voxel}")
     voxel = tuple(position.tolist())
-    fragment = int(segmentation.fragments[voxel])
+    fragment = int(fragments[voxel])
     return Place(voxel, fragment, int(sizes[fragment]), int(table[fragment]))
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
@@ -103,6 +104,12 @@ def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndar
     return merged[: tree_kernel.link_by_size(u, v, order, sizes.copy(), limit, parent, merged)]
 
 
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: float, *, out: np.ndarray | None = None,
+        threads: int | None = None) -> np.ndarray: ...
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: Sequence[float], *, out: None = None,
+        threads: int | None = None) -> list[np.ndarray]: ...
 def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[float], *, out: np.ndarray | None = None,
         threads: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""

@@ -174,12 +174,13 @@ class Segmentation:
     def explain(self, voxel: Sequence[int], threshold: float = 0.5,
                 other: Sequence[int] | None = None) -> Explanation:
         """Why a voxel (z, y, x) has its label at a threshold; with another voxel, why both are one or are not."""
-        return explain(self, voxel, threshold, other)
+        sizes, name = self.sizes, parse_statistic(self.statistic).name
+        return explain(self.fragments, replace(self.graph, sizes=sizes), self.tree, name, voxel, threshold, other)
 
     def write(self, path: str | PathLike, resolution: Sequence[float] | None = None,
               offset: Sequence[float] | None = None, attributes: dict[str, Any] | None = None) -> None:
         """Adds tree, graph and fragments to an HDF5 file, from which `read` takes them."""
-        statistic = self.statistic if isinstance(self.statistic, str) else parse_statistic(self.statistic).name
+        statistic = parse_statistic(self.statistic).name
         # the small ones first: a file is copied whenever it gets another dataset
         write_tree(Path(path), self.tree, {"statistic": statistic, "ties": self.ties})
         write_graph(Path(path), self.graph)
