@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
     from emcore.engine import checkpoint, ranks, weights
-    from emcore.engine.pages import keep_pages
+    from emcore.engine.memory import keep_pages
     from emcore.prediction import parts
 
     if not settings.data.test:
@@ -81,8 +81,9 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
 def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> bool:
     """Whether the prediction is there at the end; if not, other processes are at work on it."""
+    from emcore.engine.arithmetic.mode import Arithmetic
+    from emcore.engine.arithmetic.prediction import comply, decide
     from emcore.prediction import parts, predict
-    from emcore.prediction.arithmetic import Arithmetic, comply, decide
     from emcore.prediction.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 
 from emcore import config
-from emcore.engine import checkpoint, finish
+from emcore.engine import checkpoint, resume
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.best import Best
 from emcore.engine.ema import MovingAverage
-from emcore.engine.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Supervised
 from emcore.errors import InputError
@@ -47,14 +48,14 @@ def parts_of(wanted: Settings) -> dict:
     average = MovingAverage(task.net, wanted.train.ema)
     average.weights["tail.2.bias"] += 1
     return {"task": task, "optimizer": optimizer, "average": average, "plateau": None,
-            "scaler": torch.amp.GradScaler("cpu", enabled=False), "best": finish.Best(wanted.train.save)}
+            "scaler": torch.amp.GradScaler("cpu", enabled=False), "best": Best(wanted.train.save)}
 
 
 def make(folder: Path) -> None:
     """One file of each kind."""
     wanted = settings()
     parts = parts_of(wanted)
-    finish.keep(folder, 5, wanted, parts, {"steps": 1.0})
+    resume.keep(folder, 5, wanted, parts, {"steps": 1.0})
     run = folder / "checkpoints" / KINDS["run"]
     run.rename(folder / run.name)
     content = torch.load(folder / run.name, weights_only=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from emcore import config
-from emcore.engine.mode import Mode
+from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.steps import Masked
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
@@ -101,7 +101,7 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     for name in ("dbmim_pretrain_r33", "dbmim_finetune_r33", "dbmim_finetune_scratch"):
         shutil.copy(ROOT / "configs" / f"{name}.toml", tmp_path / "recipes")
     main = main_of("train")
-    monkeypatch.setattr("emcore.engine.verdict.agree", begins)
+    monkeypatch.setattr("emcore.engine.arithmetic.verdict.agree", begins)
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml"]) == 2
     told = capsys.readouterr().err
     assert "there is no file outputs/dbmim_pretrain_r33/checkpoints/step_000160000.pt" in told

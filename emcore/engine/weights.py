@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from emcore.config import from_table, to_table
-from emcore.engine import checkpoint, finish
+from emcore.engine import checkpoint
+from emcore.engine.best import best_checkpoint
 from emcore.engine.published import is_published, published_tables
 from emcore.errors import InputError
 from emcore.settings.model import Model
@@ -18,7 +19,7 @@ from emcore.settings.model import Model
 def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a choice and its content: a file, "best" by what the run monitored, or "", the newest."""
     if choice:
-        path = finish.best(run) if choice == "best" else Path(choice)
+        path = best_checkpoint(run) if choice == "best" else Path(choice)
         return path, checkpoint.read(path)
     found = checkpoint.read_newest(run / "checkpoints")
     if found is None:

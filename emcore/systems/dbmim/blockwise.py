@@ -21,8 +21,8 @@ from torch import nn
 from emcore import config, metrics, results
 from emcore.decode.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
 from emcore.engine import checkpoint, ranks, weights
-from emcore.engine.mode import fast_precision
-from emcore.engine.pages import keep_pages
+from emcore.engine.arithmetic.mode import fast_precision
+from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
