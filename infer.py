@@ -41,14 +41,17 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
-    from emcore.engine import checkpoint, weights
+    choice = options.checkpoint or settings.infer.checkpoint
+    if options.cut is not None:
+        return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut)
+    from emcore.engine import checkpoint, weights  # with torch, which all above does without
+    from emcore.systems.checkpoints import ours
 
-    path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path, content = weights.taken(results.run_folder(settings), choice)
+    content = ours(content)
     if options.export:
         return export(settings, path, content, Path(options.export))
     folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
-    if options.cut is not None:
-        return cut_again(settings, folder, options.cut)
     return predict_all(settings, path, content, folder, options.again)
 
 

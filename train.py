@@ -80,6 +80,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.stop import StopRequest, dump_bad_batch
     from emcore.files import write_text
     from emcore.prediction.validation import Validation
+    from emcore.systems.checkpoints import ours
 
     keep_pages(mode.device)
     train, data = settings.train, settings.data
@@ -100,7 +101,8 @@ def run(settings: Settings, mode, ranks) -> int:
     task = (Masked if settings.pretrain else Supervised)(settings, mode, sources[0].resolution).to(device)
     policy = settings.pretrain.policy if settings.pretrain else None
     if train.start_from:
-        copied = checkpoint.start_from(task.net, train.start_from, train.start_include, train.start_exclude)
+        copied = checkpoint.start_from(task.net, ours(checkpoint.read(train.start_from)), train.start_from,
+                                       train.start_include, train.start_exclude)
         if lead:
             print(f"{len(copied)} tensors taken from {train.start_from}", flush=True)
     freeze(task, train.freeze)

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOME = {
     "open_volume": "emcore.volumes",
     "create_volume": "emcore.volumes",
-    "load_model": "emcore.engine.checkpoint",
+    "load_model": "emcore.systems.checkpoints",
     "predict": "emcore.prediction",
     "segment": "emcore",
     "metrics": "emcore",

@@ -25,6 +25,7 @@ from emcore.engine.steps import Supervised
 from emcore.errors import InputError
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings import Settings
+from emcore.systems.checkpoints import ours
 from emcore.systems.legacy_v1.weights import load_net, save_net
 from emcore.systems.pytc.checkpoint import import_checkpoint
 
@@ -73,7 +74,7 @@ def load(kind: str, path: Path):
         return import_checkpoint(path, settings())
     if kind == "legacy":
         return load_net(str(path))[0].state_dict()
-    content = checkpoint.read(path)
+    content = ours(checkpoint.read(path))
     return content, checkpoint.model_of(content, path).state_dict()
 
 

@@ -28,6 +28,7 @@ from emcore.errors import InputError
 from emcore.prediction.validation import Validation
 from emcore.settings.augment import Augment
 from emcore.settings.train import Save
+from emcore.systems.checkpoints import load_model
 from tests import damaged_files
 from tests.test_train import environment, place, rows, state, train  # noqa: F401
 
@@ -175,7 +176,7 @@ def test_a_config_that_its_tensors_do_not_fill_builds_no_net(files, tmp_path):
         torch.save({**content, "config": {**content["config"], "model": {**content["config"]["model"], **change}}},
                    tmp_path / "a.pt")
         with pytest.raises(InputError) as error:
-            checkpoint.load_model(tmp_path / "a.pt")
+            load_model(tmp_path / "a.pt")
         assert str(tmp_path / "a.pt") in str(error.value), change
         assert "\n" not in str(error.value)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5e8
@@ -257,7 +258,7 @@ def test_the_choice_of_weights_is_done_or_refused_and_recorded_in_exported_files
     assert choose(older, "auto", "a.pt")[1] == "not recorded"
     with pytest.raises(InputError, match=r"a\.pt does not record whether its weights are averaged"):
         choose(older, "averaged", "a.pt")
-    plain_net = checkpoint.load_model(files / damaged_files.KINDS["run"], choice="plain")
+    plain_net = load_model(files / damaged_files.KINDS["run"], choice="plain")
     assert torch.equal(plain_net.state_dict()["tail.2.bias"], content["model"]["tail.2.bias"])
 
 

@@ -12,7 +12,6 @@ from emcore.errors import InputError
 from emcore.settings.train import Save
 
 HIGHER_IS_BETTER = {"jaccard/val"}
-BEST_FILE = "best.json"  # for the page, which reads no checkpoint
 
 
 class Best:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from emcore import config
 from emcore.engine import checkpoint
-from emcore.engine.best import BEST_FILE, ranking
+from emcore.engine.best import ranking
 from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
 from emcore.files import write_text
+from emcore.results import BEST_FILE
 from emcore.settings import Settings
 
 # settings that may change between the pieces of a run: how long, how fast, what is written

@@ -11,7 +11,6 @@ from torch import nn
 from emcore.config import from_table, to_table
 from emcore.engine import checkpoint
 from emcore.engine.best import best_checkpoint
-from emcore.engine.published import is_published, published_tables
 from emcore.errors import InputError
 from emcore.settings.model import Model
 
@@ -35,9 +34,7 @@ def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Mod
 
 def net_table(content: Mapping[str, Any]) -> dict[str, Any]:
     """The table [model] of a checkpoint with every setting, those that are newer than the file by their defaults."""
-    config = content["config"]
-    table = published_tables(config)[0] if is_published(config) else config["model"]
-    return to_table(from_table(Model, table, "model"))
+    return to_table(from_table(Model, content["config"]["model"], "model"))
 
 
 def digest(model: nn.Module) -> str:

@@ -30,6 +30,7 @@ from emcore.prediction.streaming import predict
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.target import affinity_offsets
+from emcore.systems.dbmim import published
 from emcore.systems.dbmim.sweep import (
     CALIBRATION,
     KEYS,
@@ -172,6 +173,7 @@ def main(arguments: Sequence[str]) -> int:
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    content = published.translated(content)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)
     folder = results.folder_of(settings, path, checkpoint.step_of(content))
