@@ -10,7 +10,7 @@ import torch
 
 from emcore import config
 from emcore.data.augment import augment_batch, check_augment, margin
-from emcore.engine.mode import Mode
+from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Masked, Supervised
 from emcore.settings import READS, Settings

@@ -10,6 +10,7 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.settings import Settings
 from emcore.settings.model import Model
+from emcore.systems.checkpoints import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "weights").glob("*.pt"))
@@ -24,7 +25,7 @@ def test_weights_belong_to_a_recipe_and_predict(path):
     assert checkpoint.step_of(content) == settings.train.steps
     assert config.from_table(Model, content["config"]["model"], "model") == settings.model
     assert not re.search(r"'/\w", str(content["config"])), "a path of the machine it was trained on"
-    net = checkpoint.load_model(path)
+    net = load_model(path)
     with torch.inference_mode():
         out = net(torch.rand(1, 1, *settings.data.patch))
     assert out.shape == (1, settings.model.out_channels, *settings.data.patch)

@@ -21,8 +21,8 @@ from torch import nn
 from emcore import config, metrics, results
 from emcore.decode.affinities import read_affinities, segmentation_of
 from emcore.engine import checkpoint, ranks, weights
-from emcore.engine.mode import fast_precision
-from emcore.engine.pages import keep_pages
+from emcore.engine.arithmetic.mode import fast_precision
+from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
@@ -31,6 +31,7 @@ from emcore.segment import Affinities
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.target import affinity_offsets
+from emcore.systems.dbmim import published
 from emcore.systems.dbmim.sweep import (
     CALIBRATION,
     KEYS,
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    content = published.translated(content)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)
     folder = results.folder_of(settings, path, checkpoint.step_of(content))

@@ -10,7 +10,7 @@ from torch import nn
 
 from emcore.data.sources import open_source
 from emcore.engine import ranks
-from emcore.engine.pages import keep_pages
+from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
 from emcore.models.build import check_patch
 from emcore.prediction.streaming import Job, as_given

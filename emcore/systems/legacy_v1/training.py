@@ -16,7 +16,7 @@ from emcore.data.sampler import Sampler, load, sample_numbers
 from emcore.data.sources import open_sources
 from emcore.data.targets import make_targets
 from emcore.engine import ranks
-from emcore.engine.pages import keep_pages
+from emcore.engine.memory import keep_pages
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
