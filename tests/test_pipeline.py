@@ -11,7 +11,7 @@ import pytest
 
 from emcore import metrics, segment
 from emcore.decode.labels import decode, recut
-from emcore.report.scores import score_volume
+from emcore.metrics.evaluation import score_volume
 from emcore.settings.evaluate import Evaluate
 from emcore.settings.predict import Decode
 from emcore.volumes import create_volume, open_volume

@@ -14,6 +14,7 @@ from typing import Any
 from emcore import config
 from emcore.errors import InputError
 from emcore.files import write_text
+from emcore.metrics.evaluation import BETTER
 from emcore.reading import read_text, shown
 from emcore.report.figures import plot
 from emcore.report.views import make_view
@@ -116,11 +117,11 @@ def score_table(found: dict[str, Any]) -> str:
     rows = [(name, row) for name, scores in found.items() for row in scores["scores"]]
     if not rows:
         return "<p>Nothing is scored yet: run evaluate.py.</p>"
-    return table(("volume", "score", "value", "convention"),
+    return table(("volume", "score", "value", "better", "convention"),
                  [(escape(name), escape(str(row["score"])),
-                   "undefined" if row["value"] is None else f"{row['value']:.4g}", escape(str(row["convention"])))
-                  for name, row in rows],
-                 "VOI in bits. Lower is better for VOI, Rand error and CREMI score, higher for F1 and Jaccard.")
+                   "undefined" if row["value"] is None else f"{row['value']:.4g}",
+                   BETTER.get(str(row["score"]), ""), escape(str(row["convention"]))) for name, row in rows],
+                 "VOI in bits.")
 
 
 def note_list(notes: list[tuple[str, str]]) -> str:
