@@ -19,7 +19,7 @@ from emcore.segment.cleanup import merge_dust
 from emcore.segment.graph import RegionGraph
 from emcore.segment.merge_tree import MergeTree, finish, start
 from emcore.segment.slices import SEEDS
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, ConnectedDecode
 from emcore.threads import run_parallel, thread_count
 from emcore.volumes import Volume
 
@@ -33,7 +33,7 @@ class Affinities(NamedTuple):
     convention: dict[str, Any]
 
 
-def read_affinities(prediction: Volume, settings: Decode) -> Affinities:
+def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDecode) -> Affinities:
     """The three nearest-neighbour channels of a prediction, calibrated by [decode]; only they are read."""
     channels, offsets = pick_channels(prediction, settings.channels)
     values = np.empty((3, *prediction.shape[1:]), prediction.dtype)
@@ -123,7 +123,7 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip((logits + bias) / temperature, -LARGEST_LOGIT, LARGEST_LOGIT)))
 
 
-def make_fragments(affs: Affinities, settings: Decode) -> np.ndarray:
+def make_fragments(affs: Affinities, settings: AffinityDecode) -> np.ndarray:
     """Fragments of the watershed of the volume, or of floods of its sections."""
     if settings.fragments == "watershed":
         return segment.watershed(affs.values, settings.low, settings.high, plateau=settings.ties,
@@ -134,17 +134,18 @@ def make_fragments(affs: Affinities, settings: Decode) -> np.ndarray:
     return segment.seeded_slices(affs.values, settings.fragments, **affs.convention)
 
 
-def make_graph(fragments: np.ndarray, affs: Affinities, settings: Decode) -> RegionGraph:
+def make_graph(fragments: np.ndarray, affs: Affinities, settings: AffinityDecode) -> RegionGraph:
     statistics = ("sizes", "running_mean") if settings.ties == "waterz" else ("sizes",)
-    return segment.region_graph(fragments, affs.values, score=settings.score, statistics=statistics, **affs.convention)
+    return segment.region_graph(fragments, affs.values, score=settings.statistic, statistics=statistics,
+                                **affs.convention)
 
 
-def make_tree(graph: RegionGraph, settings: Decode) -> MergeTree:
-    return segment.agglomerate(graph, settings.score, tie_break=settings.ties)
+def make_tree(graph: RegionGraph, settings: AffinityDecode) -> MergeTree:
+    return segment.agglomerate(graph, settings.statistic, tie_break=settings.ties)
 
 
 def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTree, affs: Affinities | None,
-                settings: Decode) -> np.ndarray:
+                settings: AffinityDecode) -> np.ndarray:
     """The tree cut at the threshold; then boundaries are cleared, dust merged and removed, sections linked.
 
     The graph is needed where `needs_graph` says so, the affinities where `needs_affinities` does.
@@ -155,7 +156,7 @@ def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTre
     if settings.dust_size or settings.remove_size:
         borders = None
         if settings.dust_size:
-            borders = finish(start(graph, settings.score, settings.ties), settings.threshold,
+            borders = finish(start(graph, settings.statistic, settings.ties), settings.threshold,
                              with_remaining=True)[1]
         labels = merge_dust(labels, tree.table(settings.threshold), borders, settings.dust_size,
                             affinity=settings.dust_affinity, remove=settings.remove_size)
@@ -167,9 +168,9 @@ def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTre
     return labels
 
 
-def needs_graph(settings: Decode) -> bool:
+def needs_graph(settings: AffinityDecode) -> bool:
     return settings.dust_size > 0
 
 
-def needs_affinities(settings: Decode) -> bool:
+def needs_affinities(settings: AffinityDecode) -> bool:
     return settings.boundary > 0 or settings.link is not None

@@ -25,7 +25,7 @@ from emcore.metrics.curves import ThresholdCurve
 from emcore.metrics.score import IGNORED_TRUTH, overlap
 from emcore.metrics.tables import Contingency
 from emcore.segment.scores import parse_score
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 OBJECTIVES = ("adapted_rand", "voi", "cremi_score", "voi_split", "voi_merge")
@@ -60,7 +60,7 @@ class Truth(NamedTuple):
     mask: np.ndarray | None
 
 
-def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
+def curve_stage(task: Task, point: AffinityDecode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
     """What each merge score finds at its best thresholds, before anything is done after the cut.
 
     One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
@@ -71,14 +71,14 @@ def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Th
         affs = affinities(source, point)
         fragments = make_fragments(affs, point)
         table = compared(task, source, fragments)
-        graph = make_graph(fragments, affs, replace(point, score=demanding))
+        graph = make_graph(fragments, affs, replace(point, statistic=demanding))
         del fragments, affs
         for score in scores:
-            curves[score].append(metrics.fold(table, make_tree(graph, replace(point, score=score))))
+            curves[score].append(metrics.fold(table, make_tree(graph, replace(point, statistic=score))))
     return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
 
 
-def decoded_stage(task: Task, point: Decode) -> Found:
+def decoded_stage(task: Task, point: AffinityDecode) -> Found:
     """The scores of one full decoding, with everything that happens after the cut."""
     volumes = {}
     for source in task.sources:
@@ -136,14 +136,14 @@ def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
     return table
 
 
-def affinities(source: Source, point: Decode) -> Affinities:
+def affinities(source: Source, point: AffinityDecode) -> Affinities:
     """Those of one volume, calibrated; what was read is kept for the next stage."""
     return calibrate(stored_affinities(source.prediction, point.channels), point.bias, point.temperature)
 
 
 @lru_cache(maxsize=1)
 def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
-    affs = read_affinities(open_volume(prediction), Decode(channels=channels))
+    affs = read_affinities(open_volume(prediction), AffinityDecode(channels=channels))
     segment.check_affinities(affs.values, **affs.convention)
     return affs
 

@@ -29,7 +29,7 @@ from emcore.segment.affinities import above, decode_affinities
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.scores import parse_score
 from emcore.settings import Settings
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 CALIBRATION = ("affinity_variant", "calibration_bias_z", "calibration_bias_y", "calibration_bias_x",
@@ -115,7 +115,7 @@ def check_sweep(settings: Settings) -> None:
 
 
 def merge_scores(settings: Settings) -> tuple[str, ...]:
-    return settings.evaluate.sweep.merges or (settings.decode.score,)
+    return settings.evaluate.sweep.statistics or (settings.decode.statistic,)
 
 
 def variants(settings: Settings) -> Iterator[Variant]:
@@ -177,7 +177,7 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     clock = time.perf_counter()
     fragments = make_fragments(affs, settings.decode)
     demanding = max(names, key=lambda name: parse_score(name).every_contact)
-    graph = make_graph(fragments, affs, replace(settings.decode, score=demanding))
+    graph = make_graph(fragments, affs, replace(settings.decode, statistic=demanding))
     shared = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     clock = time.perf_counter()
     table = whole_table(open_volume(fragments), truth, (0, 0, 0), truth_start, fragments.shape, border_box=borders)
@@ -185,7 +185,7 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     counted = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     for name in names:
         clock = time.perf_counter()
-        tree = make_tree(graph, replace(settings.decode, score=name))
+        tree = make_tree(graph, replace(settings.decode, statistic=name))
         merged = shared + (time.perf_counter() - clock) / len(thresholds)
         clock = time.perf_counter()
         rows = list(threshold_rows(table, tree, thresholds))
@@ -211,7 +211,7 @@ def threshold_rows(table: Contingency, tree: MergeTree,
             "n_gt": len(table.truth_ids), "n_voxels": table.voxels}
 
 
-def seed_boundary(decode: Decode) -> float | str:
+def seed_boundary(decode: AffinityDecode) -> float | str:
     """The boundary threshold of dbMiM's seeds, where it is they that make the fragments."""
     name, _, value = decode.fragments.partition("-")
     return float(value or 0.5) if name == "maxima_distance" else ""
