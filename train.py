@@ -80,6 +80,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.stop import StopRequest, dump_bad_batch
     from emcore.files import write_text
     from emcore.prediction.validation import Validation
+    from emcore.settings.train import NoPolicy, PlateauSchedule
     from emcore.systems.checkpoints import ours
 
     keep_pages(mode.device)
@@ -99,7 +100,6 @@ def run(settings: Settings, mode, ranks) -> int:
 
     # net, loss, optimizer
     task = (Masked if settings.pretrain else Supervised)(settings, mode, sources[0].resolution).to(device)
-    policy = settings.pretrain.policy if settings.pretrain else None
     if train.start_from:
         copied = checkpoint.start_from(task.net, ours(checkpoint.read(train.start_from)), train.start_from,
                                        train.start_include, train.start_exclude)
@@ -109,10 +109,10 @@ def run(settings: Settings, mode, ranks) -> int:
     if train.sync_batchnorm and ranks.world > 1:
         task = share_batch_statistics(task, device)
     task.prepare()
-    optimizer = build_optimizer(task, train, (policy.lr, policy.weight_decay) if policy else None)
+    optimizer = build_optimizer(task, train, settings.pretrain.policy if settings.pretrain else NoPolicy())
     scaler = torch.amp.GradScaler(mode.device, enabled=mode.precision == "fp16")
     average = MovingAverage(task.net, train.ema) if train.ema.decay > 0 else None
-    plateau = Plateau(train.schedule, train.optimizer) if train.schedule.kind == "plateau" else None
+    plateau = Plateau(train.schedule, train.optimizer.lr) if isinstance(train.schedule, PlateauSchedule) else None
 
     # resume
     best = Best(train.save)

@@ -12,7 +12,7 @@ from emcore.reading import read_text
 from emcore.record import LABELS, listed
 from emcore.settings import Settings
 from emcore.settings.data import result_names
-from emcore.settings.predict import Decode
+from emcore.settings.decode import Decode
 from emcore.volumes import open_volume, split_reference
 
 STEP = "results_step="  # folders in a run's own folder

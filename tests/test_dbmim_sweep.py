@@ -223,9 +223,9 @@ def test_an_edge_at_its_earlier_voxel_agrees_with_the_truth_as_well(tmp_path):
 
 @pytest.mark.parametrize("evaluate, decode, sentence", [
     ({"border_nm": 25.0}, {}, "evaluate.border_nm, which is 25, to 0"),
-    ({"sweep": {"thresholds": (0.5, 1.5)}}, {}, "thresholds must be numbers from 0 to 1"),
-    ({"sweep": {"thresholds": ()}}, {}, "thresholds must be numbers from 0 to 1"),
-    ({"sweep": {"temperatures": (0.0,)}}, {}, "temperature above 0"),
+    ({"sweep": {"thresholds": (0.5, 1.5)}}, {}, "evaluate.sweep.thresholds"),
+    ({"sweep": {"thresholds": ()}}, {}, "evaluate.sweep.thresholds"),
+    ({"sweep": {"temperatures": (0.0,)}}, {}, r"temperatures\[0\] must be above 0"),
     ({"sweep": {"merges": ("best",)}}, {}, "unknown statistic 'best'"),
     ({}, {"kind": "components"}, "decode.kind is components"),
 ])

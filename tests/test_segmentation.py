@@ -12,7 +12,7 @@ from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.segment import segmentation as module
 from emcore.segment.graph import SUM_SCALE
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
 
 
@@ -177,7 +177,7 @@ def labels(tmp_path):
     with create_volume(f"{tmp_path}/a_prediction.h5:main", affs.shape, "float32", (40, 4, 4), (0, 0, 0),
                        {"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}) as out:
         out[...] = affs
-    settings = Decode("affinities", threshold=0.5, low=0.1, high=0.9, dust_size=0, remove_size=10)
+    settings = AffinityDecode(threshold=0.5, low=0.1, high=0.9, dust_size=0, remove_size=10)
     return decode(open_volume(tmp_path / "a_prediction.h5"), settings, tmp_path / "a_labels.h5")
 
 

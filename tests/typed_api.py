@@ -21,7 +21,7 @@ from emcore.metrics.partitions import ForegroundRestricted, OverlapIndices, Rand
 from emcore.metrics.skeletons import RunLength
 from emcore.metrics.synapses import PartnersF1, SynapseF1
 from emcore.segment.linking import Joined
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 
 Array = NDArray[Any]
 AFFINITIES = np.random.default_rng(0).random((3, 6, 12, 14), np.float32)
@@ -125,7 +125,7 @@ def use_decode(folder: Path) -> None:
                               attributes={"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}) as out:
         out[...] = AFFINITIES
     prediction = emcore.open_volume(folder / "made_prediction.h5")
-    stored = decode.decode(prediction, Decode(kind="affinities", low=0.1), folder / "made_labels.h5")
+    stored = decode.decode(prediction, AffinityDecode(low=0.1), folder / "made_labels.h5")
     assert_type(stored, Path)
     assert_type(decode.recut(stored, 0.4, folder / "other_labels.h5"), Path)
 

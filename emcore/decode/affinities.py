@@ -13,14 +13,14 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.segment import Affinities, LinkRule, Segmentation
 from emcore.segment.affinities import NEAREST, nearest_channels, signed_offsets, stored_table
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, ConnectedDecode
 from emcore.threads import run_parallel, thread_count
 from emcore.volumes import Volume
 
 LARGEST_LOGIT = 50.0
 
 
-def read_affinities(prediction: Volume, settings: Decode) -> Affinities:
+def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDecode) -> Affinities:
     """The three nearest-neighbour channels of a prediction, calibrated by [decode]; only they are read."""
     channels, offsets = pick_channels(prediction, settings.channels)
     values = np.empty((3, *prediction.shape[1:]), prediction.dtype)
@@ -106,19 +106,19 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip((logits + bias) / temperature, -LARGEST_LOGIT, LARGEST_LOGIT)))
 
 
-def segmentation_of(affs: Affinities | None, settings: Decode) -> Segmentation:
+def segmentation_of(affs: Affinities | None, settings: AffinityDecode) -> Segmentation:
     """Fragments, graph and tree of affinities by [decode]; none of them is made yet."""
     return Segmentation(affs, low=settings.low, high=settings.high, fragments=settings.fragments,
-                        statistic=settings.score, ties=settings.ties)
+                        statistic=settings.statistic, ties=settings.ties)
 
 
-def labels_of(segmentation: Segmentation, settings: Decode) -> np.ndarray:
+def labels_of(segmentation: Segmentation, settings: AffinityDecode) -> np.ndarray:
     """The tree cut at the threshold; then boundaries are cleared, dust merged and removed, sections linked."""
     link = None if settings.link is None else LinkRule(**asdict(settings.link))
     return segmentation.labels(settings.threshold, boundary=settings.boundary, dust_size=settings.dust_size,
                                dust_affinity=settings.dust_affinity, remove_size=settings.remove_size, link=link)
 
 
-def needs_affinities(settings: Decode) -> bool:
+def needs_affinities(settings: AffinityDecode) -> bool:
     """Whether labels at another threshold look at the affinities again."""
     return settings.boundary > 0 or settings.link is not None

@@ -21,7 +21,16 @@ from emcore.record import read as read_record
 from emcore.results import check_source
 from emcore.segment import Affinities, Segmentation
 from emcore.segment.affinities import above, check_table, stored_table
-from emcore.settings.predict import Decode
+from emcore.settings.decode import (
+    AffinityDecode,
+    ComponentsDecode,
+    ConnectedDecode,
+    ContourDecode,
+    Decode,
+    MutexDecode,
+    NoDecode,
+    PolarityDecode,
+)
 from emcore.volumes import Volume, create_volume, open_volume
 
 
@@ -30,17 +39,16 @@ def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, An
 
     record: what made the labels, see emcore/record.py; it is kept with them.
     """
-    if settings.kind == "none":
+    if isinstance(settings, NoDecode):
         raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity or contour "
                          "to make labels")
-    check_thresholds(settings)
     place = (prediction.resolution, prediction.offset)
     segmentation = None
-    if settings.kind == "affinities":
+    if isinstance(settings, AffinityDecode):
         segmentation = segmentation_of(read_affinities(prediction, settings), settings)
         labels = labels_of(segmentation, settings)
     else:
-        labels = KINDS[settings.kind](prediction, settings)
+        labels = KINDS[type(settings)](prediction, settings)
     with assembled(out) as path:  # old labels stay until the new ones are whole
         if segmentation is not None:
             segmentation.write(path, *place, {"decode": config.to_table(settings)})
@@ -58,7 +66,6 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     settings = replace(config.from_table(Decode, made_by, "decode"), threshold=threshold)
-    check_thresholds(settings)
     made_of = read_record(stored, LABELS)
     if needs_affinities(settings):
         if prediction is None or not prediction.exists():
@@ -72,24 +79,12 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
     return out
 
 
-def check_thresholds(settings: Decode) -> None:
-    """Refuses thresholds that no score can pass, before any work is done."""
-    named = {"threshold": settings.threshold, "seed_threshold": settings.seed_threshold}
-    named |= {f"thresholds[{place}]": value for place, value in enumerate(settings.thresholds)}
-    for name, value in named.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"decode.{name} must be between 0 and 1, where all scores lie; got {value}")
-
-
-def connected(prediction: Volume, settings: Decode) -> np.ndarray:
+def connected(prediction: Volume, settings: ConnectedDecode) -> np.ndarray:
     """Voxels joined by affinities above the threshold, or above one threshold each along z, y and x."""
     affs = read_affinities(prediction, settings)
     if not settings.thresholds:
         labels = segment.affinity_components(affs, settings.threshold)
     else:
-        if len(settings.thresholds) != 3:
-            raise InputError("decode.thresholds must be three for kind = connected, along z, y and x; "
-                             f"got {list(settings.thresholds)}")
         affs.check_values()
         joined = np.empty(affs.values.shape, np.uint8)
         for row, values, threshold in zip(joined, affs.values, settings.thresholds):
@@ -99,7 +94,7 @@ def connected(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def mutex(prediction: Volume, settings: Decode) -> np.ndarray:
+def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
     """The mutex watershed of all channels with an offset: nearest neighbours attract, longer steps hold apart."""
     offsets = stored_offsets(prediction)
     if offsets is None:
@@ -118,7 +113,7 @@ def mutex(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def components(prediction: Volume, settings: Decode) -> np.ndarray:
+def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     """Pieces of the voxels where some channel is above its threshold; with seeds, those that grow from them.
 
     Seeds are pieces above seed_threshold. They flood the foreground from its largest values down; foreground that
@@ -134,9 +129,6 @@ def components(prediction: Volume, settings: Decode) -> np.ndarray:
         foreground |= above(channel, threshold, table)
     if not settings.seed_threshold:
         return without_small(segment.connected_components(foreground, settings.connectivity), settings.remove_size)
-    if settings.seed_threshold < max(thresholds):
-        raise InputError(f"decode.seed_threshold {settings.seed_threshold} must not be below the foreground's "
-                         f"threshold {max(thresholds)}")
     best = values.max(0)
     seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
     # codes rise with what they stand for, so they serve as heights as well as the values
@@ -149,7 +141,7 @@ def components(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def polarity(prediction: Volume, settings: Decode) -> np.ndarray:
+def polarity(prediction: Volume, settings: PolarityDecode) -> np.ndarray:
     """Synapses with two sides: 2n - 1 and 2n."""
     values = chosen(prediction, settings.channels)
     if stored_table(prediction) is not None:
@@ -158,7 +150,7 @@ def polarity(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def contour(prediction: Volume, settings: Decode) -> np.ndarray:
+def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:
     """Instances from foreground, contour and distance; remove_size is their smallest size."""
     limits = settings.contour
     return segment.contour_instances(real(chosen(prediction, settings.channels), prediction), binary=limits.binary,
@@ -166,7 +158,8 @@ def contour(prediction: Volume, settings: Decode) -> np.ndarray:
                                      remove_size=settings.remove_size)
 
 
-KINDS = {"connected": connected, "mutex": mutex, "components": components, "polarity": polarity, "contour": contour}
+KINDS = {ConnectedDecode: connected, MutexDecode: mutex, ComponentsDecode: components, PolarityDecode: polarity,
+         ContourDecode: contour}
 
 
 def chosen(prediction: Volume, channels: tuple[int, ...] | list[int]) -> np.ndarray:

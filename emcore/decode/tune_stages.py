@@ -19,7 +19,7 @@ from emcore.metrics.placement import Place, overlap
 from emcore.metrics.tables import Contingency
 from emcore.segment import Affinities
 from emcore.segment.statistics import parse_statistic
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 HASHED_BYTES = 64 << 20  # of a volume at a time
@@ -53,7 +53,7 @@ class Truth(NamedTuple):
     mask: np.ndarray | None
 
 
-def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
+def curve_stage(task: Task, point: AffinityDecode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
     """What each merge score finds at its best thresholds, before anything is done after the cut.
 
     One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
@@ -61,7 +61,7 @@ def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Th
     curves: dict[str, list[ThresholdCurve]] = {score: [] for score in scores}
     demanding = max(scores, key=lambda score: parse_statistic(score).every_contact)
     for source in task.sources:
-        segmentation = segmentation_of(affinities(source, point), replace(point, score=demanding))
+        segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
         table, graph = compared(task, source, segmentation.fragments), segmentation.graph
         del segmentation
         for score in scores:
@@ -69,7 +69,7 @@ def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Th
     return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
 
 
-def decoded_stage(task: Task, point: Decode) -> Found:
+def decoded_stage(task: Task, point: AffinityDecode) -> Found:
     """The scores of one full decoding, with everything that happens after the cut."""
     volumes = {}
     for source in task.sources:
@@ -123,14 +123,14 @@ def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
     return table
 
 
-def affinities(source: Source, point: Decode) -> Affinities:
+def affinities(source: Source, point: AffinityDecode) -> Affinities:
     """Those of one volume, calibrated; what was read is kept for the next stage."""
     return calibrate(stored_affinities(source.prediction, point.channels), point.bias, point.temperature)
 
 
 @lru_cache(maxsize=1)
 def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
-    affs = read_affinities(open_volume(prediction), Decode(channels=channels))
+    affs = read_affinities(open_volume(prediction), AffinityDecode(channels=channels))
     affs.check_values()
     return affs
 

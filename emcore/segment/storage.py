@@ -47,7 +47,7 @@ def read_made_by(path: Path) -> tuple[str, str]:
     said = open_volume(path, MERGES).attrs
     if "statistic" not in said:  # files of older versions say it with their fragments
         settings = open_volume(path, FRAGMENTS).attrs.get("decode")
-        said = settings | {"statistic": settings.get("score")} if isinstance(settings, dict) else {}
+        said = {"statistic": settings.get("score"), **settings} if isinstance(settings, dict) else {}
     found = said.get("statistic"), said.get("ties", "canonical")
     if not all(isinstance(name, str) for name in found):
         raise InputError(f"{path} does not say by which statistic its merges were made; decode the prediction again")

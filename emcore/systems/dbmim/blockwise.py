@@ -117,7 +117,7 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
     thresholds = sweep.thresholds if sweep else (settings.decode.threshold,)
     common = {"sample": name, "variant": variant, "seam_fraction": float(seams.mean()),
               "boundary_ignore_fraction": float((borders & (labels > 0)).mean()), "backend": "waterz",
-              "waterz_scoring": settings.decode.score, "boundary_threshold": seed_boundary(settings.decode),
+              "waterz_scoring": settings.decode.statistic, "boundary_threshold": seed_boundary(settings.decode),
               "inference_sec": made[1], "postprocess_sec": spent / len(thresholds),
               **agreement(Affinities(affs.values[(slice(None), *inside)], affs.offsets, table=affs.table),
                           true_affinities(labels))}

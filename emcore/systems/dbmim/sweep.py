@@ -28,7 +28,7 @@ from emcore.segment.affinities import Affinities, above
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.statistics import parse_statistic
 from emcore.settings import Settings
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 CALIBRATION = ("affinity_variant", "calibration_bias_z", "calibration_bias_y", "calibration_bias_x",
@@ -114,7 +114,7 @@ def check_sweep(settings: Settings) -> None:
 
 
 def merge_scores(settings: Settings) -> tuple[str, ...]:
-    return settings.evaluate.sweep.merges or (settings.decode.score,)
+    return settings.evaluate.sweep.statistics or (settings.decode.statistic,)
 
 
 def variants(settings: Settings) -> Iterator[Variant]:
@@ -175,7 +175,7 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     names, thresholds = merge_scores(settings), settings.evaluate.sweep.thresholds
     clock = time.perf_counter()
     demanding = max(names, key=lambda name: parse_statistic(name).every_contact)
-    segmentation = segmentation_of(affs, replace(settings.decode, score=demanding))
+    segmentation = segmentation_of(affs, replace(settings.decode, statistic=demanding))
     fragments, graph = segmentation.fragments, segmentation.graph
     shared = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     clock = time.perf_counter()
@@ -211,7 +211,7 @@ def threshold_rows(table: Contingency, tree: MergeTree,
             "n_gt": len(table.truth_ids), "n_voxels": table.voxels}
 
 
-def seed_boundary(decode: Decode) -> float | str:
+def seed_boundary(decode: AffinityDecode) -> float | str:
     """The boundary threshold of dbMiM's seeds, where it is they that make the fragments."""
     name, _, value = decode.fragments.partition("-")
     return float(value or 0.5) if name == "maxima_distance" else ""

@@ -12,11 +12,11 @@ from emcore.data.sources import open_source
 from emcore.engine import ranks
 from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
-from emcore.models.build import check_patch
 from emcore.prediction.streaming import Job, as_given
 from emcore.settings.data import Data, Volume
+from emcore.settings.model import check_patch
 from emcore.settings.predict import Activation, Infer, Views
-from emcore.settings.target import Target
+from emcore.settings.target import AffinityTarget
 from emcore.systems.legacy_v1.flags import CHANNELS
 from emcore.systems.legacy_v1.training import build, task_of
 from emcore.systems.legacy_v1.weights import load_net
@@ -41,7 +41,7 @@ def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
     infer = Infer(window=flags.patch, blend="gaussian", pad=pad, batch=flags.batch_size, views=views,
                   activation=(Activation(kind="none"),), compile="off")
     data = Data(normalise="divide", normalise_by="volume", storage="lazy")
-    offsets = Target("affinity").offsets if flags.task == "neuron" else None
+    offsets = AffinityTarget().offsets if flags.task == "neuron" else None
     source = open_source(data, Volume(image), "test")
     job = Job(net, source, infer, data, offsets, as_given(net, source, infer, "fp32"))
     job.starts = [positions(n, w, s) for n, w, s in zip(job.padded, flags.patch, stride)]
@@ -75,7 +75,7 @@ def test(flags: argparse.Namespace) -> int:
         net, _ = build(flags)
         flags.task = flags.task or "neuron"
         print("without -lm True -pm FILE the weights are random, and so is what is predicted")
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     net.to(device).eval()
     gpus = min(flags.num_gpu, torch.cuda.device_count())
     runner = nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net

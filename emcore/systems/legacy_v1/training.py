@@ -21,17 +21,17 @@ from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
 from emcore.losses import LossPlan
-from emcore.models.build import check_patch
 from emcore.models.unet_v1 import UNetV1
-from emcore.settings.loss import Loss, Term
-from emcore.settings.target import Target
-from emcore.settings.train import Optimizer, Schedule
+from emcore.settings.loss import LegacyBceTerm, Loss
+from emcore.settings.model import UNetV1Model, check_patch
+from emcore.settings.target import AffinityTarget, BinaryTarget
+from emcore.settings.train import PlateauSchedule
 from emcore.systems.legacy_v1.flags import CHANNELS, NUMBERS
 from emcore.systems.legacy_v1.samples import augmented, sample_size, sampling
 from emcore.systems.legacy_v1.weights import load_net, save_net, update_momentum
 
 WINDOW = 10  # iterations whose mean loss the schedule and the console see
-PLATEAU = Schedule(kind="plateau", factor=0.1, patience=1000, window=1, least=1e-7)
+PLATEAU = PlateauSchedule(factor=0.1, patience=1000, window=1, least=1e-7)
 BALANCE = {"A": "negative", "B": "positive"}
 
 
@@ -59,7 +59,7 @@ def build(flags: argparse.Namespace) -> tuple[UNetV1, float]:
     """The net, fresh or from -pm, and the count behind its batch statistics."""
     outside = flags.out_channel or CHANNELS[flags.task or "neuron"]
     if not flags.load_model:
-        return UNetV1(out_channels=outside), 1.0
+        return UNetV1(UNetV1Model(out_channels=outside)), 1.0
     net, count = load_net(flags.pre_model)
     found = net.fconv[0][1].out_channels
     if found != outside:
@@ -84,7 +84,7 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     say("1. setup data")
     torch.manual_seed(flags.seed)
     net, count = build(flags)
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     if flags.batch_size // here.world * math.prod(n // m for n, m in zip(flags.patch, net.multiple)) < 2:
         raise InputError(f"batch norm learns nothing from one patch of {list(flags.patch)}, the smallest there is: "
                          "raise -b, or one side of -mi")
@@ -103,8 +103,8 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     say("2.0 setup model")
     say(type(net).__name__)
     say(f"2.1 weights of {flags.pre_model}" if flags.load_model else "2.1 new weights")
-    targets = (Target("binary"),) if flags.task == "synapse" else (Target("affinity"),)
-    plan = LossPlan(Loss((Term("legacy_bce", balance=BALANCE[flags.weight_rule]),)))
+    targets = (BinaryTarget(),) if flags.task == "synapse" else (AffinityTarget(),)
+    plan = LossPlan(Loss((LegacyBceTerm(balance=BALANCE[flags.weight_rule]),)))
     net.to(here.device).train()
     module = net
     if here.world > 1:
@@ -114,7 +114,7 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
 
     say("3. setup optimizer")
     optimizer = torch.optim.Adam(net.parameters(), flags.lr, weight_decay=1e-6, amsgrad=True)
-    plateau = Plateau(PLATEAU, Optimizer(lr=flags.lr))
+    plateau = Plateau(PLATEAU, flags.lr)
     log = Log(output) if here.leads else None
 
     say("4. start training")
