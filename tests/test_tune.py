@@ -68,7 +68,7 @@ def test_the_best_of_every_curve_is_that_of_a_loop_over_thresholds(tmp_path, nam
     rows = [row for row in tune(settings_of(tmp_path, names, space), tmp_path) if row.kind == "curve"]
     assert len(rows) == 4
     for row in rows:
-        score, low = row.decode["score"], row.decode["low"]
+        score, low = row.decode["statistic"], row.decode["low"]
         # every state of 16 bins lies between two multiples of 1/16; means are sampled
         every = [[scored(truth, segment.segment(affs, threshold, score, low=low, high=0.8))
                   for truth, affs in zip(truths, predictions)] for threshold in np.arange(17) / 16]
@@ -88,9 +88,9 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
     settings = replace(settings, decode=replace(settings.decode, dust_size=30, dust_affinity=0.1, remove_size=5))
     rows = tune(settings, tmp_path)
     (tmp_path / "run.toml").write_text('name = "run"\n[decode]\nkind = "none"\n')
-    point = config.load(Settings, tmp_path / "run.toml", ["decode.connectivity=6"],
+    point = config.load(Settings, tmp_path / "run.toml", ["decode.channels=[0, 1, 2]"],
                         tmp_path / "best_params.toml").decode
-    assert (point.dust_size, point.connectivity) == (30, 6)
+    assert (point.dust_size, point.channels) == (30, (0, 1, 2))
     out = decode(open_volume(tmp_path / "a_prediction.h5"), point, tmp_path / "labels.h5")
     best = next(row for row in rows if row.kind == "decoded")
     assert scored(truth, open_volume(out, "labels")[...])["voi"] == pytest.approx(best.found["voi"]["scores"]["voi"])

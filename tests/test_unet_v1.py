@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from emcore.errors import InputError
-from emcore.models.unet_v1 import NUISANCE, UNetV1, from_published
+from emcore.models.unet_v1 import UNetV1
+from emcore.systems.legacy_v1.weights import NUISANCE, from_published
 
 
 def filled(net):
