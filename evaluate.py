@@ -96,7 +96,7 @@ def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace)
                 options.tune_trial_seconds)
     names, ends, values = heat_table(rows, settings.tune.objective)
     if names:
-        write_heat_map(folder / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)
+        write_heat_map(folder / "tune.svg", f"{settings.tune.objective}, best threshold", names, ends, values)
     return 0
 
 

@@ -72,7 +72,6 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.log import Log, write_environment
     from emcore.engine.memory import keep_pages
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
-    from emcore.engine.preview import picture
     from emcore.engine.resume import check_same_run, keep, resume
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
@@ -80,6 +79,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.stop import StopRequest, dump_bad_batch
     from emcore.files import write_text
     from emcore.prediction.validation import Validation
+    from emcore.report.preview import preview
     from emcore.settings.train import NoPolicy, PlateauSchedule
     from emcore.systems.checkpoints import ours
 
@@ -192,7 +192,8 @@ def run(settings: Settings, mode, ranks) -> int:
             log.write(now, row)
         if lead and train.preview_steps and now % train.preview_steps == 0:
             task.eval()
-            log.picture(now, picture(batch["image"][0], *task.preview(batch)[:2]))
+            shown = batch["image"][0], *task.preview(batch)[:2]
+            log.picture(now, preview(*(part.float().cpu().numpy() for part in shown)))
         late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
         due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
         due = due or (validated and best.validates)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -20,14 +21,13 @@ from emcore.decode.tune import tune
 from emcore.decode.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
 from emcore.decode.tune_stages import curve_stage, decoded_stage
 from emcore.errors import InputError
-from emcore.report.heat_map import FONT, FRAME, GREY, write_heat_map
+from emcore.report.heat_map import FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
 from emcore.settings.decode import AffinityDecode, ComponentsDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
 from tests.test_pipeline import blocks, exact_affinities
-from tests.test_png import decode_png
 from tests.test_train import ROOT, environment
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
@@ -329,16 +329,21 @@ def test_ranges_are_written_as_in_parameter_spaces():
 
 
 def test_a_heat_map_frames_the_lowest_value_and_greys_what_is_missing(tmp_path):
-    write_heat_map(tmp_path / "map.png", "title", ["a", "b"], {"low": ["0.1", "0.2"]},
+    write_heat_map(tmp_path / "map.svg", "a < b", ["a", "b"], {"low": ["0.1", "0.2"]},
                    np.array([[0.5, np.nan], [0.25, 1.0]]))
-    image = decode_png((tmp_path / "map.png").read_bytes()).reshape(-1, 3)
-    colours = {tuple(colour) for colour in image.tolist()}
-    assert {FRAME, GREY, (253, 231, 37), (68, 1, 84)} <= colours
-    write_heat_map(tmp_path / "wide.png", "title", ["a"], {"low": list("12") * 100}, np.arange(200.0)[None])
-    assert decode_png((tmp_path / "wide.png").read_bytes()).shape[1] < 8000
-    assert all(len(rows) == 5 for rows in FONT.values())
+    picture = ElementTree.parse(tmp_path / "map.svg").getroot()
+    rects = [rect for rect in picture.iter("{http://www.w3.org/2000/svg}rect") if "x" in rect.attrib]
+    assert [rect.get("fill") for rect in rects[1:]] == [GREY, "#fde725", "#440154"]
+    assert [rect.get("stroke") for rect in rects] == [None, None, FRAME, None]
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(words) == sorted(["a < b", "low", "0.1", "0.2", "a", "b", "0.5000", "0.2500", "1.0000"])
+    write_heat_map(tmp_path / "wide.svg", "title", ["a"], {"low": list("12") * 100}, np.arange(200.0)[None])
+    wide = (tmp_path / "wide.svg").read_text()
+    assert "the best 120 of 200 columns" in wide
+    assert ">119.00<" in wide
+    assert ">120.00<" not in wide
     with pytest.raises(InputError, match=r"at least one number"):
-        write_heat_map(tmp_path / "none.png", "title", ["a"], {"low": ["0.1"]}, np.array([[np.nan]]))
+        write_heat_map(tmp_path / "none.svg", "title", ["a"], {"low": ["0.1"]}, np.array([[np.nan]]))
 
 
 def test_evaluate_tunes_and_infer_takes_what_it_found(tmp_path):
@@ -362,7 +367,7 @@ high = [0.8]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "adapted_rand" in done.stdout
-    assert (tmp_path / "tune.png").exists()
+    assert "adapted_rand, best threshold" in (tmp_path / "tune.svg").read_text()
     done = subprocess.run([sys.executable, "infer.py", "--cfg", tmp_path / "run.toml", "--from", stored, "--params",
                            tmp_path / "best_params.toml"], capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
