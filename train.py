@@ -72,7 +72,6 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.log import Log, write_environment
     from emcore.engine.memory import keep_pages
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
-    from emcore.engine.preview import picture
     from emcore.engine.resume import check_same_run, keep, resume
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
@@ -80,6 +79,8 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.engine.stop import StopRequest, dump_bad_batch
     from emcore.files import write_text
     from emcore.prediction.validation import Validation
+    from emcore.report.preview import preview
+    from emcore.settings.train import NoPolicy, PlateauSchedule
     from emcore.systems.checkpoints import ours
 
     keep_pages(mode.device)
@@ -99,7 +100,6 @@ def run(settings: Settings, mode, ranks) -> int:
 
     # net, loss, optimizer
     task = (Masked if settings.pretrain else Supervised)(settings, mode, sources[0].resolution).to(device)
-    policy = settings.pretrain.policy if settings.pretrain else None
     if train.start_from:
         copied = checkpoint.start_from(task.net, ours(checkpoint.read(train.start_from)), train.start_from,
                                        train.start_include, train.start_exclude)
@@ -109,10 +109,10 @@ def run(settings: Settings, mode, ranks) -> int:
     if train.sync_batchnorm and ranks.world > 1:
         task = share_batch_statistics(task, device)
     task.prepare()
-    optimizer = build_optimizer(task, train, (policy.lr, policy.weight_decay) if policy else None)
+    optimizer = build_optimizer(task, train, settings.pretrain.policy if settings.pretrain else NoPolicy())
     scaler = torch.amp.GradScaler(mode.device, enabled=mode.precision == "fp16")
     average = MovingAverage(task.net, train.ema) if train.ema.decay > 0 else None
-    plateau = Plateau(train.schedule, train.optimizer) if train.schedule.kind == "plateau" else None
+    plateau = Plateau(train.schedule, train.optimizer.lr) if isinstance(train.schedule, PlateauSchedule) else None
 
     # resume
     best = Best(train.save)
@@ -192,7 +192,8 @@ def run(settings: Settings, mode, ranks) -> int:
             log.write(now, row)
         if lead and train.preview_steps and now % train.preview_steps == 0:
             task.eval()
-            log.picture(now, picture(batch["image"][0], *task.preview(batch)[:2]))
+            shown = batch["image"][0], *task.preview(batch)[:2]
+            log.picture(now, preview(*(part.float().cpu().numpy() for part in shown)))
         late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
         due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
         due = due or (validated and best.validates)

@@ -20,7 +20,7 @@ from emcore import metrics
 from emcore.decode.tune import tune
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume
 
@@ -87,7 +87,7 @@ def main() -> None:
         with create_volume(f"{folder / 'truth.h5'}:labels", truth.shape, truth.dtype) as out:
             out[...] = truth
         settings = Settings("bench", data=Data(folder=name, test=(Volume("truth.h5", "truth.h5:labels"),)),
-                            decode=Decode("affinities", score="aff85_his256", low=0.1, high=0.999),
+                            decode=AffinityDecode(score="aff85_his256", low=0.1, high=0.999),
                             tune=Tune(space=space, processes=arguments.processes))
         print_header()
         errors, peer_s, peer_mib, ours = [], 0.0, 0.0, None

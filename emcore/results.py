@@ -12,7 +12,7 @@ from emcore.reading import read_text
 from emcore.record import LABELS, listed
 from emcore.settings import Settings
 from emcore.settings.data import result_names
-from emcore.settings.predict import Decode
+from emcore.settings.decode import Decode
 from emcore.volumes import open_volume, split_reference
 
 STEP = "results_step="  # folders in a run's own folder
@@ -176,8 +176,11 @@ def check_shown(made_by: Mapping[str, Any], scores: Mapping[str, Any] | None, na
     if scored.get("weights") and made_by["weights"] and scored["weights"]["digest"] != made_by["weights"]["digest"]:
         differing.append(f"the weights were {record.told_weights(scored['weights'])}, are "
                          f"{record.told_weights(made_by['weights'])}")
-    for key in ("settings", "arithmetic", "decode"):
-        differing += record.changed(scored.get(key), made_by[key], key)
+    was, now = (record.with_defaults(table, {"decode": Decode}) for table in (scored, made_by))
+    for key in ("arithmetic", "decode"):
+        differing += record.changed(was.get(key), now[key], key)
+    was, now = (record.with_defaults(table.get("settings") or {}, record.SETTINGS) for table in (scored, made_by))
+    differing += record.changed(was, now, "settings")
     truth = made_by["truth"]
     if scored.get("truth") and truth and scored["truth"]["content"] != truth["content"]:
         differing.append(f"the truth {truth['label']} has other voxels")

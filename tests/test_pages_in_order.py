@@ -135,7 +135,7 @@ TABLE = {
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",
-         makes(*(f"outputs/demo/{R}/{name}" for name in ("best_params.toml", "tune.csv", "tune.png", "tune.db")))),
+         makes(*(f"outputs/demo/{R}/{name}" for name in ("best_params.toml", "tune.csv", "tune.svg", "tune.db")))),
         (f"python infer.py --cfg configs/demo.toml --from PREDICTION.h5 --params outputs/demo/{R}/best_params.toml",
          changes(f"outputs/demo/{R}/test_im_labels.h5")),
     ],
@@ -166,7 +166,7 @@ TABLE = {
         (f"torchrun --nproc-per-node=4 train.py --cfg {CLEFTS} train.batch=16", "instead"),
         ("tensorboard --logdir outputs/cremi_clefts/tensorboard", None),
         ("python -m emcore report outputs/cremi_clefts", makes("outputs/cremi_clefts/report.html")),
-        (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.png", makes("augmentations.png")),
+        (f"python -m emcore augment --cfg {CLEFTS} --out augmentations.html", makes("augmentations.html")),
         ("python -m emcore import-config tutorials/syn_cremi.yaml -o syn_cremi.toml", makes("syn_cremi.toml")),
         (f"python -m emcore import-checkpoint last.ckpt -o cremi_clefts.pt --cfg {CLEFTS}", makes("cremi_clefts.pt")),
         (f"python infer.py --cfg {CLEFTS}", predicted("cremi_clefts", "*", labels=False)),

@@ -305,12 +305,7 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
 
 def check_sizes(model: Model, weights: Mapping[str, Tensor], checkpoint: str | Path) -> None:
     """Refuses a [model] that is larger than the tensors of its file could fill, before any of it is built."""
-    sizes = getattr(model, model.name, model.transformer)
-    table = {"in_channels": model.in_channels, "out_channels": model.out_channels, **to_table(sizes)}
-    largest = max(_numbers(table))
-    layers = {"rsunet": len(model.rsunet.width), "unet_v1": 0,
-              "mednext": max(1, len(model.mednext.heads)) * model.mednext.head_blocks}.get(
-                  model.name, model.transformer.depth + model.transformer.head_depth)
+    largest, layers = max(_numbers(to_table(model))), model.layers
     held = sum(value.numel() for value in weights.values())
     if largest > held or layers > len(weights):
         raise InputError(f"{checkpoint} belongs to another net: its config has a size of {largest} and {layers} "

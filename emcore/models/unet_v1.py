@@ -4,15 +4,11 @@ Key names are those of the published checkpoints, so they load as they are. Shap
 y and x multiples of 32.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emcore.errors import InputError
-
-FILTERS = (32, 64, 128, 256, 256)
+from emcore.settings.model import UNetV1Model
 
 
 def conv_norm_act(inside: int, outside: int, kernel: tuple, dilation: tuple = (1, 1, 1),
@@ -64,19 +60,16 @@ class Gate(nn.Module):
 class UNetV1(nn.Module):
     """Probabilities of the input's size."""
 
-    multiple = (2, 32, 32)
-
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, filters: Sequence[int] = FILTERS):
+    def __init__(self, model: UNetV1Model = UNetV1Model()):  # noqa: B008 (frozen)
         super().__init__()
-        if len(filters) != 5:
-            raise InputError(f"unet_v1 needs 5 filter counts; got {list(filters)}")
-        a, b, c, d, e = filters
+        self.multiple = model.multiple
+        a, b, c, d, e = model.unet_v1.filters
         gates = {1: (2, (1, 16, 16)), 2: (4, (1, 8, 8)), 3: (8, (1, 4, 4)), 4: (16, (2, 2, 2))}
 
         def stage(inside: int, outside: int, kind: str, level: int) -> nn.Sequential:
             return nn.Sequential(Residual(inside, outside, kind), Gate(outside, *gates[level]))
 
-        self.layer1_E = stage(in_channels, a, "2d", 1)
+        self.layer1_E = stage(model.in_channels, a, "2d", 1)
         self.layer2_E = stage(a, b, "2d", 2)
         self.layer3_E = stage(b, c, "3d", 3)
         self.layer4_E = stage(c, d, "bottleneck", 4)
@@ -89,7 +82,7 @@ class UNetV1(nn.Module):
         self.conv2 = conv_norm_act(c, b, (1, 1, 1))
         self.conv3 = conv_norm_act(d, c, (1, 1, 1))
         self.conv4 = conv_norm_act(e, d, (1, 1, 1))
-        self.fconv = conv_norm_act(a, out_channels, (3, 3, 3), act=False)
+        self.fconv = conv_norm_act(a, model.out_channels, (3, 3, 3), act=False)
 
     def forward(self, x: Tensor) -> Tensor:
         def down(x):

@@ -9,7 +9,8 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.metrics import Contingency, contingency
-from emcore.metrics.score import overlap, whole_table
+from emcore.metrics.evaluation import SCORES
+from emcore.metrics.placement import overlap, whole_table
 from emcore.png import colour_labels
 from emcore.report import mistakes
 from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
@@ -21,7 +22,6 @@ from emcore.volumes import Volume, open_volume
 
 CHANNELS = 3  # of a prediction that are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
-OF_DETECTION = {"instances", "synapses", "jaccard", "dice", "clefts"}  # scores that count what is missed and invented
 
 
 def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
                        "truth": test.label and Path(settings.data.folder, test.label),
                        "labels": f"{labels}:labels" if labels.exists() else None}, notes)
     view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False,
-            "detected": bool(OF_DETECTION & set(settings.evaluate.scores))}
+            "detected": any(SCORES[name].detects for name in settings.evaluate.scores if name in SCORES)}
     if not opened:
         return view
     frame = opened.get("raw") or next(iter(opened.values()))
@@ -83,7 +83,7 @@ def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.nd
         return replace(table, counts=table.counts * int(np.prod(view["step"])))
     labels, truth = opened["labels"], opened["truth"]
     special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
-    return whole_table(labels, truth, *overlap(labels, truth), None, None).ignoring((*ignored, *special), (0,))
+    return whole_table(labels, truth, overlap(labels, truth)).ignoring((*ignored, *special), (0,))
 
 
 def open_all(references: dict[str, Any], notes: list[str]) -> dict[str, Volume]:

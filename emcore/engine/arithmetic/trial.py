@@ -33,9 +33,8 @@ def answer(work: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     if work.get("question") == "device":
         return {"device": "cuda" if torch.cuda.is_available() else "cpu"}
     device = torch.device(mode.device)
-    model = from_table(Model, work["model"], "model")
-    if work["masked"]:  # the transformer alone: its arithmetic is that of the linear head
-        model = replace(model, name="linear_head")
+    # of masked pretraining the transformer alone: its arithmetic is that of the linear head
+    model = from_table(Model, work["model"] | ({"name": "linear_head"} if work["masked"] else {}), "model")
     net = build_model(model, tuple(work["patch"])).to(device).train()
     image = torch.rand(work["samples"], model.in_channels, *work["patch"], device=device)
 

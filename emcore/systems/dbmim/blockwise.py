@@ -19,7 +19,7 @@ import numpy as np
 from torch import nn
 
 from emcore import config, metrics, results
-from emcore.decode.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
+from emcore.decode.affinities import read_affinities, segmentation_of
 from emcore.engine import checkpoint, ranks, weights
 from emcore.engine.arithmetic.mode import fast_precision
 from emcore.engine.memory import keep_pages
@@ -27,6 +27,7 @@ from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
 from emcore.prediction.streaming import predict
+from emcore.segment import Affinities
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.target import affinity_offsets
@@ -99,12 +100,13 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
     labels = truth[box(truth_start, shape)]
     affs = read_affinities(stitched, settings.decode)
     clock = time.perf_counter()
-    fragments = make_fragments(affs, settings.decode)
+    segmentation = segmentation_of(affs, settings.decode)
+    fragments = segmentation.fragments
     fragment_seconds = time.perf_counter() - clock
     clock = time.perf_counter()
-    graph = make_graph(fragments, affs, settings.decode)
+    graph = segmentation.graph
     graph_seconds = time.perf_counter() - clock
-    tree = make_tree(graph, settings.decode)
+    tree = segmentation.tree
     spent = time.perf_counter() - clock + fragment_seconds
     inside = box(start, shape)
     blocks = settings.evaluate.blockwise
@@ -115,9 +117,10 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
     thresholds = sweep.thresholds if sweep else (settings.decode.threshold,)
     common = {"sample": name, "variant": variant, "seam_fraction": float(seams.mean()),
               "boundary_ignore_fraction": float((borders & (labels > 0)).mean()), "backend": "waterz",
-              "waterz_scoring": settings.decode.score, "boundary_threshold": seed_boundary(settings.decode),
+              "waterz_scoring": settings.decode.statistic, "boundary_threshold": seed_boundary(settings.decode),
               "inference_sec": made[1], "postprocess_sec": spent / len(thresholds),
-              **agreement(Affinities(affs.values[(slice(None), *inside)], affs.convention), true_affinities(labels))}
+              **agreement(Affinities(affs.values[(slice(None), *inside)], affs.offsets, table=affs.table),
+                          true_affinities(labels))}
     ignored = (0, *settings.data.background, *settings.data.ignore)
     records = []
     for region, left_out in zip(REGIONS, (borders, borders | ~seams, borders | seams)):

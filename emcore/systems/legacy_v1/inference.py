@@ -12,9 +12,9 @@ from emcore.data.sources import open_source
 from emcore.engine import ranks
 from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
-from emcore.models.build import check_patch
 from emcore.prediction.streaming import Job, as_given
 from emcore.settings.data import Volume
+from emcore.settings.model import check_patch
 from emcore.settings.target import affinity_offsets
 from emcore.systems.legacy_v1 import recipe
 from emcore.systems.legacy_v1.flags import CHANNELS
@@ -70,7 +70,7 @@ def test(flags: argparse.Namespace) -> int:
         net, _ = build(flags)
         flags.task = flags.task or "neuron"
         print("without -lm True -pm FILE the weights are random, and so is what is predicted")
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     net.to(device).eval()
     gpus = min(flags.num_gpu, torch.cuda.device_count())
     runner = nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net

@@ -26,8 +26,8 @@ from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
 from emcore.losses import LossPlan
-from emcore.models.build import check_patch
 from emcore.models.unet_v1 import UNetV1
+from emcore.settings.model import UNetV1Model, check_patch
 from emcore.systems.legacy_v1 import recipe
 from emcore.systems.legacy_v1.flags import CHANNELS, NUMBERS
 from emcore.systems.legacy_v1.samples import augmented
@@ -60,7 +60,7 @@ def build(flags: argparse.Namespace) -> tuple[UNetV1, float]:
     """The net, fresh or from -pm, and the count behind its batch statistics."""
     outside = flags.out_channel or CHANNELS[flags.task or "neuron"]
     if not flags.load_model:
-        return UNetV1(out_channels=outside), 1.0
+        return UNetV1(UNetV1Model(out_channels=outside)), 1.0
     net, count = load_net(flags.pre_model)
     found = net.fconv[0][1].out_channels
     if found != outside:
@@ -85,7 +85,7 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     say("1. setup data")
     torch.manual_seed(flags.seed)
     net, count = build(flags)
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     if flags.batch_size // here.world * math.prod(n // m for n, m in zip(flags.patch, net.multiple)) < 2:
         raise InputError(f"batch norm learns nothing from one patch of {list(flags.patch)}, the smallest there is: "
                          "raise -b, or one side of -mi")
@@ -115,7 +115,7 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
 
     say("3. setup optimizer")
     optimizer = build_optimizer(net, train)
-    plateau = Plateau(train.schedule, train.optimizer)
+    plateau = Plateau(train.schedule, train.optimizer.lr)
     log = Log(output) if here.leads else None
 
     say("4. start training")

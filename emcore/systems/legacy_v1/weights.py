@@ -11,6 +11,7 @@ from emcore.engine import checkpoint
 from emcore.errors import InputError
 from emcore.files import writing
 from emcore.models.unet_v1 import UNetV1
+from emcore.settings.model import UNetV1Model, UNetV1Sizes
 
 # buffers of the synchronised batch norm of that time, of no use for running the net
 NUISANCE = ("_tmp_running_mean", "_tmp_running_var", "_running_iter")
@@ -41,8 +42,9 @@ def from_published(state: Mapping[str, Tensor]) -> UNetV1:
     except KeyError as missing:
         raise InputError(f"this is no unet_v1 checkpoint: it has no tensor {missing}; it begins with "
                          f"{', '.join(list(clean)[:5]) or 'nothing'}") from None
+    model = UNetV1Model(in_channels=inside, out_channels=outside, unet_v1=UNetV1Sizes(tuple(filters)))
     with torch.device("meta"):  # the sizes are those of a file: no memory is taken before all tensors fit
-        wanted = UNetV1(inside, outside, filters).state_dict()
+        wanted = UNetV1(model).state_dict()
     for name in wanted:
         if name.endswith("num_batches_tracked"):  # absent in files of the oldest torch versions
             clean.setdefault(name, torch.zeros((), dtype=torch.int64))
@@ -50,7 +52,7 @@ def from_published(state: Mapping[str, Tensor]) -> UNetV1:
     wrong += [name for name in clean if name not in wanted]
     if wrong:
         raise InputError(f"this unet_v1 checkpoint differs in {len(wrong)} tensors, first {', '.join(wrong[:5])}")
-    net = UNetV1(inside, outside, filters)
+    net = UNetV1(model)
     net.load_state_dict(clean)
     return net.eval()
 
