@@ -15,7 +15,8 @@ from emcore.errors import InputError
 from emcore.losses import LossPlan
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings.augment import Fold
-from emcore.settings.loss import Loss, Term
+from emcore.settings.loss import LegacyBceTerm, Loss
+from emcore.settings.model import UNetV1Model
 from emcore.systems.legacy_v1 import recipe, samples
 from emcore.systems.legacy_v1.__main__ import main
 from emcore.systems.legacy_v1.flags import read_flags
@@ -39,7 +40,7 @@ def write(path, values):
 
 
 def filled_net(out=1):
-    net = UNetV1(out_channels=out)
+    net = UNetV1(UNetV1Model(out_channels=out))
     filled(net)
     return net
 
@@ -142,7 +143,7 @@ def test_a_training_step_has_the_published_loss_and_gradients(rule, loss, norms)
     assert label.mean((1, 2, 3, 4)).tolist() == pytest.approx([0.11187744, 0.10766602], abs=1e-8)
     out = net(image)
     assert out.mean().item() == pytest.approx(0.49970180, abs=1e-8)
-    plan = LossPlan(Loss((Term("legacy_bce", balance=recipe.BALANCE[rule]),)))
+    plan = LossPlan(Loss((LegacyBceTerm(balance=recipe.BALANCE[rule]),)))
     value = plan(out, label).total
     assert value.item() == pytest.approx(loss, rel=1e-5)
     value.backward()
@@ -159,14 +160,14 @@ def test_weights_balance_each_sample_by_either_rule():
     prediction = torch.full_like(some, 0.3)
     for rule, label, expected in (("A", none, 0.0), ("B", none, 0.3566750), ("A", some, 0.0390162),
                                   ("B", some, 1.5216314)):
-        plan = LossPlan(Loss((Term("legacy_bce", balance=recipe.BALANCE[rule]),)))
+        plan = LossPlan(Loss((LegacyBceTerm(balance=recipe.BALANCE[rule]),)))
         found = plan(prediction, label).total.item()
         assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_learning_rate_falls_at_the_published_iterations():
     train = recipe.training(read_flags("train", TRAIN)).train
-    plateau, changes, rate = Plateau(train.schedule, train.optimizer), [], 1e-3
+    plateau, changes, rate = Plateau(train.schedule, train.optimizer.lr), [], 1e-3
     for iteration in range(10, 60_001, 10):
         if abs(plateau.update(0.5) - rate) > 1e-8:  # what torch's scheduler takes for a change
             rate = plateau.lr
@@ -305,7 +306,7 @@ def test_a_net_tested_without_its_task_says_which_it_is_and_a_file_without_resol
     with create_volume(f"{tmp_path / 'b.h5'}:main", image.shape, image.dtype, (40, 4, 4), (80, 0, 0)) as out:
         out[...] = image
     for task, channels in ((2, 1), (1, 3)):
-        save_net(UNetV1(out_channels=channels), tmp_path / "net.pth", 1.0)
+        save_net(UNetV1(UNetV1Model(out_channels=channels)), tmp_path / "net.pth", 1.0)
         flags = [*f"-t {tmp_path}/ -dn a.h5@b.h5 -mi 2,32,32 -ac unetv0 -lm True -o {tmp_path}/out{task}".split(),
                  "-pm", f"{tmp_path}/net.pth"]
         assert main(["test", *flags]) == 0
