@@ -1,8 +1,8 @@
 """Trains a net from a TOML config, on one process or many; the same command again resumes.
 
     python train.py --cfg configs/demo.toml
-    torchrun --nproc-per-node=4 train.py --cfg configs/cremi_clefts.toml train.optimizer.lr=3e-4
-    python train.py --cfg configs/cremi_clefts.toml --smoke      # training to scores in seconds, on synthetic files
+    torchrun --nproc-per-node=4 train.py --cfg configs/cremi/cremi_clefts.toml train.optimizer.lr=3e-4
+    python train.py --cfg configs/cremi/cremi_clefts.toml --smoke    # training to scores in seconds, on invented files
 
 Everything is written to outputs/<name>: config.toml, log.csv, checkpoints, previews. `touch outputs/<name>/STOP`,
 SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it is masked pretraining.

@@ -34,10 +34,11 @@ def child(work: dict) -> dict:
         from emcore.prediction.windows import passes
         from emcore.settings import Settings
         from emcore.settings.data import Data
+        from emcore.settings.model import RSUNetModel, RSUNetSizes
         from emcore.settings.predict import Activation, Infer
 
         torch.manual_seed(0)
-        net = RSUNet(1, 1, (32, 64, 96, 128, 160), depth_2d=1).eval()
+        net = RSUNet(RSUNetModel(rsunet=RSUNetSizes((32, 64, 96, 128, 160), depth_2d=1))).eval()
         volume = np.random.default_rng(0).random(work["shape"], dtype=np.float32)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()

@@ -25,6 +25,7 @@ from emcore.engine.steps import Supervised
 from emcore.errors import InputError
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings import Settings
+from emcore.settings.model import UNetV1Model, UNetV1Sizes
 from emcore.systems.checkpoints import ours
 from emcore.systems.legacy_v1.weights import load_net, save_net
 from emcore.systems.pytc.checkpoint import import_checkpoint
@@ -65,7 +66,7 @@ def make(folder: Path) -> None:
                 "state_dict": {f"model.{name}": value for name, value in content["model"].items()},
                 "hyper_parameters": {"folder": Path("x")}}, folder / KINDS["lightning"])
     torch.manual_seed(0)
-    save_net(UNetV1(1, 1, (8, 8, 8, 16, 16)), folder / KINDS["legacy"], 3.0)
+    save_net(UNetV1(UNetV1Model(unet_v1=UNetV1Sizes((8, 8, 8, 16, 16)))), folder / KINDS["legacy"], 3.0)
 
 
 def load(kind: str, path: Path):

@@ -17,7 +17,7 @@ from emcore.settings import READS, Settings
 from emcore.smoke import reduced
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted((ROOT / "configs").glob("*.toml"))
+SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
 
 
 def tables(schema):

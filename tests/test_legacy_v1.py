@@ -78,6 +78,7 @@ def test_load_model_means_what_it_says(text, value):
     (["-lm", "perhaps"], "-lm takes True or False; got 'perhaps'"),
     (["-lm", "True"], "needs the file to load"),
     (["-b", "0"], "-b must be 1 or more; got 0"),
+    (["-lr", "0"], "-lr must be above 0; got 0.0"),
 ])
 def test_wrong_flags_are_told_in_one_sentence(change, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -279,7 +280,7 @@ def test_training_writes_the_files_and_logs_of_the_tutorial(tmp_path, monkeypatc
     assert net.fconv[0][1].out_channels == 1
     assert count == pytest.approx(sum(0.999**k for k in range(12)), rel=1e-5)
     # a warm start takes the weights, and nothing else
-    warm = [*flags, "-lm", "True", "-pm", f"{tmp_path}/out/volume_10.pth", "--iteration-total", "0", "-lr", "0"]
+    warm = [*flags, "-lm", "True", "-pm", f"{tmp_path}/out/volume_10.pth", "--iteration-total", "0", "-lr", "1e-30"]
     assert main(["train", *warm]) == 0
     again, _ = load_net(str(tmp_path / "out" / "volume_0.pth"))
     assert torch.equal(again.fconv[0][1].weight, net.fconv[0][1].weight)

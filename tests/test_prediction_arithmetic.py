@@ -16,19 +16,32 @@ from emcore.prediction import predict
 from emcore.prediction.windows import passes
 from emcore.settings import Settings
 from emcore.settings.data import Data
-from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes, UNetV1Sizes
+from emcore.settings.model import (
+    LightUNETRModel,
+    LightUNETRSizes,
+    LinearHeadModel,
+    LinearHeadSizes,
+    MedNeXtModel,
+    MedNeXtSizes,
+    RSUNetModel,
+    RSUNetSizes,
+    UNETRModel,
+    UNETRSizes,
+    UNetV1Model,
+    UNetV1Sizes,
+)
 from emcore.settings.predict import Infer
 from emcore.settings.train import Train
 
 WINDOW = (4, 16, 16)
-TOKENS = TransformerSizes((2, 8, 8), 16, 4, 2, features=8)
+TOKENS = (2, 8, 8), 16, 4, 2
 NETS = {
-    "rsunet": (Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2), norm="instance")), WINDOW),
-    "unet_v1": (Model(name="unet_v1", out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (4, 32, 32)),
-    "unetr": (Model(name="unetr", out_channels=3, transformer=TOKENS), WINDOW),
-    "unetr_light": (Model(name="unetr_light", out_channels=3, transformer=TOKENS), WINDOW),
-    "linear_head": (Model(name="linear_head", out_channels=3, transformer=TOKENS), WINDOW),
-    "mednext": (Model(name="mednext", mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))), (32, 32, 32)),
+    "rsunet": (RSUNetModel(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2), norm="instance")), WINDOW),
+    "unet_v1": (UNetV1Model(out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (4, 32, 32)),
+    "unetr": (UNETRModel(out_channels=3, transformer=UNETRSizes(*TOKENS, features=8)), WINDOW),
+    "unetr_light": (LightUNETRModel(out_channels=3, transformer=LightUNETRSizes(*TOKENS, features=8)), WINDOW),
+    "linear_head": (LinearHeadModel(out_channels=3, transformer=LinearHeadSizes(*TOKENS)), WINDOW),
+    "mednext": (MedNeXtModel(mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))), (32, 32, 32)),
 }
 PLAIN = Arithmetic("cpu", "fp32", "contiguous", False)
 

@@ -18,7 +18,7 @@ from emcore.volumes import split_reference
 from tests.test_train import ROOT, rows, train
 
 CONFIG = """
-base = "{root}/configs/dbmim_pretrain_r33.toml"
+base = "{root}/configs/dbmim/dbmim_pretrain_r33.toml"
 name = "ellipsoids"
 [data]
 folder = "."
@@ -101,7 +101,7 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     for name in ("dbmim_pretrain_r33", "dbmim_finetune_r33", "dbmim_finetune_scratch"):
-        shutil.copy(ROOT / "configs" / f"{name}.toml", tmp_path / "recipes")
+        shutil.copy(ROOT / "configs" / "dbmim" / f"{name}.toml", tmp_path / "recipes")
     main = main_of("train")
     monkeypatch.setattr("emcore.engine.arithmetic.verdict.agree", begins)
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml"]) == 2

@@ -10,10 +10,10 @@ import pytest
 
 from emcore.engine.arithmetic import machine, probe, trial
 from emcore.errors import InputError
-from emcore.settings.model import Model, RSUNetSizes
+from emcore.settings.model import RSUNetModel, RSUNetSizes
 from emcore.settings.train import Train
 
-NET = Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8)))
+NET = RSUNetModel(out_channels=3, rsunet=RSUNetSizes(width=(4, 8)))
 
 
 @pytest.fixture
@@ -198,5 +198,5 @@ def test_a_run_with_nothing_to_choose_waits_for_no_measurement(monkeypatch):
 
     monkeypatch.setattr(probe, "_alone_on_this_machine", waits)
     settings = Train(precision="fp32", layout="contiguous", compile="off")
-    chosen = probe.choose_mode(probe.work_of(Model(), (4, 16, 16), 1), settings, "cpu")
+    chosen = probe.choose_mode(probe.work_of(RSUNetModel(), (4, 16, 16), 1), settings, "cpu")
     assert (chosen.precision, chosen.layout, chosen.compile) == ("fp32", "contiguous", False)

@@ -8,7 +8,7 @@ from emcore import config
 from emcore.engine.resume import check_same_run
 from emcore.errors import InputError
 from emcore.settings import Settings
-from emcore.settings.model import Model, RSUNetSizes
+from emcore.settings.model import RSUNetModel, RSUNetSizes
 
 
 def test_a_run_older_than_a_setting_goes_on_unless_the_setting_is_used(tmp_path):
@@ -20,7 +20,7 @@ def test_a_run_older_than_a_setting_goes_on_unless_the_setting_is_used(tmp_path)
     assert len(older) < len(text) - 10
     (tmp_path / "config.toml").write_text(older + "\n")
     check_same_run(tmp_path, settings)
-    other = replace(settings, model=Model(rsunet=RSUNetSizes(fold=(1, 2, 2))))
+    other = replace(settings, model=RSUNetModel(rsunet=RSUNetSizes(fold=(1, 2, 2))))
     with pytest.raises(InputError, match=r"model.rsunet.fold was \[1, 1, 1\], is \[1, 2, 2\]"):
         check_same_run(tmp_path, other)
     (tmp_path / "config.toml").write_text(text.replace("fold = ", "folds = "))

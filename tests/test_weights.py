@@ -19,7 +19,7 @@ FILES = sorted((ROOT / "weights").glob("*.pt"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_weights_belong_to_a_recipe_and_predict(path):
     assert path.stat().st_size < 20e6
-    settings = config.load(Settings, ROOT / "configs" / f"{path.stem}.toml", [])
+    settings = config.load(Settings, ROOT / "configs" / "tissue" / f"{path.stem}.toml", [])
     content = checkpoint.read(path)
     assert set(content) == {"version", "step", "model", "config"}
     assert checkpoint.step_of(content) == settings.train.steps

@@ -290,9 +290,6 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
     with refused(checkpoint, "does not say which net it belongs to"):
         weights = bare(choose_weights(content, choice, checkpoint)[0])
         config = content["config"]
-        if config.get("pretrain") is not None:
-            raise InputError(f"the net of {checkpoint} was pretrained and predicts nothing yet: train.start_from "
-                             "takes its encoder")
         model, patch = from_table(Model, config["model"], "model"), tuple(config["data"]["patch"])
         check_sizes(model, weights, checkpoint)
         with torch.device("meta"):

@@ -38,8 +38,7 @@ def build_optimizer(task: nn.Module, train: Train, policy: Policy = NoPolicy()) 
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise InputError("train.freeze leaves nothing to learn")
-    listed = [{"params": parameters, "lr": rate, "weight_decay": decay,
-               "share": 1.0 if rate == settings.lr else rate / settings.lr}
+    listed = [{"params": parameters, "lr": rate, "weight_decay": decay, "share": rate / settings.lr}
               for (rate, decay), parameters in groups.items()]
     fused = all(p.is_cuda for parameters in groups.values() for p in parameters)
     return MAKERS[type(settings)](settings, listed, fused)

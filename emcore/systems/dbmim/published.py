@@ -17,10 +17,7 @@ SIZES = {"patch": ("patch_size", (4, 16, 16)), "width": ("embed_dim", 192), "dep
 
 
 def translated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What was read from a checkpoint, with a config of ours if dbMiM wrote it.
-
-    A pretrained encoder has a table pretrain, as one of ours has.
-    """
+    """What was read from a checkpoint, with a config of ours if dbMiM wrote it; a net without a head was pretrained."""
     config = content.get("config")
     if not is_published(config):
         return dict(content)
@@ -30,11 +27,10 @@ def translated(content: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {ours: model.get(theirs) if model.get(theirs) is not None else default
              for ours, (theirs, default) in SIZES.items()}
     sizes["head"] = "plain" if found and found.endswith("plain") else "em"
-    table = {"name": found.split()[0] if found else "linear_head", "in_channels": model.get("in_channels", 1),
+    table = {"name": found.split()[0] if found else "masked_autoencoder", "in_channels": model.get("in_channels", 1),
              "out_channels": model.get("out_channels", 3), "transformer": sizes}
     patch = model.get("volume_size") or (data.get("volume_size") if isinstance(data, Mapping) else None)
-    told = {"model": table, "data": {"patch": patch or (16, 64, 64)}}
-    return {**content, "config": told if found else told | {"pretrain": {}}}
+    return {**content, "config": {"model": table, "data": {"patch": patch or (16, 64, 64)}}}
 
 
 def is_published(config: Any) -> bool:
