@@ -27,8 +27,8 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ["infer.layout=contiguous", "train.layout=contiguous", "train.steps=40", "train.save.steps=20", "train.validate.steps=20",
-        "train.preview_steps=40"]
+DEMO = ["infer.layout=contiguous", "train.layout=contiguous", "train.steps=40", "train.save.steps=20",
+        "train.validate.steps=20", "train.preview_steps=40"]
 # [decode] of each volume; a recipe of its own is written for it
 AFFINITIES = {
     "plain": "", "dust": "dust_size = 80\ndust_affinity = 0.2\nremove_size = 20", "boundary": "boundary = 0.3",
