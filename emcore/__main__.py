@@ -14,7 +14,7 @@ SCRIPTS = {
 }
 # command -> (module with main(arguments), what it does)
 TOOLS = {
-    "config": ("emcore.config", "print every setting of a script with its default and meaning, as TOML"),
+    "config": ("emcore.settings.printed", "print every setting of a script with its default and meaning, as TOML"),
     "augment": ("emcore.data.sheet", "draw every augmentation of a config on its first sample"),
     "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),

@@ -4,6 +4,7 @@ import re
 from collections import deque
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -411,7 +412,7 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text('name = "x"\n' + re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     settings = config.load(Settings, tmp_path / "run.toml")
     assert settings.evaluate.sweep.biases[0] == (-0.5, -1.0, -1.0)
-    named = {field.name for table in (Decode, Link, Contour) for field in fields(table)}
+    named = {field.name for table in (*get_args(Decode), Link, Contour) for field in fields(table)}
     for row in re.findall(r"^\| .*\|$", text, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", row.split("|")[3] if row.count("|") > 3 else row.split("|")[2]):
             assert name in named | {"maxima_distance"}, name

@@ -106,7 +106,6 @@ def test_every_number_of_every_score_says_whether_lower_or_higher_is_better(deco
 def test_a_score_or_convention_that_is_not_there_is_told_with_those_that_are():
     for settings, sentence in ((Evaluate(("voi", "vio")), "evaluate.scores must be names of voi, rand, .*; got 'vio'"),
                                (Evaluate(convention="krasowski"), "must be one of cremi, .*; got 'krasowski'"),
-                               (Evaluate(("dice",), threshold=1.2), "between 0 and 1, where predictions lie; got 1.2"),
                                (Evaluate(border_nm=5.0, border_xy=1), "two masks")):
         with pytest.raises(InputError, match=sentence):
             check_evaluate(settings)

@@ -135,7 +135,7 @@ TABLE = {
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",
-         makes(*(f"outputs/demo/{R}/{name}" for name in ("best_params.toml", "tune.csv", "tune.svg", "tune.db")))),
+         makes(*(f"outputs/demo/{R}/{name}" for name in ("best_params.toml", "tune.csv", "tune.svg", "tune.jsonl")))),
         (f"python infer.py --cfg configs/demo.toml --from PREDICTION.h5 --params outputs/demo/{R}/best_params.toml",
          changes(f"outputs/demo/{R}/test_im_labels.h5")),
     ],

@@ -67,7 +67,7 @@ def test_a_row_is_drawn_for_each_augmentation_of_the_config_or_for_all(place):
     assert image.shape == (32, 32)
     assert labels.shape == both.shape == (32, 32, 3)
     assert [picture.shape[:2] for picture in side] == [(6, 32)] * 3
-    assert 'width="256" height="144"' in few  # a section is as thick as three voxels are wide
+    assert 'width="224" height="126"' in few  # a section is as thick as three voxels are wide
     raw = h5py.File(place / "vol.h5")["raw"][...]
     assert any(np.corrcoef(image.ravel(), raw[z, y:y + 32, x:x + 32].ravel())[0, 1] > 0.999
                for z in range(12) for y in range(29) for x in range(29))
@@ -94,7 +94,7 @@ def test_the_command_writes_a_page_and_tells_mistakes_in_one_sentence(place):
     with pytest.raises(InputError, match=r"--out must end in .html; got a.png"):
         main(["--cfg", str(place / "x.toml"), "--out", "a.png"])
     with pytest.raises(InputError, match="needs square sections"):
-        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 30]", "augment.turn.probability=1"])
+        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 16]", "augment.turn.probability=1"])
 
 
 def test_images_without_labels_have_a_sheet_too(place):

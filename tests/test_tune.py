@@ -1,9 +1,9 @@
-"""evaluate.py --tune against a plain loop over decodings, its database, and what it refuses."""
+"""evaluate.py --tune against a plain loop over decodings, its file of stages, and what it refuses."""
 
 import csv
 import json
+import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -20,6 +20,7 @@ from emcore.decode.labels import decode
 from emcore.decode.tune import tune
 from emcore.decode.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
 from emcore.decode.tune_stages import curve_stage, decoded_stage
+from emcore.decode.tune_store import opened
 from emcore.errors import InputError
 from emcore.report.heat_map import FRAME, GREY, write_heat_map
 from emcore.settings import Settings
@@ -137,32 +138,33 @@ def test_random_watersheds_without_a_later_step_are_whole_curves(tmp_path):
     assert sum(row.kind == "curve" for row in rows) == 5
 
 
-def contents(path):
-    with sqlite3.connect(path) as database:
-        rows = database.execute("select key, kind, decode, found from stages order by key").fetchall()
-    database.close()
-    return rows
+def contents(folder):
+    """What a tune has kept, without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "tune.jsonl").read_text().splitlines()[1:]]
+    return sorted(json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows)
 
 
-def test_a_killed_tune_goes_on_to_the_same_database_and_the_same_best_point(tmp_path):
+def test_a_killed_tune_goes_on_to_the_same_stages_and_the_same_best_point(tmp_path):
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
         stored_volume(tmp_path / folder, "a")
     rows = tune(settings_of(tmp_path / "whole"), tmp_path / "whole")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from pathlib import Path\nimport emcore.decode.tune as t\n"
-            "from tests.test_tune import settings_of\nfolder = Path(sys.argv[1])\nadd = t.tune_store.add\n"
-            "def kill(database, row):\n    add(database, row)\n    print('written', flush=True)\n"
-            "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
-            "t.tune_store.add = kill\nt.tune(settings_of(folder), folder)\n")
+            "from pathlib import Path\nfrom emcore.decode.tune import tune\n"
+            "from emcore.decode.tune_store import Stages\n"
+            "from tests.test_tune import settings_of\nfolder = Path(sys.argv[1])\nadd = Stages.add\n"
+            "def kill(stages, row):\n    add(stages, row)\n    stages.file.write(b'{\"key\": \"torn')\n"
+            "    print('written', flush=True)\n    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+            "Stages.add = kill\ntune(settings_of(folder), folder)\n")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], capture_output=True, text=True,
                           env=environment(), cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.endswith("written\n")
-    assert len(contents(tmp_path / "killed" / "tune.db")) == 1
+    text = (tmp_path / "killed" / "tune.jsonl").read_text()
+    assert (text.count("\n"), text.endswith('torn')) == (2, True)  # what it is bound to, one stage, a part of another
     assert not (tmp_path / "killed" / "best_params.toml").exists()
     again = tune(settings_of(tmp_path / "killed"), tmp_path / "killed")
-    assert contents(tmp_path / "whole" / "tune.db") == contents(tmp_path / "killed" / "tune.db")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     assert [row[:4] for row in again] == [row[:4] for row in rows]
     best = [(tmp_path / folder / "best_params.toml").read_text() for folder in ("whole", "killed")]
     assert best[0] == best[1]
@@ -238,10 +240,10 @@ def test_two_processes_find_what_one_finds(tmp_path):
         (tmp_path / folder).mkdir()
         stored_volume(tmp_path / folder, "a")
         tune(settings_of(tmp_path / folder, processes=1 if folder == "one" else 2), tmp_path / folder)
-    assert contents(tmp_path / "one" / "tune.db") == contents(tmp_path / "two" / "tune.db")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_database_of_another_prediction_or_truth_is_refused(tmp_path):
+def test_stages_of_another_prediction_or_truth_are_refused_and_those_of_older_versions_told(tmp_path, capsys):
     stored_volume(tmp_path, "a")
     settings = settings_of(tmp_path, space=Space(statistic="mean", low=0.1, high=0.8))
     tune(settings, tmp_path)
@@ -251,18 +253,21 @@ def test_the_database_of_another_prediction_or_truth_is_refused(tmp_path):
         tune(settings, tmp_path)
     with pytest.raises(InputError, match=r"another rule of scoring"):
         tune(replace(settings, evaluate=replace(settings.evaluate, border_nm=6.0)), tmp_path)
-    (tmp_path / "tune.db").write_bytes(b"no database at all, but long enough to be read as one" * 40)
-    with pytest.raises(InputError, match=r"is no database of a tune"):
-        tune(settings, tmp_path)
+    for foreign in (b"no stages at all", b"no stages\nat all\n", b'{"truth of a": 1}\n[3]\n', b"[]\n"):
+        (tmp_path / "tune.jsonl").write_bytes(foreign)
+        with pytest.raises(InputError, match=r"does not hold the stages of a tune .*: move it away"):
+            tune(settings, tmp_path)
+        assert (tmp_path / "tune.jsonl").read_bytes() == foreign
+    (tmp_path / "tune.jsonl").unlink()
+    (tmp_path / "tune.db").write_bytes(b"SQLite format 3")
+    tune(settings, tmp_path)
+    assert re.search(r"tune\.db is of an older version and is not read: .* delete it\n", capsys.readouterr().out)
 
 
-def test_two_tunes_do_not_write_one_database(tmp_path):
+def test_two_tunes_do_not_write_one_file(tmp_path):
     stored_volume(tmp_path, "a")
-    holder = sqlite3.connect(tmp_path / "tune.db")
-    holder.execute("begin exclusive")
-    with pytest.raises(InputError, match=r"in use by another tune"):
+    with opened(tmp_path / "tune.jsonl", {}), pytest.raises(InputError, match=r"in use by another tune"):
         tune(settings_of(tmp_path), tmp_path)
-    holder.close()
 
 
 @pytest.mark.parametrize("name, given, sentence", [
@@ -305,6 +310,8 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
         tune(replace(settings, data=without), tmp_path)
     with pytest.raises(InputError, match=r"--from must be given once for each of the 1 volumes"):
         tune(settings, tmp_path, ["a", "b"])
+    with pytest.raises(InputError, match=r"tune.objective must be one of adapted_rand, .*; got 'ari'"):
+        tune(replace(settings, tune=replace(settings.tune, objective="ari")), tmp_path)
     with pytest.raises(InputError, match=r"searches decode.kind"):
         tune(replace(settings, decode=ComponentsDecode()), tmp_path)
     with pytest.raises(InputError, match=r"--tune-random must be at least 1; got 0"):

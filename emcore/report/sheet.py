@@ -8,7 +8,7 @@ import numpy as np
 from emcore.png import colour_labels, overlay
 from emcore.report.html import filled, picture, policy, read
 
-TILE = 256  # pixels of a picture's longer side, about
+TILE = 224  # pixels of a picture's longer side: six fit beside each other
 STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .7rem; }
 .row figure { margin: 0; }
@@ -35,13 +35,14 @@ def row(before: Sample, after: Sample, resolution: Sequence[float]) -> str:
     grey = np.round(np.clip((after["image"] - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
     labels = np.maximum(after["label"], 0) if "label" in after else None
     tall = max(1, round(resolution[0] / resolution[2]))  # a section is that many rows from the side
-    longest = max(grey.shape[1:])
-    larger, step = max(1, TILE // longest), max(1, -(-longest // TILE))
+    step = max(1, max(grey.shape[1:]) // TILE)
+    larger = step * TILE / max(grey.shape[1:])
     found = []
     for axis, place, caption, lines in ((0, z, f"z {z}", 1), (1, y, f"from the side, y {y}", tall)):
         for kind, view in views(grey, labels, place, axis).items():
             view = view[::step, ::step]
-            found.append(picture(view, view.shape[1] * larger, view.shape[0] * larger * lines, f"{kind}, {caption}"))
+            width, height = (round(length * larger) for length in (view.shape[1], view.shape[0] * lines))
+            found.append(picture(view, width, height, f"{kind}, {caption}"))
     return f'<div class="row">{"".join(found)}</div>'
 
 
@@ -53,7 +54,7 @@ def places(before: Sample, after: Sample) -> tuple[int, int]:
         lines = change.mean(others)
         few = 0 < np.count_nonzero(lines > 0.01 * lines.max()) < len(lines) / 2
         labelled = (before["label"] > 0).mean(others) if "label" in before else np.zeros_like(lines)
-        found.append(int(lines.argmax() if few else labelled.argmax() if labelled.any() else len(lines) // 2))
+        found.append(int(lines.argmax() if few else labelled.argmax() if np.ptp(labelled) else len(lines) // 2))
     return found[0], found[1]
 
 
