@@ -219,7 +219,8 @@ def compare(before: Path, after: Path) -> int:
         wrong = [key for key in keys if one[name].get(key) != other[name].get(key)]
         differing += len(wrong)
         for key in wrong[:5]:
-            print(f"{name}: {key} was {one[name].get(key, 'not there')[:40]}, is {other[name].get(key, 'not there')[:40]}")
+            was, now = (values[name].get(key, "not there")[:40] for values in (one, other))
+            print(f"{name}: {key} was {was}, is {now}")
     for name in sorted(one.keys() ^ other.keys()):
         print(f"{name} is in one of the two alone")
     values = sum(len(one[name]) for name in names)

@@ -20,10 +20,8 @@ from emcore.metrics.instances import AveragePrecision, Matching
 from emcore.metrics.partitions import ForegroundRestricted, OverlapIndices, Rand, Voi
 from emcore.metrics.skeletons import RunLength
 from emcore.metrics.synapses import PartnersF1, SynapseF1
-from emcore.segment.affinities import Affinities
 from emcore.segment.linking import Joined
-from emcore.segment.scores import Score
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 
 Array = NDArray[Any]
 AFFINITIES = np.random.default_rng(0).random((3, 6, 12, 14), np.float32)
@@ -53,7 +51,8 @@ def use_volumes(folder: Path) -> None:
 def use_fragments() -> Array:
     fragments = segment.watershed(AFFINITIES, low=0.1, high=0.999)
     assert_type(fragments, Array)
-    assert_type(segment.check_affinities(AFFINITIES), Affinities)
+    given = segment.Affinities(AFFINITIES, [(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
+    assert_type(segment.watershed(given), Array)
     codes, table = segment.encode_affinities(AFFINITIES)
     assert_type(table, Array)
     assert_type(segment.decode_affinities(codes, table), Array)
@@ -66,12 +65,15 @@ def use_fragments() -> Array:
 
 
 def use_merges(fragments: Array, folder: Path) -> segment.MergeTree:
-    score = segment.parse_score("aff85_his256")
-    assert_type(score, Score)
-    graph = segment.region_graph(fragments, AFFINITIES, score=score)
+    statistic = segment.parse_statistic("aff85_his256")
+    assert_type(statistic, segment.Statistic)
+    graph = segment.region_graph(fragments, AFFINITIES, statistic=statistic, place=segment.Place())
     assert_type(graph, segment.RegionGraph)
     assert_type(segment.pool_graphs([graph]), segment.RegionGraph)
-    tree = segment.agglomerate(graph, score)
+    run = segment.Agglomeration(graph, statistic)
+    run.advance(0.5)
+    assert_type(run.tree(), segment.MergeTree)
+    tree = segment.agglomerate(graph, statistic)
     assert_type(tree, segment.MergeTree)
     assert_type(segment.size_linkage(graph, 20, 0.3), segment.MergeTree)
     assert_type(segment.cut(fragments, tree, 0.5), Array)
@@ -86,10 +88,16 @@ def use_merges(fragments: Array, folder: Path) -> segment.MergeTree:
 def use_labels() -> None:
     labels = segment.segment(AFFINITIES, 0.5, low=0.1, high=0.999)
     assert_type(labels, Array)
+    whole = segment.Segmentation(AFFINITIES, low=0.1, high=0.999, statistic="max")
+    assert_type(whole.fragments, Array)
+    assert_type(whole.graph, segment.RegionGraph)
+    assert_type(whole.tree, segment.MergeTree)
+    assert_type(whole.labels(0.4, dust_size=5), Array)
+    assert_type(whole.explain((2, 3, 4), 0.4), segment.Explanation)
     assert_type(segment.merge_small(labels, AFFINITIES, 10), Array)
     assert_type(segment.remove_small(labels, 10), Array)
     assert_type(segment.boundary_threshold(labels, AFFINITIES, 0.2), Array)
-    assert_type(segment.link_sections(labels, AFFINITIES, iou=0.4), Array)
+    assert_type(segment.link_sections(labels, AFFINITIES, segment.LinkRule(iou=0.4)), Array)
     assert_type(segment.merge_faces(labels[0], labels[1]), Joined)
     assert_type(segment.join_pairs(np.array([[1, 2]], np.uint64)), Joined)
     assert_type(segment.relabel(labels), tuple[Array, Array])
@@ -105,7 +113,7 @@ def use_labels() -> None:
     assert_type(segment.erode(labels, 3), Array)
     assert_type(segment.fill_holes(labels == 1), Array)
     assert_type(segment.polarity_instances(AFFINITIES, 0.5, 8), Array)
-    assert_type(segment.contour_instances(AFFINITIES, min_size=4), Array)
+    assert_type(segment.contour_instances(AFFINITIES, remove_size=4), Array)
     assert_type(segment.skeleton_volume(LABELS, RESOLUTION), Array)
     for skeleton in segment.skeletonize(LABELS, RESOLUTION).values():
         assert_type(skeleton, segment.Skeleton)
@@ -117,7 +125,7 @@ def use_decode(folder: Path) -> None:
                               attributes={"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}) as out:
         out[...] = AFFINITIES
     prediction = emcore.open_volume(folder / "made_prediction.h5")
-    stored = decode.decode(prediction, Decode(kind="affinities", low=0.1), folder / "made_labels.h5")
+    stored = decode.decode(prediction, AffinityDecode(low=0.1), folder / "made_labels.h5")
     assert_type(stored, Path)
     assert_type(decode.recut(stored, 0.4, folder / "other_labels.h5"), Path)
 

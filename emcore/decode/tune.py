@@ -1,6 +1,6 @@
 """evaluate.py --tune: the best [decode] settings for stored predictions with a truth, by [tune].
 
-All stages are kept in tune.db, so that a killed tune goes on where it stopped, and a later one adds to it.
+All stages are kept in tune.jsonl, so that a killed tune goes on where it stopped, and a later one adds to it.
 """
 
 import json
@@ -15,7 +15,6 @@ import numpy as np
 
 import emcore
 from emcore import config
-from emcore.decode import tune_store
 from emcore.decode.tune_processes import Job, run
 from emcore.decode.tune_space import (
     AFTER,
@@ -27,25 +26,28 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
-from emcore.decode.tune_store import STOPPED, Row
+from emcore.decode.tune_stages import Source, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
+from emcore.metrics.partitions import OBJECTIVES
 from emcore.progress import Progress, duration
 from emcore.settings import Settings
 from emcore.settings.data import result_name
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
+
+OLD_FILE = "tune.db"  # in which older versions kept the stages
 
 
 @dataclass(frozen=True)
 class Parameters:
-    decode: Decode
+    decode: AffinityDecode
 
 
 def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
          draws: int | None = None, limit: float | None = None) -> list[Row]:
-    """Every row of results/tune.db after searching the space, best first; tune.csv and best_params.toml beside it.
+    """Every row of results/tune.jsonl after searching the space, best first; tune.csv and best_params.toml beside it.
 
     stored: predictions in the order of the volumes, instead of those in results. minutes: after them no stage is
     begun, but the best point is still confirmed. draws: so many random points instead of every combination. limit:
@@ -53,22 +55,24 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     """
     start = time.monotonic()
     check(settings, draws, limit)
-    base = replace(settings.decode, kind="affinities")
+    base = settings.decode if isinstance(settings.decode, AffinityDecode) else AffinityDecode()
     choices, thresholds = read_space(settings.tune.space), read_thresholds(settings.tune.space)
     points = (every_point(base, choices) if draws is None
               else drawn_points(base, choices, thresholds, settings.seed, draws))
     task = Task(find_sources(settings, results, stored), settings.evaluate.convention, settings.evaluate.border_nm,
                 settings.data.resolution)
-    with tune_store.opened(results / "tune.db", digests(task)) as database:
+    if (results / OLD_FILE).exists():
+        print(f"{results / OLD_FILE} is of an older version and is not read: its stages are done again; delete it")
+    with opened(results / "tune.jsonl", digests(task)) as stages:
         def work(jobs: list[Job], deadline: float | None = None) -> None:
             if not jobs:
                 return
             with Progress(len(jobs), "tune", "stages") as progress:
                 for row in run(jobs, settings.tune.processes, deadline, limit, progress):
-                    tune_store.add(database, row)
+                    stages.add(row)
 
         def known() -> set[str]:
-            return {row.key for row in tune_store.rows(database)
+            return {row.key for row in stages.rows()
                     if row.kind != STOPPED or (limit is not None and row.seconds >= limit)}
 
         is_decoded = draws is not None and any(name in AFTER for name in choices)
@@ -76,9 +80,9 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
         print(f"{len(points)} points of {len(task.sources)} volumes, {len(jobs)} stages to do", flush=True)
         work(jobs, None if minutes is None else start + 60 * minutes)
         objective = settings.tune.objective
-        confirmed = [base, *best_points(base, tune_store.rows(database), objective, settings.tune.confirm)]
+        confirmed = [base, *best_points(base, stages.rows(), objective, settings.tune.confirm)]
         work(decoded_jobs(task, confirmed, known()))
-        rows = sorted(tune_store.rows(database), key=lambda row: value(row, objective))
+        rows = sorted(stages.rows(), key=lambda row: value(row, objective))
     write_table(results / "tune.csv", rows, objective)
     stopped = sum(row.kind == STOPPED for row in rows)
     if stopped:
@@ -95,8 +99,10 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
 
 
 def check(settings: Settings, draws: int | None, limit: float | None) -> None:
-    if settings.decode.kind not in ("none", "affinities"):
+    if not isinstance(settings.decode, NoDecode | AffinityDecode):
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
+    if settings.tune.objective not in OBJECTIVES:
+        raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
     numbers = {"--tune-random": draws, "tune.confirm": settings.tune.confirm, "tune.processes": settings.tune.processes}
     for name, number in numbers.items():
         if number is not None and number < 1:
@@ -128,7 +134,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
 
 
 def digests(task: Task) -> dict[str, str]:
-    """What a database is bound to, each by a digest that changes with it."""
+    """What the file of a tune is bound to, each by a digest that changes with it."""
     found = {"version of emcore": emcore.__version__,
              "rule of scoring": f"{task.convention}, {task.border_nm:g} nm, {task.resolution}"}
     for source in task.sources:
@@ -140,20 +146,20 @@ def digests(task: Task) -> dict[str, str]:
 # ---- stages
 
 
-def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: set[str]) -> list[Job]:
+def curve_jobs(task: Task, points: list[AffinityDecode], thresholds: Thresholds, known: set[str]) -> list[Job]:
     """A job for every watershed that still lacks a merge score."""
-    groups: dict[Decode, list[str]] = {}
+    groups: dict[AffinityDecode, list[str]] = {}
     for point in map(tree_of, points):
         if curve_key(point, thresholds) not in known:
-            scores = groups.setdefault(replace(point, score=Decode.score), [])
-            scores += [point.score] if point.score not in scores else []
+            scores = groups.setdefault(replace(point, statistic=AffinityDecode.statistic), [])
+            scores += [point.statistic] if point.statistic not in scores else []
 
-    def rows_of(point: Decode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
+    def rows_of(point: AffinityDecode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
         def rows(found: dict[str, Any] | None, seconds: float) -> list[Row]:
             if found is None:
-                late = [replace(point, score=score) for score in scores]
+                late = [replace(point, statistic=score) for score in scores]
                 return [Row(curve_key(one, thresholds), STOPPED, config.to_table(one), {}, seconds) for one in late]
-            every = [(replace(point, score=score), values) for score, values in found.items()]
+            every = [(replace(point, statistic=score), values) for score, values in found.items()]
             return [Row(curve_key(one, thresholds), "curve", config.to_table(one), values, seconds / len(every))
                     for one, values in every]
         return rows
@@ -162,8 +168,8 @@ def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: 
             for point, scores in groups.items()]
 
 
-def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]:
-    def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
+def decoded_jobs(task: Task, points: list[AffinityDecode], known: set[str]) -> list[Job]:
+    def rows_of(point: AffinityDecode) -> Callable[[Any, float], list[Row]]:
         return lambda found, seconds: [Row(decoded_key(point), STOPPED if found is None else "decoded",
                                            config.to_table(point), found or {}, seconds)]
 
@@ -171,19 +177,19 @@ def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]
             if decoded_key(point) not in known]
 
 
-def curve_key(point: Decode, thresholds: Thresholds) -> str:
+def curve_key(point: AffinityDecode, thresholds: Thresholds) -> str:
     return json.dumps(["curve", config.to_table(tree_of(point)), thresholds], sort_keys=True)
 
 
-def decoded_key(point: Decode) -> str:
+def decoded_key(point: AffinityDecode) -> str:
     return json.dumps(["decoded", config.to_table(point)], sort_keys=True)
 
 
-def best_points(base: Decode, rows: list[Row], objective: str, count: int) -> list[Decode]:
+def best_points(base: AffinityDecode, rows: list[Row], objective: str, count: int) -> list[AffinityDecode]:
     """The best curves at their best thresholds, and what [decode] does after the cut; one of those that score alike."""
-    points: dict[tuple, Decode] = {}
+    points: dict[tuple, AffinityDecode] = {}
     for row in sorted((row for row in rows if row.kind == "curve"), key=lambda row: value(row, objective)):
-        tree, found = config.from_table(Decode, row.decode), row.found[objective]
+        tree, found = config.from_table(AffinityDecode, row.decode), row.found[objective]
         kept = {name: getattr(tree, name) for name in BEFORE}
         points.setdefault(tuple(found["scores"].values()), replace(base, **kept, threshold=found["threshold"]))
     return list(points.values())[:count]
@@ -204,7 +210,7 @@ def write_table(path: Path, rows: list[Row], objective: str) -> None:
     """One line a row, best first: what it did, its threshold, its scores, seconds, settings that differ somewhere."""
     plain = [flat(row.decode) for row in rows]
     names = [name for name in dict.fromkeys(name for settings in plain for name in settings)
-             if name in ("score", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
+             if name in ("statistic", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
     names = [name for name in names if name != "threshold"]
     scores = next((list(row.found[objective]["scores"]) for row in rows if row.found), [])
     lines = [["stage", *names, "threshold", *scores, "seconds"]]
@@ -221,7 +227,7 @@ def heat_table(rows: list[Row], objective: str) -> tuple[list[str], dict[str, li
     best: dict[tuple[str, tuple[float, float]], float] = {}
     for row in rows:
         if row.kind == "curve":
-            place = row.decode["score"], (row.decode["low"], row.decode["high"])
+            place = row.decode["statistic"], (row.decode["low"], row.decode["high"])
             best[place] = min(best.get(place, float("inf")), value(row, objective))
     names, pairs = sorted({name for name, _ in best}), sorted({pair for _, pair in best})
     values = np.array([[best.get((name, pair), np.nan) for pair in pairs] for name in names]).reshape(
@@ -240,7 +246,7 @@ def flat(table: dict[str, Any]) -> dict[str, Any]:
 
 def write_parameters(path: Path, row: Row, settings: Settings) -> None:
     """A [decode] table that --params of infer.py and evaluate.py lays over a config."""
-    point = config.from_table(Decode, row.decode)
+    point = config.from_table(AffinityDecode, row.decode)
     scores = row.found[settings.tune.objective]["scores"]
     lines = [f"# found by evaluate.py --tune for {settings.name}: " + ", ".join(
         f"{name} {scores[name]:.4f}" for name in OBJECTIVES), "# use: infer.py --cfg CONFIG --params THIS_FILE"]

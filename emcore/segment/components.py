@@ -1,6 +1,5 @@
 """Connected components of label volumes, masks and affinities; 2D too."""
 
-from collections.abc import Sequence
 from typing import Literal, overload
 
 import numpy as np
@@ -9,7 +8,7 @@ from emcore.errors import InputError
 from emcore.kernels import affinity_components as graph_kernel
 from emcore.kernels import components as kernel
 from emcore.kernels.relabeling import renumber
-from emcore.segment.affinities import check_affinities, kernel_view
+from emcore.segment.affinities import Affinities, as_affinities, kernel_view
 from emcore.segment.arrays import within
 from emcore.segment.relabeling import label_dtype, unsigned
 from emcore.threads import run_parallel, slabs, thread_count
@@ -79,8 +78,7 @@ def _label_sections(volume: np.ndarray, axes: int, count: bool, threads: int):
     return (out, int(starts[-1])) if count else out
 
 
-def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str = "graph",
-                        offsets: Sequence | None = None, edge: str = "later", table: np.ndarray | None = None,
+def affinity_components(affs: np.ndarray | Affinities, threshold: float = 0.5, *, method: str = "graph",
                         threads: int | None = None) -> np.ndarray:
     """uint32 labels of what affinities above threshold connect, numbered in raster order; (c, z, y, x) in.
 
@@ -90,7 +88,8 @@ def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str
     """
     if method not in ("graph", "voxels"):
         raise InputError(f"method must be 'graph' or 'voxels'; got {method!r}")
-    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+    checked = as_affinities(affs)
+    checked.check_values(threads=threads)
     threads, values = thread_count(threads), kernel_view(checked.values)
     cut = _cut(threshold, checked.values.dtype, checked.table)
     along = [values[channel] for channel in checked.channels]

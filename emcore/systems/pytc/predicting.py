@@ -11,9 +11,9 @@ from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 Table = dict[str, Any]
 MOST_CHANNELS = 1000  # that are told one by one; a net of more is refused where it is built
 # a parameter of the search there -> here
-SPACE = {"merge_function": "score", "thresholds": "threshold", "aff_threshold_low": "low", "aff_threshold_high": "high",
-         "boundary_threshold": "boundary", "dust_merge_size": "dust_size", "dust_merge_affinity": "dust_affinity",
-         "dust_remove_size": "remove_size"}
+SPACE = {"merge_function": "statistic", "thresholds": "threshold", "aff_threshold_low": "low",
+         "aff_threshold_high": "high", "boundary_threshold": "boundary", "dust_merge_size": "dust_size",
+         "dust_merge_affinity": "dust_affinity", "dust_remove_size": "remove_size"}
 SCORES = {"adapted_rand": "rand", "voi": "voi", "jaccard": "jaccard", "cremi_distance": "clefts",
           "instance_matching": "instances"}
 
@@ -176,7 +176,7 @@ def _waterz(kwargs: Tree, select: list[int], offsets: list[list[int]], notes: li
             notes.append(f"of the thresholds {thresholds} the last is taken: infer.py --cut makes the others at once")
         thresholds = thresholds[-1] if thresholds else 0.3
     low, high = pair(kwargs.take(list, "aff_threshold", default=[1e-4, 0.9999]), kwargs.path("aff_threshold"))
-    out: Table = {"kind": "affinities", "score": kwargs.take(str, "merge_function", default="aff50_his256"),
+    out: Table = {"kind": "affinities", "statistic": kwargs.take(str, "merge_function", default="aff50_his256"),
                   "threshold": thresholds, "low": low, "high": high,
                   "boundary": kwargs.take(float, "boundary_threshold", default=0.0)}
     if kwargs.take(bool, "dust_merge", default=True):
