@@ -37,6 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.convention=skimage")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
+    from emcore.metrics.evaluation import check_evaluate
+
+    check_evaluate(settings.evaluate)
     if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None
                              or options.tune_trial_seconds is not None):
         raise InputError("--from, --tune-budget, --tune-trial-seconds and --tune-random belong to --tune: add it")
@@ -51,8 +54,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def score(settings: Settings, folder: Path, again: bool) -> int:
+    from emcore.metrics.evaluation import pooled, score_volume
     from emcore.report.page import write_report
-    from emcore.report.scores import pooled, score_volume, with_others, write_scores
+    from emcore.report.scores import with_others, write_scores
 
     found, scored, data = {}, [], settings.data
     for number, (prediction, labels) in enumerate(results.files_of(settings, folder)):
@@ -92,7 +96,7 @@ def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace)
                 options.tune_trial_seconds)
     names, ends, values = heat_table(rows, settings.tune.objective)
     if names:
-        write_heat_map(folder / "tune.png", f"{settings.tune.objective}, best threshold", names, ends, values)
+        write_heat_map(folder / "tune.svg", f"{settings.tune.objective}, best threshold", names, ends, values)
     return 0
 
 

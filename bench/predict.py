@@ -27,10 +27,10 @@ def child(work: dict) -> dict:
     if work["what"] == "stream":
         found = stream(work)
     else:
-        from emcore.engine.pages import keep_pages
+        from emcore.engine.arithmetic.prediction import decide
+        from emcore.engine.memory import keep_pages
         from emcore.models.rsunet import RSUNet
         from emcore.prediction import predict
-        from emcore.prediction.arithmetic import decide
         from emcore.prediction.windows import passes
         from emcore.settings import Settings
         from emcore.settings.data import Data

@@ -17,7 +17,9 @@ import time
 from pathlib import Path
 
 from emcore.config import to_table
-from emcore.engine.mode import LIMIT, SAFE, Mode, choose_mode, work_of
+from emcore.engine.arithmetic.machine import LIMIT
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.arithmetic.probe import SAFE, choose_mode, work_of
 from emcore.settings.model import MedNeXtModel, Model, RSUNetModel, RSUNetSizes, UNETRModel, UNetV1Model
 from emcore.settings.train import Train
 
@@ -67,8 +69,8 @@ def child() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from emcore.config import from_table
-    from emcore.engine.arithmetic import autocast, place
-    from emcore.engine.pages import keep_pages
+    from emcore.engine.arithmetic.net import autocast, place
+    from emcore.engine.memory import keep_pages
     from emcore.models.build import build_model
 
     mode = Mode(**mode)

@@ -217,7 +217,7 @@ def told_volume(volume: Mapping[str, Any]) -> str:
 
 def told_arithmetic(made: Mapping[str, Any]) -> str:
     compiled = ", compiled" if made.get("compile") else ""
-    return f"{made.get('device')}, {made.get('precision')}, {made.get('layout')}{compiled}"
+    return f"{made.get('precision')}, {made.get('layout')}{compiled} on {made.get('device')}"
 
 
 def told_decode(table: Mapping[str, Any]) -> str:

@@ -103,8 +103,7 @@ class SlicedVolume:
 
 
 def test_volumes_are_read_in_blocks(monkeypatch):
-    from emcore.metrics import tables as module
-    monkeypatch.setattr(module, "BLOCK_BYTES", 40_000)
+    monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", 40_000)
     truth, labels = np.random.default_rng(5).integers(0, 9, (2, 23, 30, 31))
     mask = truth == 3
     volumes = [SlicedVolume(truth), SlicedVolume(labels)]

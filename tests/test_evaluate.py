@@ -11,12 +11,15 @@ import pytest
 from emcore import config, metrics, segment
 from emcore.decode.labels import decode
 from emcore.errors import InputError
-from emcore.metrics.score import whole_table
-from emcore.report.scores import pooled, score_volume, write_scores
+from emcore.metrics.evaluation import BETTER, SCORES, check_evaluate, pooled, score_volume
+from emcore.metrics.partitions import CONVENTIONS, OBJECTIVES
+from emcore.metrics.placement import Borders, Place, whole_table
+from emcore.report.scores import write_scores
 from emcore.settings.data import Data
+from emcore.settings.decode import AffinityDecode, PolarityDecode
 from emcore.settings.evaluate import Evaluate
-from emcore.settings.predict import Decode
 from emcore.volumes import create_volume, open_volume
+from tests.test_train import ROOT
 
 NEAREST = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 RESOLUTION = (40.0, 4.0, 4.0)
@@ -42,7 +45,7 @@ def decoded(tmp_path):
     affs = random.random((3, 6, 14, 15), np.float32)
     truth = np.kron(random.integers(0, 9, (3, 4, 4)), np.ones((2, 4, 4), int))[:, :14, :15].astype(np.uint64)
     stored(tmp_path / "a_prediction.h5", affs, offsets=NEAREST)
-    labels = decode(open_volume(tmp_path / "a_prediction.h5"), Decode("affinities", low=0.1, high=0.99, threshold=0.3),
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.99, threshold=0.3),
                     tmp_path / "a_labels.h5")
     return tmp_path / "a_prediction.h5", labels, stored(f"{tmp_path}/truth.h5:labels", truth), truth
 
@@ -77,12 +80,38 @@ def test_scores_and_curve_are_those_of_the_voxels_that_count(decoded, settings):
 def test_borders_in_voxels_are_the_same_in_blocks(decoded, monkeypatch, box_border, block_bytes):
     truth = decoded[3]
     labels = open_volume(decoded[1], "labels")[...]
-    monkeypatch.setattr("emcore.metrics.score.BLOCK_BYTES", block_bytes)
-    table = whole_table(open_volume(labels), open_volume(truth), (0, 0, 0), (0, 0, 0), truth.shape,
-                        border_box=box_border)
+    monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", block_bytes)
+    place = Place((0, 0, 0), (0, 0, 0), truth.shape)
+    table = whole_table(open_volume(labels), open_volume(truth), place, Borders(None, *box_border))
     wanted = metrics.contingency(truth, labels, mask=metrics.box_border_mask(truth, *box_border))
     assert table.masked == wanted.masked > 0
     assert np.array_equal(table.counts, wanted.counts)
+
+
+def test_every_number_of_every_score_says_whether_lower_or_higher_is_better(decoded):
+    prediction, labels, reference, truth = decoded
+    for convention in ("cremi", "isbi"):
+        found = score_volume(Evaluate(tuple(SCORES), convention), reference, labels, prediction)
+        names = {row["score"] for row in found["scores"]}
+        assert {"voi_split", "v_info", "cleft_f1", "synapse_f1", "accuracy"} <= names
+        assert names - BETTER.keys() == {"v_rand_threshold", "v_info_threshold"}
+    alone = score_volume(Evaluate(("indices", "average_precision", "accuracy")), reference, labels, prediction)
+    ours = open_volume(labels, "labels")[...]
+    table = metrics.contingency(truth, ours)
+    assert value(alone, "adjusted_rand") == pytest.approx(metrics.overlap_indices(table).adjusted_rand)
+    assert value(alone, "average_precision") == pytest.approx(metrics.average_precision(table).mean)
+    assert value(alone, "accuracy") == pytest.approx(((truth > 0) == (ours > 0)).mean())
+
+
+def test_a_score_or_convention_that_is_not_there_is_told_with_those_that_are():
+    for settings, sentence in ((Evaluate(("voi", "vio")), "evaluate.scores must be names of voi, rand, .*; got 'vio'"),
+                               (Evaluate(convention="krasowski"), "must be one of cremi, .*; got 'krasowski'"),
+                               (Evaluate(border_nm=5.0, border_xy=1), "two masks")):
+        with pytest.raises(InputError, match=sentence):
+            check_evaluate(settings)
+    page = (ROOT / "docs" / "scores.md").read_text()
+    for name in (*SCORES, *BETTER, *CONVENTIONS, *OBJECTIVES):
+        assert f"`{name}`" in page, name
 
 
 def test_masks_and_ids_of_the_data_table_leave_voxels_out(decoded, tmp_path):
@@ -154,10 +183,8 @@ def test_clefts_jaccard_and_dice_of_one_channel_among_several(tmp_path, dtype):
     wanted = metrics.clefts(real.astype(np.uint8), (ours & known).astype(np.uint8), RESOLUTION, 8)
     assert value(found, "cleft_score") == pytest.approx(wanted.score)
     assert value(found, "cleft_false_positives") == wanted.false_positives
-    for wrong, sentence in ((Evaluate(("dice",), channel=3), "one of the 3 channels .*got 3"),
-                            (Evaluate(("dice",), threshold=1.2), "evaluate.threshold must be between 0 and 1.*1.2")):
-        with pytest.raises(InputError, match=sentence):
-            score_volume(wrong, reference, None, tmp_path / "p.h5")
+    with pytest.raises(InputError, match=r"one of the 3 channels .*got 3"):
+        score_volume(Evaluate(("dice",), channel=3), reference, None, tmp_path / "p.h5")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
@@ -232,8 +259,6 @@ def test_voxels_are_scored_of_labels_where_there_are_some_and_what_is_undefined_
     assert any("voi need labels" in note for note in found["notes"])
     with pytest.raises(InputError, match=r"p\.h5"):
         score_volume(Evaluate(("dice",)), nothing, None, tmp_path / "p.h5")
-    with pytest.raises(InputError, match="two masks"):
-        score_volume(Evaluate(border_nm=5.0, border_xy=1), truth, tmp_path / "labels.h5", tmp_path / "p.h5")
 
 
 def test_synapses_with_sides_are_scored_from_a_prediction_with_three_channels(tmp_path):
@@ -244,7 +269,7 @@ def test_synapses_with_sides_are_scored_from_a_prediction_with_three_channels(tm
     truth[2:6, 5:15, 5:10], truth[2:6, 5:15, 12:17] = 3, 4
     swapped = np.where(truth == 3, 4, np.where(truth == 4, 3, 0)).astype(np.uint32)
     stored(tmp_path / "p.h5", values)
-    labels = decode(open_volume(tmp_path / "p.h5"), Decode("polarity", small=10), tmp_path / "labels.h5")
+    labels = decode(open_volume(tmp_path / "p.h5"), PolarityDecode(small=10), tmp_path / "labels.h5")
     for name, given, wanted in (("truth", truth, (2 / 3, 2 / 3)), ("swapped", swapped, (2 / 3, 0.0))):
         reference = stored(f"{tmp_path}/{name}.h5:t", given)
         found = score_volume(Evaluate(("synapses",)), reference, labels, tmp_path / "p.h5")

@@ -80,7 +80,7 @@ def test_the_neuron_recipe_comes_out_with_the_pinned_values():
     assert any("multiply it" in note for note in notes)
 
 
-@pytest.mark.parametrize("name, recipe", [("clefts", "cremi_clefts"), ("neurons", "snemi_neurons")])
+@pytest.mark.parametrize("name, recipe", [("clefts", "cremi/cremi_clefts"), ("neurons", "snemi/snemi_neurons")])
 def test_an_imported_recipe_equals_ours_of_the_same_name(name, recipe):
     found = import_config(YAML / f"{name}.yaml")[0]
     ours = config.load(Settings, ROOT / "configs" / f"{recipe}.toml")

@@ -11,9 +11,9 @@ import pytest
 
 from emcore import metrics, segment
 from emcore.decode.labels import decode, recut
-from emcore.report.scores import score_volume
+from emcore.metrics.evaluation import score_volume
+from emcore.settings.decode import AffinityDecode, ComponentsDecode, PolarityDecode
 from emcore.settings.evaluate import Evaluate
-from emcore.settings.predict import Decode
 from emcore.volumes import create_volume, open_volume
 from tests.test_train import CONFIG, ROOT, environment
 
@@ -56,7 +56,7 @@ def test_a_prediction_becomes_labels_and_its_tree_gives_every_other_threshold(tm
     truth = blocks()
     affs = exact_affinities(truth)
     prediction = stored(tmp_path, affs, offsets=[[-1, 0, 0], [0, -1, 0], [0, 0, -1]])
-    out = decode(prediction, Decode("affinities", threshold=0.5, low=0.1, high=0.9), tmp_path / "labels.h5")
+    out = decode(prediction, AffinityDecode(threshold=0.5, low=0.1, high=0.9), tmp_path / "labels.h5")
     labels = open_volume(out, "labels")
     assert labels.resolution == (30, 6, 6)
     table = metrics.contingency(truth, labels[...])
@@ -80,10 +80,10 @@ def test_channels_in_another_order_or_in_8_bits_decode_to_the_same_labels(tmp_pa
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     plain = decode(stored(tmp_path / "a", affs[::-1], offsets=[[0, 0, -1], [0, -1, 0], [-1, 0, 0]]),
-                   Decode("affinities", low=0.1, high=0.9), tmp_path / "a" / "labels.h5")
+                   AffinityDecode(low=0.1, high=0.9), tmp_path / "a" / "labels.h5")
     codes, table = segment.encode_affinities(affs)
     coded = decode(stored(tmp_path / "b", codes, offsets=[[-1, 0, 0], [0, -1, 0], [0, 0, -1]],
-                          affinity_table=table.tolist()), Decode("affinities", low=0.1, high=0.9),
+                          affinity_table=table.tolist()), AffinityDecode(low=0.1, high=0.9),
                    tmp_path / "b" / "labels.h5")
     one, two = (open_volume(path, "labels")[...] for path in (plain, coded))
     assert sum(metrics.voi(metrics.contingency(one, two))) == 0
@@ -94,9 +94,9 @@ def test_clefts_and_polarity_become_objects(tmp_path):
     values[0, :, 5:15, 5:10] = values[1, :, 5:15, 12:17] = 0.9
     values[2, :, 5:15, 5:17] = 0.9
     prediction = stored(tmp_path, values)
-    labels = open_volume(decode(prediction, Decode("polarity"), tmp_path / "polarity.h5"), "labels")[...]
+    labels = open_volume(decode(prediction, PolarityDecode(), tmp_path / "polarity.h5"), "labels")[...]
     assert dict(zip(*np.unique(labels[labels > 0], return_counts=True))) == {1: 200, 2: 200}
-    labels = open_volume(decode(prediction, Decode("components", remove_size=10), tmp_path / "parts.h5"), "labels")[...]
+    labels = open_volume(decode(prediction, ComponentsDecode(remove_size=10), tmp_path / "parts.h5"), "labels")[...]
     assert labels.max() == 1
 
 

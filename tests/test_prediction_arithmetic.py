@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from emcore.engine.mode import fast_precision
+from emcore.engine.arithmetic import prediction as module
+from emcore.engine.arithmetic.mode import Arithmetic, fast_precision
+from emcore.engine.arithmetic.net import FORMATS
+from emcore.engine.arithmetic.prediction import comply, decide
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.prediction import arithmetic as module
 from emcore.prediction import predict
-from emcore.prediction.arithmetic import FORMATS, Arithmetic, comply, decide
 from emcore.prediction.windows import passes
 from emcore.settings import Settings
 from emcore.settings.data import Data
@@ -67,7 +68,7 @@ def test_a_layout_is_measured_once_and_taken_by_all(monkeypatch, capsys):
     net, image = small_net(), small_image()
     before = predict(net, image, window=WINDOW)
     tries = []
-    monkeypatch.setattr(module, "_time", lambda model, *a: tries.append(layout_of(model)) or -len(tries))
+    monkeypatch.setattr(module, "_seconds", lambda model, *a: tries.append(layout_of(model)) or -len(tries))
     found = decide(settings(), net, 100)
     assert found == Arithmetic("cpu", "fp32", "channels_last", False)
     assert tries == ["contiguous", "channels_last"]
@@ -110,7 +111,7 @@ def test_a_process_that_cannot_compute_as_decided_stops_with_one_sentence(monkey
     comply(bf16, replace(auto, train=Train(precision="bf16")), net)
     monkeypatch.setattr(module, "multiplies_bf16", lambda: True)
     comply(bf16, auto, net)
-    monkeypatch.setattr("emcore.engine.mode.multiplies_bf16", lambda: False)
+    monkeypatch.setattr("emcore.engine.arithmetic.mode.multiplies_bf16", lambda: False)
     assert fast_precision("auto", "cpu") == "fp32"
 
 

@@ -14,7 +14,7 @@ from emcore.synth import synthesize, write_layout
 from emcore.volumes import create_volume
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "configs").glob("*.toml"))
+RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others of --smoke are marked slow
 # arms of dbMiM that make every kind of run the others make; those are marked long
 ARMS = ("dbmim_finetune_r33", "dbmim_finetune_scratch", "dbmim_pretrain_r16", "dbmim_pretrain_r34")
@@ -27,7 +27,7 @@ def mark_of(path):
 
 
 def settings_of(name):
-    return config.load(Settings, ROOT / "configs" / f"{name}.toml")
+    return config.load(Settings, next(path for path in RECIPES if path.stem == name))
 
 
 def value_of(settings, key):
@@ -76,7 +76,7 @@ def test_a_recipe_opens_with_data_cost_and_what_to_expect_and_is_named_like_its_
 
 
 def test_the_main_polarity_recipe_begins_with_the_ones_that_learned_the_direction():
-    words = (ROOT / "configs" / "emr50_polarity.toml").read_text().split(".")[0]
+    words = (ROOT / "configs" / "emr50" / "emr50_polarity.toml").read_text().split(".")[0]
     assert "emr50_polarity_exclusive" in words
     assert "emr50_polarity_small" in words
 

@@ -64,7 +64,7 @@ def test_the_text_has_a_line_for_each_convention_with_its_meaning(pair, capsys):
 @pytest.mark.parametrize("block_bytes", [1, 3000, 40_000])
 def test_blocks_score_like_the_whole_even_where_a_section_does_not_fit(pair, monkeypatch, block_bytes):
     whole = command.score(*pair[:2], border_nm=9)
-    monkeypatch.setattr(command, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", block_bytes)
     for arrays in (pair[:2], pair[2:]):
         blocks = command.score(*arrays, border_nm=9, resolution=RESOLUTION)
         assert blocks["scores"] == whole["scores"]

@@ -1,5 +1,7 @@
-"""python -m emcore augment: a row for every augmentation of the config, in a PNG."""
+"""python -m emcore augment: pictures for every augmentation of the config, in a page."""
 
+import base64
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,11 @@ import numpy as np
 import pytest
 
 from emcore import config
-from emcore.data.letters import HEIGHT, write
 from emcore.data.sheet import alone, main, names, sheet
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.augment import Augment, Blur, CopyPaste, Flip, Noise
+from tests.test_png import decode_png
 
 CONFIG = """
 name = "x"
@@ -28,6 +30,16 @@ probability = [0.0, 0.5, 0.0]
 [augment.noise]
 probability = 0.3
 """
+
+
+def sections(html):
+    """Name -> caption -> picture."""
+    found = {}
+    for part in html.split("<section>")[1:]:
+        pictures = re.findall(r'base64,([^"]+)"[^>]*><figcaption>([^<]+)<', part)
+        found[re.search("<h2>(.+?)</h2>", part)[1]] = {
+            caption: decode_png(base64.b64decode(data)) for data, caption in pictures}
+    return found
 
 
 @pytest.fixture
@@ -45,15 +57,24 @@ def place(tmp_path):
 def test_a_row_is_drawn_for_each_augmentation_of_the_config_or_for_all(place):
     settings = config.load(Settings, place / "x.toml", [])
     assert names(settings.augment) == ["flip", "noise"]
-    few, all_of_them = sheet(settings), sheet(settings, True)
-    assert few.dtype == np.uint8
-    assert few.shape[2] == 3
-    rows = len(names(settings.augment, True)) + 2
-    assert rows == 24
-    assert all_of_them.shape[0] * 4 == few.shape[0] * rows
-    height = few.shape[0] // 4
-    assert not np.array_equal(few[:height], few[height:2 * height])
-    assert np.array_equal(few, sheet(settings)), "the same picture every time"
+    few, everything = sheet(settings), sheet(settings, True)
+    assert few == sheet(settings), "the same page every time"
+    assert sections(few).keys() == {"as it is", "flip", "noise", "as trained on"}
+    assert len(sections(everything)) == 24
+    before, flipped = sections(few)["as it is"], sections(few)["flip"]
+    assert [caption.split(",")[0] for caption in before] == ["image", "labels", "both"] * 2
+    image, labels, both, *side = before.values()
+    assert image.shape == (32, 32)
+    assert labels.shape == both.shape == (32, 32, 3)
+    assert [picture.shape[:2] for picture in side] == [(6, 32)] * 3
+    assert 'width="224" height="126"' in few  # a section is as thick as three voxels are wide
+    raw = h5py.File(place / "vol.h5")["raw"][...]
+    assert any(np.corrcoef(image.ravel(), raw[z, y:y + 32, x:x + 32].ravel())[0, 1] > 0.999
+               for z in range(12) for y in range(29) for x in range(29))
+    assert flipped.keys() == before.keys()
+    assert np.array_equal(next(iter(flipped.values())), image[::-1])
+    without_pictures = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "", everything)
+    assert not re.search(r"https?:|url\(|@import|<script", without_pictures)
 
 
 def test_a_step_alone_is_always_done_with_its_own_parameters_and_nothing_else():
@@ -64,28 +85,20 @@ def test_a_step_alone_is_always_done_with_its_own_parameters_and_nothing_else():
     assert alone(augment, "copy_paste") == Augment(copy_paste=CopyPaste(1.0))
 
 
-def test_the_command_writes_a_png_and_tells_mistakes_in_one_sentence(place):
+def test_the_command_writes_a_page_and_tells_mistakes_in_one_sentence(place):
     done = subprocess.run([sys.executable, "-m", "emcore", "augment", "--cfg", str(place / "x.toml"), "--out",
-                           str(place / "a.png"), "augment.blur.probability=0.5"], capture_output=True, text=True,
+                           str(place / "a.html"), "augment.blur.probability=0.5"], capture_output=True, text=True,
                           cwd=Path(__file__).resolve().parent.parent)
     assert done.returncode == 0, done.stderr
-    assert (place / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(InputError, match=r"--out must end in .png; got a.jpg"):
-        main(["--cfg", str(place / "x.toml"), "--out", "a.jpg"])
+    assert "blur" in sections((place / "a.html").read_text())
+    with pytest.raises(InputError, match=r"--out must end in .html; got a.png"):
+        main(["--cfg", str(place / "x.toml"), "--out", "a.png"])
     with pytest.raises(InputError, match="needs square sections"):
-        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 30]", "augment.turn.probability=1"])
+        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 16]", "augment.turn.probability=1"])
 
 
 def test_images_without_labels_have_a_sheet_too(place):
     text = (place / "x.toml").read_text().replace('label = "vol.h5:labels"\n', "")
     (place / "x.toml").write_text(text)
-    assert sheet(config.load(Settings, place / "x.toml", []), True).shape[2] == 3
-
-
-def test_every_letter_of_a_name_is_drawn_and_different():
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789_.,:"
-    drawn = [write(letter) for letter in letters]
-    assert all(dots.shape == (HEIGHT, 6) and dots.any() for dots in drawn)
-    assert len({dots.tobytes() for dots in drawn}) == len(letters)
-    assert write("ab", 3).shape == (3 * HEIGHT, 36)
-    assert not write(" ").any()
+    found = sections(sheet(config.load(Settings, place / "x.toml", []), True))
+    assert {len(pictures) for pictures in found.values()} == {2}

@@ -167,7 +167,7 @@ def test_labels_come_back_from_their_affinities_as_components():
     labels = split_pieces(tissue((5, 12, 14), 6))
     for offsets in (NEAREST, [tuple(-s for s in o) for o in NEAREST], NEAREST[::-1]):
         values, _ = affinities(labels, offsets)
-        back = segment.affinity_components(values[0].numpy().astype(np.float32), 0.5, offsets=offsets)
+        back = segment.affinity_components(segment.Affinities(values[0].numpy().astype(np.float32), offsets), 0.5)
         pairs = np.unique(np.stack([labels[0].numpy().ravel(), back.ravel().astype(np.int64)]), axis=1)
         inside = pairs[:, pairs[0] > 0]
         alone = np.isin(inside[0], inside[0][inside[1] == 0])  # a single voxel has no edge, so components leave it 0

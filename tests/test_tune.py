@@ -1,13 +1,14 @@
-"""evaluate.py --tune against a plain loop over decodings, its database, and what it refuses."""
+"""evaluate.py --tune against a plain loop over decodings, its file of stages, and what it refuses."""
 
 import csv
 import json
+import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -19,15 +20,15 @@ from emcore.decode.labels import decode
 from emcore.decode.tune import tune
 from emcore.decode.tune_space import drawn_points, every_point, read_choices, read_space, read_thresholds
 from emcore.decode.tune_stages import curve_stage, decoded_stage
+from emcore.decode.tune_store import opened
 from emcore.errors import InputError
-from emcore.report.heat_map import FONT, FRAME, GREY, write_heat_map
+from emcore.report.heat_map import FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, ComponentsDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
 from tests.test_pipeline import blocks, exact_affinities
-from tests.test_png import decode_png
 from tests.test_train import ROOT, environment
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
@@ -49,9 +50,9 @@ def stored_volume(folder, name, seed=0, noise=1.0):
 
 def settings_of(folder, names=("a",), space=None, **tuned):
     volumes = tuple(Volume(f"{name}.h5", f"{name}.h5:labels", name=name) for name in names)
-    space = Space(score=["aff85_his256", "mean"], low=[0.0, 0.3], high=[0.8, 1.0]) if space is None else space
+    space = Space(statistic=["aff85_his256", "mean"], low=[0.0, 0.3], high=[0.8, 1.0]) if space is None else space
     return Settings("run", outputs=str(folder), data=Data(folder=str(folder), test=volumes),
-                    decode=Decode("affinities", low=0.1, high=0.9), tune=Tune(space=space, **tuned))
+                    decode=AffinityDecode(low=0.1, high=0.9), tune=Tune(space=space, **tuned))
 
 
 def scored(truth, labels):
@@ -64,11 +65,11 @@ def scored(truth, labels):
 def test_the_best_of_every_curve_is_that_of_a_loop_over_thresholds(tmp_path, names):
     truths = [stored_volume(tmp_path, name, number) for number, name in enumerate(names)]
     predictions = [open_volume(tmp_path / f"{name}_prediction.h5")[...] for name in names]
-    space = Space(score=["aff85_his16", "mean"], low=[0.0, 0.3], high=[0.8])
+    space = Space(statistic=["aff85_his16", "mean"], low=[0.0, 0.3], high=[0.8])
     rows = [row for row in tune(settings_of(tmp_path, names, space), tmp_path) if row.kind == "curve"]
     assert len(rows) == 4
     for row in rows:
-        score, low = row.decode["score"], row.decode["low"]
+        score, low = row.decode["statistic"], row.decode["low"]
         # every state of 16 bins lies between two multiples of 1/16; means are sampled
         every = [[scored(truth, segment.segment(affs, threshold, score, low=low, high=0.8))
                   for truth, affs in zip(truths, predictions)] for threshold in np.arange(17) / 16]
@@ -88,9 +89,9 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
     settings = replace(settings, decode=replace(settings.decode, dust_size=30, dust_affinity=0.1, remove_size=5))
     rows = tune(settings, tmp_path)
     (tmp_path / "run.toml").write_text('name = "run"\n[decode]\nkind = "none"\n')
-    point = config.load(Settings, tmp_path / "run.toml", ["decode.connectivity=6"],
+    point = config.load(Settings, tmp_path / "run.toml", ["decode.channels=[0, 1, 2]"],
                         tmp_path / "best_params.toml").decode
-    assert (point.dust_size, point.connectivity) == (30, 6)
+    assert (point.dust_size, point.channels) == (30, (0, 1, 2))
     out = decode(open_volume(tmp_path / "a_prediction.h5"), point, tmp_path / "labels.h5")
     best = next(row for row in rows if row.kind == "decoded")
     assert scored(truth, open_volume(out, "labels")[...])["voi"] == pytest.approx(best.found["voi"]["scores"]["voi"])
@@ -106,7 +107,7 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
 def test_listed_thresholds_are_the_only_ones(tmp_path):
     truth = stored_volume(tmp_path, "a")
     affs = open_volume(tmp_path / "a_prediction.h5")[...]
-    space = Space(score="mean", low=0.3, high=0.8, threshold={"min": 0.1, "max": 0.9, "step": 0.1})
+    space = Space(statistic="mean", low=0.3, high=0.8, threshold={"min": 0.1, "max": 0.9, "step": 0.1})
     row = next(row for row in tune(settings_of(tmp_path, space=space), tmp_path) if row.kind == "curve")
     values = {threshold: scored(truth, segment.segment(affs, threshold, "mean", low=0.3, high=0.8))["voi"]
               for threshold in np.round(np.arange(0.1, 0.95, 0.1), 12).tolist()}
@@ -116,7 +117,7 @@ def test_listed_thresholds_are_the_only_ones(tmp_path):
 
 def test_random_points_cover_what_acts_after_the_cut_and_more_of_them_continue_the_same_draws(tmp_path):
     stored_volume(tmp_path, "a")
-    space = Space(score=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high=[0.8, 0.9],
+    space = Space(statistic=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high=[0.8, 0.9],
                   dust_size={"min": 1, "max": 200, "log": True}, link_iou=[0.3, 0.5], temperature=[1.0, 2.0],
                   bias=[[0, 0, 0], [0.5, 0, 0]], threshold={"min": 0.2, "max": 0.8})
     settings = settings_of(tmp_path, space=space)
@@ -132,37 +133,38 @@ def test_random_points_cover_what_acts_after_the_cut_and_more_of_them_continue_t
 
 def test_random_watersheds_without_a_later_step_are_whole_curves(tmp_path):
     stored_volume(tmp_path, "a")
-    space = Space(score=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high={"min": 0.8, "max": 0.99})
+    space = Space(statistic=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high={"min": 0.8, "max": 0.99})
     rows = tune(settings_of(tmp_path, space=space), tmp_path, draws=5)
     assert sum(row.kind == "curve" for row in rows) == 5
 
 
-def contents(path):
-    with sqlite3.connect(path) as database:
-        rows = database.execute("select key, kind, decode, found from stages order by key").fetchall()
-    database.close()
-    return rows
+def contents(folder):
+    """What a tune has kept, without what a clock says."""
+    rows = [json.loads(line) for line in (folder / "tune.jsonl").read_text().splitlines()[1:]]
+    return sorted(json.dumps({name: value for name, value in row.items() if name != "seconds"}) for row in rows)
 
 
-def test_a_killed_tune_goes_on_to_the_same_database_and_the_same_best_point(tmp_path):
+def test_a_killed_tune_goes_on_to_the_same_stages_and_the_same_best_point(tmp_path):
     for folder in ("whole", "killed"):
         (tmp_path / folder).mkdir()
         stored_volume(tmp_path / folder, "a")
     rows = tune(settings_of(tmp_path / "whole"), tmp_path / "whole")
     code = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-            "from pathlib import Path\nimport emcore.decode.tune as t\n"
-            "from tests.test_tune import settings_of\nfolder = Path(sys.argv[1])\nadd = t.tune_store.add\n"
-            "def kill(database, row):\n    add(database, row)\n    print('written', flush=True)\n"
-            "    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
-            "t.tune_store.add = kill\nt.tune(settings_of(folder), folder)\n")
+            "from pathlib import Path\nfrom emcore.decode.tune import tune\n"
+            "from emcore.decode.tune_store import Stages\n"
+            "from tests.test_tune import settings_of\nfolder = Path(sys.argv[1])\nadd = Stages.add\n"
+            "def kill(stages, row):\n    add(stages, row)\n    stages.file.write(b'{\"key\": \"torn')\n"
+            "    print('written', flush=True)\n    import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n"
+            "Stages.add = kill\ntune(settings_of(folder), folder)\n")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed")], capture_output=True, text=True,
                           env=environment(), cwd=ROOT)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.endswith("written\n")
-    assert len(contents(tmp_path / "killed" / "tune.db")) == 1
+    text = (tmp_path / "killed" / "tune.jsonl").read_text()
+    assert (text.count("\n"), text.endswith('torn')) == (2, True)  # what it is bound to, one stage, a part of another
     assert not (tmp_path / "killed" / "best_params.toml").exists()
     again = tune(settings_of(tmp_path / "killed"), tmp_path / "killed")
-    assert contents(tmp_path / "whole" / "tune.db") == contents(tmp_path / "killed" / "tune.db")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
     assert [row[:4] for row in again] == [row[:4] for row in rows]
     best = [(tmp_path / folder / "best_params.toml").read_text() for folder in ("whole", "killed")]
     assert best[0] == best[1]
@@ -238,12 +240,12 @@ def test_two_processes_find_what_one_finds(tmp_path):
         (tmp_path / folder).mkdir()
         stored_volume(tmp_path / folder, "a")
         tune(settings_of(tmp_path / folder, processes=1 if folder == "one" else 2), tmp_path / folder)
-    assert contents(tmp_path / "one" / "tune.db") == contents(tmp_path / "two" / "tune.db")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_the_database_of_another_prediction_or_truth_is_refused(tmp_path):
+def test_stages_of_another_prediction_or_truth_are_refused_and_those_of_older_versions_told(tmp_path, capsys):
     stored_volume(tmp_path, "a")
-    settings = settings_of(tmp_path, space=Space(score="mean", low=0.1, high=0.8))
+    settings = settings_of(tmp_path, space=Space(statistic="mean", low=0.1, high=0.8))
     tune(settings, tmp_path)
     with h5py.File(tmp_path / "a.h5", "r+") as f:
         f["labels"][0, 0, 0] = 77
@@ -251,18 +253,21 @@ def test_the_database_of_another_prediction_or_truth_is_refused(tmp_path):
         tune(settings, tmp_path)
     with pytest.raises(InputError, match=r"another rule of scoring"):
         tune(replace(settings, evaluate=replace(settings.evaluate, border_nm=6.0)), tmp_path)
-    (tmp_path / "tune.db").write_bytes(b"no database at all, but long enough to be read as one" * 40)
-    with pytest.raises(InputError, match=r"is no database of a tune"):
-        tune(settings, tmp_path)
+    for foreign in (b"no stages at all", b"no stages\nat all\n", b'{"truth of a": 1}\n[3]\n', b"[]\n"):
+        (tmp_path / "tune.jsonl").write_bytes(foreign)
+        with pytest.raises(InputError, match=r"does not hold the stages of a tune .*: move it away"):
+            tune(settings, tmp_path)
+        assert (tmp_path / "tune.jsonl").read_bytes() == foreign
+    (tmp_path / "tune.jsonl").unlink()
+    (tmp_path / "tune.db").write_bytes(b"SQLite format 3")
+    tune(settings, tmp_path)
+    assert re.search(r"tune\.db is of an older version and is not read: .* delete it\n", capsys.readouterr().out)
 
 
-def test_two_tunes_do_not_write_one_database(tmp_path):
+def test_two_tunes_do_not_write_one_file(tmp_path):
     stored_volume(tmp_path, "a")
-    holder = sqlite3.connect(tmp_path / "tune.db")
-    holder.execute("begin exclusive")
-    with pytest.raises(InputError, match=r"in use by another tune"):
+    with opened(tmp_path / "tune.jsonl", {}), pytest.raises(InputError, match=r"in use by another tune"):
         tune(settings_of(tmp_path), tmp_path)
-    holder.close()
 
 
 @pytest.mark.parametrize("name, given, sentence", [
@@ -277,8 +282,8 @@ def test_two_tunes_do_not_write_one_database(tmp_path):
     ("low", ["a"], "must hold numbers; got 'a'"),
     ("dust_size", [-1], "must be 0 or more; got -1"),
     ("bias", [[1, 2]], "must be a list of triples"),
-    ("score", ["aff85_his25x"], "unknown score"),
-    ("score", {"min": 0, "max": 1}, "tune.space.score must be a list"),
+    ("statistic", ["aff85_his25x"], "unknown statistic"),
+    ("statistic", {"min": 0, "max": 1}, "tune.space.statistic must be a list"),
 ])
 def test_a_range_that_cannot_be_searched_is_refused(name, given, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -286,7 +291,7 @@ def test_a_range_that_cannot_be_searched_is_refused(name, given, sentence):
 
 
 def test_what_cannot_be_tried_exhaustively_is_said(tmp_path):
-    base = Decode("affinities")
+    base = AffinityDecode()
     with pytest.raises(InputError, match=r"dust_size acts after the cut.*--tune-random N"):
         every_point(base, read_space(Space(dust_size=[0, 100])))
     with pytest.raises(InputError, match=r"low goes from 0.0 to 0.5 without a step"):
@@ -305,8 +310,10 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
         tune(replace(settings, data=without), tmp_path)
     with pytest.raises(InputError, match=r"--from must be given once for each of the 1 volumes"):
         tune(settings, tmp_path, ["a", "b"])
+    with pytest.raises(InputError, match=r"tune.objective must be one of adapted_rand, .*; got 'ari'"):
+        tune(replace(settings, tune=replace(settings.tune, objective="ari")), tmp_path)
     with pytest.raises(InputError, match=r"searches decode.kind"):
-        tune(replace(settings, decode=Decode("components")), tmp_path)
+        tune(replace(settings, decode=ComponentsDecode()), tmp_path)
     with pytest.raises(InputError, match=r"--tune-random must be at least 1; got 0"):
         tune(settings, tmp_path, draws=0)
     truth = stored_volume(tmp_path, "a")
@@ -320,7 +327,7 @@ def test_ranges_are_written_as_in_parameter_spaces():
     assert read_choices("low", {"min": 0.0, "max": 0.5, "step": 0.1}) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert read_choices("high", 0.9) == [0.9]
     assert read_choices("dust_size", [100, 200.4]) == [100, 200]
-    points = drawn_points(Decode("affinities"), {"temperature": read_choices("temperature", {
+    points = drawn_points(AffinityDecode(), {"temperature": read_choices("temperature", {
         "min": 0.1, "max": 10, "log": True})}, read_thresholds(Space()), seed=3, count=400)
     temperatures = np.array([point.temperature for point in points])
     assert temperatures.min() >= 0.1
@@ -329,16 +336,21 @@ def test_ranges_are_written_as_in_parameter_spaces():
 
 
 def test_a_heat_map_frames_the_lowest_value_and_greys_what_is_missing(tmp_path):
-    write_heat_map(tmp_path / "map.png", "title", ["a", "b"], {"low": ["0.1", "0.2"]},
+    write_heat_map(tmp_path / "map.svg", "a < b", ["a", "b"], {"low": ["0.1", "0.2"]},
                    np.array([[0.5, np.nan], [0.25, 1.0]]))
-    image = decode_png((tmp_path / "map.png").read_bytes()).reshape(-1, 3)
-    colours = {tuple(colour) for colour in image.tolist()}
-    assert {FRAME, GREY, (253, 231, 37), (68, 1, 84)} <= colours
-    write_heat_map(tmp_path / "wide.png", "title", ["a"], {"low": list("12") * 100}, np.arange(200.0)[None])
-    assert decode_png((tmp_path / "wide.png").read_bytes()).shape[1] < 8000
-    assert all(len(rows) == 5 for rows in FONT.values())
+    picture = ElementTree.parse(tmp_path / "map.svg").getroot()
+    rects = [rect for rect in picture.iter("{http://www.w3.org/2000/svg}rect") if "x" in rect.attrib]
+    assert [rect.get("fill") for rect in rects[1:]] == [GREY, "#fde725", "#440154"]
+    assert [rect.get("stroke") for rect in rects] == [None, None, FRAME, None]
+    words = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert sorted(words) == sorted(["a < b", "low", "0.1", "0.2", "a", "b", "0.5000", "0.2500", "1.0000"])
+    write_heat_map(tmp_path / "wide.svg", "title", ["a"], {"low": list("12") * 100}, np.arange(200.0)[None])
+    wide = (tmp_path / "wide.svg").read_text()
+    assert "the best 120 of 200 columns" in wide
+    assert ">119.00<" in wide
+    assert ">120.00<" not in wide
     with pytest.raises(InputError, match=r"at least one number"):
-        write_heat_map(tmp_path / "none.png", "title", ["a"], {"low": ["0.1"]}, np.array([[np.nan]]))
+        write_heat_map(tmp_path / "none.svg", "title", ["a"], {"low": ["0.1"]}, np.array([[np.nan]]))
 
 
 def test_evaluate_tunes_and_infer_takes_what_it_found(tmp_path):
@@ -362,7 +374,7 @@ high = [0.8]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "adapted_rand" in done.stdout
-    assert (tmp_path / "tune.png").exists()
+    assert "adapted_rand, best threshold" in (tmp_path / "tune.svg").read_text()
     done = subprocess.run([sys.executable, "infer.py", "--cfg", tmp_path / "run.toml", "--from", stored, "--params",
                            tmp_path / "best_params.toml"], capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from emcore.errors import InputError
-from emcore.models.unet_v1 import NUISANCE, UNetV1, from_published
+from emcore.models.unet_v1 import UNetV1
 from emcore.settings.model import UNetV1Model, UNetV1Sizes
+from emcore.systems.legacy_v1.weights import NUISANCE, from_published
 
 
 def filled(net):

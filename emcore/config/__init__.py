@@ -6,24 +6,10 @@ dataclass of its own, and the setting `kind` (of a net: `name`) picks it. A file
 (base = "other.toml"); there are no profiles and no environment variables.
 """
 
-import argparse
-from collections.abc import Sequence
-
 from emcore.config.reading import from_table, load, read_with_bases, translated
 from emcore.config.schema import comments, defaults, of_kind, to_table
 from emcore.config.text import describe, to_toml
 from emcore.reading import read_toml
 
-__all__ = ["comments", "defaults", "describe", "from_table", "load", "main", "of_kind", "read_toml", "read_with_bases",
+__all__ = ["comments", "defaults", "describe", "from_table", "load", "of_kind", "read_toml", "read_with_bases",
            "to_table", "to_toml", "translated"]
-
-
-def main(arguments: Sequence[str]) -> int:
-    """python -m emcore config train|infer|evaluate"""
-    from emcore.settings import READS, Settings
-
-    parser = argparse.ArgumentParser(prog="python -m emcore config", description=describe.__doc__)
-    parser.add_argument("script", choices=list(READS), help="whose settings to print")
-    options = parser.parse_args(arguments)
-    print(describe(Settings, READS[options.script]), end="")
-    return 0

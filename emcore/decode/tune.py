@@ -1,6 +1,6 @@
 """evaluate.py --tune: the best [decode] settings for stored predictions with a truth, by [tune].
 
-All stages are kept in tune.db, so that a killed tune goes on where it stopped, and a later one adds to it.
+All stages are kept in tune.jsonl, so that a killed tune goes on where it stopped, and a later one adds to it.
 """
 
 import json
@@ -15,7 +15,6 @@ import numpy as np
 
 import emcore
 from emcore import config
-from emcore.decode import tune_store
 from emcore.decode.tune_processes import Job, run
 from emcore.decode.tune_space import (
     AFTER,
@@ -27,15 +26,18 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import OBJECTIVES, Source, Task, curve_stage, decoded_stage, identity
-from emcore.decode.tune_store import STOPPED, Row
+from emcore.decode.tune_stages import Source, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
+from emcore.metrics.partitions import OBJECTIVES
 from emcore.progress import Progress, duration
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
+
+OLD_FILE = "tune.db"  # in which older versions kept the stages
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Parameters:
 
 def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
          draws: int | None = None, limit: float | None = None) -> list[Row]:
-    """Every row of results/tune.db after searching the space, best first; tune.csv and best_params.toml beside it.
+    """Every row of results/tune.jsonl after searching the space, best first; tune.csv and best_params.toml beside it.
 
     stored: predictions in the order of the volumes, instead of those in results. minutes: after them no stage is
     begun, but the best point is still confirmed. draws: so many random points instead of every combination. limit:
@@ -59,16 +61,18 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
               else drawn_points(base, choices, thresholds, settings.seed, draws))
     task = Task(find_sources(settings, results, stored), settings.evaluate.convention, settings.evaluate.border_nm,
                 settings.data.resolution)
-    with tune_store.opened(results / "tune.db", digests(task)) as database:
+    if (results / OLD_FILE).exists():
+        print(f"{results / OLD_FILE} is of an older version and is not read: its stages are done again; delete it")
+    with opened(results / "tune.jsonl", digests(task)) as stages:
         def work(jobs: list[Job], deadline: float | None = None) -> None:
             if not jobs:
                 return
             with Progress(len(jobs), "tune", "stages") as progress:
                 for row in run(jobs, settings.tune.processes, deadline, limit, progress):
-                    tune_store.add(database, row)
+                    stages.add(row)
 
         def known() -> set[str]:
-            return {row.key for row in tune_store.rows(database)
+            return {row.key for row in stages.rows()
                     if row.kind != STOPPED or (limit is not None and row.seconds >= limit)}
 
         is_decoded = draws is not None and any(name in AFTER for name in choices)
@@ -76,9 +80,9 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
         print(f"{len(points)} points of {len(task.sources)} volumes, {len(jobs)} stages to do", flush=True)
         work(jobs, None if minutes is None else start + 60 * minutes)
         objective = settings.tune.objective
-        confirmed = [base, *best_points(base, tune_store.rows(database), objective, settings.tune.confirm)]
+        confirmed = [base, *best_points(base, stages.rows(), objective, settings.tune.confirm)]
         work(decoded_jobs(task, confirmed, known()))
-        rows = sorted(tune_store.rows(database), key=lambda row: value(row, objective))
+        rows = sorted(stages.rows(), key=lambda row: value(row, objective))
     write_table(results / "tune.csv", rows, objective)
     stopped = sum(row.kind == STOPPED for row in rows)
     if stopped:
@@ -97,6 +101,8 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
 def check(settings: Settings, draws: int | None, limit: float | None) -> None:
     if not isinstance(settings.decode, NoDecode | AffinityDecode):
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
+    if settings.tune.objective not in OBJECTIVES:
+        raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
     numbers = {"--tune-random": draws, "tune.confirm": settings.tune.confirm, "tune.processes": settings.tune.processes}
     for name, number in numbers.items():
         if number is not None and number < 1:
@@ -128,7 +134,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
 
 
 def digests(task: Task) -> dict[str, str]:
-    """What a database is bound to, each by a digest that changes with it."""
+    """What the file of a tune is bound to, each by a digest that changes with it."""
     found = {"version of emcore": emcore.__version__,
              "rule of scoring": f"{task.convention}, {task.border_nm:g} nm, {task.resolution}"}
     for source in task.sources:

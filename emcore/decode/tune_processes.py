@@ -1,15 +1,18 @@
-"""The stages of a tune on processes: a stage that takes too long is ended with its process, and the others go on."""
+"""The stages of a tune on processes: one that takes too long ends with its process, and the others go on."""
 
+import faulthandler
 import os
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, process
 from threading import Thread
 from typing import Any, NamedTuple
 
 from emcore.decode.tune_store import Row
 from emcore.errors import InputError
 from emcore.progress import Progress
+
+TOO_LONG = 1  # the exit code of a process whose stage took too long
 
 
 class Job(NamedTuple):
@@ -20,36 +23,12 @@ class Job(NamedTuple):
     rows: Callable[[Any, float], list[Row]]
 
 
-class Worker:
-    """A process that does one job at a time, begun anew after it had to be ended."""
+class Worker(NamedTuple):
+    """A process that does one job after the other, on its share of the cores."""
 
-    def __init__(self, number: int, processes: int):
-        self.number, self.processes = number, processes
-        self.job: Job | None = None
-        self.end = float("inf")  # when the job is given up
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, number, processes), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def send(self, job: Job) -> None:
-        self.job, self.end = job, float("inf")  # its time begins when the process says so: it may still be starting
-        self.pipe.send((job.function, job.arguments))
-
-    def receive(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.process.join()
-            raise InputError(f"a process of the tune was ended from outside (exit code {self.process.exitcode}), "
-                             "perhaps for want of memory: the same command goes on with what is left; fewer "
-                             "tune.processes need less") from None
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.join()
-        self.pipe.close()
+    share: int
+    process: process.BaseProcess
+    pipe: connection.Connection
 
 
 def run(jobs: list[Job], processes: int, deadline: float | None, limit: float | None,
@@ -58,74 +37,85 @@ def run(jobs: list[Job], processes: int, deadline: float | None, limit: float | 
 
     With a limit even a single process is one of its own, so that it can be ended within a kernel.
     """
-    waiting = list(reversed(jobs))
+    waiting, processes = list(reversed(jobs)), min(processes, len(jobs))
+    shares, idle, busy = list(range(processes)), [], {}
 
     def may_begin() -> bool:
         return bool(waiting) and (deadline is None or time.monotonic() < deadline)
 
-    if limit is None and (processes <= 1 or len(jobs) <= 1):
-        while may_begin():
-            job = waiting.pop()
-            yield from job.rows(*timed(job.function, *job.arguments))
-            progress.add()
-    elif jobs:
-        processes = min(processes, len(jobs))
-        workers = [Worker(number, processes) for number in range(processes)] if may_begin() else []
-        try:
-            while may_begin() or any(worker.job for worker in workers):
-                for place, worker in enumerate(workers):
-                    if worker.job is not None and time.monotonic() >= worker.end:
-                        worker.stop()
-                        workers[place] = Worker(worker.number, processes)
-                        yield from worker.job.rows(None, limit)
-                        progress.add()
-                for worker in workers:
-                    if worker.job is None and may_begin():
-                        worker.send(waiting.pop())
-                yield from finished(workers, limit, progress)
-        finally:
-            for worker in workers:
-                worker.stop()
+    while limit is None and processes == 1 and may_begin():
+        job = waiting.pop()
+        yield from job.rows(*timed(job.function, *job.arguments))
+        progress.add()
+    try:
+        while busy or may_begin():
+            while may_begin() and (idle or shares):
+                worker, job = idle.pop() if idle else begin(shares.pop(0), processes, limit), waiting.pop()
+                worker.pipe.send((job.function, job.arguments))
+                busy[worker.pipe] = worker, job, time.monotonic()
+            for pipe in connection.wait(list(busy)):
+                worker, job, sent = busy.pop(pipe)
+                found = received(worker, limit is not None and time.monotonic() - sent >= limit)
+                if found is None:
+                    shares.append(worker.share)
+                else:
+                    idle.append(worker)
+                if isinstance(found, Exception):
+                    raise found
+                yield from job.rows(*(found or (None, limit)))
+                progress.add()
+    finally:
+        for worker in [*idle, *(entry[0] for entry in busy.values())]:
+            worker.process.kill()
+            worker.process.join()
     if waiting:
         print(f"the budget is spent with {len(waiting)} of {len(jobs)} stages left: the same command goes on with them")
 
 
-def finished(workers: list[Worker], limit: float | None, progress: Progress) -> Iterator[Row]:
-    """The rows of the jobs that end next, if any ends before one has to be given up."""
-    busy = {worker.pipe: worker for worker in workers if worker.job is not None}
-    soonest = min((worker.end for worker in busy.values()), default=0.0)
-    for pipe in connection.wait(list(busy), None if soonest == float("inf") else max(0.0, soonest - time.monotonic())):
-        worker = busy[pipe]
-        what, value = worker.receive()
-        if what == "begun":
-            worker.end = float("inf") if limit is None else time.monotonic() + limit
-        elif what == "failed":
-            raise value
-        else:
-            job, worker.job = worker.job, None
-            yield from job.rows(*value)
-            progress.add()
+def begin(share: int, shares: int, limit: float | None) -> Worker:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    started = context.Process(target=serve, args=(theirs, share, shares, limit), daemon=True)
+    started.start()
+    theirs.close()
+    return Worker(share, started, ours)
 
 
-def serve(pipe: Any, number: int, processes: int) -> None:
-    """What a worker does: its share of the cores, one job after the other, until the one that started it ends."""
+def received(worker: Worker, is_late: bool) -> tuple[Any, float] | Exception | None:
+    """What a job found and its seconds, or how it failed, or None if it took too long."""
+    try:
+        return worker.pipe.recv()
+    except (EOFError, ConnectionError):
+        worker.process.join()
+        if is_late and worker.process.exitcode == TOO_LONG:
+            return None
+        raise InputError(f"a process of the tune was ended from outside (exit code {worker.process.exitcode}), "
+                         "perhaps for want of memory: the same command goes on with what is left; fewer "
+                         "tune.processes need less") from None
+
+
+def serve(pipe: connection.Connection, share: int, shares: int, limit: float | None) -> None:
+    """What a worker does, until the process that began it ends."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[number % len(cores) :: processes] or cores)
+        os.sched_setaffinity(0, cores[share % len(cores) :: shares] or cores)
 
     def end_with_parent() -> None:
         parent_process().join()
-        os._exit(1)
+        os._exit(2)
 
     Thread(target=end_with_parent, daemon=True).start()
-    while True:
-        function, arguments = pipe.recv()
-        pipe.send(("begun", None))
-        try:
-            found = "done", timed(function, *arguments)
-        except Exception as error:
-            found = "failed", error
-        pipe.send(found)
+    with open(os.devnull, "w") as nowhere:
+        while True:
+            function, arguments = pipe.recv()
+            if limit is not None:  # this clock ends the process even within a kernel that keeps all other threads out
+                faulthandler.dump_traceback_later(limit, exit=True, file=nowhere)
+            try:
+                found = timed(function, *arguments)
+            except Exception as error:
+                found = error
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send(found)
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:

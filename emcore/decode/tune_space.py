@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.scores import parse_score
+from emcore.segment.statistics import parse_statistic
 from emcore.settings.decode import AffinityDecode, Link
 from emcore.settings.tune import Space
 
@@ -92,7 +92,7 @@ def checked(name: str, value: Any) -> Any:
     """The value as [decode] takes it."""
     where = f"tune.space.{name}"
     if name == "statistic":
-        parse_score(value)
+        parse_statistic(value)
         return str(value)
     if name == "fragments":
         return str(value)

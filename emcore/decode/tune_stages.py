@@ -10,25 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore import metrics, segment
-from emcore.decode.affinities import (
-    Affinities,
-    calibrate,
-    make_fragments,
-    make_graph,
-    make_labels,
-    make_tree,
-    read_affinities,
-)
+from emcore.decode.affinities import calibrate, labels_of, read_affinities, segmentation_of
 from emcore.decode.tune_space import Thresholds
 from emcore.errors import InputError
 from emcore.metrics.curves import ThresholdCurve
-from emcore.metrics.score import IGNORED_TRUTH, overlap
+from emcore.metrics.partitions import ALONG_CURVES, OBJECTIVES, Agreement, agreement, ignored_truth
+from emcore.metrics.placement import Place, overlap
 from emcore.metrics.tables import Contingency
-from emcore.segment.scores import parse_score
+from emcore.segment import Affinities
+from emcore.segment.statistics import parse_statistic
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
-OBJECTIVES = ("adapted_rand", "voi", "cremi_score", "voi_split", "voi_merge")
 HASHED_BYTES = 64 << 20  # of a volume at a time
 
 Found = dict[str, dict[str, Any]]  # objective -> threshold, its scores, and those of every volume
@@ -56,7 +49,7 @@ class Truth(NamedTuple):
     """What labels are compared with, where it lies in the prediction, and the voxels that are left out."""
 
     labels: np.ndarray
-    box: tuple[slice, ...]
+    place: Place
     mask: np.ndarray | None
 
 
@@ -66,15 +59,13 @@ def curve_stage(task: Task, point: AffinityDecode, scores: Sequence[str], thresh
     One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
     """
     curves: dict[str, list[ThresholdCurve]] = {score: [] for score in scores}
-    demanding = max(scores, key=lambda score: parse_score(score).every_contact)
+    demanding = max(scores, key=lambda score: parse_statistic(score).every_contact)
     for source in task.sources:
-        affs = affinities(source, point)
-        fragments = make_fragments(affs, point)
-        table = compared(task, source, fragments)
-        graph = make_graph(fragments, affs, replace(point, statistic=demanding))
-        del fragments, affs
+        segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
+        table, graph = compared(task, source, segmentation.fragments), segmentation.graph
+        del segmentation
         for score in scores:
-            curves[score].append(metrics.fold(table, make_tree(graph, replace(point, statistic=score))))
+            curves[score].append(metrics.fold(table, segment.agglomerate(graph, score, ties=point.ties)))
     return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
 
 
@@ -82,13 +73,10 @@ def decoded_stage(task: Task, point: AffinityDecode) -> Found:
     """The scores of one full decoding, with everything that happens after the cut."""
     volumes = {}
     for source in task.sources:
-        affs = affinities(source, point)
-        fragments = make_fragments(affs, point)
-        graph = make_graph(fragments, affs, point)
-        tree = make_tree(graph, point)
-        table = compared(task, source, make_labels(fragments, graph, tree, affs, point))
-        volumes[source.name] = named_scores(metrics.voi(table), metrics.rand(table, task.convention),
-                                            metrics.cremi_score(table))
+        segmentation = segmentation_of(affinities(source, point), point)
+        table = compared(task, source, labels_of(segmentation, point))
+        scores = named_scores(agreement(table, task.convention))
+        volumes[source.name] = {name: float(value) for name, value in scores.items()}
     entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes}
     return dict.fromkeys(OBJECTIVES, entry)
 
@@ -101,7 +89,7 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
         inner = np.concatenate([curve.score for curve in curves])
         tried = np.unique(np.concatenate([ends, inner[(inner > ends[0]) & (inner < ends[1])]]))
     states = [np.searchsorted(curve.score, tried, side="left") for curve in curves]
-    along = [named_scores(curve.voi, curve.rand(task.convention), curve.criterion("cremi_score")) for curve in curves]
+    along = [named_scores(curve.agreement(task.convention)) for curve in curves]
     found = {}
     for objective in OBJECTIVES:
         mean = sum(scores[objective][state] for scores, state in zip(along, states)) / len(curves)
@@ -116,9 +104,8 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
     return found
 
 
-def named_scores(voi, rand, cremi) -> dict[str, Any]:
-    return {"adapted_rand": rand.error, "voi": voi.split + voi.merge, "cremi_score": cremi, "voi_split": voi.split,
-            "voi_merge": voi.merge, "rand_precision": rand.precision, "rand_recall": rand.recall}
+def named_scores(found: Agreement) -> dict[str, Any]:
+    return {name: score(found) for name, score in ALONG_CURVES.items()}
 
 
 def mean_scores(volumes: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -129,7 +116,7 @@ def mean_scores(volumes: dict[str, dict[str, float]]) -> dict[str, float]:
 def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
     """(labels x truth), with the rule of the convention about ids that do not count."""
     truth = read_truth(task, source)
-    table = metrics.contingency(truth.labels, labels[truth.box], IGNORED_TRUTH.get(task.convention, (0,)), (),
+    table = metrics.contingency(truth.labels, labels[truth.place.ours], ignored_truth(task.convention), (),
                                 truth.mask)
     if table.voxels == 0:
         raise InputError(f"no voxel of the truth {source.truth} counts: all are unlabelled, ignored or near a border")
@@ -144,24 +131,22 @@ def affinities(source: Source, point: AffinityDecode) -> Affinities:
 @lru_cache(maxsize=1)
 def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
     affs = read_affinities(open_volume(prediction), AffinityDecode(channels=channels))
-    segment.check_affinities(affs.values, **affs.convention)
+    affs.check_values()
     return affs
 
 
 @lru_cache(maxsize=1)
 def read_truth(task: Task, source: Source) -> Truth:
     prediction, truth = open_volume(source.prediction), open_volume(source.truth, kind="labels")
-    start, truth_start, shape = overlap(replace(prediction, shape=prediction.shape[-3:]), truth)
+    place = overlap(replace(prediction, shape=prediction.shape[-3:]), truth)
     labels, mask = truth[...], None
-    box, truth_box = (tuple(slice(at, at + length) for at, length in zip(corner, shape))
-                      for corner in (start, truth_start))
     if task.border_nm:
         resolution = truth.resolution or prediction.resolution or task.resolution
         if resolution is None:
             raise InputError(f"evaluate.border_nm needs the size of a voxel, but neither {truth.name} nor "
                              f"{prediction.name} says its resolution: set data.resolution")
-        mask = metrics.neuron_border_mask(labels, resolution, task.border_nm)[truth_box]
-    return Truth(labels[truth_box], box, mask)
+        mask = metrics.neuron_border_mask(labels, resolution, task.border_nm)[place.theirs]
+    return Truth(labels[place.theirs], place, mask)
 
 
 def identity(volume: Volume) -> str:

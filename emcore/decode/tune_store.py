@@ -1,20 +1,18 @@
-"""The database of a tune: one row a finished stage, SQLite. Only one process writes; a killed one loses nothing."""
+"""The file of a tune: what it is bound to, then a line of JSON for every finished stage. A killed tune loses nothing.
 
-import json
-import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from emcore.errors import InputError
-
-TABLES = """
-create table if not exists inputs (name text primary key, digest text not null) without rowid;
-create table if not exists stages (number integer primary key, key text unique not null, kind text not null,
-                                   decode text not null, found text not null, seconds real not null);
+Only one process writes, and only at the end: of a tune that died while it wrote the last line is not whole, and goes.
 """
 
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from emcore.errors import InputError
+from emcore.files import append, reported
+from emcore.locks import NoLocks, take
 
 STOPPED = "stopped"
 
@@ -32,44 +30,59 @@ class Row(NamedTuple):
     seconds: float
 
 
+class Stages:
+    """The stages of an open file."""
+
+    def __init__(self, file: BinaryIO, rows: list[Row]):
+        self.file, self.by_key = file, {}
+        for row in rows:
+            self.keep(row)
+
+    def keep(self, row: Row) -> None:
+        """Of two rows of one stage the first counts, unless it was given up."""
+        if row.key not in self.by_key or self.by_key[row.key].kind == STOPPED:
+            self.by_key[row.key] = row
+
+    def add(self, row: Row) -> None:
+        """Writes a stage and sees it on disk."""
+        append(self.file, line(row._asdict()))
+        with reported(self.file.name):
+            os.fsync(self.file.fileno())
+        self.keep(row)
+
+    def rows(self) -> list[Row]:
+        return [self.by_key[key] for key in sorted(self.by_key)]
+
+
 @contextmanager
-def opened(path: Path, inputs: dict[str, str]) -> Iterator[sqlite3.Connection]:
-    """The database, held by this process alone; refused if it was made from other inputs (name -> digest)."""
-    with closing(sqlite3.connect(path, timeout=1)) as database:
+def opened(path: Path, inputs: dict[str, str]) -> Iterator[Stages]:
+    """The stages of a file, held by this process alone; refused if it was made from other inputs (name -> digest)."""
+    with reported(path):
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
+    with file:
         try:
-            database.execute("pragma locking_mode = exclusive")
-            database.execute("begin exclusive")
-            database.commit()
-            database.executescript(TABLES)
-            known = dict(database.execute("select name, digest from inputs"))
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise InputError(f"{path} is in use by another tune: wait until it has ended") from None
-            raise InputError(f"{path} cannot be used as a database: {error}") from None
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{path} is no database of a tune ({error}): move it away") from None
-        other = sorted(name for name in known.keys() | inputs.keys() if known.get(name) != inputs.get(name))
-        if known and other:
+            if not take(file, wait=False):
+                raise InputError(f"{path} is in use by another tune: wait until it has ended")
+        except NoLocks:
+            print(f"note: {path} cannot be locked: make sure that no other tune writes it")
+        file.seek(0)
+        *lines, torn = file.readall().split(b"\n")
+        try:
+            if not lines and torn[:1] not in (b"", b"{"):
+                raise ValueError("it begins otherwise")
+            known, *rows = [json.loads(text) for text in lines] or [inputs]
+            rows = [Row(**row) for row in rows]
+            other = sorted(name for name in known.keys() | inputs.keys() if known.get(name) != inputs.get(name))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{path} does not hold the stages of a tune ({error}): move it away") from None
+        if other:
             raise InputError(f"{path} was made from other inputs, namely another {', another '.join(other)}: its "
                              "stages do not count here; move it away or delete it to start anew")
-        try:
-            with database:
-                database.executemany("insert or ignore into inputs values (?, ?)", inputs.items())
-            yield database
-        except sqlite3.OperationalError as error:  # "database or disk is full"
-            raise InputError(f"cannot write {path}: {error}; make room, and the same command goes on") from None
+        file.truncate(file.tell() - len(torn))
+        if not lines:
+            append(file, line(inputs))
+        yield Stages(file, rows)
 
 
-def add(database: sqlite3.Connection, row: Row) -> None:
-    """Writes a stage and sees it on disk; one that was given up before makes room for it."""
-    with database:
-        database.execute("delete from stages where key = ? and kind = ?", (row.key, STOPPED))
-        database.execute("insert or ignore into stages (key, kind, decode, found, seconds) values (?, ?, ?, ?, ?)",
-                         (row.key, row.kind, json.dumps(row.decode), json.dumps(row.found), row.seconds))
-
-
-def rows(database: sqlite3.Connection) -> list[Row]:
-    """Every finished stage, in the order of their keys."""
-    found = database.execute("select key, kind, decode, found, seconds from stages order by key")
-    return [Row(key, kind, json.loads(decode), json.loads(values), seconds)
-            for key, kind, decode, values, seconds in found]
+def line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode() + b"\n"

@@ -23,7 +23,7 @@ def freeze(task: nn.Module, prefixes: tuple[str, ...]) -> None:
 def build_optimizer(task: nn.Module, train: Train, policy: Policy = NoPolicy()) -> torch.optim.Optimizer:  # noqa: B008
     """The optimizer; each group keeps as "share" its learning rate over train.optimizer.lr."""
     settings = train.optimizer
-    encoder = tuple(f"net.{prefix}" for prefix in getattr(task.net, "encoder", ()))
+    encoder = tuple(f"net.{prefix}" for prefix in getattr(getattr(task, "net", task), "encoder", ()))
     norms = {id(p) for module in task.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     groups: dict[tuple, list] = {}
     for name, parameter in task.named_parameters():

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from emcore.data.targets import make_targets, prepare_labels
-from emcore.engine.arithmetic import autocast, place
-from emcore.engine.mode import Mode
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.arithmetic.net import autocast, place
 from emcore.errors import InputError
 from emcore.losses import LossPlan
 from emcore.models.build import build_model

@@ -55,6 +55,12 @@ class Clefts(NamedTuple):
     f1: float  # 2 TP / (2 TP + FP + FN) with TP the predicted voxels that are no false positives
     f1_of_rates: float  # harmonic mean of 1 - FP / predicted and 1 - FN / true
 
+    def named(self) -> dict[str, float]:
+        """The numbers by their names in tables of scores."""
+        return {"cleft_score": self.score, "cleft_adgt": self.to_truth.mean, "cleft_adf": self.to_prediction.mean,
+                "cleft_f1": self.f1, "cleft_f1_of_rates": self.f1_of_rates,
+                "cleft_false_positives": self.false_positives, "cleft_false_negatives": self.false_negatives}
+
 
 def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float], threshold_nm: float = 200.0,
            background: int | None = None, invalid: int | None = CREMI_INVALID,

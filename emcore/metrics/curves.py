@@ -16,7 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
-from emcore.metrics.partitions import Rand, SquareSums, Voi, rand_of_sums, square_sums, voi
+from emcore.metrics.partitions import (
+    ALONG_CURVES,
+    Agreement,
+    Rand,
+    SquareSums,
+    Voi,
+    rand_of_sums,
+    square_sums,
+    voi,
+)
 from emcore.metrics.tables import Contingency, contingency, of_table
 from emcore.segment.arrays import as_array, within
 
@@ -235,13 +244,13 @@ class ThresholdCurve:
         """Error, precision and recall along the curve, three arrays."""
         return rand_of_sums(self.sums, convention)
 
+    def agreement(self, convention: str = "cremi") -> Agreement:
+        """What ALONG_CURVES takes: arrays, one number a state."""
+        return Agreement(self.voi, self.sums, convention)
+
     def criterion(self, name: str) -> NDArray[np.float64]:
         """Values along the curve, lower is better: "voi", "cremi_score", or the Rand error by the named convention."""
-        if name == "voi":
-            return self.voi.split + self.voi.merge
-        if name == "cremi_score":
-            return np.sqrt((self.voi.split + self.voi.merge) * self.rand("cremi").error)
-        return self.rand(name).error
+        return ALONG_CURVES[name](self.agreement()) if name in ALONG_CURVES else self.rand(name).error
 
     def best(self, criterion: str = "voi") -> Best:
         """The best state that some threshold reaches; the first of equals. nan when no voxel has a truth."""

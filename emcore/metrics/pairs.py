@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.tables import BLOCK_BYTES
 from emcore.segment.arrays import as_numbers
+
+BLOCK_BYTES = 256 << 20  # what is read at a time of a volume that is not an array
 
 
 def checked_resolution(resolution: Sequence[float]) -> NDArray[np.float64]:
@@ -44,15 +45,23 @@ def check_not_negative(name: str, labels: NDArray) -> None:
                          "voxels as 0, or CREMI's background as 2^64 - 1 in uint64")
 
 
-def boxes(*volumes) -> Iterator[tuple[slice, ...]]:
-    """The whole of arrays, or boxes of about BLOCK_BYTES of volumes: slabs, or rows of sections too large for that."""
-    shape = tuple(volumes[0].shape)
+def boxes(*volumes, shape: Sequence[int] | None = None) -> Iterator[tuple[slice, ...]]:
+    """The whole of arrays, or boxes of about BLOCK_BYTES of volumes: slabs of whole chunks, or rows of sections too
+    large for that. At least one, which is empty where the volumes are.
+
+    shape: what the boxes cover; without it the shape of the first.
+    """
+    shape = tuple(volumes[0].shape) if shape is None else tuple(shape)
     if len(shape) < 2 or all(isinstance(volume, np.ndarray) for volume in volumes):
         yield tuple(slice(0, size) for size in shape)
         return
     row = max(1, prod(shape[2:])) * sum(volume.dtype.itemsize for volume in volumes)
-    sections = max(1, BLOCK_BYTES // (row * max(1, shape[1])))
-    rows = max(1, shape[1] if sections > 1 else BLOCK_BYTES // row)
-    for z, y in product(range(0, shape[0], sections), range(0, shape[1], rows)):
+    chunks = [getattr(volume, "chunks", None) or (1, 1) for volume in volumes]
+    deep, high = (max(1, min(shape[axis], max(chunk[axis] for chunk in chunks))) for axis in (0, 1))
+    sections = BLOCK_BYTES // (row * max(1, shape[1])) // deep * deep
+    rows = max(1, shape[1])
+    if sections == 0:
+        sections, rows = deep, max(1, BLOCK_BYTES // (row * deep) // high) * high
+    for z, y in product(range(0, max(1, shape[0]), sections), range(0, max(1, shape[1]), rows)):
         yield (slice(z, min(z + sections, shape[0])), slice(y, min(y + rows, shape[1])),
                *(slice(0, size) for size in shape[2:]))

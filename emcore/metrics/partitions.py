@@ -4,7 +4,10 @@ Sums of squares are exact integers; VOI is in bits, in the conditional form (nev
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +26,8 @@ CONVENTIONS = {
     "gala": "(P - N) / (B - N, A - N): as skimage, but the error is undefined without precision and recall",
     "isbi": "(P+ + c) / (B+ + c, A): each voxel of label 0 is an object of its own; V_Rand is 1 - error",
 }
+# truth ids that a convention ignores unless it is told otherwise; CREMI's files mark voxels by the two largest ids
+IGNORED_TRUTH = {"cremi": (0, 2**64 - 2, 2**64 - 1), "gala": ()}
 
 
 class Voi(NamedTuple):
@@ -76,6 +81,48 @@ class SquareSums(NamedTuple):
     total: int
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """What the scores of neurons are computed from: numbers of a table, or arrays of them along a curve."""
+
+    voi: Voi
+    sums: SquareSums
+    convention: str  # of Rand
+
+    @cached_property
+    def rand(self) -> Rand:
+        return rand_of_sums(self.sums, self.convention)
+
+    @cached_property
+    def cremi_score(self) -> float | NDArray:
+        error = self.rand.error if self.convention == "cremi" else rand_of_sums(self.sums, "cremi").error
+        return np.sqrt((self.voi.split + self.voi.merge) * error)
+
+
+# scores that exist of a table and along a curve: the columns of a tune, of which all but the last two may be its
+# objective, for lower is better there
+ALONG_CURVES: dict[str, Callable[[Agreement], Any]] = {
+    "adapted_rand": lambda found: found.rand.error,
+    "voi": lambda found: found.voi.split + found.voi.merge,
+    "cremi_score": lambda found: found.cremi_score,
+    "voi_split": lambda found: found.voi.split,
+    "voi_merge": lambda found: found.voi.merge,
+    "rand_precision": lambda found: found.rand.precision,
+    "rand_recall": lambda found: found.rand.recall,
+}
+OBJECTIVES = tuple(ALONG_CURVES)[:-2]
+
+
+def check_convention(name: str) -> None:
+    if name not in CONVENTIONS:
+        raise InputError(f"unknown Rand convention {name!r}; there are {', '.join(CONVENTIONS)}")
+
+
+def ignored_truth(convention: str) -> tuple[int, ...]:
+    """The truth ids that do not count by a convention."""
+    return IGNORED_TRUTH.get(convention, (0,))
+
+
 @of_table
 def voi(table: Contingency) -> Voi:
     """Split and merge in bits; nan when no voxel is left. Label 0 is a segment like any other unless it is ignored."""
@@ -104,6 +151,11 @@ def cremi_score(table: Contingency) -> float:
     CREMI itself keeps truth 0 as a segment: ignore_truth=(2**64 - 1,), mask=neuron_border_mask(truth, resolution).
     """
     return math.sqrt(sum(voi(table)) * rand(table, "cremi").error)
+
+
+@of_table
+def agreement(table: Contingency, convention: str = "cremi") -> Agreement:
+    return Agreement(voi(table), square_sums(table), convention)
 
 
 @of_table
@@ -158,6 +210,26 @@ def overlap_indices(table: Contingency) -> OverlapIndices:
                           _ratio(together + apart, total * (total - 1)), adjusted, _ratio(together, means))
 
 
+def scores_by(table: Contingency, convention: str, notes: list[str]) -> list[dict[str, Any]]:
+    """VOI, Rand and what belongs to it under one convention's rule; says in the notes why something is undefined."""
+    rule = {"convention": convention, "ignored_truth": list(table.ignore_truth),
+            "ignored_labels": list(table.ignore_labels), "voxels": table.voxels}
+    found = {"voi_split": voi(table).split, "voi_merge": voi(table).merge}
+    found |= {f"rand_{name}": value for name, value in rand(table, convention)._asdict().items()}
+    if convention == "cremi":
+        found["cremi_score"] = cremi_score(table)
+    if convention == "isbi":
+        found |= {name: value for name, value in foreground_restricted(table)._asdict().items()
+                  if name in ("v_rand", "v_info", "info_merge", "info_split")}
+    if table.voxels == 0:
+        notes.append(f"{convention}: no voxel is left to score: each is near a border, or its truth is one of the "
+                     f"ignored ids {list(table.ignore_truth)}, or its label one of {list(table.ignore_labels)}")
+    elif any(math.isnan(value) for value in found.values()):
+        undefined = ", ".join(name for name, value in found.items() if math.isnan(value))
+        notes.append(f"{convention}: {undefined} undefined, 0/0: no pair of voxels, or no information, to share")
+    return [{"score": name, "value": None if math.isnan(value) else value, **rule} for name, value in found.items()]
+
+
 def square_sums(table: Contingency) -> SquareSums:
     """The exact sums of squares of a table."""
     background = (table.label_ids == 0)[table.columns]
@@ -178,8 +250,7 @@ def exact_sum_of_squares(values: NDArray[np.int64]) -> int:
 
 def rand_of_sums(sums: SquareSums, convention: str) -> Rand:
     """Error, precision and recall by a convention, as floats or as arrays along a curve."""
-    if convention not in CONVENTIONS:
-        raise InputError(f"unknown Rand convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    check_convention(convention)
     if convention in ("cremi", "snemi3d"):
         joint, labels = sums.pairs * sums.total + sums.background, sums.labels * sums.total + sums.background
         truth = sums.truth * sums.total

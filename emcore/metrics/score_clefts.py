@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.metrics.cleft_distances import Clefts, clefts
+from emcore.metrics.cleft_distances import clefts
 from emcore.metrics.foreground import true_foreground, unknown
+from emcore.metrics.label_files import described, one_channel, open_labels
 from emcore.metrics.pairs import boxes
-from emcore.metrics.score import described, one_channel, open_labels, overlap
+from emcore.metrics.placement import Place, moved, overlap
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
 
@@ -37,7 +38,7 @@ class Part:
     dtype: np.dtype = np.dtype(np.uint8)
 
     def values(self, box: tuple[slice, ...]) -> np.ndarray:
-        return self.volume[tuple(slice(span.start + at, span.stop + at) for span, at in zip(box, self.start))]
+        return self.volume[moved(box, self.start)]
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         values = self.values(box)
@@ -69,14 +70,11 @@ def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_n
     if sizes is None:
         raise InputError(f"the distances of clefts need the size of a voxel, but neither {truth.name} nor "
                          f"{prediction.name} says its resolution; give --resolution Z Y X")
-    start, truth_start, shape = overlap(prediction, truth)
-    notes = []
-    if shape != truth.shape:
-        notes.append(f"scored where both volumes are: {shape} voxels from {truth_start} of the truth {truth.shape}")
-    ours, rule = _of_prediction(prediction, start, shape, threshold)
-    real = Part(truth, truth_start, shape, None, True)
+    place = overlap(prediction, truth)
+    notes = place.notes(truth)
+    ours, rule = _of_prediction(prediction, place, threshold)
+    real = Part(truth, place.truth_start, place.shape, None, True)
     found = clefts(real, ours, sizes, distance_nm, background=0, invalid=NOBODY_KNOWS, threads=threads)
-    values = _rows(found)
     if found.to_truth.count == 0 or found.to_prediction.count == 0:
         side = "the prediction" if found.to_truth.count == 0 else "the truth"
         both = found.to_truth.count == found.to_prediction.count
@@ -85,10 +83,10 @@ def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_n
     convention = f"cremi, {distance_nm:g} nm"
     return {"prediction": described(prediction), "truth": described(truth), "rule": rule,
             "resolution": list(map(float, sizes)), "distance_nm": distance_nm,
-            "voxels": {"compared": math.prod(shape), "predicted": found.to_truth.count,
+            "voxels": {"compared": math.prod(place.shape), "predicted": found.to_truth.count,
                        "true": found.to_prediction.count},
             "scores": [{"score": name, "value": value if math.isfinite(value) else None, "convention": convention}
-                       for name, value in values.items()], "notes": notes}
+                       for name, value in found.named().items()], "notes": notes}
 
 
 def _named(reference: Any) -> Any:
@@ -101,21 +99,15 @@ def _named(reference: Any) -> Any:
     return reference
 
 
-def _of_prediction(volume: Volume, start: tuple[int, ...], shape: tuple[int, ...],
-                   threshold: float) -> tuple[Part, str]:
+def _of_prediction(volume: Volume, place: Place, threshold: float) -> tuple[Part, str]:
     """Which voxels are predicted to be cleft, and the rule in words."""
-    probabilities = Part(volume, start, shape, threshold)
+    probabilities = Part(volume, place.start, place.shape, threshold)
     if volume.dtype.kind == "f":
         return probabilities, f"prediction > {threshold:g}"
     if volume.dtype == np.uint8 and max((int(probabilities.values(box).max(initial=0))
                                          for box in boxes(probabilities)), default=0) > 1:
         return probabilities, f"prediction / 255 > {threshold:g}"
-    return Part(volume, start, shape, None), "prediction > 0: it holds labels"
-
-
-def _rows(found: Clefts) -> dict[str, float]:
-    return dict(zip(ROWS, (found.score, found.to_truth.mean, found.to_prediction.mean, found.f1, found.f1_of_rates,
-                           found.false_positives, found.false_negatives)))
+    return Part(volume, place.start, place.shape, None), "prediction > 0: it holds labels"
 
 
 def printed_clefts(result: dict[str, Any]) -> str:

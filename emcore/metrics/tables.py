@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import product
+from typing import ParamSpec, TypeVar
 
 import numba
 import numpy as np
@@ -15,14 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
+from emcore.metrics.pairs import boxes
 from emcore.segment.arrays import as_array
 from emcore.threads import run_parallel, slabs, thread_count
 
 CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache
-BLOCK_BYTES = 256 << 20  # what is read at a time of a volume that is not an array
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
 PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 _ids = types.Array(types.uint64, 1, "C", readonly=True)
 _entries = types.Array(types.uint64, 2, "C")
@@ -186,10 +189,10 @@ def _require_table(table: object, name: str) -> None:
                          f"{type(table).__name__}")
 
 
-def of_table(function: Callable) -> Callable:
+def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
     """A score of a table that answers volumes in its place with the call that works."""
     @wraps(function)
-    def checked(*arguments, **options):
+    def checked(*arguments: Given.args, **options: Given.kwargs) -> Found:
         if arguments or "table" in options:  # without either, Python names what is missing
             _require_table(arguments[0] if arguments else options["table"], function.__name__)
         return function(*arguments, **options)
@@ -214,7 +217,7 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
     ignore_truth, ignore_labels = _checked_ids(ignore_truth), _checked_ids(ignore_labels)
 
     tables = [(None, 0, 0)] * threads  # one for each thread, kept from block to block
-    for block in _blocks(volumes):
+    for block in boxes(*volumes):
         parts, left_out = _in_memory_order([volume[block] for volume in volumes], None if mask is None else mask[block])
         jobs = slabs(len(parts[0]), threads) if parts[0].size > CHUNK else [(0, len(parts[0]))]
         tables[:len(jobs)] = run_parallel(
@@ -373,15 +376,3 @@ def _checked_ids(ids: Sequence[int]) -> tuple[int, ...]:
         if not isinstance(value, (int, np.integer)) or not 0 <= value <= LARGEST_ID:
             raise InputError(f"ignored ids must be integers from 0 to 2^64 - 1; got {value!r}; write -1 as 2**64 - 1")
     return tuple(sorted({int(value) for value in ids}))
-
-
-def _blocks(volumes: Sequence) -> Iterator[tuple[slice, ...]]:
-    """The whole of two arrays, or slabs of volumes that fit in BLOCK_BYTES."""
-    shape = volumes[0].shape
-    if all(isinstance(volume, np.ndarray) for volume in volumes) or not shape:
-        yield (slice(None),) * len(shape) if shape else ()
-        return
-    bytes_per_section = int(np.prod(shape[1:], dtype=object)) * sum(volume.dtype.itemsize for volume in volumes)
-    step = max(1, BLOCK_BYTES // max(1, bytes_per_section))
-    yield from ((slice(start, min(start + step, shape[0])),) + (slice(None),) * (len(shape) - 1)
-                for start in range(0, shape[0], step))

@@ -4,18 +4,11 @@ Key names are those of the published checkpoints, so they load as they are. Shap
 y and x multiples of 32.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emcore.errors import InputError
-from emcore.settings.model import UNetV1Model, UNetV1Sizes
-
-# buffers of the synchronised batch norm of that time, of no use for running the net
-NUISANCE = ("_tmp_running_mean", "_tmp_running_var", "_running_iter")
+from emcore.settings.model import UNetV1Model
 
 
 def conv_norm_act(inside: int, outside: int, kernel: tuple, dilation: tuple = (1, 1, 1),
@@ -108,30 +101,3 @@ class UNetV1(nn.Module):
         x = self.layer2_D(up(self.conv2(x)) + e2)
         x = self.layer1_D(up(self.conv1(x)) + e1)
         return torch.sigmoid(self.fconv(x))
-
-
-def from_published(state: Mapping[str, Tensor]) -> UNetV1:
-    """The net of a published state dict of either era, in eval mode; widths and channels are read off the shapes."""
-    clean = OrderedDict((name.removeprefix("module."), value) for name, value in state.items()
-                        if name.rsplit(".", 1)[-1] not in NUISANCE)
-    try:
-        filters = [clean[f"{stage}.0.projector.0.1.weight"].shape[0] for stage in
-                   ("layer1_E", "layer2_E", "layer3_E", "layer4_E", "center")]
-        inside = clean["layer1_E.0.projector.0.1.weight"].shape[1]
-        outside = clean["fconv.0.1.weight"].shape[0]
-    except KeyError as missing:
-        raise InputError(f"this is no unet_v1 checkpoint: it has no tensor {missing}; it begins with "
-                         f"{', '.join(list(clean)[:5]) or 'nothing'}") from None
-    model = UNetV1Model(in_channels=inside, out_channels=outside, unet_v1=UNetV1Sizes(tuple(filters)))
-    with torch.device("meta"):  # the sizes are those of a file: no memory is taken before all tensors fit
-        wanted = UNetV1(model).state_dict()
-    for name in wanted:
-        if name.endswith("num_batches_tracked"):  # absent in files of the oldest torch versions
-            clean.setdefault(name, torch.zeros((), dtype=torch.int64))
-    wrong = [name for name in wanted if name not in clean or clean[name].shape != wanted[name].shape]
-    wrong += [name for name in clean if name not in wanted]
-    if wrong:
-        raise InputError(f"this unet_v1 checkpoint differs in {len(wrong)} tensors, first {', '.join(wrong[:5])}")
-    net = UNetV1(model)
-    net.load_state_dict(clean)
-    return net.eval()

@@ -22,6 +22,7 @@ from emcore.data.targets import IGNORE
 from emcore.decode.labels import decode
 from emcore.engine.checkpoint import tell
 from emcore.errors import InputError
+from emcore.metrics.partitions import ALONG_CURVES, agreement
 from emcore.prediction.streaming import predict
 from emcore.settings import Settings
 from emcore.settings.augment import Augment
@@ -132,5 +133,5 @@ class Validation:
                 ours = open_volume(labels, "labels")[...]
             truth = self.sampler.labels(source, source.box)
             table = metrics.contingency(np.where(truth == IGNORE, 0, truth), ours, ignore_truth=(0,))
-            voi, rand = metrics.voi(table), metrics.rand(table, settings.evaluate.convention)
-            yield {"voi": voi.split + voi.merge, "rand": rand.error}
+            found = agreement(table, settings.evaluate.convention)
+            yield {"voi": ALONG_CURVES["voi"](found), "rand": ALONG_CURVES["adapted_rand"](found)}

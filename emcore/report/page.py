@@ -1,12 +1,8 @@
 """One self-contained HTML page of a run: slice viewer, scores, curves, largest errors, config and environment."""
 
-import base64
 import csv
-import hashlib
 import io
 import json
-import re
-from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,13 +10,14 @@ from typing import Any
 from emcore import config
 from emcore.errors import InputError
 from emcore.files import write_text
+from emcore.metrics.evaluation import BETTER
 from emcore.reading import read_text, shown
 from emcore.report.figures import plot
+from emcore.report.html import filled, policy, read, table
 from emcore.report.views import make_view
 from emcore.results import STEP
 from emcore.settings import Settings
 
-HERE = Path(__file__).resolve().parent
 POINTS = 3_000_000  # grid points of all volumes together
 PICTURE_BYTES = 13_000_000  # of all packed grids; fewer points are taken until they fit
 MOST_LOG_BYTES = 1 << 28
@@ -36,13 +33,11 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
     notes += [(name, note) for name, scores in found.items()
               for note in (*scores.get("made", ()), *scores.get("notes", ()))]
-    script = (HERE / "page.js").read_text(encoding="utf-8")
-    style = (HERE / "page.css").read_text(encoding="utf-8")
+    script, style = read("merges.js") + read("page.js"), read("page.css")
     parts = {
         "title": escape(settings.name),
         "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),
-        "policy": "default-src 'none'; img-src data:; "
-                  f"script-src 'sha256-{digest(script)}'; style-src 'sha256-{digest(style)}'",
+        "policy": policy(style, script),
         "style": style,
         "script": script,
         "data": json.dumps(views, allow_nan=False).replace("<", "\\u003c"),
@@ -57,9 +52,8 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
-    text = re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], (HERE / "page.html").read_text(encoding="utf-8"))
     out = folder / "report.html"
-    write_text(out, text)
+    write_text(out, filled("page.html", parts))
     return out
 
 
@@ -71,11 +65,6 @@ def make_views(settings: Settings, results: Path) -> list[dict[str, Any]]:
         if size <= PICTURE_BYTES or limit <= 1000:
             return views
         limit = int(limit * 0.9 * PICTURE_BYTES / size)
-
-
-def digest(text: str) -> str:
-    """The hash by which the page allows this script or style and no other."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def read_log(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -104,23 +93,15 @@ def number(text: Any) -> float:
     return value if abs(value) < 1e300 else float("nan")  # so that differences of two are finite
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str) -> str:
-    """An HTML table; cells are HTML already."""
-    heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return (f'<div class="scroll"><p class="caption">{caption}</p><table><thead><tr>{heads}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")
-
-
 def score_table(found: dict[str, Any]) -> str:
     rows = [(name, row) for name, scores in found.items() for row in scores["scores"]]
     if not rows:
         return "<p>Nothing is scored yet: run evaluate.py.</p>"
-    return table(("volume", "score", "value", "convention"),
+    return table(("volume", "score", "value", "better", "convention"),
                  [(escape(name), escape(str(row["score"])),
-                   "undefined" if row["value"] is None else f"{row['value']:.4g}", escape(str(row["convention"])))
-                  for name, row in rows],
-                 "VOI in bits. Lower is better for VOI, Rand error and CREMI score, higher for F1 and Jaccard.")
+                   "undefined" if row["value"] is None else f"{row['value']:.4g}",
+                   BETTER.get(str(row["score"]), ""), escape(str(row["convention"]))) for name, row in rows],
+                 "VOI in bits.")
 
 
 def note_list(notes: list[tuple[str, str]]) -> str:

@@ -9,10 +9,12 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.metrics import Contingency, contingency
-from emcore.metrics.score import overlap, whole_table
+from emcore.metrics.evaluation import SCORES
+from emcore.metrics.placement import overlap, whole_table
 from emcore.png import colour_labels
 from emcore.report import mistakes
 from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
+from emcore.report.merges import packed_merges
 from emcore.segment import connected_components
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
@@ -21,7 +23,6 @@ from emcore.volumes import Volume, open_volume
 
 CHANNELS = 3  # of a prediction that are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
-OF_DETECTION = {"instances", "synapses", "jaccard", "dice", "clefts"}  # scores that count what is missed and invented
 
 
 def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
                        "truth": test.label and Path(settings.data.folder, test.label),
                        "labels": f"{labels}:labels" if labels.exists() else None}, notes)
     view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False,
-            "detected": bool(OF_DETECTION & set(settings.evaluate.scores))}
+            "detected": any(SCORES[name].detects for name in settings.evaluate.scores if name in SCORES)}
     if not opened:
         return view
     frame = opened.get("raw") or next(iter(opened.values()))
@@ -70,7 +71,19 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
         except InputError as error:
             view["notes"].append(f"no errors are shown: {error}")
     add_labels(view, ids, table, settings.data.background)
+    if "labels" in opened and grid.step == (1, 1, 1) and grid.shape == opened["labels"].shape:
+        view["merges"] = merges_of(labels, opened["labels"], view["notes"])
     return view
+
+
+def merges_of(path: Path, labels: Volume, notes: list[str]) -> dict[str, Any] | None:
+    """The merge tree beside labels that the page shows whole."""
+    settings = labels.attrs.get("decode")
+    try:
+        return packed_merges(path, settings.get("threshold") if isinstance(settings, dict) else None)
+    except InputError as error:
+        notes.append(f"the page cannot say why a voxel has its label: {error}")
+        return None
 
 
 def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.ndarray], ignored: tuple,
@@ -83,7 +96,7 @@ def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.nd
         return replace(table, counts=table.counts * int(np.prod(view["step"])))
     labels, truth = opened["labels"], opened["truth"]
     special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
-    return whole_table(labels, truth, *overlap(labels, truth), None, None).ignoring((*ignored, *special), (0,))
+    return whole_table(labels, truth, overlap(labels, truth)).ignoring((*ignored, *special), (0,))
 
 
 def open_all(references: dict[str, Any], notes: list[str]) -> dict[str, Volume]:

@@ -37,11 +37,10 @@ class Blockwise:
 
 @dataclass(frozen=True)
 class Evaluate:
-    # membranes look at the prediction, the others at labels (synapses at those of two sides); jaccard, dice and clefts
-    # at the prediction where there are no labels: decode.kind = "none"
-    scores: tuple[Literal["voi", "rand", "curve", "instances", "synapses", "jaccard", "dice", "clefts", "membranes"],
-                  ...] = ("voi", "rand")
-    convention: Literal["cremi", "snemi3d", "skimage", "dbmim", "funlib", "gala", "isbi"] = "cremi"  # of rand
+    # names of the table in docs/scores.md; membranes look at the prediction, those of voxels where there are no labels
+    # (decode.kind = "none"), too, and the others at labels
+    scores: tuple[str, ...] = ("voi", "rand")
+    convention: str = "cremi"  # of rand, by its name in that page
     crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, what is scored of the larger volume
     border_nm: float = 0.0  # voxels this near to a border of the truth, in their section, do not count; 0 counts all
     border_xy: int = 0  # the same in voxels, within a box around the border, as in dbMiM; not with border_nm

@@ -18,7 +18,7 @@ class Descent:
     clip: float = 1.0  # limit of the gradient's norm; 0 does not limit
 
     def __post_init__(self) -> None:
-        above(0, self, "lr", "encoder_lr")
+        at_least(0, self, "lr", "encoder_lr")
         at_least(0, self, "weight_decay", "clip")
 
 

@@ -37,8 +37,7 @@ class Space:
 @dataclass(frozen=True)
 class Tune:
     volumes: Literal["test", "validation"] = "test"  # of [data], those with a label
-    # what is made small, as a mean over the volumes
-    objective: Literal["adapted_rand", "voi", "cremi_score", "voi_split", "voi_merge"] = "adapted_rand"
+    objective: str = "adapted_rand"  # what is made small, as a mean over the volumes; see docs/scores.md
     confirm: int = 3  # best points that are decoded for good, with all that [decode] does after the cut
     processes: int = 1  # side by side, each with its share of the cores and its own copy of a volume
     space: Space = Space()  # what is tried

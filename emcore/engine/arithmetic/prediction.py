@@ -4,36 +4,21 @@
     model = comply(arithmetic, settings, model)      # this process, and every other that joins or continues
 """
 
-import time
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from emcore.engine import ranks
-from emcore.engine.arithmetic import autocast
-from emcore.engine.mode import fast_precision, multiplies_bf16, processor
+from emcore.engine.arithmetic.machine import multiplies_bf16, processor
+from emcore.engine.arithmetic.mode import Arithmetic, fast_precision
+from emcore.engine.arithmetic.net import FORMATS, compiles_here, run, seconds_of
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.predict import Infer
 
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
 ENOUGH = 2000  # windows from which compiling for a minute pays
 FEW = 8  # windows under which measuring layouts takes longer than it saves
-BRIEF = 0.3  # seconds in which a layout may be timed once more
+BRIEF = 0.3  # seconds of a pass under which another is timed
 Triple = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    device: Literal["cpu", "cuda"]
-    precision: Literal["bf16", "fp16", "fp32"]
-    layout: Literal["contiguous", "channels_last"]  # how the weights lie in memory
-    compile: bool  # the net is compiled
-
-    def __str__(self) -> str:
-        return f"{self.precision}, {self.layout}{', compiled' if self.compile else ''} on {self.device}"
 
 
 def decide(settings: Settings, model: nn.Module, windows: int) -> Arithmetic:
@@ -83,46 +68,9 @@ def batch_size(infer: Infer, device: str) -> int:
     return infer.batch or (4 if device == "cuda" else 1)
 
 
-# ---- the compiler
-
-
 def wants_compiling(infer: Infer, device: str, windows: int) -> bool:
     """Whether the net is to be compiled: if asked for, or by itself on a GPU where there is enough to do."""
     return infer.compile == "on" or (infer.compile == "auto" and device == "cuda" and windows >= ENOUGH)
-
-
-def compiles_here(model: nn.Module, shape: tuple[int, ...], precision: str) -> bool:
-    """Whether the compiled net takes a batch of this shape; if not, the reason is printed."""
-    try:
-        compiled(model, shape, precision)
-    except Exception as error:  # no compiler, or one that stumbles: of any kind, and the net itself still runs
-        print(f"not compiled: {first_line(error)}", flush=True)
-        return False
-    return True
-
-
-def compiled(model: nn.Module, shape: tuple[int, ...], precision: str) -> nn.Module:
-    """The compiled net, after its first batch."""
-    runner = torch.compile(model, dynamic=False)
-    with torch.inference_mode():
-        run(runner, torch.zeros(shape, device=next(model.parameters()).device), precision)
-    return runner
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-def run(net: nn.Module, x: Tensor, precision: str) -> Tensor:
-    """Logits of a batch in fp32; of a net with several heads, all their channels."""
-    with autocast(precision, x.device.type):
-        out = net(x)
-    if isinstance(out, dict):
-        out = out["output"] if "output" in out else torch.cat(list(out.values()), 1)
-    return out.float()
-
-
-# ---- the layout
 
 
 @torch.inference_mode()
@@ -134,22 +82,15 @@ def faster_layout(model: nn.Module, window: Triple, channels: int, precision: st
     for name, memory_format in FORMATS.items():
         model.to(memory_format=memory_format)
         try:
-            seconds[name] = _time(model, part, channels, precision)
+            seconds[name] = _seconds(model, part, channels, precision)
         except (RuntimeError, ValueError):
             part = window  # a net of one size, or one that divides by more
-            seconds[name] = _time(model, window, channels, precision)
+            seconds[name] = _seconds(model, window, channels, precision)
     return min(seconds, key=seconds.get)
 
 
-def _time(model: nn.Module, window: Triple, channels: int, precision: str) -> float:
+def _seconds(model: nn.Module, window: Triple, channels: int, precision: str) -> float:
     """Seconds of a pass after one that is not counted; short ones are timed twice."""
     device = next(model.parameters()).device
     image = torch.rand(1, channels, *window, device=device)
-    times = []
-    while len(times) < 2 or (len(times) < 3 and sum(times) < BRIEF):
-        start = time.perf_counter()
-        run(model, image, precision)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return seconds_of(lambda: run(model, image, precision), device.type, 3, BRIEF)[1]

@@ -1,10 +1,8 @@
-"""How a run is continued and ended: same config or not, what a checkpoint holds, which are kept, who asks to stop."""
+"""How a run goes on: whether the config is still the same, what a checkpoint holds, and how it is put back."""
 
 import json
-import signal
 import sys
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +11,12 @@ from torch import Tensor
 
 from emcore import config
 from emcore.engine import checkpoint
+from emcore.engine.best import ranking
 from emcore.engine.ranks import Ranks
 from emcore.errors import InputError
 from emcore.files import write_text
+from emcore.results import BEST_FILE
 from emcore.settings import Settings
-from emcore.settings.train import Save
 
 # settings that may change between the pieces of a run: how long, how fast, what is written
 FREE = ("train.steps", "train.save", "train.validate", "train.log_steps", "train.preview_steps", "train.precision",
@@ -64,85 +63,6 @@ def _flat(table: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         key = f"{where}.{name}" if where else name
         flat.update(_flat(value, key) if isinstance(value, Mapping) else {key: value})
     return flat
-
-
-HIGHER_IS_BETTER = {"jaccard/val"}
-BEST_FILE = "best.json"  # for the page, which reads no checkpoint
-
-
-class Best:
-    """The best checkpoints so far by the monitored value, best first; travels in the checkpoint itself.
-
-    The training loss of a step is noise, so the mean of the last steps (train.save.window) is ranked. It follows from
-    the step alone, not from when others were saved, so that a resumed run ranks as one that was never stopped.
-    """
-
-    def __init__(self, save: Save):
-        self.save, self.steps = save, {}
-        self.losses: deque[float] = deque(maxlen=max(1, save.window))
-        self.validates = save.monitor != "loss/train" and save.best > 0  # only a validated step can be ranked
-
-    def learned(self, loss: float) -> None:
-        """Takes the training loss of one more step."""
-        self.losses.append(loss)
-
-    def consider(self, step: int, values: Mapping[str, float]) -> None:
-        """Ranks the checkpoint of a step; values: of its validation, if there was one."""
-        value = sum(self.losses) / len(self.losses) if self.save.monitor == "loss/train" else (
-            values.get(self.save.monitor))
-        if value is None or value != value:
-            return
-        self.steps = dict(ranking({**self.steps, step: float(value)}, self.save.monitor)[:max(0, self.save.best)])
-
-    def state(self) -> dict[str, Any]:
-        return {"best": {str(step): value for step, value in self.steps.items()},
-                "losses": torch.tensor(list(self.losses), dtype=torch.float64)}
-
-    def load(self, content: Mapping[str, Any]) -> None:
-        """From a checkpoint; those of older versions hold no losses."""
-        before = monitor_of(content)
-        if before == self.save.monitor:
-            self.steps = {int(step): value for step, value in content["best"].items()}
-        elif content["best"]:
-            checkpoint.tell(f"the best checkpoints so far, of steps {', '.join(content['best'])}, were ranked by "
-                            f"{before}; now {self.save.monitor} ranks, so they are kept no longer")
-        self.losses.extend(content["losses"].tolist() if "losses" in content else ())
-
-    @property
-    def keep(self) -> set[int]:
-        return set(self.steps) | set(self.save.at)
-
-
-def ranking(values: Mapping[int, float], monitor: str) -> list[tuple[int, float]]:
-    """Steps and values, the best first; of equal ones the earliest."""
-    sign = -1 if monitor in HIGHER_IS_BETTER else 1
-    return sorted(values.items(), key=lambda item: (sign * item[1], item[0]))
-
-
-def monitor_of(content: Mapping[str, Any]) -> str:
-    """The value by which the run of a checkpoint ranks."""
-    return content["config"]["train"]["save"]["monitor"]
-
-
-def best_checkpoints(folder: Path) -> list[tuple[int, float, Path]]:
-    """(step, value, path) of the best checkpoints of a run that are still there, best first; folder: outputs/<name>."""
-    found = checkpoint.read_newest(folder / "checkpoints")
-    if found is None:
-        return []
-    newest, content = found
-    with checkpoint.refused(newest, "tells nothing of the best checkpoints"):
-        ranked = ranking({int(step): float(value) for step, value in content["best"].items()}, monitor_of(content))
-    paths = dict(checkpoint.all_steps(folder / "checkpoints"))
-    return [(step, value, paths[step]) for step, value in ranked if step in paths]
-
-
-def best(folder: Path) -> Path:
-    """The best checkpoint of a run; folder: outputs/<name>."""
-    found = best_checkpoints(folder)
-    if not found:
-        raise InputError(f"{folder} has no best checkpoint: none was ranked by train.save.monitor, or train.save.best "
-                         "is 0; take the newest one, or name a file by --checkpoint")
-    return found[0][2]
 
 
 def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], window: Mapping[str, float]) -> None:
@@ -217,37 +137,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
                 raise InputError(f"its optimizer has {name} of shape {tuple(value.shape)} for a weight of shape "
                                  f"{tuple(weight.shape)}")
     optimizer.load_state_dict(state)
-
-
-def dump_bad_batch(folder: Path, step: int, read: Mapping[str, Tensor], batch: Mapping[str, Tensor],
-                   sources: Sequence[Any], rank: int, sums: Tensor) -> None:
-    """Writes the batch of a loss that is not finite and ends the run, naming the samples."""
-    bad = not torch.isfinite(sums).all()
-    if not bad:
-        raise InputError(f"the loss of step {step} is not finite on another rank; its message names the samples")
-    path = folder / f"bad_batch_step_{step:09d}_rank_{rank}.pt"
-    checkpoint.save(path, {"read": dict(read), "augmented": {name: value.cpu() for name, value in batch.items()}})
-    places = ", ".join(f"{sources[volume].name} at {corner}" for volume, corner in
-                       zip(read["volume"].tolist(), read["corner"].tolist()))
-    raise InputError(f"the loss of step {step} is {sums[0].item()}; its samples were {places} (z, y, x of the corner); "
-                     f"the batch is in {path}. No checkpoint after step {step - 1} was written")
-
-
-class StopRequest:
-    """Whether the run was asked to end: SIGTERM, SIGUSR1 or the file STOP in its folder."""
-
-    def __init__(self, folder: Path):
-        self.file, self.signalled = folder / "STOP", False
-        for name in ("SIGTERM", "SIGUSR1"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._signal)
-
-    def _signal(self, number: int, frame: Any) -> None:
-        self.signalled = True
-
-    def asked(self) -> bool:
-        return self.signalled or self.file.exists()
-
-    def clear(self) -> None:
-        """Takes the file away, so that the same command continues."""
-        self.file.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import resource, sys
 import torch
-from emcore.engine.pages import keep_pages
+from emcore.engine.memory import keep_pages
 
 kept = keep_pages(sys.argv[1])
 nn = torch.nn

@@ -2,98 +2,39 @@
 
 Some builds of torch crash the whole process in bf16 convolutions on some processors (their weight gradients, for many
 shapes), and which layout is fastest depends on the machine. So each candidate runs the step of this net at this size
-once in a child; one that dies is passed over. What was measured is kept for new runs, by everything that changes it.
-verdict.py keeps the choice of a run.
-
-Nothing here imports torch before the verdict: the instruction set must be limited before torch first computes.
+once in a child (trial.py); one that dies is passed over. What was measured is kept for new runs, by everything that
+changes it. verdict.py keeps the choice of a run.
 """
 
-import ctypes
 import hashlib
 import json
 import os
-import platform
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from emcore.cache import cache_folder
 from emcore.config import from_table, to_table
+from emcore.engine.arithmetic.machine import LIMIT, graphics, multiplies_bf16, surroundings
+from emcore.engine.arithmetic.mode import Mode
 from emcore.errors import InputError
 from emcore.files import machine, write_text
 from emcore.locks import take
 from emcore.settings.model import Model
 from emcore.settings.train import Train
-from emcore.threads import allotted_cores
 
-LIMIT = "ONEDNN_MAX_CPU_ISA"  # read when torch first computes a convolution
+ROOT = Path(__file__).resolve().parents[3]  # the folder of the package emcore
 SAFE = "AVX512_CORE_BF16"  # the instruction sets up to this one have not been seen to crash
 PATIENCE = 240.0  # seconds for one candidate
 BUDGET = 600.0  # seconds for all of them
 LATE = 124  # the code of a child that was ended because it took too long: it may be sound
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 SHORT = 200  # steps of a run on a CPU that is too short to try the compiler for
-
-
-@dataclass(frozen=True)
-class Mode:
-    device: Literal["cpu", "cuda"]
-    precision: Literal["bf16", "fp16", "fp32"]
-    layout: Literal["channels_last", "contiguous"]
-    compile: bool
-    instructions: str = ""  # limit of the instruction sets, empty for none
-    reason: str = ""  # one line for the log
-    torch: str = ""  # version with which it was chosen
-    processor: str = ""  # on which it was chosen
-    threads: int = 0  # with which it was chosen: sums over threads differ in their last bits
-
-
-def processor() -> str:
-    """Model and features that decide which arithmetic is fast."""
-    lines = _processor_lines()
-    flags = [flag for flag in lines.get("flags", lines.get("Features", "")).split()
-             if flag.startswith(("avx512", "amx", "avx2", "bf16", "i8mm", "sve"))]
-    name = lines.get("model name") or platform.processor() or platform.machine()
-    return f"{name} {' '.join(sorted(flags))}".strip()
-
-
-def _processor_lines() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-
-
-def surroundings() -> dict[str, Any]:
-    """What besides the mode changes the last bits of a run on a CPU."""
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    return {"torch": version("torch"), "processor": processor(),
-            "threads": int(threads) if threads.isdecimal() else allotted_cores()}
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor has instructions for bf16; without them torch computes it many times slower."""
-    return any(flag in processor().split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
-def check_device(device: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
-
-
-def fast_precision(precision: str, device: str) -> str:
-    """The precision of prediction: bf16 where the hardware has it; forward passes have not been seen to crash."""
-    if precision != "auto":
-        return precision
-    return "bf16" if device == "cuda" or multiplies_bf16() else "fp32"
 
 
 def work_of(model: Model, patch: Sequence[int], samples: int, masked: bool = False) -> dict[str, Any]:
@@ -140,12 +81,6 @@ def remembered_mode(work: Mapping[str, Any], train: Train, device: str, steps: i
     return None if found is None or _wants_compiling(found, train, steps) else _decide(found, train, steps)
 
 
-def apply_mode(mode: Mode) -> None:
-    """Sets what must stand before torch first computes."""
-    if mode.instructions:
-        os.environ.setdefault(LIMIT, mode.instructions)
-
-
 # ---- what is known already
 
 
@@ -155,7 +90,7 @@ def _store(work: Mapping[str, Any], train: Train, device: str) -> Path | None:
     if folder is None:
         return None
     wanted = {"precision": train.precision, "layout": train.layout, "compile": train.compile, "device": device}
-    here = [surroundings(), os.environ.get(LIMIT), _graphics(), _nets()]
+    here = [surroundings(), os.environ.get(LIMIT), graphics(), _nets()]
     key = hashlib.sha256(json.dumps([work, wanted, here], sort_keys=True).encode()).hexdigest()[:24]
     return folder / f"{key}.json"
 
@@ -175,16 +110,9 @@ def _write(store: Path | None, found: Mapping[str, Any]) -> None:
             write_text(store, json.dumps({**found, "mode": asdict(found["mode"])}))
 
 
-def _graphics() -> list[str]:
-    """The models of the GPUs, and which of them may be used."""
-    files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    models = [line for file in files for line in file.read_text().splitlines() if line.startswith("Model")]
-    return [*models, os.environ.get("CUDA_VISIBLE_DEVICES", "all")] if Path("/dev/nvidiactl").exists() else models
-
-
 def _nets() -> str:
     """What changes with the code of the nets."""
-    files = sorted((Path(__file__).resolve().parents[1] / "models").glob("*.py"))
+    files = sorted((ROOT / "emcore" / "models").glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -307,15 +235,14 @@ def _try(work: Mapping[str, Any], mode: Mode, deadline: float,
         environment.pop(name, None)
     if mode.instructions:
         environment[LIMIT] = mode.instructions
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [environment.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
     patience = min(PATIENCE, deadline - time.monotonic())
     if patience <= 0:
         return {}, LATE, "no time was left to try it"
     try:
-        done = subprocess.run([sys.executable, "-m", "emcore.engine.mode"], input=json.dumps([work, asdict(mode)]),
-                              capture_output=True, text=True, timeout=patience, env=environment,
-                              pass_fds=[] if lock is None else [lock])
+        done = subprocess.run([sys.executable, "-m", "emcore.engine.arithmetic.trial"],
+                              input=json.dumps([work, asdict(mode)]), capture_output=True, text=True, timeout=patience,
+                              env=environment, pass_fds=[] if lock is None else [lock])
     except subprocess.TimeoutExpired:
         return {}, LATE, f"took more than {patience:.0f} s"
     if done.returncode < 0:
@@ -326,74 +253,3 @@ def _try(work: Mapping[str, Any], mode: Mode, deadline: float,
     except (ValueError, IndexError):
         return {}, 1, "gave no answer"
     return answer, done.returncode, lines[-1]
-
-
-def wrong_gradients(plain: Sequence[float], compiled: Sequence[float]) -> int:
-    """How many weights have a gradient ten times shorter or longer in the compiled step, those of mere rounding aside.
-
-    torch 2.13 leaves most gradients of an RSUNet in bf16 at zero on a CPU when it compiles; the loss still falls.
-    """
-    noise = 1e-3 * max(plain, default=0.0)
-    return sum(a > noise and not a / 10 < b < 10 * a for a, b in zip(plain, compiled))
-
-
-def end_with_parent() -> None:
-    """Has Linux kill this process with the one that started it: a run that is killed leaves no measurement behind."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
-
-
-def child() -> None:
-    """Takes one step after another as the parent asks and prints the seconds."""
-    end_with_parent()
-    work, mode = json.loads(sys.stdin.read())
-    import torch
-
-    if work.get("question") == "device":
-        print(json.dumps({"device": "cuda" if torch.cuda.is_available() else "cpu"}))
-        return
-    from emcore.config import from_table
-    from emcore.engine.arithmetic import autocast, place
-    from emcore.engine.pages import keep_pages
-    from emcore.models.build import build_model
-
-    mode = Mode(**mode)
-    device = torch.device(mode.device)
-    # of masked pretraining the transformer alone: its arithmetic is that of the linear head
-    model = from_table(Model, work["model"] | ({"name": "linear_head"} if work["masked"] else {}), "model")
-    net = build_model(model, tuple(work["patch"])).to(device).train()
-    image = torch.rand(work["samples"], model.in_channels, *work["patch"], device=device)
-
-    def step(net) -> None:
-        with autocast(mode.precision, mode.device):
-            out = net(image)
-        out = [out] if not isinstance(out, dict) else list(out.values())
-        sum(value.float().square().mean() for value in out).backward()
-
-    def gradient_lengths() -> list[float]:
-        """Those of biases are left out: before a norm they are rounding alone."""
-        return [0.0 if weight.grad is None else float(weight.grad.float().norm())
-                for weight in net.parameters() if weight.dim() > 1]
-
-    if mode.compile:
-        step(place(net, replace(mode, compile=False)))
-        plain = gradient_lengths()
-        net.zero_grad(set_to_none=True)
-    keep_pages(mode.device)  # only now: pages of the plain step would stay beside those of the compiled one
-    net, times = place(net, mode), []
-    for _ in range(4):
-        start = time.perf_counter()
-        step(net)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-        if mode.compile and (wrong := wrong_gradients(plain, gradient_lengths())):
-            sys.exit(f"{wrong} of {len(plain)} gradients of the compiled step are wrong")
-        net.zero_grad(set_to_none=True)
-        if sum(times[1:]) > 60:  # the first step may have compiled for minutes; what counts is the next
-            break
-    print(json.dumps({"first": times[0], "seconds": min(times[1:])}))
-
-
-if __name__ == "__main__":
-    child()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from emcore import config
-from emcore.engine.finish import check_same_run
+from emcore.engine.resume import check_same_run
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.model import RSUNetModel, RSUNetSizes

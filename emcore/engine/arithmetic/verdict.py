@@ -1,6 +1,6 @@
 """The arithmetic of a run: one rank decides it, all take it, the run folder keeps it, and a resume takes it from there.
 
-Nothing here imports torch before the verdict, except to tell it to other ranks: see mode.py.
+Nothing here imports torch before the verdict, except to tell it to other ranks.
 """
 
 import json
@@ -11,19 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from emcore.config import from_table
-from emcore.engine.mode import (
-    LIMIT,
-    Mode,
-    announce,
-    apply_mode,
-    check_device,
-    choose_mode,
-    multiplies_bf16,
-    processor,
-    remembered_mode,
-    surroundings,
-    work_of,
-)
+from emcore.engine.arithmetic.machine import LIMIT, check_device, multiplies_bf16, processor, surroundings
+from emcore.engine.arithmetic.mode import Mode, apply_limit
+from emcore.engine.arithmetic.probe import announce, choose_mode, remembered_mode, work_of
 from emcore.errors import InputError
 from emcore.files import write_text
 from emcore.settings import Settings
@@ -42,7 +32,7 @@ def agree(settings: Settings) -> Mode:
         mode = from_table(Mode, ranks.from_lead(choose and (lambda: asdict(choose()))))
     else:
         mode = choose()
-    apply_mode(mode)
+    apply_limit(mode)
     comply(mode, settings, f"as {folder / FILE} says" if leads else "as rank 0 decided")
     return mode
 
@@ -84,7 +74,7 @@ def settle(settings: Settings, folder: Path) -> Callable[[], Mode]:
         print(f"{folder} does not say in which arithmetic it was computed: precision and layout are chosen now, and "
               "kept from now on", flush=True)
     if changed:
-        print(f"{folder} was computed in {told(before)} so far; by {', '.join(changed)} it goes on otherwise",
+        print(f"{folder} was computed in {before} so far; by {', '.join(changed)} it goes on otherwise",
               flush=True)
     if before and device in ("auto", before.device):  # what is not told to change stays
         device = before.device
@@ -110,8 +100,8 @@ def changes(settings: Settings, before: Mode) -> list[str]:
 
 def print_differences(before: Mode, now: Mode | None, folder: Path) -> None:
     """What would be otherwise if this machine chose anew, as far as it is known without measuring."""
-    if now is not None and told(now) != told(before):
-        print(f"{folder} goes on in {told(before)} as it began; this machine would now choose {told(now)}", flush=True)
+    if now is not None and str(now) != str(before):
+        print(f"{folder} goes on in {before} as it began; this machine would now choose {now}", flush=True)
     other = [f"{name} {value or '?'} instead of {was or '?'}" for name, value in surroundings().items()
              if (was := getattr(before, name)) != value and (before.device == "cpu" or name == "torch")]
     if other:
@@ -119,17 +109,13 @@ def print_differences(before: Mode, now: Mode | None, folder: Path) -> None:
               "from those of a run that went on under those", flush=True)
 
 
-def told(mode: Mode) -> str:
-    """One mode in words."""
-    return (f"{mode.precision}, {mode.layout}, {'compiled' if mode.compile else 'not compiled'} on {mode.device}"
-            + (f", {LIMIT} = {mode.instructions}" if mode.instructions else ""))
-
-
 def comply(mode: Mode, settings: Settings, source: str) -> None:
     """Stops a process that cannot compute in the mode of the run."""
     import torch
 
-    decided = f"this run computes in {told(mode)}, {source}, but here"
+    from emcore.engine.arithmetic.net import why_not_compiled
+
+    decided = f"this run computes in {mode}, {source}, but here"
     if mode.device == "cuda" and settings.device == "auto" and not torch.cuda.is_available():
         raise InputError(f"{decided} torch {torch.__version__} finds no usable GPU: start it where there is one, or "
                          "set device=cpu for all its processes")
@@ -142,15 +128,3 @@ def comply(mode: Mode, settings: Settings, source: str) -> None:
     if mode.compile and (why := why_not_compiled(mode.device)):
         raise InputError(f"{decided} torch.compile fails ({why}): install a compiler, or set train.compile=off for all "
                          "its processes")
-
-
-def why_not_compiled(device: str) -> str:
-    """The error of the compiler at a tiny step, empty where it works."""
-    import torch
-
-    tiny = torch.compile(lambda x: (x * 2 + 1).relu().sum(), options={"force_disable_caches": True})
-    try:
-        tiny(torch.ones(64, device=device, requires_grad=True)).backward()
-    except Exception as error:  # no compiler, or one that stumbles: of any kind
-        return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return ""
