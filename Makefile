@@ -1,7 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and starts over cheaply.
 #   make demo|test VENV=       use the active Python (with its packages) instead of .venv
 #   make demo DEMO="train.steps=100"   settings of configs/demo.toml to override
-#   make test TESTS="-m 'not slow'"    arguments for pytest
+#   make test TESTS="-m 'not slow'"    arguments for pytest, which runs as two processes that share the files
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,7 +11,7 @@ DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint bench wheel clean
+.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint types bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -28,16 +28,25 @@ define step
 @echo "== $(1)"; start=$$(date +%s); $(2); echo "== done in $$(( $$(date +%s) - start )) s: $(1)"
 endef
 
+# $(call pytest,arguments): two processes, each of which takes the next file of tests that the other has not taken (see
+# tests/conftest.py); what the second one says follows at the end
+define pytest
+rm -rf build/tests; mkdir -p build/tests; status=0; export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
+$(python) -m pytest --share build/tests/taken $(1) > build/tests/second 2>&1 & second=$$!; \
+$(python) -m pytest --share build/tests/taken $(1) || status=$$?; \
+echo "== the second of the two processes"; wait $$second || status=$$?; cat build/tests/second; test $$status = 0
+endef
+
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test test-long fuzz peers fast sanitize lint bench wheel clean"
+	@echo "targets: demo test test-long fuzz peers fast sanitize lint types bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"emcore needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}: say make PYTHON=python3.12")'
 	@command -v c++ >/dev/null || { echo "no C++ compiler found: install g++ (Debian: apt-get install g++)"; exit 2; }
 	$(call step,virtual environment in $(VENV),$(PYTHON) -m venv $(VENV))
-	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr pyyaml ruff)
+	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr pyyaml ruff mypy)
 	@touch $@
 
 # what tests compare with (scipy, waterz and others: the extra peers), as wheels; torch and the rest stay as they are
@@ -65,18 +74,18 @@ demo: kernels
 	$(call step,scores and page,$(python) evaluate.py --cfg configs/demo.toml $(DEMO))
 
 test: kernels
-	$(call step,the whole test suite,$(python) -m pytest $(TESTS))
+	$(call step,the whole test suite,$(call pytest,$(TESTS)))
 
 # fuzz, storms, kills and long comparisons: up to an hour; make test-long TESTS="--long 0.1 --long-seed monday" draws a tenth
 test-long: kernels
-	$(call step,the long tests,$(python) -m pytest --long=1 $(TESTS))
+	$(call step,the long tests,$(call pytest,--long=1 $(TESTS)))
 
 # every reader of foreign files against damaged ones, a line for each: make fuzz FUZZ="--each 1000 --seed 7 hdf5 tiff"
 fuzz: kernels
 	$(call step,damaged files for every reader,$(python) -m tests.fuzz $(FUZZ))
 
 fast: kernels
-	$(call step,the fast tests,$(python) -m pytest -m "not slow" $(TESTS))
+	$(call step,the fast tests,$(call pytest,-m "not slow" $(TESTS)))
 
 # the kernels of build/sanitize stop at the first address out of bounds or operation without a meaning: ten minutes to
 # build; CALLS=100 makes a shorter storm. Python itself leaks on purpose, so leaks are not looked for
@@ -97,6 +106,10 @@ bench: kernels
 
 lint: $(packages)
 	$(call step,ruff check,$(python) -m ruff check .)
+
+# the public API as a strict type checker sees it
+types: $(packages)
+	$(call step,mypy --strict tests/typed_api.py,$(python) -m mypy)
 
 wheel: $(packages)
 	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)

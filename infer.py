@@ -41,20 +41,23 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
-    from emcore.engine import checkpoint, weights
+    choice = options.checkpoint or settings.infer.checkpoint
+    if options.cut is not None:
+        return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut)
+    from emcore.engine import checkpoint, weights  # with torch, which all above does without
+    from emcore.systems.checkpoints import ours
 
-    path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path, content = weights.taken(results.run_folder(settings), choice)
+    content = ours(content)
     if options.export:
         return export(settings, path, content, Path(options.export))
     folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
-    if options.cut is not None:
-        return cut_again(settings, folder, options.cut)
     return predict_all(settings, path, content, folder, options.again)
 
 
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
     from emcore.engine import checkpoint, ranks, weights
-    from emcore.engine.pages import keep_pages
+    from emcore.engine.memory import keep_pages
     from emcore.prediction import parts
 
     if not settings.data.test:
@@ -81,8 +84,9 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
 def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> bool:
     """Whether the prediction is there at the end; if not, other processes are at work on it."""
+    from emcore.engine.arithmetic.mode import Arithmetic
+    from emcore.engine.arithmetic.prediction import comply, decide
     from emcore.prediction import parts, predict
-    from emcore.prediction.arithmetic import Arithmetic, comply, decide
     from emcore.prediction.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]

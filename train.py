@@ -1,8 +1,8 @@
 """Trains a net from a TOML config, on one process or many; the same command again resumes.
 
     python train.py --cfg configs/demo.toml
-    torchrun --nproc-per-node=4 train.py --cfg configs/cremi_clefts.toml train.optimizer.lr=3e-4
-    python train.py --cfg configs/cremi_clefts.toml --smoke      # training to scores in seconds, on synthetic files
+    torchrun --nproc-per-node=4 train.py --cfg configs/cremi/cremi_clefts.toml train.optimizer.lr=3e-4
+    python train.py --cfg configs/cremi/cremi_clefts.toml --smoke    # training to scores in seconds, on invented files
 
 Everything is written to outputs/<name>: config.toml, log.csv, checkpoints, previews. `touch outputs/<name>/STOP`,
 SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it is masked pretraining.
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcore import config
-from emcore.engine import verdict
+from emcore.engine.arithmetic import verdict
 from emcore.engine.start import check_start
 from emcore.errors import run_command
 from emcore.locks import only_training
@@ -65,18 +65,23 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.data.sampler import Sampler, load, sample_numbers
     from emcore.data.skeletons import skeleton_folder
     from emcore.data.sources import open_sources
-    from emcore.engine import checkpoint, finish
+    from emcore.engine import checkpoint
     from emcore.engine.batchnorm import share_batch_statistics
+    from emcore.engine.best import Best
     from emcore.engine.ema import MovingAverage
     from emcore.engine.log import Log, write_environment
+    from emcore.engine.memory import keep_pages
     from emcore.engine.optimizer import build_optimizer, freeze, set_rate
-    from emcore.engine.pages import keep_pages
+    from emcore.engine.resume import check_same_run, keep, resume
     from emcore.engine.schedule import Plateau, learning_rate
     from emcore.engine.speed import Speed
     from emcore.engine.steps import Masked, Supervised
+    from emcore.engine.stop import StopRequest, dump_bad_batch
     from emcore.files import write_text
     from emcore.prediction.validation import Validation
     from emcore.report.preview import preview
+    from emcore.settings.train import NoPolicy, PlateauSchedule
+    from emcore.systems.checkpoints import ours
 
     keep_pages(mode.device)
     train, data = settings.train, settings.data
@@ -84,7 +89,7 @@ def run(settings: Settings, mode, ranks) -> int:
     folder = Path(settings.outputs) / settings.name
     if lead:
         print(f"{folder}: {mode.device} x {ranks.world}, {mode.reason or mode.precision}", flush=True)
-    finish.check_same_run(folder, settings)
+    check_same_run(folder, settings)
     torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(train.deterministic, warn_only=True)
 
@@ -95,28 +100,28 @@ def run(settings: Settings, mode, ranks) -> int:
 
     # net, loss, optimizer
     task = (Masked if settings.pretrain else Supervised)(settings, mode, sources[0].resolution).to(device)
-    policy = settings.pretrain.policy if settings.pretrain else None
     if train.start_from:
-        copied = checkpoint.start_from(task.net, train.start_from, train.start_include, train.start_exclude)
+        copied = checkpoint.start_from(task.net, ours(checkpoint.read(train.start_from)), train.start_from,
+                                       train.start_include, train.start_exclude)
         if lead:
             print(f"{len(copied)} tensors taken from {train.start_from}", flush=True)
     freeze(task, train.freeze)
     if train.sync_batchnorm and ranks.world > 1:
         task = share_batch_statistics(task, device)
     task.prepare()
-    optimizer = build_optimizer(task, train, (policy.lr, policy.weight_decay) if policy else None)
+    optimizer = build_optimizer(task, train, settings.pretrain.policy if settings.pretrain else NoPolicy())
     scaler = torch.amp.GradScaler(mode.device, enabled=mode.precision == "fp16")
     average = MovingAverage(task.net, train.ema) if train.ema.decay > 0 else None
-    plateau = Plateau(train.schedule, train.optimizer) if train.schedule.kind == "plateau" else None
+    plateau = Plateau(train.schedule, train.optimizer.lr) if isinstance(train.schedule, PlateauSchedule) else None
 
     # resume
-    best = finish.Best(train.save)
+    best = Best(train.save)
     parts = {"task": task, "optimizer": optimizer, "average": average, "plateau": plateau, "scaler": scaler,
              "best": best}
     drawn = ["draws"] if data.reject_below > 0 else []  # patches looked at for each that was kept
     columns = ["loss/train", *task.columns, *drawn]
     first, total = 0, dict.fromkeys(["steps", *columns], 0.0)  # sums since the last row of the log
-    found = finish.resume(folder, parts, ranks)
+    found = resume(folder, parts, ranks)
     if found is not None:
         path, first, total = found
         if lead:
@@ -136,7 +141,7 @@ def run(settings: Settings, mode, ranks) -> int:
     numbers = sample_numbers(first, train.steps, train.batch, train.accumulate, ranks.rank, ranks.world)
     batches = iter(load(sampler, numbers, data.workers, data.prefetch, device.type == "cuda"))
     speed = Speed(settings, ranks, folder)
-    stop = finish.StopRequest(folder)
+    stop = StopRequest(folder)
     saved, row = time.monotonic(), {}
     for step in range(first, train.steps):
         task.train()
@@ -158,7 +163,7 @@ def run(settings: Settings, mode, ranks) -> int:
         wrong, wants_stop = ranks.largest(torch.stack([(~sums.isfinite().all()).float(),
                                                        torch.tensor(float(stop.asked()), device=device)])).tolist()
         if wrong:
-            finish.dump_bad_batch(folder, step, read, batch, sources, ranks.rank, sums)
+            dump_bad_batch(folder, step, read, batch, sources, ranks.rank, sums)
         if train.optimizer.clip > 0:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(task.parameters(), train.optimizer.clip)
@@ -197,7 +202,7 @@ def run(settings: Settings, mode, ranks) -> int:
             ranks.share_buffers(task.net)
             best.consider(now, row)
             if lead:
-                finish.keep(folder, now, settings, parts, total)
+                keep(folder, now, settings, parts, total)
             saved = time.monotonic()
         if wants_stop:
             if lead:

@@ -27,17 +27,18 @@ def child(work: dict) -> dict:
     if work["what"] == "stream":
         found = stream(work)
     else:
-        from emcore.engine.pages import keep_pages
+        from emcore.engine.arithmetic.prediction import decide
+        from emcore.engine.memory import keep_pages
         from emcore.models.rsunet import RSUNet
         from emcore.prediction import predict
-        from emcore.prediction.arithmetic import decide
         from emcore.prediction.windows import passes
         from emcore.settings import Settings
         from emcore.settings.data import Data
+        from emcore.settings.model import RSUNetModel, RSUNetSizes
         from emcore.settings.predict import Activation, Infer
 
         torch.manual_seed(0)
-        net = RSUNet(1, 1, (32, 64, 96, 128, 160), depth_2d=1).eval()
+        net = RSUNet(RSUNetModel(rsunet=RSUNetSizes((32, 64, 96, 128, 160), depth_2d=1))).eval()
         volume = np.random.default_rng(0).random(work["shape"], dtype=np.float32)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()

@@ -63,7 +63,7 @@ def rows(size: int, labels_path: str | None, repeats: int = 3) -> Iterator[Row]:
     truth = number[truth]
     affinities = make_affinities(truth)
     fragments = segment.watershed(affinities, low=0.1, high=0.999)
-    tree = segment.agglomerate(segment.region_graph(fragments, affinities), score="mean")
+    tree = segment.agglomerate(segment.region_graph(fragments, affinities), statistic="mean")
     del affinities
     labels = segment.cut(fragments, tree, threshold=0.5).astype(np.uint64)
     where = f"{size}³"

@@ -28,7 +28,7 @@ def waterz_segment(affs: np.ndarray, score: str) -> np.ndarray:
 def ours_at_all_thresholds(affs: np.ndarray, score: str) -> np.ndarray:
     """Nine segmentations, one after the other in the same array, as waterz gives them; the last one."""
     fragments = segment.watershed(affs, LOW, HIGH)
-    tree = segment.agglomerate(segment.region_graph(fragments, affs, score=score, statistics=()), score,
+    tree = segment.agglomerate(segment.region_graph(fragments, affs, statistic=score, extras=()), score,
                                threshold=SWEEP[-1])
     return list(segment.sweep(fragments, tree, SWEEP, out=fragments))[-1][1]
 

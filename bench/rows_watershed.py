@@ -58,7 +58,7 @@ def _agreement(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 def _fragment_rows(affs: np.ndarray, repeats: int) -> Iterator[Row]:
     """waterz runs once a turn, and every way of ours in the same turn."""
-    ways = {"fragments": {}, "fragments, 1 thread": {"threads": 1}, "fragments, waterz's rule": {"plateau": "waterz"}}
+    ways = {"fragments": {}, "fragments, 1 thread": {"threads": 1}, "fragments, waterz's rule": {"ties": "waterz"}}
     times, memory = {way: [] for way in ways}, dict.fromkeys(ways, 0.0)
     try:
         theirs = waterz_fragments(affs)[1]
@@ -84,19 +84,20 @@ def _fragment_rows(affs: np.ndarray, repeats: int) -> Iterator[Row]:
 
 
 def _encoding_row(labels: np.ndarray, affs: np.ndarray, repeats: int) -> Row:
-    codes, table = segment.encode_affinities(affs)
+    encoded, table = segment.encode_affinities(affs)
+    codes = segment.Affinities(encoded, table=table)
     plain = np.empty(affs.shape, np.uint8)
     for channel, values in zip(plain, affs):
         channel[:] = np.round(255 * values)
 
-    def scored(volume: np.ndarray, **keywords) -> str:
-        found = segment.segment(volume, 0.5, "mean", low=LOW, high=HIGH, **keywords)
+    def scored(volume: np.ndarray | segment.Affinities) -> str:
+        found = segment.segment(volume, 0.5, "mean", low=LOW, high=HIGH)
         voi = metrics.voi(metrics.contingency(labels, found, ignore_truth=(0,)))
         return f"{voi.split:.3f} + {voi.merge:.3f}"
 
-    agreement = f"VOI {scored(affs)} float32, {scored(codes, table=table)} encoded, {scored(plain)} round(255 a)"
+    agreement = f"VOI {scored(affs)} float32, {scored(codes)} encoded, {scored(plain)} round(255 a)"
     row = compare(f"segment, 8-bit encoding {affs.shape[1]}³",
-                  lambda: segment.segment(codes, 0.5, "mean", low=LOW, high=HIGH, table=table), "float32 (ours)",
+                  lambda: segment.segment(codes, 0.5, "mean", low=LOW, high=HIGH), "float32 (ours)",
                   lambda: segment.segment(affs, 0.5, "mean", low=LOW, high=HIGH), repeats, "VOI within 0.01")
     return Row(*list(vars(row).values())[:-1], agreement)
 

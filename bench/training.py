@@ -17,16 +17,18 @@ import time
 from pathlib import Path
 
 from emcore.config import to_table
-from emcore.engine.mode import LIMIT, SAFE, Mode, choose_mode, work_of
-from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes
+from emcore.engine.arithmetic.machine import LIMIT
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.arithmetic.probe import SAFE, choose_mode, work_of
+from emcore.settings.model import MedNeXtModel, Model, RSUNetModel, RSUNetSizes, UNETRModel, UNetV1Model
 from emcore.settings.train import Train
 
 ROOT = Path(__file__).resolve().parent.parent
 NETS = {
-    "rsunet": (Model(rsunet=RSUNetSizes(width=(32, 64, 96, 128, 160), depth_2d=1)), (18, 256, 256)),
-    "unet_v1": (Model(name="unet_v1"), (8, 320, 320)),
-    "unetr": (Model(name="unetr", out_channels=3, transformer=TransformerSizes()), (16, 224, 224)),
-    "mednext": (Model(name="mednext", out_channels=12, mednext=MedNeXtSizes()), (32, 160, 160)),
+    "rsunet": (RSUNetModel(rsunet=RSUNetSizes(width=(32, 64, 96, 128, 160), depth_2d=1)), (18, 256, 256)),
+    "unet_v1": (UNetV1Model(), (8, 320, 320)),
+    "unetr": (UNETRModel(out_channels=3), (16, 224, 224)),
+    "mednext": (MedNeXtModel(out_channels=12), (32, 160, 160)),
 }
 QUICK = {"rsunet": (6, 64, 64), "unet_v1": (4, 64, 64), "unetr": (8, 32, 32), "mednext": (16, 32, 32)}
 CONVOLUTIONS = [(32, (1, 3, 3), 1), (32, (3, 3, 3), 1), (64, (3, 3, 3), 2), (96, (3, 3, 3), 4), (128, (3, 3, 3), 8)]
@@ -67,8 +69,8 @@ def child() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     from emcore.config import from_table
-    from emcore.engine.arithmetic import autocast, place
-    from emcore.engine.pages import keep_pages
+    from emcore.engine.arithmetic.net import autocast, place
+    from emcore.engine.memory import keep_pages
     from emcore.models.build import build_model
 
     mode = Mode(**mode)

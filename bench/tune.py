@@ -1,6 +1,7 @@
 """evaluate.py --tune against 25 trials of its space through waterz: python -m bench.tune [--shape 32 512 512].
 
-Ours is the whole command: reading, 24 watersheds x 5 merge scores x every threshold, the file of stages, the confirmation.
+Ours is the whole command: reading, 24 watersheds x 5 merge statistics x every threshold, the file of stages, and the
+confirmation.
 A trial is what PyTC gives to Optuna: a merge score and a pair (low, high) are drawn, waterz sweeps nine thresholds, and
 the best adapted Rand error counts. The draws are random ones (Optuna's first ten are too); scoring is ours for both.
 The first half of the trials runs before ours, the second half after it. The affinities are rounded to float16, as a net
@@ -20,7 +21,7 @@ from emcore import metrics
 from emcore.decode.tune import tune
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume
 
@@ -57,7 +58,7 @@ def waterz_sweep(affs: np.ndarray, truth: np.ndarray, score: str, low: float, hi
 
 def draws(space: Space, count: int, seed: int) -> list[tuple[str, float, float]]:
     random = np.random.default_rng(seed)
-    return [(space.score[random.integers(len(space.score))], space.low[random.integers(len(space.low))],
+    return [(space.statistic[random.integers(len(space.statistic))], space.low[random.integers(len(space.low))],
              space.high[random.integers(len(space.high))]) for _ in range(count)]
 
 
@@ -87,7 +88,7 @@ def main() -> None:
         with create_volume(f"{folder / 'truth.h5'}:labels", truth.shape, truth.dtype) as out:
             out[...] = truth
         settings = Settings("bench", data=Data(folder=name, test=(Volume("truth.h5", "truth.h5:labels"),)),
-                            decode=Decode("affinities", score="aff85_his256", low=0.1, high=0.999),
+                            decode=AffinityDecode(statistic="aff85_his256", low=0.1, high=0.999),
                             tune=Tune(space=space, processes=arguments.processes))
         print_header()
         errors, peer_s, peer_mib, ours = [], 0.0, 0.0, None
@@ -101,7 +102,7 @@ def main() -> None:
         curves = [row for row in rows if row.kind == "curve"]
         best = rows[0]
         error = best.found["adapted_rand"]["scores"]["adapted_rand"]
-        point = [best.decode[setting] for setting in ("score", "low", "high")]
+        point = [best.decode[setting] for setting in ("statistic", "low", "high")]
         threshold = best.found["adapted_rand"]["threshold"]
         same = waterz_sweep(affs, truth, *point, [threshold])
     place = f"{len(curves)} curves, {'x'.join(map(str, shape))}"

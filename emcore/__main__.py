@@ -14,12 +14,13 @@ SCRIPTS = {
 }
 # command -> (module with main(arguments), what it does)
 TOOLS = {
-    "config": ("emcore.config", "print every setting of a script with its default and meaning, as TOML"),
+    "config": ("emcore.settings.printed", "print every setting of a script with its default and meaning, as TOML"),
     "augment": ("emcore.data.sheet", "draw every augmentation of a config on its first sample"),
     "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
+    "explain": ("emcore.decode.explain", "say why a voxel has its label, and what joins it to another one"),
     "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),

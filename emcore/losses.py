@@ -13,7 +13,21 @@ from torch.nn import functional
 from emcore.errors import InputError
 from emcore.models.mae import edge_map
 from emcore.settings.channels import channels_of
-from emcore.settings.loss import Loss, Term
+from emcore.settings.loss import (
+    BceTerm,
+    DiceTerm,
+    FocalTerm,
+    LegacyBceTerm,
+    Loss,
+    MaeTerm,
+    MseTerm,
+    PerChannelBceTerm,
+    SigmoidMseTerm,
+    SmoothL1Term,
+    Squashed,
+    Weighed,
+    WeightedCeTerm,
+)
 
 MOST = 10.0  # no class weighs more than this
 
@@ -30,7 +44,7 @@ def automatic_weight(target: Tensor, weight: Tensor, dims: tuple[int, ...] | Non
     return torch.where((positive > 0) & (negative > 0), (negative / positive.clamp_min(1)).clamp_max(MOST), 1.0)
 
 
-def positive_weight(term: Term, target: Tensor, weight: Tensor) -> Tensor | None:
+def positive_weight(term: BceTerm | PerChannelBceTerm, target: Tensor, weight: Tensor) -> Tensor | None:
     if term.positive_weight is None:
         return None
     if term.positive_weight == "auto":
@@ -41,7 +55,7 @@ def positive_weight(term: Term, target: Tensor, weight: Tensor) -> Tensor | None
     return values.view(1, -1, 1, 1, 1)
 
 
-def channel_weight(term: Term, target: Tensor) -> Tensor:
+def channel_weight(term: BceTerm | SigmoidMseTerm, target: Tensor) -> Tensor:
     if not term.channel_weights:
         return torch.ones(1, device=target.device)
     if len(term.channel_weights) != target.shape[1]:
@@ -49,7 +63,7 @@ def channel_weight(term: Term, target: Tensor) -> Tensor:
     return torch.tensor(term.channel_weights, device=target.device).view(1, -1, 1, 1, 1)
 
 
-def bce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def bce(term: BceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Binary cross-entropy of logits, masked mean; with membrane or channel weights their weighted mean."""
     loss = functional.binary_cross_entropy_with_logits(prediction, target, reduction="none",
                                                        pos_weight=positive_weight(term, target, weight))
@@ -59,7 +73,7 @@ def bce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tenso
     return masked_mean(loss, weight)
 
 
-def per_channel_bce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def per_channel_bce(term: PerChannelBceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """The sum over channels of their masked means; each channel's positives weigh its negatives per positive."""
     positive = (weight > 0) & (target > 0.5)
     count = positive.sum((0, 2, 3, 4), keepdim=True).float()
@@ -71,7 +85,7 @@ def per_channel_bce(term: Term, prediction: Tensor, target: Tensor, weight: Tens
     return ((loss * weight).sum((0, 2, 3, 4)) / (weight > 0).sum((0, 2, 3, 4)).clamp_min(1)).sum()
 
 
-def dice(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def dice(term: DiceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """1 - 2 p t / (p + t) of sigmoids per sample and channel, mean; what does not count is background in both."""
     counts = (weight > 0).to(target.dtype)
     probability, target = prediction.sigmoid() * counts, target * counts
@@ -80,23 +94,23 @@ def dice(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tens
     return (1 - (2 * both + term.smooth) / (either + term.smooth)).mean()
 
 
-def _squashed(term: Term, prediction: Tensor) -> Tensor:
+def _squashed(term: Squashed, prediction: Tensor) -> Tensor:
     return prediction.tanh() if term.tanh else prediction
 
 
-def mse(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def mse(term: MseTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return masked_mean((_squashed(term, prediction) - target).square(), weight)
 
 
-def mae(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def mae(term: MaeTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return masked_mean((_squashed(term, prediction) - target).abs(), weight)
 
 
-def smooth_l1(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def smooth_l1(term: SmoothL1Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     return masked_mean(functional.smooth_l1_loss(_squashed(term, prediction), target, reduction="none"), weight)
 
 
-def sigmoid_mse(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def sigmoid_mse(term: SigmoidMseTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Squared error of probabilities with channel and membrane weights, over the sum of weights or the voxels."""
     channel = channel_weight(term, target)
     loss = (prediction.sigmoid() - target).square() * class_balance(term, target, "superhuman") * channel * weight
@@ -105,14 +119,14 @@ def sigmoid_mse(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) 
     return loss.sum() / (channel * weight).expand_as(loss).sum().clamp_min(1)
 
 
-def focal(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def focal(term: FocalTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy damped where the net is already sure: (1 - p)^gamma."""
     loss = functional.binary_cross_entropy_with_logits(prediction, target, reduction="none")
     missed = prediction.sigmoid() * (1 - target) + (1 - prediction.sigmoid()) * target
     return masked_mean(loss * missed.pow(term.gamma), weight)
 
 
-def weighted_ce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def weighted_ce(term: WeightedCeTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy of classes (one integer target channel), class-weighted mean of the voxels that count."""
     classes = target[:, 0].long()
     if term.class_weights and len(term.class_weights) != prediction.shape[1]:
@@ -123,7 +137,7 @@ def weighted_ce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) 
     return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
 
 
-def legacy_bce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+def legacy_bce(term: LegacyBceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Cross-entropy of probabilities (a net with its own sigmoid), mean over all voxels, not over the weights.
 
     balance "positive" (the later rule): positives weigh (1 - q) / q with q = max(mean label, 0.01) of the sample;
@@ -133,7 +147,7 @@ def legacy_bce(term: Term, prediction: Tensor, target: Tensor, weight: Tensor) -
     return (loss * weight).mean()
 
 
-def class_balance(term: Term, target: Tensor, only: str | None = None) -> Tensor:
+def class_balance(term: Weighed, target: Tensor, only: str | None = None) -> Tensor:
     """The weight map of term.balance; `only` names the one rule that the calling loss applies by itself."""
     one = torch.ones(1, device=target.device)
     if only is not None and term.balance != only:
@@ -157,8 +171,23 @@ def class_balance(term: Term, target: Tensor, only: str | None = None) -> Tensor
     return one
 
 
-KINDS = {"bce": bce, "per_channel_bce": per_channel_bce, "dice": dice, "mse": mse, "mae": mae, "smooth_l1": smooth_l1,
-         "sigmoid_mse": sigmoid_mse, "focal": focal, "weighted_ce": weighted_ce, "legacy_bce": legacy_bce}
+def weighed(term: Weighed, target: Tensor, weight: Tensor, image: Tensor | None, where: str) -> Tensor:
+    """The weight with that of the classes and of membranes, which leave 0 where a voxel does not count."""
+    if term.balance != "superhuman":
+        weight = weight * class_balance(term, target)
+    if term.membrane_weight > 0:
+        if image is None:
+            raise InputError(f"{where}.membrane_weight needs the image beside the prediction")
+        edges = edge_map(image[:, :1].float(), term.membrane_axis_weights, term.membrane_clip)
+        membranes = (1 + term.membrane_weight * edges).expand_as(weight)
+        valid = weight > 0
+        weight = weight * membranes / ((membranes * valid).sum() / valid.sum().clamp_min(1)).clamp_min(1e-6)
+    return weight
+
+
+LOSSES = {BceTerm: bce, PerChannelBceTerm: per_channel_bce, DiceTerm: dice, MseTerm: mse, MaeTerm: mae,
+          SmoothL1Term: smooth_l1, SigmoidMseTerm: sigmoid_mse, FocalTerm: focal, WeightedCeTerm: weighted_ce,
+          LegacyBceTerm: legacy_bce}
 
 
 @dataclass(frozen=True)
@@ -175,23 +204,6 @@ class LossPlan(nn.Module):
         self.loss = loss
         # log variances of the terms (Kendall et al. 2018, arXiv 1705.07115)
         self.balance = nn.Parameter(torch.zeros(len(loss.terms))) if loss.uncertainty else None
-
-    def check(self, outputs: int | Mapping[str, int], targets: int) -> None:
-        """Refuses slices that do not fit the channels of the net and the target, before the first step."""
-        for number, term in enumerate(self.loss.terms):
-            if isinstance(outputs, Mapping) and term.head not in outputs:
-                raise InputError(f"loss.terms.{number}.head is {term.head!r}; the net has the heads "
-                                 f"{', '.join(outputs)}")
-            count = outputs[term.head] if isinstance(outputs, Mapping) else outputs
-            given = channels_of(term.prediction, count, f"loss.terms.{number}.prediction")
-            wanted = channels_of(term.target, targets, f"loss.terms.{number}.target")
-            sizes = given.stop - given.start, wanted.stop - wanted.start
-            if term.kind == "weighted_ce" and sizes[1] != 1:
-                raise InputError(f"loss.terms.{number} is weighted_ce, which needs one target channel of class "
-                                 f"numbers; got {sizes[1]}")
-            if term.kind != "weighted_ce" and sizes[0] != sizes[1]:
-                raise InputError(f"loss.terms.{number} compares {sizes[0]} prediction channels with {sizes[1]} target "
-                                 "channels; change its prediction or target slice")
 
     def forward(self, prediction: Tensor | Mapping[str, Tensor], target: Tensor, valid: Tensor | None = None,
                 image: Tensor | None = None) -> LossValue:
@@ -223,21 +235,14 @@ class LossPlan(nn.Module):
         values = []
         for number, term in enumerate(self.loss.terms):
             given = (prediction[term.head] if isinstance(prediction, Mapping) else prediction).float()
-            if self.loss.clamp > 0 and term.kind != "legacy_bce":
+            if self.loss.clamp > 0 and not term.of_probabilities:
                 given = given.clamp(-self.loss.clamp, self.loss.clamp)
             given = given[:, channels_of(term.prediction, given.shape[1], f"loss.terms.{number}.prediction")]
             chosen = channels_of(term.target, target.shape[1], f"loss.terms.{number}.target")
             wanted, counts = target[:, chosen], weight[:, chosen]
-            if term.balance != "superhuman":
-                counts = counts * class_balance(term, wanted)
-            if term.membrane_weight > 0:
-                if image is None:
-                    raise InputError(f"loss.terms.{number}.membrane_weight needs the image beside the prediction")
-                edges = edge_map(image[:, :1].float(), term.membrane_axis_weights, term.membrane_clip)
-                membranes = (1 + term.membrane_weight * edges).expand_as(counts)
-                valid = counts > 0
-                counts = counts * membranes / ((membranes * valid).sum() / valid.sum().clamp_min(1)).clamp_min(1e-6)
-            values.append(KINDS[term.kind](term, given, wanted, counts))
+            if isinstance(term, Weighed):
+                counts = weighed(term, wanted, counts, image, f"loss.terms.{number}")
+            values.append(LOSSES[type(term)](term, given, wanted, counts))
         return values
 
 

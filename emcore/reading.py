@@ -1,8 +1,10 @@
 """Opening files that others wrote: regular files, so that nothing waits for a pipe or reads a device without end."""
 
+import glob
 import os
 import stat
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,11 +53,19 @@ def read_config(path: str | Path) -> str:
     try:
         return read_text(path)
     except FileNotFoundError:
-        raise InputError(f"no config file {path}") from None
+        below = ", ".join(map(str, one_level_below(Path(path))))
+        raise InputError(f"no config file {path}" + (f"; of that name there is {below}" if below else "")) from None
     except OSError as error:
         raise InputError(f"cannot read the config {path}: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"cannot read the config: {error}") from None
+
+
+def one_level_below(path: Path) -> list[Path]:
+    """Files of that name in the folders beside it: recipes have moved into one folder for each system."""
+    with suppress(OSError, ValueError):
+        return sorted(found for found in path.parent.glob(f"*/{glob.escape(path.name)}") if found.is_file())
+    return []
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

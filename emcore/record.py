@@ -17,8 +17,9 @@ from emcore import config
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.data import Volume
+from emcore.settings.decode import Decode
 from emcore.settings.model import Model
-from emcore.settings.predict import Decode, Infer
+from emcore.settings.predict import Infer
 from emcore.settings.target import affinity_offsets
 from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.stamp import content, stamp
@@ -150,10 +151,16 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
     return found
 
 
-def with_defaults(table: Mapping[str, Any], schemas: Mapping[str, type]) -> dict[str, Any]:
-    """A recorded table in which settings that are newer than the record have their defaults."""
-    return {name: _merged(config.to_table(schemas[name]()), value) if name in schemas else value
-            for name, value in table.items()}
+def with_defaults(table: Mapping[str, Any], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    """A recorded table by today's names, in which settings that are newer than the record have their defaults."""
+    return {name: _whole(schemas[name], value) if name in schemas else value for name, value in table.items()}
+
+
+def _whole(schema: Any, table: Any) -> Any:
+    if not isinstance(table, Mapping):
+        return table
+    table = config.translated(schema, table)
+    return _merged(config.to_table(config.of_kind(schema, table)()), table)
 
 
 def _merged(defaults: Any, table: Any) -> Any:
@@ -210,12 +217,13 @@ def told_volume(volume: Mapping[str, Any]) -> str:
 
 def told_arithmetic(made: Mapping[str, Any]) -> str:
     compiled = ", compiled" if made.get("compile") else ""
-    return f"{made.get('device')}, {made.get('precision')}, {made.get('layout')}{compiled}"
+    return f"{made.get('precision')}, {made.get('layout')}{compiled} on {made.get('device')}"
 
 
 def told_decode(table: Mapping[str, Any]) -> str:
     """The kind and what differs from the defaults."""
-    usual = config.to_table(Decode())
+    table = config.translated(Decode, table)
+    usual = config.to_table(config.of_kind(Decode, table)())
     other = [f"{name} {value}" for name, value in table.items() if name != "kind" and usual.get(name) != value]
     return ", ".join([f"kind {table.get('kind')}", *other])
 

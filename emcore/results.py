@@ -1,5 +1,6 @@
 """Where results stand, whether those that are there are the ones asked for, and what a script does if they are not."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,13 +8,15 @@ from typing import Any
 
 from emcore import config, record
 from emcore.errors import InputError
+from emcore.reading import read_text
 from emcore.record import LABELS, listed
 from emcore.settings import Settings
 from emcore.settings.data import result_names
-from emcore.settings.predict import Decode
+from emcore.settings.decode import Decode
 from emcore.volumes import open_volume, split_reference
 
 STEP = "results_step="  # folders in a run's own folder
+BEST_FILE = "best.json"  # the best checkpoints of a run, for those that read none
 WEIGHTS = "_weights="  # between the name of a run and of a checkpoint that is not of this run
 
 
@@ -38,6 +41,29 @@ def newest(settings: Settings) -> Path:
     others = sorted(str(path) for path in folder.parent.glob(f"{folder.name}{WEIGHTS}*"))
     beside = f"; there are results of other weights, to be named by --results: {', '.join(others)}" if others else ""
     raise InputError(f"{folder} has no results: run infer.py first{beside}")
+
+
+def of_checkpoint(settings: Settings, choice: str) -> Path:
+    """The results of a checkpoint by its name alone: a file, "best", or "", the newest that has some."""
+    if not choice:
+        return newest(settings)
+    path = named_best(run_folder(settings)) if choice == "best" else Path(choice)
+    number = path.stem.rpartition("_")[2]  # of step_000000600.pt
+    return folder_of(settings, path, int(number) if number.isdigit() else 0)
+
+
+def named_best(run: Path) -> Path:
+    """The best checkpoint that is still there, as the run says it."""
+    try:
+        steps = [int(step) for step, _ in json.loads(read_text(run / BEST_FILE))["best"]]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        steps = []
+    paths = [run / "checkpoints" / f"step_{step:09d}.pt" for step in steps]
+    found = next((path for path in paths if path.exists()), None)
+    if found is None:
+        raise InputError(f"{run / BEST_FILE} names no checkpoint that is there: name the folder of results by "
+                         "--results")
+    return found
 
 
 def files_of(settings: Settings, results: Path) -> list[tuple[Path, Path]]:
@@ -150,8 +176,11 @@ def check_shown(made_by: Mapping[str, Any], scores: Mapping[str, Any] | None, na
     if scored.get("weights") and made_by["weights"] and scored["weights"]["digest"] != made_by["weights"]["digest"]:
         differing.append(f"the weights were {record.told_weights(scored['weights'])}, are "
                          f"{record.told_weights(made_by['weights'])}")
-    for key in ("settings", "arithmetic", "decode"):
-        differing += record.changed(scored.get(key), made_by[key], key)
+    was, now = (record.with_defaults(table, {"decode": Decode}) for table in (scored, made_by))
+    for key in ("arithmetic", "decode"):
+        differing += record.changed(was.get(key), now[key], key)
+    was, now = (record.with_defaults(table.get("settings") or {}, record.SETTINGS) for table in (scored, made_by))
+    differing += record.changed(was, now, "settings")
     truth = made_by["truth"]
     if scored.get("truth") and truth and scored["truth"]["content"] != truth["content"]:
         differing.append(f"the truth {truth['label']} has other voxels")

@@ -19,13 +19,12 @@ from emcore.__main__ import script_path
 from emcore.errors import InputError
 from emcore.files import remove, reported, write_text
 from emcore.locks import RUN_LOCK, only_training
-from emcore.models.build import build_model
-from emcore.models.vit import VisionTransformer
 from emcore.segment import skeleton_volume
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.model import Model
-from emcore.settings.train import Train
+from emcore.settings.model import LightUNETRSizes, MedNeXtModel, Model, RSUNetModel, UNetV1Model, check_patch
+from emcore.settings.target import BinaryTarget, PolarityTarget
+from emcore.settings.train import Curve, NoPolicy, Schedule, Train, WarmedUp
 from emcore.synth import Tissue, synthesize
 from emcore.volumes import create_volume, split_reference
 
@@ -83,7 +82,8 @@ def reduced(settings: Settings, folder: Path) -> Settings:
     pretrain = settings.pretrain
     if pretrain is not None:
         policy = pretrain.policy
-        policy = replace(policy, hidden=16, warmup=min(1, policy.warmup), freeze=min(STEPS - 1, policy.freeze))
+        if not isinstance(policy, NoPolicy):
+            policy = replace(policy, hidden=16, warmup=min(1, policy.warmup), freeze=min(STEPS - 1, policy.freeze))
         pretrain = replace(pretrain, decoder_width=model.transformer.width, policy=policy)
     infer, data, evaluate = settings.infer, settings.data, settings.evaluate
     return replace(
@@ -105,21 +105,22 @@ def narrow(model: Model) -> Model:
     def fewer(channels: Sequence[int], least: int) -> tuple[int, ...]:
         return tuple(max(least, count // NARROWER) for count in channels)
 
-    transformer = model.transformer
-    return replace(
-        model,
-        rsunet=replace(model.rsunet, width=fewer(model.rsunet.width, 4)),
-        unet_v1=replace(model.unet_v1, filters=fewer(model.unet_v1.filters, 16)),  # its gates divide by up to 16
-        mednext=replace(model.mednext, width=max(4, model.mednext.width // NARROWER)),
-        transformer=replace(transformer, width=4 * transformer.heads,
-                            features=max(4, transformer.features // NARROWER)))
+    if isinstance(model, RSUNetModel):
+        return replace(model, rsunet=replace(model.rsunet, width=fewer(model.rsunet.width, 4)))
+    if isinstance(model, UNetV1Model):  # its gates divide by up to 16
+        return replace(model, unet_v1=replace(model.unet_v1, filters=fewer(model.unet_v1.filters, 16)))
+    if isinstance(model, MedNeXtModel):
+        return replace(model, mednext=replace(model.mednext, width=max(4, model.mednext.width // NARROWER)))
+    sizes = replace(model.transformer, width=4 * model.transformer.heads)
+    if isinstance(sizes, LightUNETRSizes):
+        sizes = replace(sizes, features=max(4, sizes.features // NARROWER))
+    return replace(model, transformer=sizes)
 
 
 def small_patch(model: Model, patch: Sequence[int]) -> tuple[int, int, int]:
     """The smallest patch from LEAST up that the net takes; a cube stays a cube."""
-    net = build_model(model, tuple(patch))
-    units = net.patch if isinstance(net, VisionTransformer) else net.multiple
-    sizes = tuple(min(size, -(-least // unit) * unit) for size, least, unit in zip(patch, LEAST, units))
+    check_patch(model.multiple, patch)
+    sizes = tuple(min(size, -(-least // unit) * unit) for size, least, unit in zip(patch, LEAST, model.multiple))
     return (max(sizes),) * 3 if len(set(patch)) == 1 else sizes
 
 
@@ -129,10 +130,17 @@ def short(train: Train) -> Train:
     return replace(
         train, steps=STEPS, batch=2 * accumulate, accumulate=accumulate, precision="fp32", compile="off",
         layout="contiguous", log_steps=2, preview_steps=2, start_from="",
-        schedule=replace(train.schedule, warmup=min(1, train.schedule.warmup), every=1),
+        schedule=quick(train.schedule),
         ema=replace(train.ema, warmup=min(1, train.ema.warmup)),
         save=replace(train.save, steps=2, last=1, at=()),
         validate=replace(train.validate, steps=min(2, train.validate.steps), crops=2))
+
+
+def quick(schedule: Schedule) -> Schedule:
+    """The schedule of a run of a few steps."""
+    if isinstance(schedule, WarmedUp):
+        schedule = replace(schedule, warmup=min(1, schedule.warmup))
+    return replace(schedule, every=1) if isinstance(schedule, Curve) else schedule
 
 
 def grid_of(data: Data) -> tuple[float, float, float]:
@@ -178,8 +186,9 @@ def write_files(settings: Settings, small: Settings) -> None:
 
 def truth_of(settings: Settings, tissue: Tissue) -> np.ndarray:
     """Sides of synapses for polarity, clefts where all targets are plain foreground, else neurons."""
-    kinds = {target.kind for target in settings.target}
-    truth = tissue.polarity if "polarity" in kinds else tissue.clefts if kinds == {"binary"} else tissue.neuron_ids
+    kinds = {type(target) for target in settings.target}
+    truth = (tissue.polarity if PolarityTarget in kinds else tissue.clefts if kinds == {BinaryTarget}
+             else tissue.neuron_ids)
     return truth.astype(np.uint16)
 
 

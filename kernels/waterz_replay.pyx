@@ -94,6 +94,8 @@ cdef class Replay:
     cdef priority_queue[Waiting] queue
     cdef vector[uint32_t] a, b  # merges: the region that stays, the one that moves in
     cdef vector[float] heights
+    cdef float height  # the largest score that has been popped
+    cdef bint begun
     cdef int64_t quantile
     cdef Kind kind
 
@@ -215,26 +217,31 @@ cdef class Replay:
         return 0
 
     def run(self, double threshold):
-        """Merges as waterz does up to the threshold; the height of a merge is the largest score popped so far."""
+        """Merges as waterz does up to the threshold; the height of a merge is the largest score popped so far.
+
+        Called again, it goes on where it stopped.
+        """
         cdef size_t i
         cdef uint32_t edge
-        cdef float height = 0, limit = <float>threshold
+        cdef float limit = <float>threshold
         with nogil:
-            for i in range(self.scores.size()):
-                self.push(<uint32_t>i)
+            if not self.begun:
+                for i in range(self.scores.size()):
+                    self.push(<uint32_t>i)
+                self.begun = True
             while self.queue.size():
                 edge = self.queue.top().edge
                 if self.scores[edge] >= limit:
                     break
                 self.queue.pop()
-                height = max(height, self.scores[edge])
+                self.height = max(self.height, self.scores[edge])
                 if self.deleted[edge]:
                     continue
                 if self.stale[edge]:
                     self.stale[edge] = False
                     self.push(edge)
                     continue
-                self.heights.push_back(height)
+                self.heights.push_back(self.height)
                 self.a.push_back(self.u[edge])
                 self.b.push_back(self.v[edge])
                 self.merge(edge)

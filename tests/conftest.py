@@ -1,6 +1,11 @@
-"""The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a share of them."""
+"""The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a share of them.
+
+Processes that are given the same folder by --share divide the files among them: each takes the next one that no other
+has taken, and the tests of the others' files do not happen here.
+"""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +14,7 @@ def pytest_addoption(parser):
     parser.addoption("--long", nargs="?", type=float, const=1.0, default=None, metavar="SHARE",
                      help="run only the tests marked long; with a number below 1 about that share of them")
     parser.addoption("--long-seed", default="", metavar="TEXT", help="which share: every text draws another one")
+    parser.addoption("--share", type=Path, metavar="FOLDER", help="take files in turn with other processes")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -24,3 +30,21 @@ def wanted(item: pytest.Item, share: float | None, seed: str) -> bool:
         return share is None and not is_long
     drawn = int.from_bytes(hashlib.sha256(f"{seed} {item.nodeid}".encode()).digest()[:8], "big") / 2**64
     return drawn < share
+
+
+OURS: dict[Path, bool] = {}  # file -> whether this process has taken it
+
+
+def pytest_runtest_protocol(item, nextitem):
+    """True, which leaves the test out, where another process has taken its file."""
+    folder = item.config.getoption("--share")
+    if folder is None:
+        return None
+    if item.path not in OURS:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            (folder / item.path.name).touch(exist_ok=False)
+            OURS[item.path] = True
+        except FileExistsError:
+            OURS[item.path] = False
+    return None if OURS[item.path] else True

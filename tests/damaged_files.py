@@ -16,14 +16,17 @@ from pathlib import Path
 import torch
 
 from emcore import config
-from emcore.engine import checkpoint, finish
+from emcore.engine import checkpoint, resume
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.best import Best
 from emcore.engine.ema import MovingAverage
-from emcore.engine.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Supervised
 from emcore.errors import InputError
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings import Settings
+from emcore.settings.model import UNetV1Model, UNetV1Sizes
+from emcore.systems.checkpoints import ours
 from emcore.systems.legacy_v1.weights import load_net, save_net
 from emcore.systems.pytc.checkpoint import import_checkpoint
 
@@ -47,14 +50,14 @@ def parts_of(wanted: Settings) -> dict:
     average = MovingAverage(task.net, wanted.train.ema)
     average.weights["tail.2.bias"] += 1
     return {"task": task, "optimizer": optimizer, "average": average, "plateau": None,
-            "scaler": torch.amp.GradScaler("cpu", enabled=False), "best": finish.Best(wanted.train.save)}
+            "scaler": torch.amp.GradScaler("cpu", enabled=False), "best": Best(wanted.train.save)}
 
 
 def make(folder: Path) -> None:
     """One file of each kind."""
     wanted = settings()
     parts = parts_of(wanted)
-    finish.keep(folder, 5, wanted, parts, {"steps": 1.0})
+    resume.keep(folder, 5, wanted, parts, {"steps": 1.0})
     run = folder / "checkpoints" / KINDS["run"]
     run.rename(folder / run.name)
     content = torch.load(folder / run.name, weights_only=True)
@@ -63,7 +66,7 @@ def make(folder: Path) -> None:
                 "state_dict": {f"model.{name}": value for name, value in content["model"].items()},
                 "hyper_parameters": {"folder": Path("x")}}, folder / KINDS["lightning"])
     torch.manual_seed(0)
-    save_net(UNetV1(1, 1, (8, 8, 8, 16, 16)), folder / KINDS["legacy"], 3.0)
+    save_net(UNetV1(UNetV1Model(unet_v1=UNetV1Sizes((8, 8, 8, 16, 16)))), folder / KINDS["legacy"], 3.0)
 
 
 def load(kind: str, path: Path):
@@ -72,7 +75,7 @@ def load(kind: str, path: Path):
         return import_checkpoint(path, settings())
     if kind == "legacy":
         return load_net(str(path))[0].state_dict()
-    content = checkpoint.read(path)
+    content = ours(checkpoint.read(path))
     return content, checkpoint.model_of(content, path).state_dict()
 
 

@@ -246,9 +246,9 @@ def read_yaml(path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> None:
-    from emcore.engine import checkpoint
+    from emcore.systems.checkpoints import load_model
 
-    checkpoint.load_model(path)
+    load_model(path)
 
 
 def read_zip(path: Path) -> None:

@@ -22,18 +22,18 @@ def calls() -> dict:
     every = ("sizes", "boxes", "histogram", "running_mean")
     dense = random.integers(1, 200, (6, 8, 8)).astype(np.uint32)
     fine = (random.integers(0, 99, (3, *dense.shape)) / 99).astype(np.float32)
-    graph = segment.region_graph(dense, fine, statistics=every)
+    graph = segment.region_graph(dense, fine, extras=every)
     found = {f"agglomerate {name}": lambda name=name: segment.agglomerate(graph, name, threads=1)
              for name in ("mean", "aff85_his256", "aff50", "aff85_his256_all")}
-    found |= {f"agglomerate {name} as waterz": lambda name=name: segment.agglomerate(graph, name, tie_break="waterz")
+    found |= {f"agglomerate {name} as waterz": lambda name=name: segment.agglomerate(graph, name, ties="waterz")
               for name in ("mean", "aff85_his256")}
     found |= {f"components {touch}": lambda touch=touch: segment.connected_components(labels, touch, threads=2)
               for touch in (6, 26)}
     return found | {
         "agglomerate on threads": lambda: segment.agglomerate(graph, threads=2),
         "watershed": lambda: segment.watershed(affs, threads=1),
-        "watershed as waterz": lambda: segment.watershed(affs, plateau="waterz", threads=2),
-        "region_graph": lambda: segment.region_graph(dense, fine, statistics=every, threads=2),
+        "watershed as waterz": lambda: segment.watershed(affs, ties="waterz", threads=2),
+        "region_graph": lambda: segment.region_graph(dense, fine, extras=every, threads=2),
         "pool_graphs": lambda: segment.pool_graphs([graph, graph]),
         "size_linkage": lambda: segment.size_linkage(graph, 5),
         "affinity_components": lambda: segment.affinity_components(affs),

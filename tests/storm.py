@@ -111,7 +111,7 @@ class Maker:
             options["table"] = np.linspace(0, 1, 256) ** 2
         return options
 
-    def score(self):
+    def statistic(self):
         return self.one(("mean", "mean", "max", "min", "aff85_his256", "aff50", "aff75_his256_all", "aff101", "size"))
 
     def graph(self):
@@ -120,7 +120,7 @@ class Maker:
         shape = tuple(int(self.one((1, 2, 3, 5, 9))) for _ in range(3))
         fragments = self.random.integers(0, self.one((2, 9, 200)), shape).astype(np.uint32) % max(1, np.prod(shape))
         affs = (self.random.integers(0, 9, (3, *shape)) / 8).astype(np.float32)
-        graph = segment.region_graph(fragments.astype(np.uint32), affs, statistics=(
+        graph = segment.region_graph(fragments.astype(np.uint32), affs, extras=(
             "sizes", "boxes", "histogram", "running_mean"), threads=1)
         return self.damaged(graph) if self.rarely(0.4) else graph
 
@@ -189,13 +189,14 @@ class Maker:
 
 def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
     """Public name -> what draws its arguments (positional, by name)."""
+    from emcore import segment
     shape = make.shape()
     pair = [*shape, 1, 1, 1]
     face = tuple(pair[:2])
 
     def with_affs(*more, **options):
         affs = make.affs(shape)
-        return (affs, *more), options | make.convention(affs)
+        return (affs, *more), options | {"convention": make.convention(affs)}
 
     def one_channel(shape):
         values = make.affs(shape, 1)
@@ -203,7 +204,7 @@ def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
 
     def labelled(*more, **options):
         affs = make.affs(shape, 3)
-        return (make.labels(shape), affs, *more), options | make.convention(affs)
+        return (make.labels(shape), affs, *more), options | {"convention": make.convention(affs)}
 
     def cut_arguments():
         tree = make.tree()
@@ -222,40 +223,44 @@ def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
         return (affs, make.offsets(channels)), options | {"mask": make.mask(shape)}
 
     def halo():
-        options = {"statistics": tuple(make.one(("sizes", "boxes", "histogram", "running_mean")) for _ in range(2))}
+        options = {"extras": tuple(make.one(("sizes", "boxes", "histogram", "running_mean")) for _ in range(2))}
+        place = {}
         if make.rarely(0.5):
-            options |= {"halo": make.random.integers(0, 3, 3).tolist() if not make.rarely() else make.one(HOSTILE)}
+            place |= {"halo": make.random.integers(0, 3, 3).tolist() if not make.rarely() else make.one(HOSTILE)}
         if make.rarely(0.3):
-            options |= {"origin": (1, 2, 3), "volume_shape": [length + 9 for length in pair[:3]]}
+            place |= {"origin": (1, 2, 3), "volume_shape": [length + 9 for length in pair[:3]]}
         if make.rarely():
-            options |= {"volume_shape": (2**40,) * 3}
-        return labelled(**options)
+            place |= {"volume_shape": (2**40,) * 3}
+        return labelled(**options, place=segment.Place(**place) if place else None)
 
     prediction = make.affs(shape, 3)
     return {
         "watershed": lambda: with_affs(make.number(0, 0.5), make.number(0.5, 1), mask=make.mask(shape),
-                                       plateau=make.one(("canonical", "canonical", "waterz", "x"))),
+                                       ties=make.one(("canonical", "canonical", "waterz", "x"))),
         "encode_affinities": lambda: ((make.affs(shape),), {}),
         "decode_affinities": lambda: ((make.affs(shape),), {"table": make.one((None, np.linspace(0, 1, 256)))}),
-        "check_affinities": lambda: with_affs(),
+        "Affinities": lambda: ((make.affs(shape),), make.convention(make.affs(shape))),
         "slice_watershed": lambda: with_affs(boundary_threshold=make.number()),
         "seeded_slices": lambda: with_affs(make.one(("maxima_distance", "minima", "minima-0.5", "hminima-0.1", "grid-2",
                                                      "grid-1e300", "hminima--1", "hminima-inf", 3, None, "grid-0"))),
         "flood": lambda: ((one_channel(shape), make.labels(shape), make.mask(shape)), {}),
         "region_graph": halo,
         "pool_graphs": lambda: (([make.graph() for _ in range(make.random.integers(0, 4))],), {}),
-        "agglomerate": lambda: ((make.graph(), make.score()), {"tie_break": make.one(("canonical", "waterz")),
+        "agglomerate": lambda: ((make.graph(), make.statistic()), {"ties": make.one(("canonical", "waterz")),
                                                                "threshold": make.one((None, make.number()))}),
         "size_linkage": lambda: ((make.graph(), make.count(), make.number()), {}),
         "cut": lambda: ((*cut_arguments()[0], make.one((make.number(), make.numbers(0, 1, 3)))), {}),
         "sweep": lambda: ((*cut_arguments()[0], make.numbers(0, 1, 3)), {}),
-        "parse_score": lambda: ((make.one((*HOSTILE, make.score())),), {}),
-        "segment": lambda: with_affs(make.number(), make.score(), dust_size=make.count(), remove=make.count(),
-                                     boundary=make.number(-0.3, 0.3), tie_break=make.one(("canonical", "waterz"))),
-        "merge_small": lambda: labelled(make.count(), remove=make.count(), score=make.score()),
+        "parse_statistic": lambda: ((make.one((*HOSTILE, make.statistic())),), {}),
+        "segment": lambda: with_affs(make.number(), make.statistic(), ties=make.one(("canonical", "waterz"))),
+        "segmented": lambda: with_affs(make.number(), {"dust_size": make.count(), "remove_size": make.count(),
+                                                       "boundary": make.number(-0.3, 0.3)},
+                                       statistic=make.statistic(), ties=make.one(("canonical", "waterz"))),
+        "merge_small": lambda: labelled(make.count(), remove_size=make.count(), statistic=make.statistic()),
         "remove_small": lambda: ((make.labels(shape), make.count()), {}),
         "boundary_threshold": lambda: labelled(make.number()),
-        "link_sections": lambda: labelled(iou=make.number(), affinity=make.number(), min_size=make.count()),
+        "link_sections": lambda: labelled(segment.LinkRule(iou=make.number(), affinity=make.number(),
+                                                           min_size=make.count())),
         "merge_faces": lambda: ((make.labels(face), make.labels(face), make.one((None, one_channel(face)))),
                                 {"affinity": make.number(), "iou": make.number()}),
         "join_pairs": lambda: ((make.labels((make.one(LENGTHS), make.one((2, 2, 2, 3)))),), {}),
@@ -281,7 +286,7 @@ def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
         "polarity_instances": lambda: ((prediction, make.number(), make.count()), {
             "scale_factors": make.one((1, make.number(0.5, 2), (1, 2, 0.5), 1e300)), "semantic": make.rarely(0.5),
             "dilate_size": make.one((1, 3, 5, make.count())), "exclusive": make.rarely(0.5)}),
-        "contour_instances": lambda: ((prediction,), {"binary": make.numbers(0, 1, 2), "min_size": make.count(),
+        "contour_instances": lambda: ((prediction,), {"binary": make.numbers(0, 1, 2), "remove_size": make.count(),
                                                       "min_seed": make.count()}),
         "skeletonize": lambda: ((make.labels(shape), make.numbers(1, 50)), {
             "scale": make.one((1.5, make.number(0, 5), 1e12, 1e300)), "dust_voxels": make.count(),
@@ -337,8 +342,31 @@ def metrics_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
     }
 
 
-WITHOUT_THREADS = {"decode_affinities", "flood", "pool_graphs", "size_linkage", "parse_score", "merge_faces",
-                   "join_pairs", "pool", "voi", "rand", "cremi_score", "foreground_restricted", "overlap_indices",
+def segmented(affs, threshold, after, **options):
+    """Labels, and the explanation of a voxel, of a Segmentation."""
+    from emcore import segment
+    whole = segment.Segmentation(affs, **options)
+    return whole.labels(threshold, **after), str(whole.explain((0, 0, 0), threshold, (0, 0, 0)))
+
+
+def of_affinities(function: Callable) -> Callable:
+    """The function with the offsets, edge and table of its first array of four axes given apart."""
+    from emcore import segment
+
+    def called(*arguments, convention=None, **options):
+        if convention is not None:
+            place = 1 if function.__name__ in ("region_graph", "merge_small", "boundary_threshold",
+                                               "link_sections") else 0
+            arguments = list(arguments)
+            arguments[place] = segment.Affinities(arguments[place], **convention)
+        return function(*arguments, **options)
+
+    return called
+
+
+WITHOUT_THREADS = {"Affinities", "decode_affinities", "flood", "pool_graphs", "size_linkage", "parse_statistic",
+                   "merge_faces", "join_pairs", "pool", "voi", "rand", "cremi_score", "foreground_restricted",
+                   "overlap_indices",
                    "fold", "confusion", "jaccard", "dice", "accuracy", "match_instances", "average_precision",
                    "synapse_f1", "synaptic_partners", "labels_at", "run_length", "skeleton_voi"}
 
@@ -384,7 +412,8 @@ def call(seed: int, number: int) -> tuple[str, str, str]:
     odd_arguments, odd_options = make.odd(arguments) if arguments else arguments, make.odd(options)
     if name not in WITHOUT_THREADS:
         options["threads"], odd_options["threads"] = 1, make.one(THREADS)
-    function = getattr(module, name)
+    function = segmented if name == "segmented" else getattr(module, name)
+    function = of_affinities(function) if module is segment else function
     plain, wanted = outcome(function, arguments, options)
     kind, found = outcome(function, odd_arguments, odd_options)
     for what, told in ((plain, wanted), (kind, found)):

@@ -6,8 +6,8 @@ import pytest
 from bench.affinities import make_affinities
 from emcore import metrics
 from emcore.errors import InputError
-from emcore.segment import decode_affinities, encode_affinities, segment
-from emcore.segment.affinities import LOGIT_TABLE, NEAREST, check_affinities, nearest_channels
+from emcore.segment import Affinities, decode_affinities, encode_affinities, segment
+from emcore.segment.affinities import LOGIT_TABLE, NEAREST
 
 
 def random_affinities(shape=(3, 4, 5, 6), dtype=np.float32, seed=0):
@@ -101,23 +101,27 @@ def test_one_bad_number_anywhere_is_found_and_named(dtype, value):
         values[channel, z, y, x] = value
         for given in (values, np.ascontiguousarray(values[..., ::-1])[..., ::-1]):
             with pytest.raises(InputError, match=rf"channel {channel} at voxel \({z}, {y}, {x}\)"):
-                check_affinities(given)
+                Affinities(given).check_values()
         values[channel, z, y, x] = 1
-        check_affinities(values)
+        Affinities(values).check_values()
 
 
 def test_values_of_other_channels_are_not_looked_at():
     values = random_affinities((4, 3, 3, 3))
     values[3] = np.nan
-    check_affinities(values)
+    Affinities(values).check_values()
 
 
 def test_nearest_channels_are_found_in_any_order_and_sign():
-    assert nearest_channels(None, 3) == ((0, 1, 2), (0, 0, 0))
-    assert nearest_channels(None, 5, "earlier") == ((0, 1, 2), (1, 1, 1))
+    def found(channels, *convention):
+        affs = Affinities(np.zeros((channels, 1, 1, 1), np.float32), *convention)
+        return affs.channels, affs.shifts
+
+    assert found(3) == ((0, 1, 2), (0, 0, 0))
+    assert found(5, None, "earlier") == ((0, 1, 2), (1, 1, 1))
     offsets = [(0, 0, -9), (0, 0, 1), (0, -1, 0), (-1, 0, 0)]
-    assert nearest_channels(offsets, 4) == ((3, 2, 1), (0, 0, 1))
-    assert nearest_channels(offsets, 4, "earlier") == ((3, 2, 1), (1, 1, 0))
+    assert found(4, offsets) == ((3, 2, 1), (0, 0, 1))
+    assert found(4, offsets, "earlier") == ((3, 2, 1), (1, 1, 0))
 
 
 @pytest.mark.parametrize("affs, keywords, sentence", [
@@ -134,7 +138,7 @@ def test_nearest_channels_are_found_in_any_order_and_sign():
 ])
 def test_wrong_affinities_are_refused_in_one_sentence(affs, keywords, sentence):
     with pytest.raises(InputError, match=sentence):
-        check_affinities(affs, **keywords)
+        Affinities(affs, **keywords).check_values()
 
 
 def test_codes_of_another_type_are_refused():
@@ -156,12 +160,12 @@ def test_segments_from_the_encoding_are_within_a_hundredth_of_a_bit_of_those_fro
     affs = make_affinities(labels)
     codes, table = encode_affinities(affs)
 
-    def voi(volume, **keywords):
-        found = segment(volume, 0.5, "mean", low=0.1, high=0.999, **keywords)
+    def voi(volume):
+        found = segment(volume, 0.5, "mean", low=0.1, high=0.999)
         return np.array(metrics.voi(metrics.contingency(labels, found, ignore_truth=(0,))))
 
     exact = voi(affs)
-    assert np.abs(voi(codes, table=table) - exact).max() < 0.01
+    assert np.abs(voi(Affinities(codes, table=table)) - exact).max() < 0.01
 
 
 def test_a_pinhole_in_a_membrane_joins_two_cells_in_plain_bytes_but_not_in_the_encoding():
@@ -170,5 +174,5 @@ def test_a_pinhole_in_a_membrane_joins_two_cells_in_plain_bytes_but_not_in_the_e
     affs[1, 3, 6, 5] = 0.9985  # saturated, yet below high
     codes, table = encode_affinities(affs)
     assert segment(affs, 0.5, "mean", low=0.1, high=0.999).max() == 2
-    assert segment(codes, 0.5, "mean", low=0.1, high=0.999, table=table).max() == 2
+    assert segment(Affinities(codes, table=table), 0.5, "mean", low=0.1, high=0.999).max() == 2
     assert segment(np.round(255 * affs).astype(np.uint8), 0.5, "mean", low=0.1, high=0.999).max() == 1

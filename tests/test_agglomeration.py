@@ -42,7 +42,7 @@ def test_the_tree_is_that_of_the_best_edge_first_with_ties_by_key(name):
         fragments, affs = volume(rng)
         found = oracle.contacts(fragments, affs)
         events, _ = oracle.agglomerate(oracle.first_edges(found, start, bins), score)
-        graph = segment.region_graph(fragments, affs, score=name)
+        graph = segment.region_graph(fragments, affs, statistic=name)
         tree = segment.agglomerate(graph, name)
         np.testing.assert_allclose(tree.score, [float(s) for s, _ in events], rtol=0, atol=1e-15)
         owner = {key: pair for pair, seen in found.items() for _, key in seen}
@@ -60,7 +60,7 @@ def test_merging_mutually_best_pairs_in_any_order_gives_the_same_tree(name):
         fragments, affs = volume(rng)
         edges = oracle.first_edges(oracle.contacts(fragments, affs), start, bins)
         shuffled, _ = oracle.agglomerate(edges, score, rng)
-        graph = segment.region_graph(fragments, affs, score=name)
+        graph = segment.region_graph(fragments, affs, statistic=name)
         tree = segment.agglomerate(graph, name)
         np.testing.assert_allclose(tree.score, [float(s) for s, _ in shuffled], rtol=0, atol=1e-15)
         assert oracle.agglomerate(edges, score)[0] == shuffled
@@ -100,7 +100,7 @@ def test_the_tree_is_the_same_bits_for_any_number_of_threads(name):
     rng = np.random.default_rng(10)
     fragments = (np.arange(12 * 15 * 17).reshape(12, 15, 17) // 3 + rng.integers(1, 9, (12, 15, 17))).astype(np.uint32)
     affs = (rng.integers(0, 9, (3, 12, 15, 17)) / 8).astype(np.float32)
-    graph = segment.region_graph(fragments, affs, score=name)
+    graph = segment.region_graph(fragments, affs, statistic=name)
     for threshold in (None, .4):
         one = segment.agglomerate(graph, name, threshold=threshold, threads=1)
         for threads in (2, 3, 7, 50):
@@ -114,7 +114,7 @@ def test_raising_the_threshold_only_merges():
     fragments = rng.integers(0, 300, (12, 13, 14)).astype(np.uint32)
     affs = rng.random((3, 12, 13, 14)).astype(np.float32)
     for name in SCORES:
-        tree = segment.agglomerate(segment.region_graph(fragments, affs, score=name), name)
+        tree = segment.agglomerate(segment.region_graph(fragments, affs, statistic=name), name)
         assert (np.diff(tree.score) >= 0).all()
         before = fragments
         for labels in segment.cut(fragments, tree, np.linspace(0, 1, 9)):
@@ -143,7 +143,8 @@ def test_mirroring_the_volume_mirrors_the_labels_where_nothing_ties():
     tree = segment.agglomerate(segment.region_graph(fragments, affs))
     mirrored = fragments[::-1, :, ::-1]
     # seen in the mirror, the value towards smaller z lies at the other voxel of its pair
-    graph = segment.region_graph(mirrored, affs[:, ::-1, :, ::-1], offsets=((1, 0, 0), (0, -1, 0), (0, 0, 1)))
+    turned = segment.Affinities(affs[:, ::-1, :, ::-1], ((1, 0, 0), (0, -1, 0), (0, 0, 1)))
+    graph = segment.region_graph(mirrored, turned)
     np.testing.assert_array_equal(segment.cut(mirrored, segment.agglomerate(graph), .5),
                                   segment.cut(fragments, tree, .5)[::-1, :, ::-1])
 
@@ -201,7 +202,7 @@ def test_graphs_without_edges_leave_everything_apart():
     for shape in ((0, 3, 3), (1, 1, 1), (2, 1, 3)):
         fragments, affs = np.full(shape, 1, np.uint32), np.ones((3, *shape), np.float32)
         for name in SCORES:
-            tree = segment.agglomerate(segment.region_graph(fragments, affs, score=name), name)
+            tree = segment.agglomerate(segment.region_graph(fragments, affs, statistic=name), name)
             assert len(tree.score) == 0
             np.testing.assert_array_equal(segment.cut(fragments, tree, .5), fragments)
 
@@ -221,17 +222,17 @@ def test_size_linkage_joins_small_regions_along_their_largest_affinities():
 def test_bad_input_is_answered_with_a_sentence():
     rng = np.random.default_rng(9)
     fragments, affs = volume(rng)
-    graph = segment.region_graph(fragments, affs, statistics=())
+    graph = segment.region_graph(fragments, affs, extras=())
     tree = segment.agglomerate(graph)
     for message, call in {
-        "tie_break must be 'canonical' or 'waterz'; got 'heap'": lambda: segment.agglomerate(graph, tie_break="heap"),
+        "ties must be 'canonical' or 'waterz'; got 'heap'": lambda: segment.agglomerate(graph, ties="heap"),
         "threshold must be 0 to 1; got 2": lambda: segment.agglomerate(graph, threshold=2),
         "threshold must be 0 to 1; got -0.1": lambda: segment.cut(fragments, tree, -.1),
         "threshold must be 0 to 1; got nan": lambda: tree.table(float("nan")),
         "needs the histograms of the graph": lambda: segment.agglomerate(graph, "hist_quantile_false"),
-        "needs the means as waterz adds them up": lambda: segment.agglomerate(graph, tie_break="waterz"),
+        "needs the means as waterz adds them up": lambda: segment.agglomerate(graph, ties="waterz"),
         "is for mean, max, min and quantiles of maxima":
-            lambda: segment.agglomerate(graph, "hist_quantile_false", tie_break="waterz"),
+            lambda: segment.agglomerate(graph, "hist_quantile_false", ties="waterz"),
         "needs the sizes of fragments": lambda: segment.size_linkage(graph, 5),
         "fragments hold labels above": lambda: segment.cut(fragments + 20, tree, .5),
         "fragments must be whole-number labels": lambda: segment.cut(fragments + .5, tree, .5),

@@ -19,7 +19,8 @@ import torch
 from emcore import config, metrics
 from emcore.data.augment import augment_batch
 from emcore.data.sampler import load
-from emcore.engine import checkpoint, finish
+from emcore.engine import checkpoint, resume
+from emcore.engine.best import Best, best_checkpoint, best_checkpoints
 from emcore.engine.ema import MovingAverage
 from emcore.engine.log import Log
 from emcore.engine.ranks import Ranks
@@ -27,6 +28,7 @@ from emcore.errors import InputError
 from emcore.prediction.validation import Validation
 from emcore.settings.augment import Augment
 from emcore.settings.train import Save
+from emcore.systems.checkpoints import load_model
 from tests import damaged_files
 from tests.test_train import environment, place, rows, state, train  # noqa: F401
 
@@ -174,7 +176,7 @@ def test_a_config_that_its_tensors_do_not_fill_builds_no_net(files, tmp_path):
         torch.save({**content, "config": {**content["config"], "model": {**content["config"]["model"], **change}}},
                    tmp_path / "a.pt")
         with pytest.raises(InputError) as error:
-            checkpoint.load_model(tmp_path / "a.pt")
+            load_model(tmp_path / "a.pt")
         assert str(tmp_path / "a.pt") in str(error.value), change
         assert "\n" not in str(error.value)
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 5e8
@@ -193,7 +195,7 @@ def test_what_is_whole_but_no_checkpoint_gets_one_sentence(files, tmp_path):
         path = tmp_path / "step_000000005.pt"
         torch.save(other, path)
         with pytest.raises(InputError) as error:
-            finish.resume(tmp_path.parent / tmp_path.name, parts, ALONE) or finish.restore(path, other, parts)
+            resume.resume(tmp_path.parent / tmp_path.name, parts, ALONE) or resume.restore(path, other, parts)
         assert str(path) in str(error.value), name
         assert "\n" not in str(error.value)
 
@@ -206,22 +208,22 @@ def test_a_resume_passes_over_a_damaged_checkpoint_says_so_and_deletes_no_whole_
     parts = damaged_files.parts_of(wanted)
     folder = tmp_path / "checkpoints"
     for step in (5, 10):
-        finish.keep(tmp_path, step, wanted, parts, {"steps": 1.0})
+        resume.keep(tmp_path, step, wanted, parts, {"steps": 1.0})
         (folder / f"step_{step:09d}.pt").rename(tmp_path / f"{step}.pt")
     for step in (5, 10):
         shutil.copy(tmp_path / f"{step}.pt", folder / f"step_{step:09d}.pt")
-    assert finish.resume(tmp_path, parts, ALONE)[1] == 10
+    assert resume.resume(tmp_path, parts, ALONE)[1] == 10
     newest = folder / "step_000000010.pt"
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
-    path, step, total = finish.resume(tmp_path, parts, ALONE)
+    path, step, total = resume.resume(tmp_path, parts, ALONE)
     assert (path.name, step, total) == ("step_000000005.pt", 5, {"steps": 1.0})
     told = capsys.readouterr().err
     assert "step_000000010.pt is not a whole checkpoint: the checksum of its record" in told
     assert "step_000000005.pt is taken, the newest that is whole" in told
     assert checkpoint.newest(folder) == path
-    finish.keep(tmp_path, 6, wanted, parts, {"steps": 1.0})
+    resume.keep(tmp_path, 6, wanted, parts, {"steps": 1.0})
     assert [step for step, _ in checkpoint.all_steps(folder)] == [10, 6]
     (folder / "step_000000006.pt").write_bytes(data[:1000])
     with pytest.raises(InputError, match=r"none of the 2 checkpoints in .* can be read"):
@@ -256,7 +258,7 @@ def test_the_choice_of_weights_is_done_or_refused_and_recorded_in_exported_files
     assert choose(older, "auto", "a.pt")[1] == "not recorded"
     with pytest.raises(InputError, match=r"a\.pt does not record whether its weights are averaged"):
         choose(older, "averaged", "a.pt")
-    plain_net = checkpoint.load_model(files / damaged_files.KINDS["run"], choice="plain")
+    plain_net = load_model(files / damaged_files.KINDS["run"], choice="plain")
     assert torch.equal(plain_net.state_dict()["tail.2.bias"], content["model"]["tail.2.bias"])
 
 
@@ -265,20 +267,20 @@ def test_the_choice_of_weights_is_done_or_refused_and_recorded_in_exported_files
 
 def test_best_is_the_mean_of_the_last_steps_of_every_checkpoint_and_survives_a_resume():
     losses = [5.0, 4.0, 9.0, 1.0, 2.0, 3.0, 8.0]
-    best = finish.Best(Save(monitor="loss/train", window=3, best=2))
+    best = Best(Save(monitor="loss/train", window=3, best=2))
     for step, loss in enumerate(losses, 1):
         best.learned(loss)
         best.consider(step, {})
         if step == 4:
             content = {**best.state(), "config": {"train": {"save": {"monitor": "loss/train"}}}}
     assert best.steps == {6: 2.0, 5: 4.0}
-    again = finish.Best(Save(monitor="loss/train", window=3, best=2))
+    again = Best(Save(monitor="loss/train", window=3, best=2))
     again.load(content)
     for step, loss in enumerate(losses[4:], 5):
         again.learned(loss)
         again.consider(step, {})
     assert (again.steps, list(again.losses)) == (best.steps, list(best.losses))
-    older = finish.Best(Save(monitor="loss/train", window=3))
+    older = Best(Save(monitor="loss/train", window=3))
     older.load({key: value for key, value in content.items() if key != "losses"})
     older.learned(1.0)
     older.consider(5, {})
@@ -286,12 +288,12 @@ def test_best_is_the_mean_of_the_last_steps_of_every_checkpoint_and_survives_a_r
 
 
 def test_jaccard_is_best_where_it_is_highest_and_a_new_monitor_ranks_anew(capsys):
-    best = finish.Best(Save(monitor="jaccard/val", best=2))
+    best = Best(Save(monitor="jaccard/val", best=2))
     for step, value in ((1, 0.5), (2, 0.7), (3, 0.6), (4, float("nan"))):
         best.consider(step, {"jaccard/val": value})
     best.consider(5, {})
     assert list(best.steps.items()) == [(2, 0.7), (3, 0.6)]
-    other = finish.Best(Save(monitor="loss/val"))
+    other = Best(Save(monitor="loss/val"))
     other.load({**best.state(), "config": {"train": {"save": {"monitor": "jaccard/val"}}}})
     assert other.steps == {}
     assert "of steps 2, 3, were ranked by jaccard/val; now loss/val ranks" in capsys.readouterr().err
@@ -301,19 +303,19 @@ def test_the_best_checkpoints_of_a_run_are_listed_and_one_is_taken(tmp_path):
     wanted = damaged_files.settings(last=1, best=2)
     parts = damaged_files.parts_of(wanted)
     with pytest.raises(InputError, match="has no best checkpoint"):
-        finish.best(tmp_path)
+        best_checkpoint(tmp_path)
     for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 9.0)):
         parts["best"].losses.clear()
         parts["best"].learned(loss)
         parts["best"].consider(step, {})
-        finish.keep(tmp_path, step, wanted, parts, {"steps": 1.0})
-    found = finish.best_checkpoints(tmp_path)
+        resume.keep(tmp_path, step, wanted, parts, {"steps": 1.0})
+    found = best_checkpoints(tmp_path)
     assert [(step, value, path.name) for step, value, path in found] == [
         (2, 1.0, "step_000000002.pt"), (3, 2.0, "step_000000003.pt")]
     assert [step for step, _ in checkpoint.all_steps(tmp_path / "checkpoints")] == [4, 3, 2]
-    assert finish.best(tmp_path) == found[0][2]
+    assert best_checkpoint(tmp_path) == found[0][2]
     found[0][2].unlink()
-    assert finish.best(tmp_path) == found[1][2]
+    assert best_checkpoint(tmp_path) == found[1][2]
 
 
 @pytest.mark.slow
@@ -329,7 +331,7 @@ def test_a_run_ranks_every_saved_step_by_the_loss_of_its_window_also_after_a_res
     found = state(place, "tiny", 10)
     assert found["best"] == pytest.approx(wanted)
     assert f"best by loss/train: {min(wanted.values()):.6g} at step {min(wanted, key=wanted.get)}\n" in done.stdout
-    assert [step for step, *_ in finish.best_checkpoints(place / "outputs" / "tiny")] == [
+    assert [step for step, *_ in best_checkpoints(place / "outputs" / "tiny")] == [
         int(step) for step in sorted(wanted, key=wanted.get)]
     for step in (9, 10):
         (place / "outputs" / "tiny" / "checkpoints" / f"step_{step:09d}.pt").unlink()

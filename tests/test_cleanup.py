@@ -33,7 +33,7 @@ def test_dust_joins_the_neighbour_across_the_best_border_and_the_rest_of_it_goes
         labels, affs = volume(rng)
         size, remove = rng.integers(0, (20, 9)).tolist()
         affinity = float(rng.choice([0, .25, .4, .5]))
-        np.testing.assert_array_equal(segment.merge_small(labels, affs, size, affinity=affinity, remove=remove),
+        np.testing.assert_array_equal(segment.merge_small(labels, affs, size, affinity=affinity, remove_size=remove),
                                       merge_small(labels, affs, size, affinity, remove))
 
 
@@ -57,7 +57,7 @@ def test_voxels_on_boundaries_are_cleared():
     np.testing.assert_array_equal(segment.boundary_threshold(labels, affs, .5), wanted)
     earlier = np.stack([np.roll(a, -1, axis) for axis, a in enumerate(affs)])
     inside = (slice(None), slice(1, None), slice(1, None))
-    cleared = segment.boundary_threshold(labels, earlier, .5, edge="earlier")
+    cleared = segment.boundary_threshold(labels, segment.Affinities(earlier, edge="earlier"), .5)
     np.testing.assert_array_equal(cleared[inside], wanted[inside])
     codes = rng.integers(0, 256, affs.shape).astype(np.uint8)
     decoded = codes / np.float32(255)

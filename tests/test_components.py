@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
-from emcore.segment import affinity_components, connected_components
+from emcore.segment import Affinities, affinity_components, connected_components
 from tests.oracles import components as oracle
 
 KINDS = [(3, 6), (3, 18), (3, 26), (2, 4), (2, 8)]
@@ -88,7 +88,7 @@ GOLDEN = {("earlier", 0.5): (13, 34), ("earlier", 0.7): (165, 199), ("earlier", 
 @pytest.mark.parametrize("edge, threshold", GOLDEN)
 def test_affinity_graph_has_the_golden_components(edge, threshold):
     affs = np.random.RandomState(0).rand(3, 6, 16, 16).astype(np.float32)
-    labels = affinity_components(affs, threshold, edge=edge)
+    labels = affinity_components(Affinities(affs, edge=edge), threshold)
     assert (labels.max(), (labels == 0).sum()) == GOLDEN[edge, threshold]
     if (edge, threshold) == ("earlier", 0.5):
         assert hashlib.sha1(labels.astype("<u4").tobytes()).hexdigest().startswith("da100bddaf65")
@@ -114,7 +114,8 @@ def test_affinity_graph_equals_flood_fill_over_edges(dtype):
         decoded = (codes / 255).astype(np.float32) if dtype == np.uint8 else affs
         expected = oracle.affinity_graph(decoded.astype(np.float64), threshold, edge)
         for threads in (1, 3):
-            assert np.array_equal(affinity_components(affs, threshold, edge=edge, threads=threads), expected)
+            found = affinity_components(Affinities(affs, edge=edge), threshold, threads=threads)
+            assert np.array_equal(found, expected)
 
 
 def test_affinity_components_find_their_channels_by_offsets_and_take_strided_arrays():
@@ -123,7 +124,7 @@ def test_affinity_components_find_their_channels_by_offsets_and_take_strided_arr
     offsets = [(0, 0, -9), (0, 0, -1), (0, -1, 0), (-1, 0, 0)]
     shuffled = np.asfortranarray(affs[[3, 2, 1, 0]])
     for threads in (1, 2, 7):
-        assert np.array_equal(affinity_components(shuffled, 0.7, offsets=offsets, threads=threads), expected)
+        assert np.array_equal(affinity_components(Affinities(shuffled, offsets), 0.7, threads=threads), expected)
 
 
 def test_raising_the_threshold_only_splits():

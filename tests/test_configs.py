@@ -10,14 +10,14 @@ import torch
 
 from emcore import config
 from emcore.data.augment import augment_batch, check_augment, margin
-from emcore.engine.mode import Mode
+from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Masked, Supervised
 from emcore.settings import READS, Settings
 from emcore.smoke import reduced
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted((ROOT / "configs").glob("*.toml"))
+SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
 
 
 def tables(schema):

@@ -43,7 +43,7 @@ def test_equals_the_definition_step_by_step():
         ids, first = np.unique(expected, return_index=True)
         order = [one for one in ids[np.argsort(first)] if one]
         expected = sum(((expected == one) * (i + 1) for i, one in enumerate(order)), np.zeros_like(expected))
-        found = contour_instances(prediction, binary=binary, contour=contour, distance=distance, min_size=4,
+        found = contour_instances(prediction, binary=binary, contour=contour, distance=distance, remove_size=4,
                                   min_seed=2)
         np.testing.assert_array_equal(found, expected)
 
@@ -51,7 +51,7 @@ def test_equals_the_definition_step_by_step():
 def test_small_instances_and_small_seeds_are_dropped():
     prediction = two_balls()
     whole = (contour_instances(prediction) == 1).sum()
-    assert contour_instances(prediction, min_size=int(whole) + 1).max() <= 1
+    assert contour_instances(prediction, remove_size=int(whole) + 1).max() <= 1
     assert contour_instances(prediction, min_seed=10**6).max() == 0
 
 
@@ -79,7 +79,7 @@ def test_empty_volumes():
     (np.zeros((3, 2, 2, 2), np.uint8), {}, "floating point"),
     (np.zeros((3, 2, 2, 2)), {"contour": 0.5}, "contour must be two thresholds"),
     (np.zeros((3, 2, 2, 2)), {"distance": (np.nan, 0)}, "distance must be two thresholds"),
-    (np.zeros((3, 2, 2, 2)), {"min_seed": -1}, "min_size and min_seed must not")])
+    (np.zeros((3, 2, 2, 2)), {"min_seed": -1}, "remove_size and min_seed must not")])
 def test_bad_input_is_named(prediction, settings, sentence):
     with pytest.raises(InputError, match=sentence):
         contour_instances(prediction, **settings)

@@ -151,7 +151,7 @@ def test_the_curve_of_a_merge_tree_of_ours_equals_scoring_its_cuts():
     truth = random.integers(0, 5, affinities.shape[1:])
     fragments = segment.watershed(affinities, low=0.1, high=0.9)
     for score in ("mean", "max"):
-        tree = segment.agglomerate(segment.region_graph(fragments, affinities), score=score)
+        tree = segment.agglomerate(segment.region_graph(fragments, affinities), statistic=score)
         curve = metrics.threshold_curve(fragments, tree, truth)
         for threshold in (0.0, 0.125, 0.3, 0.5, 0.77, 1.0):
             table = metrics.contingency(truth, segment.cut(fragments, tree, threshold=threshold))

@@ -83,8 +83,8 @@ def test_the_readme_sweep_makes_sixty_records_and_computes_three_calibrations_a_
     settings = settings_of({"border_xy": 1, "sweep": {
         "biases": ((-0.5, -1.0, -1.0), (-0.25, -0.5, -0.5), (0.0, 0.0, 0.0))}}, score="hist_quantile")
     made = []
-    monkeypatch.setattr(dbmim, "make_fragments", lambda *given: made.append(1) or make_fragments(*given))
-    make_fragments = dbmim.make_graph.__globals__["make_fragments"]
+    segmentation_of = dbmim.segmentation_of
+    monkeypatch.setattr(dbmim, "segmentation_of", lambda *given: made.append(1) or segmentation_of(*given))
     text = dbmim.write_sweep(tmp_path, settings, volumes(tmp_path))
     assert len(made) == 9
     records = json.loads((tmp_path / "cremi_segmentation_records.json").read_text())
@@ -223,10 +223,10 @@ def test_an_edge_at_its_earlier_voxel_agrees_with_the_truth_as_well(tmp_path):
 
 @pytest.mark.parametrize("evaluate, decode, sentence", [
     ({"border_nm": 25.0}, {}, "evaluate.border_nm, which is 25, to 0"),
-    ({"sweep": {"thresholds": (0.5, 1.5)}}, {}, "thresholds must be numbers from 0 to 1"),
-    ({"sweep": {"thresholds": ()}}, {}, "thresholds must be numbers from 0 to 1"),
-    ({"sweep": {"temperatures": (0.0,)}}, {}, "temperature above 0"),
-    ({"sweep": {"merges": ("best",)}}, {}, "unknown score 'best'"),
+    ({"sweep": {"thresholds": (0.5, 1.5)}}, {}, "evaluate.sweep.thresholds"),
+    ({"sweep": {"thresholds": ()}}, {}, "evaluate.sweep.thresholds"),
+    ({"sweep": {"temperatures": (0.0,)}}, {}, r"temperatures\[0\] must be above 0"),
+    ({"sweep": {"merges": ("best",)}}, {}, "unknown statistic 'best'"),
     ({}, {"kind": "components"}, "decode.kind is components"),
 ])
 def test_a_sweep_that_cannot_be_is_one_sentence(tmp_path, evaluate, decode, sentence):

@@ -2,24 +2,37 @@
 
 import re
 from collections import deque
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from emcore import config, segment
-from emcore.decode.affinities import calibrate, make_fragments, make_graph, make_labels, make_tree, read_affinities
+from emcore.decode.affinities import calibrate, read_affinities
 from emcore.decode.labels import decode, recut
 from emcore.errors import InputError
+from emcore.segment.cleanup import merge_dust
 from emcore.segment.storage import read_graph
 from emcore.settings import Settings
-from emcore.settings.predict import Contour, Decode, Link
+from emcore.settings.decode import (
+    AffinityDecode,
+    ComponentsDecode,
+    ConnectedDecode,
+    Contour,
+    ContourDecode,
+    Decode,
+    Link,
+    MutexDecode,
+    NoDecode,
+    PolarityDecode,
+)
 from emcore.volumes import create_volume, open_volume
 from tests.test_segment import count_and_hash
 
 NEAREST = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
-PLAIN = Decode("affinities", low=0.1, high=0.999)
+PLAIN = AffinityDecode(low=0.1, high=0.999)
 
 
 def stored(folder, values, name="a_prediction.h5", **attributes):
@@ -59,11 +72,11 @@ def test_dust_and_removal_leave_the_golden_segments_of_waterz(tmp_path):
 
 
 OPTIONS = [
-    {}, {"score": "aff85_his256"}, {"score": "hist_quantile_false", "dust_size": 8}, {"boundary": 0.4},
-    {"dust_size": 9, "dust_affinity": 0.2, "remove_size": 5, "score": "aff85_his256"}, {"remove_size": 7},
-    {"link": Link(0.3, True, 0.6, 4, 0.1)}, {"fragments": "maxima_distance-0.6", "score": "hist_quantile"},
+    {}, {"statistic": "aff85_his256"}, {"statistic": "hist_quantile_false", "dust_size": 8}, {"boundary": 0.4},
+    {"dust_size": 9, "dust_affinity": 0.2, "remove_size": 5, "statistic": "aff85_his256"}, {"remove_size": 7},
+    {"link": Link(0.3, True, 0.6, 4, 0.1)}, {"fragments": "maxima_distance-0.6", "statistic": "hist_quantile"},
     {"fragments": "grid-3", "dust_size": 5, "boundary": 0.2, "link": Link()}, {"bias": (-0.5, 0.3, 0.0)},
-    {"ties": "waterz"}, {"ties": "waterz", "dust_size": 9, "score": "aff50_his256"},
+    {"ties": "waterz"}, {"ties": "waterz", "dust_size": 9, "statistic": "aff50_his256"},
 ]
 
 
@@ -75,22 +88,32 @@ def test_labels_are_those_of_the_calls_one_by_one_and_another_cut_those_of_anoth
     settings = replace(PLAIN, **options)
     out = decode(prediction, settings, tmp_path / "labels.h5")
     step = read_affinities(prediction, settings)
-    fragments = make_fragments(step, settings)
-    graph = make_graph(fragments, step, settings)
-    tree = make_tree(graph, settings)
+    if settings.fragments == "watershed":
+        fragments = segment.watershed(step, settings.low, settings.high, ties=settings.ties)
+    else:
+        fragments = segment.seeded_slices(step, settings.fragments)
+    graph = segment.region_graph(fragments, step, statistic=settings.statistic,
+                                 extras=("running_mean",) if settings.ties == "waterz" else ())
+    tree = segment.agglomerate(graph, settings.statistic, ties=settings.ties)
     for threshold in (0.0, 0.2, 0.5, 0.7):
-        wanted = make_labels(fragments, graph, tree, step, replace(settings, threshold=threshold))
+        wanted = segment.cut(fragments, tree, threshold)
+        if settings.boundary:
+            wanted = segment.boundary_threshold(wanted, step, settings.boundary)
+        if settings.dust_size or settings.remove_size:
+            run = segment.Agglomeration(graph, settings.statistic, settings.ties)
+            run.advance(threshold)
+            wanted = merge_dust(wanted, tree.table(threshold), run.remaining(), settings.dust_size,
+                                affinity=settings.dust_affinity, remove_size=settings.remove_size)
+        if settings.link:
+            wanted = segment.link_sections(wanted, step, segment.LinkRule(**asdict(settings.link)))
         if threshold == settings.threshold:
             assert np.array_equal(open_volume(out, "labels")[...], wanted)
         again = open_volume(recut(out, threshold, tmp_path / "cut.h5", tmp_path / "a_prediction.h5"), "labels")
         assert np.array_equal(again[...], wanted)
         assert again.attrs["decode"]["threshold"] == threshold
         assert again.offset == (60, 0, 0)
-        if not {"fragments", "bias", "link"} & set(options):
-            whole = segment.segment(affs, threshold, settings.score, low=0.1, high=0.999, boundary=settings.boundary,
-                                    plateau=settings.ties, tie_break=settings.ties,
-                                    dust_size=settings.dust_size, dust_affinity=settings.dust_affinity,
-                                    remove=settings.remove_size)
+        if not set(options) - {"statistic", "ties"}:
+            whole = segment.segment(affs, threshold, settings.statistic, low=0.1, high=0.999, ties=settings.ties)
             assert np.array_equal(wanted, whole)
     kept = read_graph(out)
     for name in ("u", "v", "count", "sum", "max", "min", "key", "running_mean", "bin_starts", "bins",
@@ -105,8 +128,7 @@ def test_linked_sections_are_those_of_link_sections(tmp_path):
     slices = replace(PLAIN, fragments="minima", threshold=0.2)
     plain = labels_of(prediction, slices, tmp_path)
     linked = labels_of(prediction, replace(slices, link=Link(0.2, False, 0.7, 3, 0.4, 2)), tmp_path)
-    wanted = segment.link_sections(plain, affs, iou=0.2, best_buddy=False, one_sided=0.7, one_sided_min_size=3,
-                                   affinity=0.4, min_size=2)
+    wanted = segment.link_sections(plain, affs, segment.LinkRule(0.2, False, 0.7, 3, 0.4, 2))
     assert np.array_equal(linked, wanted)
     assert not np.array_equal(linked, plain)
 
@@ -141,7 +163,7 @@ def test_codes_other_orders_and_longer_predictions_decode_like_plain_affinities(
 def test_calibration_moves_logits(tmp_path):
     affs = random_affinities(5)
     affs[0, 0, 0, :4] = 0, 1, 1e-30, 1 - 2**-24
-    given = read_affinities(stored(tmp_path, affs, offsets=NEAREST), Decode())
+    given = read_affinities(stored(tmp_path, affs, offsets=NEAREST), AffinityDecode())
     assert calibrate(given, (0, 0, 0), 1).values is given.values
     out = calibrate(given, (0.5, -1.0, 0.0), 2.0).values
     inner = (affs > 1e-6) & (affs < 0.999)
@@ -186,7 +208,7 @@ def flood_fill(joins, shape):
 def test_connected_joins_voxels_across_affinities_above_each_axis_own_threshold(tmp_path, dtype, thresholds):
     affs = random_affinities(6)
     affs = np.round(affs * 255).astype(np.uint8) if dtype == "uint8" else affs.astype(dtype)
-    settings = Decode("connected", threshold=0.61, thresholds=thresholds)
+    settings = ConnectedDecode(threshold=0.61, thresholds=thresholds)
     labels = labels_of(stored(tmp_path, affs, offsets=NEAREST), settings, tmp_path)
     numbers = affs / 255 if dtype == "uint8" else affs
     cuts = thresholds or (0.61,) * 3
@@ -202,7 +224,7 @@ def test_the_golden_numbers_of_connected_components(tmp_path):
     prediction = stored(tmp_path, dbmim_fixture()[1], offsets=NEAREST)
     found = []
     for threshold in (0.3, 0.5, 0.7):
-        labels = labels_of(prediction, Decode("connected", threshold=threshold), tmp_path)
+        labels = labels_of(prediction, ConnectedDecode(threshold=threshold), tmp_path)
         found.append(labels.max() + (labels == 0).sum())
     assert found == [723, 1361, 1361]
 
@@ -211,16 +233,16 @@ def test_the_mutex_watershed_takes_every_offset(tmp_path):
     random = np.random.default_rng(7)
     offsets = [[0, 0, -1], [-1, 0, 0], [0, -3, 0], [0, -1, 0], [-1, -2, 2]]
     affs = random.random((6, 4, 8, 8)).astype(np.float32)  # the last channel is no affinity
-    labels = labels_of(stored(tmp_path, affs, offsets=offsets), Decode("mutex"), tmp_path)
+    labels = labels_of(stored(tmp_path, affs, offsets=offsets), MutexDecode(), tmp_path)
     attractive = [True, True, False, True, False]
     assert np.array_equal(labels, segment.mutex_watershed(affs[:5], offsets, attractive=attractive))
-    some = labels_of(stored(tmp_path, affs, offsets=offsets), Decode("mutex", channels=(1, 3, 0, 2), strides=(1, 2, 2)),
+    some = labels_of(stored(tmp_path, affs, offsets=offsets), MutexDecode(channels=(1, 3, 0, 2), strides=(1, 2, 2)),
                      tmp_path)
     wanted = segment.mutex_watershed(affs[[1, 3, 0, 2]], [offsets[c] for c in (1, 3, 0, 2)], strides=(1, 2, 2))
     assert np.array_equal(some, wanted)
     codes, table = segment.encode_affinities(affs)
     prediction = stored(tmp_path, codes, offsets=offsets, affinity_table=table.tolist())
-    coded = labels_of(prediction, Decode("mutex"), tmp_path)
+    coded = labels_of(prediction, MutexDecode(), tmp_path)
     assert np.array_equal(coded, segment.mutex_watershed(table[codes[:5]], offsets, attractive=attractive))
 
 
@@ -235,13 +257,13 @@ def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
     prediction = stored(tmp_path, values, **extra)
     numbers = table[values] if coded else values
     for settings, mask in (
-        (Decode("components", threshold=0.8, connectivity=6), numbers.max(0) > np.float32(0.8)),
-        (Decode("components", thresholds=(0.9, 0.7), connectivity=6),
+        (ComponentsDecode(threshold=0.8, connectivity=6), numbers.max(0) > np.float32(0.8)),
+        (ComponentsDecode(thresholds=(0.9, 0.7), connectivity=6),
          (numbers[0] > np.float32(0.9)) | (numbers[1] > np.float32(0.7))),
-        (Decode("components", channels=(1,), threshold=0.6, connectivity=6), numbers[1] > np.float32(0.6)),
+        (ComponentsDecode(channels=(1,), threshold=0.6, connectivity=6), numbers[1] > np.float32(0.6)),
     ):
         assert np.array_equal(labels_of(prediction, settings, tmp_path), ndimage.label(mask)[0])
-    labels = labels_of(prediction, Decode("components", threshold=0.8, connectivity=6, remove_size=3), tmp_path)
+    labels = labels_of(prediction, ComponentsDecode(threshold=0.8, connectivity=6, remove_size=3), tmp_path)
     whole = ndimage.label(numbers.max(0) > np.float32(0.8))[0]
     assert np.array_equal(labels, np.where(np.bincount(whole.ravel())[whole] >= 3, whole, 0))
 
@@ -254,7 +276,7 @@ def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
     values = np.maximum(values, 0.7 * ((x == 20) & (y > 6)))  # foreground without a seed
     values = np.round(values * 255).astype(np.uint8) if dtype == "uint8" else values.astype(np.float32)
     numbers = values / 255 if dtype == "uint8" else values
-    labels = labels_of(stored(tmp_path, values), Decode("components", threshold=0.3, seed_threshold=0.9), tmp_path)
+    labels = labels_of(stored(tmp_path, values), ComponentsDecode(threshold=0.3, seed_threshold=0.9), tmp_path)
     assert ndimage.label(numbers > 0.3)[1] == 2
     assert labels.max() == 2
     assert np.array_equal(labels > 0, (numbers > 0.3) & (x < 20))
@@ -268,12 +290,12 @@ def test_sections_are_taken_on_their_own_by_connectivity_4_and_8(tmp_path):
     values[0, 1, 1], values[1, 1, 4] = 0.95, 0.9
     values[1, 0, 5] = 0.5  # touches by a corner
     values = stored(tmp_path, values)
-    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=4), tmp_path)
+    labels = labels_of(values, ComponentsDecode(threshold=0.3, connectivity=4), tmp_path)
     assert [np.unique(section[section > 0]).tolist() for section in labels] == [[1], [2, 3]]
-    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=8), tmp_path)
+    labels = labels_of(values, ComponentsDecode(threshold=0.3, connectivity=8), tmp_path)
     assert [np.unique(section[section > 0]).tolist() for section in labels] == [[1], [2]]
     assert labels[1, 0, 5] == 2
-    labels = labels_of(values, Decode("components", threshold=0.3, connectivity=4, seed_threshold=0.92), tmp_path)
+    labels = labels_of(values, ComponentsDecode(threshold=0.3, connectivity=4, seed_threshold=0.92), tmp_path)
     assert labels[0, 1].tolist() == [0, 1, 1, 1, 1, 0]
     assert not labels[1].any()  # no seed there, and none comes over from the other section
 
@@ -284,18 +306,18 @@ def test_contours_and_polarity_pass_their_settings_on(tmp_path):
     values = ndimage.gaussian_filter(values, (0, 1, 2, 2))
     values = (values - values.min()) / (values.max() - values.min())
     limits = Contour((0.55, 0.4), (0.5, 0.8), (0.5, 0.1), 2)
-    labels = labels_of(stored(tmp_path, values), Decode("contour", contour=limits, remove_size=4), tmp_path)
-    wanted = segment.contour_instances(values, binary=(0.55, 0.4), contour=(0.5, 0.8), distance=(0.5, 0.1), min_size=4,
-                                       min_seed=2)
+    labels = labels_of(stored(tmp_path, values), ContourDecode(contour=limits, remove_size=4), tmp_path)
+    wanted = segment.contour_instances(values, binary=(0.55, 0.4), contour=(0.5, 0.8), distance=(0.5, 0.1),
+                                       remove_size=4, min_seed=2)
     assert wanted.max() > 1
     assert np.array_equal(labels, wanted)
     codes = np.round(values * 255).astype(np.uint8)
-    coded = labels_of(stored(tmp_path, codes), Decode("contour", contour=limits, remove_size=4), tmp_path)
+    coded = labels_of(stored(tmp_path, codes), ContourDecode(contour=limits, remove_size=4), tmp_path)
     wanted = segment.contour_instances(codes / np.float32(255), binary=(0.55, 0.4), contour=(0.5, 0.8),
-                                       distance=(0.5, 0.1), min_size=4, min_seed=2)
+                                       distance=(0.5, 0.1), remove_size=4, min_seed=2)
     assert np.array_equal(coded, wanted)
     for exclusive in (False, True):
-        settings = Decode("polarity", threshold=0.4, small=5, exclusive=exclusive)
+        settings = PolarityDecode(threshold=0.4, small=5, exclusive=exclusive)
         wanted = segment.polarity_instances(values, 0.4, 5, exclusive=exclusive)
         assert np.array_equal(labels_of(stored(tmp_path, values), settings, tmp_path), wanted)
         mirrored = stored(tmp_path, values[::-1].copy())
@@ -306,27 +328,22 @@ def test_contours_and_polarity_pass_their_settings_on(tmp_path):
 
 
 @pytest.mark.parametrize("settings, attributes, sentence", [
-    (Decode(), {}, "decode.kind is none: set it to affinities"),
-    (Decode("affinities", threshold=1.5), {"offsets": NEAREST}, "decode.threshold must be between 0 and 1.*got 1.5"),
-    (Decode("components", thresholds=(0.5, 2.0)), {}, r"decode.thresholds\[1\] must be between 0 and 1"),
-    (Decode("components", threshold=float("nan")), {}, "decode.threshold must be between 0 and 1"),
-    (Decode("affinities"), {}, "no attribute offsets.*set decode.channels"),
-    (Decode("mutex"), {}, "no attribute offsets, which a mutex watershed needs"),
-    (Decode("mutex"), {"offsets": NEAREST}, "of longer steps, which hold apart"),
-    (Decode("affinities", channels=(0, 1)), {}, "must be three different channels"),
-    (Decode("affinities", channels=(0, 1, 7)), {}, r"of the 3 of .*got \[0, 1, 7\]"),
-    (Decode("affinities", channels=(2, 1, 0)), {"offsets": NEAREST}, "channel 2 .* is not along z"),
-    (Decode("affinities"), {"offsets": [[-2, 0, 0], [0, -1, 0], [0, 0, -1]]}, "no nearest neighbour along z"),
-    (Decode("affinities"), {"offsets": [[-1, 0, 0]] * 4}, "must be one .* triple for each of its 3 channels"),
-    (Decode("affinities"), {"offsets": [[-1, 0], [0, -1, 0]]}, "triples"),
-    (Decode("affinities"), {"offsets": 5}, "triple for each of its 3 channels; got 5"),
-    (Decode("affinities", fragments="basins"), {"offsets": NEAREST}, "decode.fragments must be watershed, maxima"),
-    (Decode("affinities", fragments="grid-0"), {"offsets": NEAREST}, "seeds must be one of"),
-    (Decode("affinities", low=0.9, high=0.1), {"offsets": NEAREST}, "low <= high"),
-    (Decode("connected", thresholds=(0.5,)), {"offsets": NEAREST}, "decode.thresholds must be three"),
-    (Decode("components", thresholds=(0.5,)), {}, "one for each of the 3 channels"),
-    (Decode("components", channels=(3,)), {}, "decode.channels must be among the 3 channels"),
-    (Decode("components", threshold=0.6, seed_threshold=0.5), {}, "must not be below"),
+    (NoDecode(), {}, "decode.kind is none: set it to affinities"),
+    (AffinityDecode(), {}, "no attribute offsets.*set decode.channels"),
+    (MutexDecode(), {}, "no attribute offsets, which a mutex watershed needs"),
+    (MutexDecode(), {"offsets": NEAREST}, "of longer steps, which hold apart"),
+    (AffinityDecode(channels=(0, 1)), {}, "must be three different channels"),
+    (AffinityDecode(channels=(0, 1, 7)), {}, r"of the 3 of .*got \[0, 1, 7\]"),
+    (AffinityDecode(channels=(2, 1, 0)), {"offsets": NEAREST}, "channel 2 .* is not along z"),
+    (AffinityDecode(), {"offsets": [[-2, 0, 0], [0, -1, 0], [0, 0, -1]]}, "no nearest neighbour along z"),
+    (AffinityDecode(), {"offsets": [[-1, 0, 0]] * 4}, "must be one .* triple for each of its 3 channels"),
+    (AffinityDecode(), {"offsets": [[-1, 0], [0, -1, 0]]}, "triples"),
+    (AffinityDecode(), {"offsets": 5}, "triple for each of its 3 channels; got 5"),
+    (AffinityDecode(fragments="basins"), {"offsets": NEAREST}, "fragments must be watershed, maxima"),
+    (AffinityDecode(fragments="grid-0"), {"offsets": NEAREST}, "seeds must be one of"),
+    (AffinityDecode(low=0.9, high=0.1), {"offsets": NEAREST}, "low <= high"),
+    (ComponentsDecode(thresholds=(0.5,)), {}, "one for each of the 3 channels"),
+    (ComponentsDecode(channels=(3,)), {}, "decode.channels must be among the 3 channels"),
 ])
 def test_what_cannot_be_decoded_is_one_sentence_and_old_labels_stay(tmp_path, settings, attributes, sentence):
     prediction = stored(tmp_path, random_affinities(), **attributes)
@@ -340,11 +357,11 @@ def test_what_cannot_be_decoded_is_one_sentence_and_old_labels_stay(tmp_path, se
 def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     prediction = stored(tmp_path, random_affinities(), offsets=NEAREST)
     out = decode(prediction, replace(PLAIN, link=Link()), tmp_path / "labels.h5")
-    with pytest.raises(InputError, match=r"decode.threshold must be between 0 and 1"):
+    with pytest.raises(InputError, match=r"threshold must be between 0 and 1"):
         recut(out, 1.5, tmp_path / "cut.h5")
     with pytest.raises(InputError, match=r"look at the affinities, but there is no .*gone.h5"):
         recut(out, 0.5, tmp_path / "cut.h5", tmp_path / "gone.h5")
-    out = decode(prediction, Decode("connected"), tmp_path / "labels.h5")
+    out = decode(prediction, ConnectedDecode(), tmp_path / "labels.h5")
     with pytest.raises(InputError, match="no merge tree, so it cannot be cut"):
         recut(out, 0.5, tmp_path / "cut.h5")
     assert not (tmp_path / "cut.h5").exists()
@@ -365,7 +382,7 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     ("labels", np.ones((4, 90)), {}, "does not say by which"),
 ])
 def test_a_damaged_store_is_one_sentence(tmp_path, dataset, values, attributes, sentence):
-    settings = replace(PLAIN, score="hist_quantile_false", dust_size=4)
+    settings = replace(PLAIN, statistic="hist_quantile_false", dust_size=4)
     out = decode(stored(tmp_path, random_affinities(), offsets=NEAREST), settings, tmp_path / "labels.h5")
     recut(out, 0.5, tmp_path / "cut.h5")
     shape = (len(values), 1, 1, values.shape[1])
@@ -395,7 +412,7 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     (tmp_path / "run.toml").write_text('name = "x"\n' + re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
     settings = config.load(Settings, tmp_path / "run.toml")
     assert settings.evaluate.sweep.biases[0] == (-0.5, -1.0, -1.0)
-    named = {field.name for table in (Decode, Link, Contour) for field in fields(table)}
+    named = {field.name for table in (*get_args(Decode), Link, Contour) for field in fields(table)}
     for row in re.findall(r"^\| .*\|$", text, re.MULTILINE):
         for name in re.findall(r"`(\w+)`", row.split("|")[3] if row.count("|") > 3 else row.split("|")[2]):
             assert name in named | {"maxima_distance"}, name

@@ -16,8 +16,8 @@ from emcore.metrics.partitions import CONVENTIONS, OBJECTIVES
 from emcore.metrics.placement import Borders, Place, whole_table
 from emcore.report.scores import write_scores
 from emcore.settings.data import Data
+from emcore.settings.decode import AffinityDecode, PolarityDecode
 from emcore.settings.evaluate import Evaluate
-from emcore.settings.predict import Decode
 from emcore.volumes import create_volume, open_volume
 from tests.test_train import ROOT
 
@@ -45,7 +45,7 @@ def decoded(tmp_path):
     affs = random.random((3, 6, 14, 15), np.float32)
     truth = np.kron(random.integers(0, 9, (3, 4, 4)), np.ones((2, 4, 4), int))[:, :14, :15].astype(np.uint64)
     stored(tmp_path / "a_prediction.h5", affs, offsets=NEAREST)
-    labels = decode(open_volume(tmp_path / "a_prediction.h5"), Decode("affinities", low=0.1, high=0.99, threshold=0.3),
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.99, threshold=0.3),
                     tmp_path / "a_labels.h5")
     return tmp_path / "a_prediction.h5", labels, stored(f"{tmp_path}/truth.h5:labels", truth), truth
 
@@ -106,7 +106,6 @@ def test_every_number_of_every_score_says_whether_lower_or_higher_is_better(deco
 def test_a_score_or_convention_that_is_not_there_is_told_with_those_that_are():
     for settings, sentence in ((Evaluate(("voi", "vio")), "evaluate.scores must be names of voi, rand, .*; got 'vio'"),
                                (Evaluate(convention="krasowski"), "must be one of cremi, .*; got 'krasowski'"),
-                               (Evaluate(("dice",), threshold=1.2), "between 0 and 1, where predictions lie; got 1.2"),
                                (Evaluate(border_nm=5.0, border_xy=1), "two masks")):
         with pytest.raises(InputError, match=sentence):
             check_evaluate(settings)
@@ -270,7 +269,7 @@ def test_synapses_with_sides_are_scored_from_a_prediction_with_three_channels(tm
     truth[2:6, 5:15, 5:10], truth[2:6, 5:15, 12:17] = 3, 4
     swapped = np.where(truth == 3, 4, np.where(truth == 4, 3, 0)).astype(np.uint32)
     stored(tmp_path / "p.h5", values)
-    labels = decode(open_volume(tmp_path / "p.h5"), Decode("polarity", small=10), tmp_path / "labels.h5")
+    labels = decode(open_volume(tmp_path / "p.h5"), PolarityDecode(small=10), tmp_path / "labels.h5")
     for name, given, wanted in (("truth", truth, (2 / 3, 2 / 3)), ("swapped", swapped, (2 / 3, 0.0))):
         reference = stored(f"{tmp_path}/{name}.h5:t", given)
         found = score_volume(Evaluate(("synapses",)), reference, labels, tmp_path / "p.h5")

@@ -13,14 +13,14 @@ from emcore.errors import InputError
 from emcore.models.build import build_model
 from emcore.prediction import predict
 from emcore.prediction.export import export_model, load_exported
-from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes
+from emcore.settings.model import MedNeXtModel, MedNeXtSizes, RSUNetModel, RSUNetSizes, UNETRModel, UNETRSizes
 from tests.test_train import ROOT, environment, place, train  # noqa: F401 (place is a fixture)
 
 NETS = {
-    "rsunet": Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8))),
-    "folded": Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2))),
-    "unetr": Model(name="unetr", out_channels=3, transformer=TransformerSizes((2, 8, 8), 16, 4, 2, features=8)),
-    "mednext": Model(name="mednext", mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))),
+    "rsunet": RSUNetModel(out_channels=3, rsunet=RSUNetSizes(width=(4, 8))),
+    "folded": RSUNetModel(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2))),
+    "unetr": UNETRModel(out_channels=3, transformer=UNETRSizes((2, 8, 8), 16, 4, 2, features=8)),
+    "mednext": MedNeXtModel(mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))),
 }
 
 

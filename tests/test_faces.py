@@ -57,9 +57,9 @@ def with_value(array, place, value):
 
 @pytest.mark.parametrize("sentence", DAMAGED_GRAPH)
 def test_a_damaged_graph_is_named_before_a_kernel_sees_it(sentence):
-    graph = segment.region_graph(*volume(), statistics=EVERY)
+    graph = segment.region_graph(*volume(), extras=EVERY)
     damaged = replace(graph, **DAMAGED_GRAPH[sentence](graph))
-    calls = [lambda: segment.agglomerate(damaged), lambda: segment.agglomerate(damaged, tie_break="waterz"),
+    calls = [lambda: segment.agglomerate(damaged), lambda: segment.agglomerate(damaged, ties="waterz"),
              lambda: segment.agglomerate(damaged, "aff85_his256_all"), lambda: segment.size_linkage(damaged, 5)]
     if "rise by" not in sentence:
         calls.append(lambda: segment.pool_graphs([graph, damaged]))
@@ -144,11 +144,11 @@ def test_every_layout_of_affinities_and_labels_gives_the_same_segments():
             "slice_watershed": lambda a, f, m: segment.slice_watershed(a),
             "hminima": lambda a, f, m: segment.seeded_slices(a, "hminima"),
             "flood": lambda a, f, m: segment.flood(a[0], f, m),
-            "region_graph": lambda a, f, m: segment.region_graph(f, a, statistics=EVERY).sum,
-            "segment": lambda a, f, m: segment.segment(a, dust_size=3),
+            "region_graph": lambda a, f, m: segment.region_graph(f, a, extras=EVERY).sum,
+            "segment": lambda a, f, m: segment.Segmentation(a).labels(dust_size=3),
             "components": lambda a, f, m: segment.affinity_components(a),
             "mutex": lambda a, f, m: segment.mutex_watershed(a, np.asfortranarray(offsets), mask=m, strides=(1, 2, 2)),
-            "link": lambda a, f, m: segment.link_sections(f, a, affinity=0.3),
+            "link": lambda a, f, m: segment.link_sections(f, a, segment.LinkRule(affinity=0.3)),
             "boundary": lambda a, f, m: segment.boundary_threshold(f, a, 0.4),
         }
         for name, face in faces.items():
@@ -193,7 +193,8 @@ def test_running_means_of_a_block_are_those_of_its_own_contacts():
     for seed in range(30):
         fragments, affs = volume(seed, tuple(random.integers(2, 8, 3)), 6)
         halo = [int(random.integers(0, min(3, size))) for size in fragments.shape]
-        graph = segment.region_graph(fragments, affs, statistics=("running_mean",), halo=halo)
+        graph = segment.region_graph(fragments, affs, extras=("running_mean",),
+                                     place=segment.Place(halo=halo))
         own = {}
         for z, y, x in np.ndindex(*fragments.shape):
             if any(at < wide for at, wide in zip((z, y, x), halo)):
@@ -226,7 +227,7 @@ def test_volumes_too_large_for_numbers_of_32_bits_are_refused_by_their_shape():
         segment.slice_watershed(np.broadcast_to(np.uint8(1), section.shape))
     small, edges = volume()
     with pytest.raises(InputError, match="keys of contacts are numbers of 64 bits"):
-        segment.region_graph(small, edges, volume_shape=(2**22, 2**21, 2**20))
+        segment.region_graph(small, edges, place=segment.Place(volume_shape=(2**22, 2**21, 2**20)))
 
 
 def test_more_edges_than_numbers_are_an_error_and_no_wrap():

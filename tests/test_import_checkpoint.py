@@ -15,12 +15,14 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.models.mae import MaskedAutoencoder
 from emcore.models.unetr import UNETR
 from emcore.settings import Settings
+from emcore.settings.model import UNETRModel, UNETRSizes
+from emcore.systems.checkpoints import load_model
+from emcore.systems.dbmim.published import translated
 from emcore.systems.pytc.checkpoint import BLOCK, import_checkpoint, main
 from emcore.volumes import create_volume, open_volume
-from tests.test_unetr_mae import fill
+from tests.test_unetr_mae import LARGE, autoencoder, fill
 
 LEVELS = 3
 SETTINGS = dict(name="t", data=dict(patch=[4, 16, 16]), model=dict(
@@ -95,9 +97,9 @@ def test_a_lightning_file_becomes_ours_with_its_averaged_weights(tmp_path, rsune
     assert not Custom.touched
     content = checkpoint.read(tmp_path / "ours.pt")
     assert all(torch.equal(content["model"][name], value) for name, value in net.state_dict().items())
-    loaded = checkpoint.load_model(tmp_path / "ours.pt")
+    loaded = load_model(tmp_path / "ours.pt")
     assert all(torch.equal(loaded.state_dict()[name], value) for name, value in average.items())
-    assert checkpoint.start_from(build_model(wanted.model, wanted.data.patch), tmp_path / "ours.pt", (), ())
+    assert checkpoint.start_from(build_model(wanted.model, wanted.data.patch), content, tmp_path / "ours.pt", (), ())
 
 
 def forward(state, image, factors, depth_2d):
@@ -162,13 +164,13 @@ def test_an_imported_net_with_a_factor_along_z_predicts_as_the_published_one(tmp
     image = torch.rand((1, 1, 8, 16, 16), generator=random)
     state = {published_name(name): value for name, value in net.state_dict().items()}
     with torch.no_grad():
-        expected, found = forward(state, image, factors, 1), checkpoint.load_model(tmp_path / "ours.pt")(image)
+        expected, found = forward(state, image, factors, 1), load_model(tmp_path / "ours.pt")(image)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     if factors[0][0] == 1:
         return
     del content["config"]["model"]["rsunet"]["up"]  # a file from before there was a choice
     checkpoint.save(tmp_path / "old.pt", content)
-    assert checkpoint.load_model(tmp_path / "old.pt").up == "trilinear"
+    assert load_model(tmp_path / "old.pt").up == "trilinear"
     with pytest.raises(InputError, match=r'set model\.rsunet\.up = "bilinear_yx"; it is trilinear'):
         import_checkpoint(tmp_path / "last.ckpt", config.from_table(Settings, {
             "name": "t", "model": content["config"]["model"]}))
@@ -231,25 +233,27 @@ DBMIM = {"model": {"architecture": "unetr_aniso_em", "in_channels": 1, "out_chan
 
 
 def test_the_published_pretraining_gives_77_tensors_to_a_net_of_any_size(tmp_path):
-    net = fill(MaskedAutoencoder())
+    net = fill(autoencoder())
     said = {**DBMIM, "model": {**DBMIM["model"], "architecture": "dbmim"}}
     torch.save({"model": net.state_dict(), "decision_module": None, "optimizer": {"state": {}}, "epoch": 1,
                 "policy_optimizer": None, "global_step": 160_000, "config": said}, tmp_path / "pretrained_latest.pt")
-    taken = checkpoint.start_from(UNETR(), tmp_path / "pretrained_latest.pt", (), ())
+    path = tmp_path / "pretrained_latest.pt"
+    content = translated(checkpoint.read(path))
+    taken = checkpoint.start_from(UNETR(UNETRModel(out_channels=3), LARGE), content, path, (), ())
     assert len(taken) == 77
     prefixes = ("patch_embed", "pos_embed", "encoder_blocks", "norm.")
-    small = UNETR(volume=(16, 64, 64))
-    assert len(checkpoint.start_from(small, tmp_path / "pretrained_latest.pt", prefixes, ())) == 77
+    small = UNETR(UNETRModel(out_channels=3), (16, 64, 64))
+    assert len(checkpoint.start_from(small, content, path, prefixes, ())) == 77
     assert small.pos_embed.shape[1] == 4 * 4 * 4
-    with pytest.raises(InputError, match="'dbmim' of the checkpoint is not a net for prediction"):
-        checkpoint.load_model(tmp_path / "pretrained_latest.pt")
+    with pytest.raises(InputError, match=r"masked_autoencoder predicts nothing: .* are taken by train\.start_from"):
+        load_model(path)
 
 
 def test_the_published_finetuned_net_predicts_as_it_is(tmp_path):
-    net = fill(UNETR())
+    net = fill(UNETR(UNETRModel(out_channels=3), LARGE))
     torch.save({"model": net.state_dict(), "postprocess": None, "optimizer": {}, "epoch": 9, "global_step": 12_000,
                 "best_score": 0.5, "config": DBMIM, "last_eval": {}}, tmp_path / "finetuned_latest.pt")
-    loaded = checkpoint.load_model(tmp_path / "finetuned_latest.pt")
+    loaded = load_model(tmp_path / "finetuned_latest.pt")
     assert len(loaded.state_dict()) == 214
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
     assert checkpoint.step_of(checkpoint.read(tmp_path / "finetuned_latest.pt")) == 12_000
@@ -257,9 +261,9 @@ def test_the_published_finetuned_net_predicts_as_it_is(tmp_path):
 
 @pytest.mark.parametrize("architecture, tensors", [("paper_unetr", 192), ("unetr", 124), ("mae_head", 79)])
 def test_the_other_published_architectures_are_known_by_all_their_names(tmp_path, architecture, tensors):
-    from emcore.engine.published import published_tables
     from emcore.settings.model import Model
-    table, patch = published_tables({**DBMIM, "model": {**DBMIM["model"], "architecture": architecture}})
+    content = translated({"config": {**DBMIM, "model": {**DBMIM["model"], "architecture": architecture}}})
+    table, patch = content["config"]["model"], content["config"]["data"]["patch"]
     with torch.device("meta"):
         net = build_model(config.from_table(Model, table, "model"), tuple(patch))
     assert len(net.state_dict()) == tensors
@@ -267,7 +271,8 @@ def test_the_other_published_architectures_are_known_by_all_their_names(tmp_path
 
 @pytest.mark.slow
 def test_infer_predicts_from_a_published_file_as_it_is(tmp_path):
-    net = UNETR(volume=(8, 32, 32), patch=(2, 8, 8), width=16, depth=4, heads=4, features=8)
+    sizes = UNETRSizes(patch=(2, 8, 8), width=16, depth=4, heads=4, features=8)
+    net = UNETR(UNETRModel(out_channels=3, transformer=sizes), (8, 32, 32))
     said = {"model": {"architecture": "unetr_aniso_em", "volume_size": [8, 32, 32], "patch_size": [2, 8, 8],
                       "embed_dim": 16, "depth": 4, "num_heads": 4, "feature_size": 8, "out_channels": 3}}
     torch.save({"model": net.state_dict(), "global_step": 12, "config": said}, tmp_path / "finetuned_latest.pt")

@@ -13,17 +13,16 @@ from emcore.engine import checkpoint
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.losses import LossPlan
-from emcore.models.unet_v1 import NUISANCE, UNetV1, from_published
+from emcore.models.unet_v1 import UNetV1
 from emcore.settings.augment import Fold
-from emcore.settings.loss import Loss, Term
-from emcore.settings.train import Optimizer
-from emcore.systems.legacy_v1 import samples
+from emcore.settings.loss import LegacyBceTerm, Loss
+from emcore.settings.model import UNetV1Model
+from emcore.systems.legacy_v1 import recipe, samples
 from emcore.systems.legacy_v1.__main__ import main
 from emcore.systems.legacy_v1.flags import read_flags
 from emcore.systems.legacy_v1.inference import positions, prediction
-from emcore.systems.legacy_v1.samples import augment, sample_size, sampling
-from emcore.systems.legacy_v1.training import BALANCE, PLATEAU
-from emcore.systems.legacy_v1.weights import load_net, published, save_net, update_momentum
+from emcore.systems.legacy_v1.samples import augment, sample_size
+from emcore.systems.legacy_v1.weights import NUISANCE, from_published, load_net, published, save_net, update_momentum
 from emcore.volumes import create_volume, open_volume
 from tests.test_unet_v1 import filled, grid
 
@@ -41,7 +40,7 @@ def write(path, values):
 
 
 def filled_net(out=1):
-    net = UNetV1(out_channels=out)
+    net = UNetV1(UNetV1Model(out_channels=out))
     filled(net)
     return net
 
@@ -79,6 +78,7 @@ def test_load_model_means_what_it_says(text, value):
     (["-lm", "perhaps"], "-lm takes True or False; got 'perhaps'"),
     (["-lm", "True"], "needs the file to load"),
     (["-b", "0"], "-b must be 1 or more; got 0"),
+    (["-lr", "0"], "-lr must be above 0; got 0.0"),
 ])
 def test_wrong_flags_are_told_in_one_sentence(change, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -144,7 +144,7 @@ def test_a_training_step_has_the_published_loss_and_gradients(rule, loss, norms)
     assert label.mean((1, 2, 3, 4)).tolist() == pytest.approx([0.11187744, 0.10766602], abs=1e-8)
     out = net(image)
     assert out.mean().item() == pytest.approx(0.49970180, abs=1e-8)
-    plan = LossPlan(Loss((Term("legacy_bce", balance=BALANCE[rule]),)))
+    plan = LossPlan(Loss((LegacyBceTerm(balance=recipe.BALANCE[rule]),)))
     value = plan(out, label).total
     assert value.item() == pytest.approx(loss, rel=1e-5)
     value.backward()
@@ -161,13 +161,14 @@ def test_weights_balance_each_sample_by_either_rule():
     prediction = torch.full_like(some, 0.3)
     for rule, label, expected in (("A", none, 0.0), ("B", none, 0.3566750), ("A", some, 0.0390162),
                                   ("B", some, 1.5216314)):
-        plan = LossPlan(Loss((Term("legacy_bce", balance=BALANCE[rule]),)))
+        plan = LossPlan(Loss((LegacyBceTerm(balance=recipe.BALANCE[rule]),)))
         found = plan(prediction, label).total.item()
         assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_learning_rate_falls_at_the_published_iterations():
-    plateau, changes, rate = Plateau(PLATEAU, Optimizer(lr=1e-3)), [], 1e-3
+    train = recipe.training(read_flags("train", TRAIN)).train
+    plateau, changes, rate = Plateau(train.schedule, train.optimizer.lr), [], 1e-3
     for iteration in range(10, 60_001, 10):
         if abs(plateau.update(0.5) - rate) > 1e-8:  # what torch's scheduler takes for a change
             rate = plateau.lr
@@ -236,7 +237,7 @@ def test_samples_with_little_cleft_are_mostly_rejected(tmp_path):
     write(tmp_path / "im.h5", np.zeros(label.shape, np.uint8))
     write(tmp_path / "syn.h5", label)
     flags = read_flags("train", f"-t {tmp_path}/ -dn im.h5 -ln syn.h5 -mi 2,32,32 -ac unetv0 --task 2".split())
-    data = sampling(flags)
+    data = recipe.training(flags).data
     assert (data.patch, data.choose, data.reject_below) == (size, "positions", 101)
     sampler = Sampler(open_sources(data, "train"), data, 0)
     kept = [np.count_nonzero(sampler[number]["label"] > 0) > 100 for number in range(300)]
@@ -279,7 +280,7 @@ def test_training_writes_the_files_and_logs_of_the_tutorial(tmp_path, monkeypatc
     assert net.fconv[0][1].out_channels == 1
     assert count == pytest.approx(sum(0.999**k for k in range(12)), rel=1e-5)
     # a warm start takes the weights, and nothing else
-    warm = [*flags, "-lm", "True", "-pm", f"{tmp_path}/out/volume_10.pth", "--iteration-total", "0", "-lr", "0"]
+    warm = [*flags, "-lm", "True", "-pm", f"{tmp_path}/out/volume_10.pth", "--iteration-total", "0", "-lr", "1e-30"]
     assert main(["train", *warm]) == 0
     again, _ = load_net(str(tmp_path / "out" / "volume_0.pth"))
     assert torch.equal(again.fconv[0][1].weight, net.fconv[0][1].weight)
@@ -306,7 +307,7 @@ def test_a_net_tested_without_its_task_says_which_it_is_and_a_file_without_resol
     with create_volume(f"{tmp_path / 'b.h5'}:main", image.shape, image.dtype, (40, 4, 4), (80, 0, 0)) as out:
         out[...] = image
     for task, channels in ((2, 1), (1, 3)):
-        save_net(UNetV1(out_channels=channels), tmp_path / "net.pth", 1.0)
+        save_net(UNetV1(UNetV1Model(out_channels=channels)), tmp_path / "net.pth", 1.0)
         flags = [*f"-t {tmp_path}/ -dn a.h5@b.h5 -mi 2,32,32 -ac unetv0 -lm True -o {tmp_path}/out{task}".split(),
                  "-pm", f"{tmp_path}/net.pth"]
         assert main(["test", *flags]) == 0

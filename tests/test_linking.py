@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
-from emcore.segment import join_pairs, link_sections, merge_faces
+from emcore.segment import LinkRule, join_pairs, link_sections, merge_faces
 from tests.oracles import linking as oracle
 
 
@@ -24,9 +24,9 @@ def test_linking_equals_dicts_of_pixels():
             labels = labels + (20 * np.arange(shape[0])[:, None, None] * (labels > 0)).astype(labels.dtype)
         affs = rng.integers(0, 5, (3, *shape)).astype(np.float32) / 4
         options = {"iou": rng.choice([0, 0.3, 0.5]), "best_buddy": bool(rng.integers(2)),
-                   "one_sided": rng.choice([0, 0.5, 0.8]), "one_sided_min_size": rng.integers(0, 6),
+                   "one_sided": rng.choice([0, 0.5, 0.8]), "one_sided_size": rng.integers(0, 6),
                    "affinity": rng.choice([0, 0.5]), "min_size": rng.integers(0, 4)}
-        linked = link_sections(labels, affs, **options)
+        linked = link_sections(labels, affs, LinkRule(**options))
         np.testing.assert_array_equal(linked, oracle.link_sections(labels, affs[0], **options))
         assert linked.dtype == labels.dtype
         joins += (linked != labels).any()
@@ -41,7 +41,7 @@ def test_faces_equal_dicts_of_pixels():
         first, second = (blocky(rng, shape, 6)[0] for _ in range(2))
         affinities = rng.integers(0, 5, shape[1:]).astype(np.float32) / 4
         options = {"min_overlap": rng.integers(1, 4), "iou": rng.choice([0, 0.3]),
-                   "one_sided": rng.choice([0, 0.5, 0.9]), "one_sided_min_size": rng.integers(0, 6),
+                   "one_sided": rng.choice([0, 0.5, 0.9]), "one_sided_size": rng.integers(0, 6),
                    "affinity": rng.choice([0, 0.5])}
         joined = merge_faces(first, second.astype(np.uint8), affinities, **options)
         expected = oracle.face_pairs(first, second, affinities, **options)
@@ -56,7 +56,8 @@ def test_a_neuron_of_three_sections_becomes_one():
     for z in range(3):
         labels[z, :4, z:z + 3] = 10 + z
     assert set(np.unique(link_sections(labels))) == {0, 10}
-    assert set(np.unique(link_sections(labels, best_buddy=False, iou=0.6, one_sided=0))) == {0, 10, 11, 12}
+    strict = LinkRule(best_buddy=False, iou=0.6, one_sided=0)
+    assert set(np.unique(link_sections(labels, None, strict))) == {0, 10, 11, 12}
 
 
 def test_a_segment_that_goes_on_elsewhere_is_not_joined():
@@ -65,14 +66,14 @@ def test_a_segment_that_goes_on_elsewhere_is_not_joined():
     labels[1:, :, 4:] = 1  # 1 does not end in section 0 ...
     labels[1:, :, :4] = 2  # ... nor in section 1, where 2 goes on beside it
     labels[0, 0, 7] = 2  # and 2 begins in section 0
-    np.testing.assert_array_equal(link_sections(labels, one_sided_min_size=1), labels)
+    np.testing.assert_array_equal(link_sections(labels, None, LinkRule(one_sided_size=1)), labels)
 
 
 def test_more_affinity_asked_joins_less():
     rng = np.random.default_rng(3)
     labels = np.arange(1, 4 * 25 + 1).reshape(4, 5, 5).repeat(3, 1).repeat(3, 2)
     affs = rng.random((3, *labels.shape)).astype(np.float32)
-    counts = [len(np.unique(link_sections(labels, affs, affinity=a))) for a in (0, 0.4, 0.5, 0.6, 1)]
+    counts = [len(np.unique(link_sections(labels, affs, LinkRule(affinity=a)))) for a in (0, 0.4, 0.5, 0.6, 1)]
     assert counts == sorted(counts)
     assert counts[0] == 25
     assert counts[-1] == 100
@@ -108,8 +109,8 @@ def test_nothing_to_link_gives_a_copy():
     ({"labels": np.ones((2, 3, 3))}, "labels must be integers or bool; got float64"),
     ({"labels": np.ones((3, 3), int)}, "labels must have 3 axes; got shape (3, 3)"),
     ({"labels": np.full((2, 3, 3), -1)}, "labels must not be negative; found -1"),
-    ({"iou": 50}, "iou must be between 0 (off) and 1; got 50"),
-    ({"affinity": 0.5}, "affinity=0.5 needs affs"),
+    ({"rule": LinkRule(iou=50)}, "iou must be between 0 (off) and 1; got 50"),
+    ({"rule": LinkRule(affinity=0.5)}, "affinity=0.5 needs affs"),
     ({"affs": np.ones((3, 2, 3, 4), np.float32)}, "affs must lie on the labels (2, 3, 3); got (3, 2, 3, 4)"),
 ])
 def test_a_wrong_argument_of_linking_is_named(change, sentence):

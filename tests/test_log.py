@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from emcore import config
-from emcore.engine import checkpoint, finish
+from emcore.engine import checkpoint, resume
 from emcore.engine.log import Log
 from emcore.errors import InputError
 from emcore.files import append
@@ -92,7 +92,7 @@ def test_a_damaged_config_of_a_run_is_taken_from_its_checkpoint(tmp_path, capsys
         (tmp_path / "config.toml").unlink(missing_ok=True)
         if damaged is not None:
             (tmp_path / "config.toml").write_text(damaged)
-        finish.check_same_run(tmp_path, settings)
+        resume.check_same_run(tmp_path, settings)
         assert "is missing or damaged; the config in step_000000001.pt holds" in capsys.readouterr().err
         with pytest.raises(InputError, match="seed was 3, is 4"):
-            finish.check_same_run(tmp_path, Settings("x", seed=4))
+            resume.check_same_run(tmp_path, Settings("x", seed=4))

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from emcore.errors import InputError
-from emcore.losses import LossPlan, class_balance, shrink
+from emcore.losses import LOSSES, LossPlan, class_balance, shrink
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings.channels import channels_of
-from emcore.settings.loss import Loss, Term
+from emcore.settings.checks import check_terms
+from emcore.settings.loss import BceTerm, DiceTerm, LegacyBceTerm, Loss
+from emcore.settings.model import MedNeXtModel, MedNeXtSizes, RSUNetModel, UNETRModel, UNetV1Model
 
 
 @pytest.fixture
@@ -34,7 +36,8 @@ def test_golden_values(fixture, masked, value, options):
 
 
 def plan(**options):
-    return LossPlan(Loss((Term(**options),)))
+    kind = options.pop("kind", "bce")
+    return LossPlan(Loss((next(term for term in LOSSES if term.kind == kind)(**options),)))
 
 
 def test_automatic_weights_count_only_what_is_valid_and_are_capped():
@@ -63,16 +66,16 @@ def test_a_channel_without_any_valid_voxel_costs_nothing_and_gives_no_nan():
 
 def test_halves_give_both_classes_the_same_weight():
     target = torch.tensor([0.0, 0, 0, 1]).view(1, 1, 1, 1, 4)
-    weights = class_balance(Term(balance="halves"), target)
+    weights = class_balance(BceTerm(balance="halves"), target)
     assert weights.flatten().tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
-    assert class_balance(Term(balance="halves"), torch.zeros(1, 1, 1, 1, 4)).tolist() == [1]
+    assert class_balance(BceTerm(balance="halves"), torch.zeros(1, 1, 1, 1, 4)).tolist() == [1]
 
 
 def test_the_legacy_rules_weigh_as_published():
     label = torch.zeros(1, 1, 1, 20, 20)
     label.view(-1)[:10] = 1
-    later = class_balance(Term(balance="positive"), label).flatten()
-    first = class_balance(Term(balance="negative"), label).flatten()
+    later = class_balance(LegacyBceTerm(balance="positive"), label).flatten()
+    first = class_balance(LegacyBceTerm(balance="negative"), label).flatten()
     assert (later[0].item(), later[-1].item()) == pytest.approx((39, 1))
     assert (first[0].item(), first[-1].item()) == pytest.approx((1, 0.025641), abs=1e-6)
     chance = torch.full_like(label, 0.3)
@@ -126,15 +129,19 @@ def test_slices_pick_channels_and_wrong_ones_are_told_before_the_first_step():
             channels_of(wrong, count, "loss.terms.0.prediction")
     x = torch.randn(1, 3, 1, 2, 2)
     y = torch.zeros(1, 2, 1, 2, 2)
-    part = LossPlan(Loss((Term(prediction="1:", target=":"),)))
+    part = LossPlan(Loss((BceTerm(prediction="1:", target=":"),)))
     torch.testing.assert_close(part(x, y).total, plan()(x[:, 1:], y).total)
-    with pytest.raises(InputError, match=r"compares 3 prediction channels with 2 target channels"):
-        plan().check(3, 2)
-    with pytest.raises(InputError, match="needs one target channel of class numbers; got 2"):
-        plan(kind="weighted_ce").check(3, 2)
-    with pytest.raises(InputError, match="head is ''; the net has the heads aff, sdt"):
-        plan().check({"aff": 3, "sdt": 1}, 4)
-    plan(head="aff", target="0:3").check({"aff": 3, "sdt": 1}, 4)
+    three, heads = RSUNetModel(out_channels=3), MedNeXtModel(mednext=MedNeXtSizes(heads=(("aff", 3), ("sdt", 1))))
+    for options, net, targets, says in (
+            ({}, three, 2, "loss.terms.0 compares 3 prediction channels with 2 target channels"),
+            ({"kind": "weighted_ce"}, three, 2, "needs one target channel of class numbers; got 2"),
+            ({}, heads, 4, "head is ''; the net has the heads aff, sdt"),
+            ({"head": "aff"}, three, 3, "head is 'aff'; the net rsunet has no heads to choose from"),
+            ({"kind": "legacy_bce"}, three, 3, "legacy_bce takes probabilities; the net rsunet gives logits")):
+        with pytest.raises(InputError, match=says):
+            check_terms(plan(**options).loss, net, targets)
+    check_terms(plan(head="aff", target="0:3").loss, heads, 4)
+    check_terms(plan(kind="legacy_bce").loss, UNetV1Model(), 1)
     with pytest.raises(InputError, match="positive_weight needs 1 or 2 values, got 3"):
         plan(positive_weight=(1.0, 2.0, 3.0))(y, y)
 
@@ -149,7 +156,7 @@ def test_predictions_are_limited_and_computed_in_fp32():
 
 
 def test_uncertainty_balances_and_learns():
-    balanced = LossPlan(Loss((Term(), Term("dice", weight=2.0)), uncertainty=True))
+    balanced = LossPlan(Loss((BceTerm(), DiceTerm(weight=2.0)), uncertainty=True))
     x, y = torch.randn(1, 1, 2, 2, 2), torch.ones(1, 1, 2, 2, 2)
     value = balanced(x, y)
     assert value.total.item() == pytest.approx(0.5 * (value.terms[0] + 2 * value.terms[1]).item(), rel=1e-6)
@@ -159,7 +166,7 @@ def test_uncertainty_balances_and_learns():
 
 def test_heads_and_levels_are_summed():
     y = torch.tensor([[1.0, 0, 0, 1]]).view(1, 1, 1, 1, 4)
-    heads = LossPlan(Loss((Term(head="a"), Term(head="b", weight=3.0))))
+    heads = LossPlan(Loss((BceTerm(head="a"), BceTerm(head="b", weight=3.0))))
     a, b = torch.randn(1, 1, 1, 1, 4), torch.randn(1, 1, 1, 1, 4)
     torch.testing.assert_close(heads({"a": a, "b": b}, y).total, plan()(a, y).total + 3 * plan()(b, y).total)
     coarse, middle = torch.zeros(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 2)
@@ -191,7 +198,7 @@ def test_the_losses_of_masked_finetuning_are_the_published_ones():
     target = target[None]
     assert target.mean((0, 2, 3, 4)).tolist() == pytest.approx([0.85598147, 0.92031252, 0.9140625], abs=1e-6)
     with torch.no_grad():
-        logits = fill(UNETR())(image)
+        logits = fill(UNETR(UNETRModel(out_channels=3), (32, 160, 160)))(image)
     maws = dict(membrane_weight=0.75, channel_weights=(1.35, 1.0, 1.0))
     for value, options in [
             (0.24219228, dict(kind="sigmoid_mse", **maws)),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
-from emcore.segment import mutex_watershed
+from emcore.segment import Affinities, mutex_watershed
 from tests.oracles import mutex as oracle
 
 NEAREST = [(-1, 0, 0), (0, -1, 0), (0, 0, -1)]
@@ -116,7 +116,7 @@ def test_a_table_says_what_codes_mean():
     rng = np.random.default_rng(11)
     codes = rng.integers(0, 256, (len(LONG), 3, 4, 5)).astype(np.uint8)
     table = (np.arange(256) / 255.0) ** 2
-    np.testing.assert_array_equal(mutex_watershed(codes, LONG, table=table),
+    np.testing.assert_array_equal(mutex_watershed(Affinities(codes, LONG, table=table)),
                                   mutex_watershed(table[codes].astype(np.float32), LONG))
 
 
@@ -131,9 +131,9 @@ def test_a_table_says_what_codes_mean():
     ({"mask": np.ones((2, 2, 2))}, "mask must have the shape (3, 3, 3)"),
     ({"affs": np.full((8, 3, 3, 3), np.nan, np.float32)}, "found NaN or values outside"),
     ({"affs": np.full((8, 3, 3, 3), 1.5, np.float16)}, "affs must be between 0 and 1"),
-    ({"affs": np.ones((8, 3, 3, 3))}, "float32, float16 or uint8; got (8, 3, 3, 3) float64"),
-    ({"affs": np.ones((8, 3, 3), np.float32)}, "affs must be (c, z, y, x)"),
-    ({"table": np.ones(256)}, "table decodes uint8 affinities, but affs are float32"),
+    ({"affs": np.ones((8, 3, 3, 3))}, "affs must be float32, float16 or uint8; got float64"),
+    ({"affs": np.ones((8, 3, 3), np.float32)}, "affs must be (channels, z, y, x)"),
+    ({"affs": Affinities(np.ones((8, 3, 3, 3), np.float32), LONG)}, "offsets belong to a plain array"),
     ({"threads": 0}, "threads must be at least 1"),
 ])
 def test_a_wrong_argument_is_named(change, sentence):

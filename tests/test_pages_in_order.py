@@ -86,9 +86,11 @@ def rescored(name, *more):
 
 
 R = f"results_step={STEPS}"
-CLEFTS, NEURONS, V1 = ("configs/cremi_clefts.toml", "configs/snemi_neurons.toml", "configs/cremi_clefts_v1.toml")
-R33, EMR50, SMALL = ("configs/dbmim_finetune_r33.toml", "configs/emr50_polarity.toml",
-                     "configs/emr50_polarity_small.toml")
+CLEFTS, NEURONS = "configs/cremi/cremi_clefts.toml", "configs/snemi/snemi_neurons.toml"
+V1 = "configs/legacy_v1/cremi_clefts_v1.toml"
+FIB25, MEMBRANES = "configs/tissue/fib25_neurons.toml", "configs/tissue/isbi2012_membranes.toml"
+R33, EMR50, SMALL = ("configs/dbmim/dbmim_finetune_r33.toml", "configs/emr50/emr50_polarity.toml",
+                     "configs/emr50/emr50_polarity_small.toml")
 HF = "outputs/hf_weights/weights/fullem_mixedmask_dbmim_r33"
 V1_DATA = ("-t datasets/cremi_v1/ -dn images/im_A_v2_200.h5@images/im_B_v2_200.h5@images/im_C_v2_200.h5",
            "-ln gt-syn/syn_A_v2_200.h5@gt-syn/syn_B_v2_200.h5@gt-syn/syn_C_v2_200.h5")
@@ -103,29 +105,29 @@ TABLE = {
         (f"python infer.py --cfg configs/demo.toml {OURS}", predicted("mine")),
         (f"python evaluate.py --cfg configs/demo.toml {OURS}", scored("mine")),
         ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml", "instead"),
-        ("sbatch slurm/train.sbatch configs/cremi_clefts.toml", None),
+        ("sbatch slurm/train.sbatch configs/cremi/cremi_clefts.toml", None),
         (f"python train.py --cfg {CLEFTS} --smoke", None),
         ("python -m emcore config train", prints(r"\[train\]", r"steps = ")),
     ],
     "docs/benchmarks.md": [
-        *[(f"python {script}.py --cfg configs/fib25_neurons.toml data.folder=data", done) for script, done in (
+        *[(f"python {script}.py --cfg {FIB25} data.folder=data", done) for script, done in (
             ("train", trained("fib25_neurons")), ("infer", predicted("fib25_neurons", "fib25_val")),
             ("evaluate", scored("fib25_neurons")))],
-        *[(f"python train.py --cfg configs/{name}.toml data.folder=data", trained(name))
+        *[(f"python train.py --cfg configs/tissue/{name}.toml data.folder=data", trained(name))
           for name in ("fib25_unetr", "fib25_pretrain", "fib25_unetr_pretrained")],
-        *[(f"python {script}.py --cfg configs/isbi2012_membranes.toml data.folder=data", done) for script, done in (
+        *[(f"python {script}.py --cfg {MEMBRANES} data.folder=data", done) for script, done in (
             ("train", trained("isbi2012_membranes")), ("infer", predicted("isbi2012_membranes", "isbi2012_val")),
             ("evaluate", scored("isbi2012_membranes")))],
-        ('python train.py --cfg configs/isbi2012_membranes.toml data.folder=data "data.train_part=[0.0,1.0]" '
+        (f'python train.py --cfg {MEMBRANES} data.folder=data "data.train_part=[0.0,1.0]" '
          "name=isbi2012_membranes_all", trained("isbi2012_membranes_all")),
-        *[(f"python {script}.py --cfg configs/vnc_{kind}.toml data.folder=data", done)
+        *[(f"python {script}.py --cfg configs/tissue/vnc_{kind}.toml data.folder=data", done)
           for kind in ("clefts", "mitochondria") for script, done in (
               ("train", trained(f"vnc_{kind}")), ("infer", predicted(f"vnc_{kind}", "vnc_val")),
               ("evaluate", scored(f"vnc_{kind}")))],
-        ("python infer.py --cfg configs/fib25_neurons.toml --checkpoint weights/fib25_neurons.pt --params new.toml",
+        (f"python infer.py --cfg {FIB25} --checkpoint weights/fib25_neurons.pt --params new.toml",
          makes("outputs/fib25_neurons_weights=fib25_neurons/new_prediction.h5",
                "outputs/fib25_neurons_weights=fib25_neurons/new_labels.h5")),
-        ("python evaluate.py --cfg configs/fib25_neurons.toml --params new.toml "
+        (f"python evaluate.py --cfg {FIB25} --params new.toml "
          "--results outputs/fib25_neurons_weights=fib25_neurons",
          makes("outputs/fib25_neurons_weights=fib25_neurons/scores.json",
                "outputs/fib25_neurons_weights=fib25_neurons/report.html")),
@@ -217,9 +219,9 @@ TABLE = {
         ("python -m emcore synth --layout cremi data/synthetic --shape 64,320,320 --samples 3",
          makes("data/synthetic/sample_C_20160501.hdf")),
         (f"python train.py --cfg {R33} --smoke", None),
-        ("python train.py --cfg configs/dbmim_pretrain_r33.toml", trained("dbmim_pretrain_r33")),
+        ("python train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml", trained("dbmim_pretrain_r33")),
         (f"python train.py --cfg {R33}", trained("dbmim_finetune_r33")),
-        ("torchrun --nproc-per-node=4 train.py --cfg configs/dbmim_pretrain_r33.toml", "instead"),
+        ("torchrun --nproc-per-node=4 train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml", "instead"),
         ("tensorboard --logdir outputs", None),
         ("python -m emcore report outputs/dbmim_finetune_r33", makes("outputs/dbmim_finetune_r33/report.html")),
         (f"python train.py --cfg {R33} name=dbmim_finetune_published train.start_from={HF}/pretrained_latest.pt",
@@ -245,7 +247,7 @@ TABLE = {
         ("python -m emcore synth --layout polarity datasets/synthetic/emr50_small --shape 96,768,768 "
          "--resolution 30,8,8 --samples 2", makes("datasets/synthetic/emr50_small/*")),
         (f"python train.py --cfg {EMR50}", trained("emr50_polarity")),
-        ("python train.py --cfg configs/emr50_polarity_exclusive.toml", trained("emr50_polarity_exclusive")),
+        ("python train.py --cfg configs/emr50/emr50_polarity_exclusive.toml", trained("emr50_polarity_exclusive")),
         ("tensorboard --logdir outputs/emr50_polarity/tensorboard", None),
         ("python -m emcore report outputs/emr50_polarity", makes("outputs/emr50_polarity/report.html")),
         (f"python infer.py --cfg {EMR50}", predicted("emr50_polarity", "vol4")),
@@ -340,20 +342,21 @@ def test_every_command_of_a_page_has_a_row_that_says_what_it_does(page):
 
 def recipes_of(page):
     """The recipes of a page; those with a truth come first, because others may share their files."""
-    names = dict.fromkeys(re.findall(r"configs/([\w-]+)\.toml", "\n".join(row for row, _ in TABLE[page])))
+    names = dict.fromkeys(re.findall(r"configs/([\w/-]+)\.toml", "\n".join(row for row, _ in TABLE[page])))
     return sorted(names, key=lambda name: "pretrain" in name)
 
 
 def prepare(page, folder):
     """The recipes of the page at the size of a smoke test, and every file that they name."""
-    (folder / "configs").mkdir()
     for name in recipes_of(page):
         settings = config.load(Settings, ROOT / "configs" / f"{name}.toml")
         small = reduced(settings, Path("outputs"))
         data = replace(small.data, folder="data" if page == "docs/benchmarks.md" else settings.data.folder)
         start = re.sub(r"step_\d{9}", f"step_{STEPS:09d}", settings.train.start_from)
         small = replace(small, data=data, train=replace(small.train, start_from=start))
-        (folder / "configs" / f"{name}.toml").write_text(config.to_toml(small))
+        recipe = folder / "configs" / f"{name}.toml"
+        recipe.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(config.to_toml(small))
         write_missing(settings, small)
 
 
@@ -398,7 +401,7 @@ def before_benchmarks(folder):
     shutil.copytree(ROOT / "weights", "weights")
     text = (ROOT / "docs" / "benchmarks.md").read_text()
     toml = re.search(r"```\n(\[\[data\.test\]\].*?)```", text, re.DOTALL)[1]
-    settings = config.load(Settings, ROOT / "configs" / "fib25_neurons.toml")
+    settings = config.load(Settings, ROOT / "configs" / "tissue" / "fib25_neurons.toml")
     source = Path("data", split_reference(settings.data.test[0].image)[0])
     shutil.copy(source, "new.h5")
     (folder / "new.toml").write_text(toml.replace("/path/new.h5", str(folder / "new.h5")))
@@ -427,7 +430,7 @@ def before_clefts(folder):
         shutil.copy(f"datasets/corrected/im_{letter}.h5", f"datasets/corrected/im_{letter}+.h5")
     for name in ("clefts_A+.h5", "neurons_A+.h5"):
         volume(f"{name}:labels", clefts()[1])
-    write_lightning(config.load(Settings, "configs/cremi_clefts.toml"))
+    write_lightning(config.load(Settings, "configs/cremi/cremi_clefts.toml"))
 
 
 def before_v1(folder):
@@ -496,7 +499,7 @@ def after_pretraining(folder):
 
 
 AFTER = {"python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
-         "python train.py --cfg configs/dbmim_pretrain_r33.toml": after_pretraining}
+         "python train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml": after_pretraining}
 
 
 # ---- running

@@ -1,7 +1,6 @@
-"""infer.py and evaluate.py as a user runs them after train.py, and what a wheel offers."""
+"""infer.py and evaluate.py as a user runs them after train.py."""
 
 import json
-import shutil
 import subprocess
 import sys
 
@@ -12,8 +11,8 @@ import pytest
 from emcore import metrics, segment
 from emcore.decode.labels import decode, recut
 from emcore.metrics.evaluation import score_volume
+from emcore.settings.decode import AffinityDecode, ComponentsDecode, PolarityDecode
 from emcore.settings.evaluate import Evaluate
-from emcore.settings.predict import Decode
 from emcore.volumes import create_volume, open_volume
 from tests.test_train import CONFIG, ROOT, environment
 
@@ -56,7 +55,7 @@ def test_a_prediction_becomes_labels_and_its_tree_gives_every_other_threshold(tm
     truth = blocks()
     affs = exact_affinities(truth)
     prediction = stored(tmp_path, affs, offsets=[[-1, 0, 0], [0, -1, 0], [0, 0, -1]])
-    out = decode(prediction, Decode("affinities", threshold=0.5, low=0.1, high=0.9), tmp_path / "labels.h5")
+    out = decode(prediction, AffinityDecode(threshold=0.5, low=0.1, high=0.9), tmp_path / "labels.h5")
     labels = open_volume(out, "labels")
     assert labels.resolution == (30, 6, 6)
     table = metrics.contingency(truth, labels[...])
@@ -80,10 +79,10 @@ def test_channels_in_another_order_or_in_8_bits_decode_to_the_same_labels(tmp_pa
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     plain = decode(stored(tmp_path / "a", affs[::-1], offsets=[[0, 0, -1], [0, -1, 0], [-1, 0, 0]]),
-                   Decode("affinities", low=0.1, high=0.9), tmp_path / "a" / "labels.h5")
+                   AffinityDecode(low=0.1, high=0.9), tmp_path / "a" / "labels.h5")
     codes, table = segment.encode_affinities(affs)
     coded = decode(stored(tmp_path / "b", codes, offsets=[[-1, 0, 0], [0, -1, 0], [0, 0, -1]],
-                          affinity_table=table.tolist()), Decode("affinities", low=0.1, high=0.9),
+                          affinity_table=table.tolist()), AffinityDecode(low=0.1, high=0.9),
                    tmp_path / "b" / "labels.h5")
     one, two = (open_volume(path, "labels")[...] for path in (plain, coded))
     assert sum(metrics.voi(metrics.contingency(one, two))) == 0
@@ -94,9 +93,9 @@ def test_clefts_and_polarity_become_objects(tmp_path):
     values[0, :, 5:15, 5:10] = values[1, :, 5:15, 12:17] = 0.9
     values[2, :, 5:15, 5:17] = 0.9
     prediction = stored(tmp_path, values)
-    labels = open_volume(decode(prediction, Decode("polarity"), tmp_path / "polarity.h5"), "labels")[...]
+    labels = open_volume(decode(prediction, PolarityDecode(), tmp_path / "polarity.h5"), "labels")[...]
     assert dict(zip(*np.unique(labels[labels > 0], return_counts=True))) == {1: 200, 2: 200}
-    labels = open_volume(decode(prediction, Decode("components", remove_size=10), tmp_path / "parts.h5"), "labels")[...]
+    labels = open_volume(decode(prediction, ComponentsDecode(remove_size=10), tmp_path / "parts.h5"), "labels")[...]
     assert labels.max() == 1
 
 
@@ -132,35 +131,3 @@ def test_the_scripts_lead_from_a_checkpoint_to_scores(tmp_path):
     assert run("infer.py", "--from", str(results / "test_im_prediction.h5")).returncode == 0
     assert run("infer.py", "--from", str(results / "test_im_prediction.h5"), "--cut", "0.4").returncode == 0
     assert open_volume(results / "test_im_labels_0.4.h5", "labels").attrs["decode"]["threshold"] == 0.4
-
-
-@pytest.mark.long
-def test_a_wheel_brings_kernels_and_scripts_to_an_environment_without_a_compiler(tmp_path):
-    source = tmp_path / "source"  # a copy, so that nothing is left in the checkout
-    ours = shutil.ignore_patterns("*.so", "*.cpp", "__pycache__")
-    for folder in ("emcore", "kernels"):
-        shutil.copytree(ROOT / folder, source / folder, ignore=ours)
-    for path in [*ROOT.glob("*.py"), *(ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE"))]:
-        shutil.copy(path, source)
-    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
-                           "--no-index", "-w", str(tmp_path / "dist"), str(source)], capture_output=True, text=True,
-                          timeout=900)
-    assert done.returncode == 0, done.stderr
-    wheel = next((tmp_path / "dist").glob("*.whl"))
-    site = tmp_path / "site"
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target",
-                           str(site), str(wheel)], capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    code = ("import emcore, numpy; from emcore import segment; from pathlib import Path\n"
-            f"assert Path(emcore.__file__).is_relative_to({str(site)!r}), emcore.__file__\n"
-            "print(segment.watershed(numpy.ones((3, 4, 4, 4), numpy.float32)).max())\n"
-            "print((Path(emcore.__file__).parent / 'py.typed').exists())")
-    clean = {**environment(), "PYTHONPATH": str(site), "PATH": "/nowhere"}
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True)
-    assert out.stdout.split() == ["1", "True"], out.stderr
-    for script in ("train", "infer", "evaluate"):
-        out = subprocess.run([sys.executable, "-m", "emcore", script, "--help"], cwd=tmp_path, env=clean,
-                             capture_output=True, text=True)
-        assert "--cfg" in out.stdout, out.stderr
-    listed = {path.name for path in (site / "emcore" / "kernels").glob("*.so")}
-    assert len(listed) == len(list((ROOT / "kernels").glob("*.pyx")))

@@ -29,8 +29,8 @@ def scores_of(recipe, tissues, folder, steps):
     """The scores of one recipe: trained on the first tissue, scored on the second."""
     for sample, tissue in enumerate(tissues):
         write_layout(folder / "data", "polarity", tissue, sample)
-    options = ["--cfg", str(ROOT / "configs" / f"{recipe}.toml"), f"outputs={folder}", f"data.folder={folder / 'data'}",
-               f"train.steps={steps}", *SMALL]
+    options = ["--cfg", str(ROOT / "configs" / "emr50" / f"{recipe}.toml"), f"outputs={folder}",
+               f"data.folder={folder / 'data'}", f"train.steps={steps}", *SMALL]
     for script in ("train", "infer", "evaluate"):
         assert runpy.run_path(str(ROOT / f"{script}.py"))["main"](options) == 0
     found = json.loads((folder / recipe / f"results_step={steps}" / "scores.json").read_text())

@@ -6,28 +6,42 @@ import numpy as np
 import pytest
 import torch
 
-from emcore.engine.mode import fast_precision
+from emcore.engine.arithmetic import prediction as module
+from emcore.engine.arithmetic.mode import Arithmetic, fast_precision
+from emcore.engine.arithmetic.net import FORMATS
+from emcore.engine.arithmetic.prediction import comply, decide
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.prediction import arithmetic as module
 from emcore.prediction import predict
-from emcore.prediction.arithmetic import FORMATS, Arithmetic, comply, decide
 from emcore.prediction.windows import passes
 from emcore.settings import Settings
 from emcore.settings.data import Data
-from emcore.settings.model import MedNeXtSizes, Model, RSUNetSizes, TransformerSizes, UNetV1Sizes
+from emcore.settings.model import (
+    LightUNETRModel,
+    LightUNETRSizes,
+    LinearHeadModel,
+    LinearHeadSizes,
+    MedNeXtModel,
+    MedNeXtSizes,
+    RSUNetModel,
+    RSUNetSizes,
+    UNETRModel,
+    UNETRSizes,
+    UNetV1Model,
+    UNetV1Sizes,
+)
 from emcore.settings.predict import Infer
 from emcore.settings.train import Train
 
 WINDOW = (4, 16, 16)
-TOKENS = TransformerSizes((2, 8, 8), 16, 4, 2, features=8)
+TOKENS = (2, 8, 8), 16, 4, 2
 NETS = {
-    "rsunet": (Model(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2), norm="instance")), WINDOW),
-    "unet_v1": (Model(name="unet_v1", out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (4, 32, 32)),
-    "unetr": (Model(name="unetr", out_channels=3, transformer=TOKENS), WINDOW),
-    "unetr_light": (Model(name="unetr_light", out_channels=3, transformer=TOKENS), WINDOW),
-    "linear_head": (Model(name="linear_head", out_channels=3, transformer=TOKENS), WINDOW),
-    "mednext": (Model(name="mednext", mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))), (32, 32, 32)),
+    "rsunet": (RSUNetModel(out_channels=3, rsunet=RSUNetSizes(width=(4, 8), fold=(1, 2, 2), norm="instance")), WINDOW),
+    "unet_v1": (UNetV1Model(out_channels=2, unet_v1=UNetV1Sizes((16,) * 5)), (4, 32, 32)),
+    "unetr": (UNETRModel(out_channels=3, transformer=UNETRSizes(*TOKENS, features=8)), WINDOW),
+    "unetr_light": (LightUNETRModel(out_channels=3, transformer=LightUNETRSizes(*TOKENS, features=8)), WINDOW),
+    "linear_head": (LinearHeadModel(out_channels=3, transformer=LinearHeadSizes(*TOKENS)), WINDOW),
+    "mednext": (MedNeXtModel(mednext=MedNeXtSizes(width=4, heads=(("a", 2), ("b", 1)))), (32, 32, 32)),
 }
 PLAIN = Arithmetic("cpu", "fp32", "contiguous", False)
 
@@ -54,7 +68,7 @@ def test_a_layout_is_measured_once_and_taken_by_all(monkeypatch, capsys):
     net, image = small_net(), small_image()
     before = predict(net, image, window=WINDOW)
     tries = []
-    monkeypatch.setattr(module, "_time", lambda model, *a: tries.append(layout_of(model)) or -len(tries))
+    monkeypatch.setattr(module, "_seconds", lambda model, *a: tries.append(layout_of(model)) or -len(tries))
     found = decide(settings(), net, 100)
     assert found == Arithmetic("cpu", "fp32", "channels_last", False)
     assert tries == ["contiguous", "channels_last"]
@@ -97,7 +111,7 @@ def test_a_process_that_cannot_compute_as_decided_stops_with_one_sentence(monkey
     comply(bf16, replace(auto, train=Train(precision="bf16")), net)
     monkeypatch.setattr(module, "multiplies_bf16", lambda: True)
     comply(bf16, auto, net)
-    monkeypatch.setattr("emcore.engine.mode.multiplies_bf16", lambda: False)
+    monkeypatch.setattr("emcore.engine.arithmetic.mode.multiplies_bf16", lambda: False)
     assert fast_precision("auto", "cpu") == "fp32"
 
 

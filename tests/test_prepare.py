@@ -137,7 +137,7 @@ def test_archives_of_fullem_end_up_where_the_recipes_look_and_a_manifest_says_wh
             assert np.array_equal(file[item["key"]], names[item["name"]])
         assert (item["shape"], item["dtype"]) == ([5, 6, 7], "uint8")
     assert os.path.samefile(unpacked, target / "all/mb_moc/mb_moc_hdf_3/d.h5")  # 620 GB are not copied
-    recipe = config.read_toml(Path(__file__).parent.parent / "configs" / "dbmim_pretrain_r33.toml")
+    recipe = config.read_toml(Path(__file__).parent.parent / "configs" / "dbmim" / "dbmim_pretrain_r33.toml")
     data = config.from_table(Data, {"folder": str(tmp_path / "data"), "patch": [2, 4, 4],
                                     "train": recipe["data"]["train"][3:], "storage": "memory"})
     assert len(open_sources(data, "train")) == 4

@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,14 +10,15 @@ import pytest
 import torch
 
 from emcore import config
-from emcore.engine.mode import Mode
+from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.steps import Masked
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
+from emcore.volumes import split_reference
 from tests.test_train import ROOT, rows, train
 
 CONFIG = """
-base = "{root}/configs/dbmim_pretrain_r33.toml"
+base = "{root}/configs/dbmim/dbmim_pretrain_r33.toml"
 name = "ellipsoids"
 [data]
 folder = "."
@@ -99,9 +101,9 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
     for name in ("dbmim_pretrain_r33", "dbmim_finetune_r33", "dbmim_finetune_scratch"):
-        shutil.copy(ROOT / "configs" / f"{name}.toml", tmp_path / "recipes")
+        shutil.copy(ROOT / "configs" / "dbmim" / f"{name}.toml", tmp_path / "recipes")
     main = main_of("train")
-    monkeypatch.setattr("emcore.engine.verdict.agree", begins)
+    monkeypatch.setattr("emcore.engine.arithmetic.verdict.agree", begins)
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml"]) == 2
     told = capsys.readouterr().err
     assert "there is no file outputs/dbmim_pretrain_r33/checkpoints/step_000160000.pt" in told
@@ -111,6 +113,12 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     assert not (tmp_path / "outputs").exists()
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml", "train.start_from=elsewhere.pt"]) == 2
     assert "the run that writes it comes first" in capsys.readouterr().err
+    settings = config.load(Settings, "recipes/dbmim_finetune_r33.toml")
+    for volume in (*settings.data.train, *settings.data.validation):
+        for reference in filter(None, (volume.image, volume.label)):
+            path = split_reference(Path(settings.data.folder, reference))[0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
     for empty in ("train.start_from=", 'train.start_from=""'):  # by a shell, by a list of arguments
         assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml", empty]) == 2
         assert "work begins" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def test_every_statistic_equals_that_of_the_contacts_one_by_one():
         fragments, affs = volume(rng, shape, channels=7)
         offsets = LONG if i % 2 else oracle.NEAREST
         used = affs[: len(offsets)]
-        graph = segment.region_graph(fragments, used, offsets=offsets, statistics=ALL, threads=1 + i % 3)
+        graph = segment.region_graph(fragments, segment.Affinities(used, offsets), extras=ALL, threads=1 + i % 3)
         found = oracle.contacts(fragments, used, offsets)
         assert list(zip(graph.u.tolist(), graph.v.tolist())) == sorted(found)
         assert graph.fragments == fragments.max(initial=0)
@@ -59,22 +59,22 @@ def test_every_statistic_equals_that_of_the_contacts_one_by_one():
 def test_the_graph_is_the_same_bits_for_any_number_of_threads():
     rng = np.random.default_rng(1)
     fragments, affs = volume(rng, (23, 70, 19), labels=2000, levels=50)
-    one = segment.region_graph(fragments, affs, statistics=ALL, threads=1)
+    one = segment.region_graph(fragments, affs, extras=ALL, threads=1)
     for threads in (2, 3, 7, 40):
-        assert_same(one, segment.region_graph(fragments, affs, statistics=ALL, threads=threads))
+        assert_same(one, segment.region_graph(fragments, affs, extras=ALL, threads=threads))
 
 
 def test_strided_read_only_and_other_label_types_give_the_same_graph():
     rng = np.random.default_rng(2)
     fragments, affs = volume(rng, (6, 8, 10))
-    wanted = segment.region_graph(fragments, affs, statistics=ALL)
+    wanted = segment.region_graph(fragments, affs, extras=ALL)
     strided = np.repeat(fragments[::-1, ::-1, ::-1], 2, axis=2).astype(np.uint64)[::-1, ::-1, ::-2]
     strided_affs = np.asfortranarray(affs)
     for array in (strided, strided_affs):
         array.flags.writeable = False
     kept = fragments.copy()
     for labels in (strided, *(fragments.astype(dtype) for dtype in ("i8", "u1", ">u4", "i2"))):
-        assert_same(wanted, segment.region_graph(labels, strided_affs, statistics=ALL))
+        assert_same(wanted, segment.region_graph(labels, strided_affs, extras=ALL))
     np.testing.assert_array_equal(fragments, kept)
 
 
@@ -84,11 +84,11 @@ def test_float16_and_uint8_count_as_the_float32_they_stand_for():
     codes = rng.integers(0, 256, (3, 5, 6, 7)).astype(np.uint8)
     table = np.sort(rng.random(256).astype(np.float32))
     table[[0, 255]] = 0, 1
-    assert_same(segment.region_graph(fragments, codes, table=table, statistics=ALL),
-                segment.region_graph(fragments, table[codes], statistics=ALL))
+    assert_same(segment.region_graph(fragments, segment.Affinities(codes, table=table), extras=ALL),
+                segment.region_graph(fragments, table[codes], extras=ALL))
     half = rng.random((3, 5, 6, 7)).astype(np.float16)
-    assert_same(segment.region_graph(fragments, half, statistics=ALL),
-                segment.region_graph(fragments, half.astype(np.float32), statistics=ALL))
+    assert_same(segment.region_graph(fragments, half, extras=ALL),
+                segment.region_graph(fragments, half.astype(np.float32), extras=ALL))
 
 
 def test_edges_stored_at_the_earlier_voxel_give_the_same_graph():
@@ -99,8 +99,9 @@ def test_edges_stored_at_the_earlier_voxel_give_the_same_graph():
         earlier[axis] = np.roll(affs[axis], -1, axis=axis)
     names = ("u", "v", "count", "sum", "key")
     wanted = segment.region_graph(fragments, affs)
-    for graph in (segment.region_graph(fragments, earlier, edge="earlier"),
-                  segment.region_graph(fragments, earlier[::-1], offsets=((0, 0, 1), (0, 1, 0), (1, 0, 0)))):
+    backwards = segment.Affinities(earlier[::-1], ((0, 0, 1), (0, 1, 0), (1, 0, 0)))
+    for graph in (segment.region_graph(fragments, segment.Affinities(earlier, edge="earlier")),
+                  segment.region_graph(fragments, backwards)):
         for name in names:
             np.testing.assert_array_equal(getattr(wanted, name), getattr(graph, name))
 
@@ -118,7 +119,8 @@ def test_keys_of_a_block_are_those_of_the_whole_volume():
     rng = np.random.default_rng(6)
     fragments, affs = volume(rng, (5, 6, 7))
     whole = oracle.contacts(fragments, affs)
-    block = segment.region_graph(fragments[2:, 1:5, 3:], affs[:, 2:, 1:5, 3:], origin=(2, 1, 3), volume_shape=(5, 6, 7))
+    block = segment.region_graph(fragments[2:, 1:5, 3:], affs[:, 2:, 1:5, 3:],
+                                place=segment.Place((2, 1, 3), (5, 6, 7)))
     keys = {key for seen in whole.values() for _, key in seen}
     assert len(block.key) > 0
     assert set(block.key.tolist()) <= keys
@@ -135,8 +137,8 @@ def test_graphs_of_blocks_pool_to_that_of_the_volume():
             start = [cut[i] for cut, i in zip(cuts, corner)]
             begin = [max(0, s - 1) for s in start]
             block = tuple(slice(b, cut[i + 1]) for b, cut, i in zip(begin, cuts, corner))
-            parts.append(segment.region_graph(fragments[block], affs[:, *block], origin=begin, volume_shape=shape,
-                                              halo=np.subtract(start, begin)))
+            parts.append(segment.region_graph(fragments[block], affs[:, *block],
+                                              place=segment.Place(begin, shape, np.subtract(start, begin))))
         whole, pooled = segment.region_graph(fragments, affs), segment.pool_graphs(parts)
         for name in ("u", "v", "count", "sum", "max", "min", "key", "sizes"):
             np.testing.assert_array_equal(getattr(pooled, name), getattr(whole, name), err_msg=name)
@@ -151,11 +153,12 @@ BAD = {
     "affs must lie in 0..1; found 1.6": lambda f, a: ((f, a * 2), {}),
     "found label 9007199254740993 in 24 voxels; segment": lambda f, a: ((f.astype(np.int64) % 2 + 2**53, a), {}),
     "found label 18446744073709551615": lambda f, a: ((f.astype(np.int64) - 2, a), {}),
-    "statistics may name .*; got median": lambda f, a: ((f, a), {"statistics": ("median",)}),
+    "extras may name .*; got median": lambda f, a: ((f, a), {"extras": ("median",)}),
     "channels must be different numbers": lambda f, a: ((f, a), {"channels": (0, 3)}),
-    "pairs of another channel over again": lambda f, a: ((f, a), {"offsets": ((-1, 0, 0), (0, -1, 0), (1, 0, 0))}),
-    "is no step": lambda f, a: ((f, a), {"offsets": ((0, 0, 0), (0, -1, 0), (0, 0, -1))}),
-    "must place fragments": lambda f, a: ((f, a), {"origin": (1, 0, 0)}),
+    "pairs of another channel over again":
+        lambda f, a: ((f, segment.Affinities(a, ((-1, 0, 0), (0, -1, 0), (1, 0, 0)))), {}),
+    "is no step": lambda f, a: ((f, segment.Affinities(a, ((0, 0, 0), (0, -1, 0), (0, 0, -1)))), {}),
+    "must place fragments": lambda f, a: ((f, a), {"place": segment.Place(origin=(1, 0, 0))}),
     "threads must be at least 1": lambda f, a: ((f, a), {"threads": 0}),
 }
 

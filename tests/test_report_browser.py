@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from emcore import config
+from emcore.decode.labels import decode
 from emcore.report import page
+from emcore.segment import Segmentation
 from emcore.settings import Settings
-from emcore.volumes import create_volume
+from emcore.settings.decode import AffinityDecode
+from emcore.volumes import create_volume, open_volume
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")]
@@ -262,6 +265,46 @@ def test_another_volume_with_other_layers_and_another_shape_is_chosen_from_the_l
         time.sleep(0.05)
     assert "truth 5 · labels 77 · split" in readout(browser)
     assert browser.run("find('volume').value") == "0"
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The page of a run with a stored merge tree, and the tree."""
+    place = tmp_path_factory.mktemp("decoded")
+    results = place / "outputs" / "run" / "results_step=4"
+    results.mkdir(parents=True)
+    affs = (np.random.default_rng(5).integers(0, 8, (3, 5, 14, 16)) / 7).astype(np.float32)
+    affs[:, 0], affs[0, 1] = 0, 0  # a section without fragments
+    offsets = {"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}
+    for reference, values, attributes in ((results / "B_prediction.h5:main", affs, offsets),
+                                          (place / "B.h5:raw", (affs[0] * 200).astype(np.uint8), None)):
+        with create_volume(str(reference), values.shape, values.dtype, (30, 8, 8), attributes=attributes) as out:
+            out[...] = values
+    decoding = AffinityDecode(threshold=0.62, low=0.3, high=0.95)
+    labels = decode(open_volume(results / "B_prediction.h5"), decoding, results / "B_labels.h5")
+    settings = config.from_table(Settings, {"name": "run", "outputs": str(place / "outputs"), "data": {
+        "folder": str(place), "test": [{"image": "B.h5:raw", "name": "B"}]}})
+    return page.write_report(results.parent, results, settings, {}), Segmentation.read(labels)
+
+
+def test_the_page_says_why_a_voxel_has_its_label_in_the_words_of_the_command(browser, explained):
+    file, segmentation = explained
+    browser.open(file)
+    random, told = np.random.default_rng(0), ""
+    for _ in range(60):
+        one, other = (random.integers(0, segmentation.fragments.shape).tolist() for _ in range(2))
+        wanted = "\n".join(segmentation.explain(one, 0.62, other).lines())
+        assert browser.run(f"explained({one}, {other}).join('\\n')") == wanted
+        told += wanted
+    for words in ("what joined it, in order", "the way from one to the other", "they are not joined", "do not touch",
+                  "contacts, of mean affinity", "it belongs to no fragment"):
+        assert words in told
+    browser.run("document.getElementById('why').open = true")
+    browser.press("m", ".")
+    shown = browser.run("document.getElementById('merges').textContent")
+    middle = [length // 2 for length in segmentation.fragments.shape]
+    below = [middle[0] + 1, *middle[1:]]
+    assert shown == "\n".join(segmentation.explain(below, 0.62, middle).lines())
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -56,46 +56,48 @@ def snemi_like():
 @pytest.mark.parametrize("name, score", GOLDEN)
 def test_replaying_waterz_gives_its_golden_segments(name, score):
     affs = affinities(name)
-    fragments = segment.watershed(affs, .1, .999, plateau="waterz")
-    graph = segment.region_graph(fragments, affs, statistics=("running_mean",))
-    replayed = segment.cut(fragments, segment.agglomerate(graph, score, tie_break="waterz"), THRESHOLDS)
+    fragments = segment.watershed(affs, .1, .999, ties="waterz")
+    graph = segment.region_graph(fragments, affs, extras=("running_mean",))
+    replayed = segment.cut(fragments, segment.agglomerate(graph, score, ties="waterz"), THRESHOLDS)
     assert " ".join(map(count_and_hash, replayed)) == GOLDEN[name, score]
     for threshold, labels in zip(THRESHOLDS[3:], replayed[3:]):
-        part = segment.agglomerate(graph, score, tie_break="waterz", threshold=threshold)
+        part = segment.agglomerate(graph, score, ties="waterz", threshold=threshold)
         np.testing.assert_array_equal(segment.cut(fragments, part, threshold), labels)
 
 
 def test_without_ties_the_canonical_order_gives_the_golden_segments_too():
     affs = affinities("R0")
     for threshold, wanted in zip(THRESHOLDS, zip(*[iter(GOLDEN["R0", "affmean"].split())] * 2)):
-        labels = segment.segment(affs, threshold, "affmean", low=.1, high=.999, plateau="waterz")
+        labels = segment.segment(affs, threshold, "affmean", low=.1, high=.999, ties="waterz")
         assert count_and_hash(labels) == " ".join(wanted)
 
 
 def test_dust_merging_on_what_waterz_leaves_gives_the_golden_segments():
-    labels = segment.segment(affinities("R0"), .3, "affmean", low=.1, high=.999, plateau="waterz", tie_break="waterz",
-                             dust_size=6, dust_affinity=.3, remove=4)
+    whole = segment.Segmentation(affinities("R0"), statistic="affmean", low=.1, high=.999, ties="waterz")
+    labels = whole.labels(.3, dust_size=6, dust_affinity=.3, remove_size=4)
     assert count_and_hash(labels) == "152 0312a43f"
     assert (labels == 0).sum() == 3
 
 
-@pytest.mark.parametrize("options, wanted", [
-    ({"threshold": .2}, "452334f3"), ({"threshold": .2, "dust_size": 200, "remove": 50}, "44 1b6b9e0a"),
-    ({"threshold": .2, "low": .3, "high": .9}, "1310 72377d8e"), ({"threshold": 1e-4}, "7546 2f89bdf7"),
+@pytest.mark.parametrize("options, threshold, after, wanted", [
+    ({}, .2, {}, "452334f3"), ({}, .2, {"dust_size": 200, "remove_size": 50}, "44 1b6b9e0a"),
+    ({"low": .3, "high": .9}, .2, {}, "1310 72377d8e"), ({}, 1e-4, {}, "7546 2f89bdf7"),
 ])
-def test_a_volume_like_snemi_gives_the_golden_segments(options, wanted):
+def test_a_volume_like_snemi_gives_the_golden_segments(options, threshold, after, wanted):
     affs, _ = snemi_like()
     np.testing.assert_allclose(affs.mean((1, 2, 3)), (.78833, .789672, .69656), atol=1e-5)
-    labels = segment.segment(affs, score="affmean", plateau="waterz", tie_break="waterz",
-                             offsets=((0, 0, -1), (0, -1, 0), (-1, 0, 0)), **{"low": .1, "high": .999, **options})
+    affs = segment.Affinities(affs, ((0, 0, -1), (0, -1, 0), (-1, 0, 0)))
+    whole = segment.Segmentation(affs, statistic="affmean", ties="waterz", **{"low": .1, "high": .999, **options})
+    labels = whole.labels(threshold, **after)
     assert count_and_hash(labels).endswith(wanted)
 
 
-@pytest.mark.parametrize("options", [{}, {"dust_size": 100, "dust_affinity": .3, "remove": 50}, {"boundary": .1}])
-@pytest.mark.parametrize("tie_break", ["canonical", "waterz"])
-def test_clean_cells_come_out_whole(options, tie_break):
+@pytest.mark.parametrize("options", [{}, {"dust_size": 100, "dust_affinity": .3, "remove_size": 50}, {"boundary": .1}])
+@pytest.mark.parametrize("ties", ["canonical", "waterz"])
+def test_clean_cells_come_out_whole(options, ties):
     affs, truth = snemi_like()
-    labels = segment.segment(affs[::-1], .5, "aff85_his256", low=.1, high=.999, tie_break=tie_break, **options)
+    labels = segment.Segmentation(affs[::-1], statistic="aff85_his256", low=.1, high=.999, ties=ties).labels(
+        .5, **options)
     inside = labels > 0
     assert inside.mean() > (.95 if options.get("boundary") else .999)
     np.testing.assert_array_equal(first_appearance(labels)[inside], first_appearance(truth)[inside])
@@ -115,7 +117,7 @@ def test_long_range_channels_take_no_part():
     affs, _ = snemi_like()
     more = np.concatenate([affs, np.zeros_like(affs[:1])])
     offsets = ((0, 0, -1), (0, -1, 0), (-1, 0, 0), (-3, 0, 0))
-    np.testing.assert_array_equal(segment.segment(more, .3, low=.1, high=.999, offsets=offsets),
+    np.testing.assert_array_equal(segment.segment(segment.Affinities(more, offsets), .3, low=.1, high=.999),
                                   segment.segment(affs[::-1], .3, low=.1, high=.999))
 
 
@@ -123,7 +125,7 @@ def test_bad_input_is_answered_with_a_sentence():
     affs = affinities("P2")
     for message, call in {
         "threshold must be 0 to 1; got 1.5": lambda: segment.segment(affs, 1.5),
-        "unknown score 'median'": lambda: segment.segment(affs, score="median"),
+        "unknown statistic 'median'": lambda: segment.segment(affs, statistic="median"),
         "affs must be .channels, z, y, x.": lambda: segment.segment(affs[0]),
         "affs must lie in 0..1": lambda: segment.segment(affs * 2),
         "low <= high": lambda: segment.segment(affs, low=.9, high=.1),
@@ -147,9 +149,9 @@ def test_waterz_itself_agrees(score, type_name):
         affs = (rng.integers(0, 8, (3, *shape)) / 7 if ties else rng.random((3, *shape))).astype(np.float32)
         theirs = [labels.copy() for labels in waterz.agglomerate(affs, list(THRESHOLDS), aff_threshold_low=.1,
                                                                  aff_threshold_high=.999, scoring_function=type_name)]
-        fragments = segment.watershed(affs, .1, .999, plateau="waterz")
-        graph = segment.region_graph(fragments, affs, statistics=("running_mean",))
+        fragments = segment.watershed(affs, .1, .999, ties="waterz")
+        graph = segment.region_graph(fragments, affs, extras=("running_mean",))
         for rule in ("waterz",) if ties or score != "mean" else ("waterz", "canonical"):
-            ours = segment.cut(fragments, segment.agglomerate(graph, score, tie_break=rule), THRESHOLDS)
+            ours = segment.cut(fragments, segment.agglomerate(graph, score, ties=rule), THRESHOLDS)
             for a, b in zip(ours, theirs):
                 np.testing.assert_array_equal(first_appearance(a), first_appearance(b))

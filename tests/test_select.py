@@ -19,7 +19,7 @@ from emcore.volumes import create_volume, open_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = """
-base = "{root}/configs/snemi_neurons.toml"
+base = "{root}/configs/snemi/snemi_neurons.toml"
 [data]
 folder = "."
 test = [{{image = "raw.h5", name = "test_im"}}]

@@ -94,7 +94,7 @@ def test_the_command_writes_a_page_and_tells_mistakes_in_one_sentence(place):
     with pytest.raises(InputError, match=r"--out must end in .html; got a.png"):
         main(["--cfg", str(place / "x.toml"), "--out", "a.png"])
     with pytest.raises(InputError, match="needs square sections"):
-        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 30]", "augment.turn.probability=1"])
+        main(["--cfg", str(place / "x.toml"), "data.patch=[6, 32, 16]", "augment.turn.probability=1"])
 
 
 def test_images_without_labels_have_a_sheet_too(place):

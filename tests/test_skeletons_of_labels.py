@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.segment import skeleton_volume
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.target import Target
+from emcore.settings.target import SkeletonDistanceTarget
 from emcore.volumes import open_volume
 
 UNIT = (30.0, 8.0, 8.0)
@@ -88,7 +88,7 @@ def test_of_many_at_once_one_traces_and_all_read_it(place, traced):
 
 
 def test_a_recipe_whose_skeleton_file_is_missing_traces_it_and_keeps_it_new(place, traced, capsys):
-    settings = Settings(name="x", outputs=str(place / "run"), target=(Target(kind="skeleton_distance"),))
+    settings = Settings(name="x", outputs=str(place / "run"), target=(SkeletonDistanceTarget(),))
     for name in ("vol_skeleton.h5:labels", "elsewhere.h5"):
         volume = Volume("vol.h5:raw", "vol.h5:labels", skeleton=name)
         data = Data(folder=str(place), train=(volume,), validation=(volume,), patch=(6, 24, 40))
@@ -126,7 +126,7 @@ def test_skeletons_that_somebody_else_made_are_used_as_they_are_or_left_alone(pl
 
 def test_a_run_asks_for_skeletons_only_where_a_target_needs_them(place):
     assert skeleton_folder(Settings(name="x")) is None
-    settings = Settings(name="x", outputs=str(place), target=(Target(kind="skeleton_distance"),))
+    settings = Settings(name="x", outputs=str(place), target=(SkeletonDistanceTarget(),))
     data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels"),), patch=(6, 24, 40))
     source = open_sources(data, "train", skeleton_folder(settings))[0]
     sample = Sampler([source], data, 0)[0]

@@ -5,7 +5,7 @@ import pytest
 
 from emcore.errors import InputError
 from emcore.kernels import sections
-from emcore.segment import seeded_slices, slice_watershed
+from emcore.segment import Affinities, seeded_slices, slice_watershed
 from emcore.segment.slices import flood
 from tests.oracles import flood as oracle
 
@@ -128,9 +128,9 @@ def test_storage_channel_order_and_codes_change_nothing():
     expected = slice_watershed(table[codes])
     np.testing.assert_array_equal(slice_watershed(codes), expected)
     np.testing.assert_array_equal(
-        slice_watershed(table[codes][::-1], offsets=[(0, 0, -1), (0, -1, 0), (-1, 0, 0)]), expected)
+        slice_watershed(Affinities(table[codes][::-1], [(0, 0, -1), (0, -1, 0), (-1, 0, 0)])), expected)
     earlier = np.stack([np.roll(codes[axis], -1, axis) for axis in range(3)])
-    np.testing.assert_array_equal(slice_watershed(earlier, edge="earlier"), expected)
+    np.testing.assert_array_equal(slice_watershed(Affinities(earlier, edge="earlier")), expected)
     assert slice_watershed(np.zeros((3, 0, 4, 4), np.float32)).shape == (0, 4, 4)
 
 

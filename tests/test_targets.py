@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from emcore import config
 from emcore.data import loops
 from emcore.data.descriptors import local_shape
 from emcore.data.distances import (
@@ -21,8 +22,6 @@ from emcore.data.targets import (
     _erode_borders,
     affinities,
     boundary,
-    channel_names,
-    channels,
     erode_borders,
     make_targets,
     polarity,
@@ -31,7 +30,16 @@ from emcore.data.targets import (
     split_pieces,
 )
 from emcore.errors import InputError
-from emcore.settings.target import Labels, Target
+from emcore.settings.target import (
+    AffinityTarget,
+    BinaryTarget,
+    InstanceDistanceTarget,
+    Labels,
+    LsdTarget,
+    PolarityTarget,
+    Target,
+    channel_names,
+)
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 AFF12 = ((0, 0, -1), (0, -1, 0), (-1, 0, 0), (-2, 0, 0), (-3, 0, 0), (-4, 0, 0), (0, 0, -3), (0, 0, -9), (0, 0, -27),
@@ -124,7 +132,7 @@ def test_the_compiled_loops_give_what_torch_gives_on_any_threads():
                                   "foreground_distance", "instance_distance", "skeleton_distance", "lsd"])
 def test_ids_beyond_32_bits_give_the_targets_of_small_ids(kind):
     labels = tissue((4, 10, 10), 5)
-    target = [Target(kind=kind, erosion=1, sigma=3.0)]
+    target = [config.from_table(Target, {"kind": kind, "erosion": 1} | ({"sigma": 3.0} if kind == "lsd" else {}))]
     small, valid = make_targets(labels, target)
     for step in (2**32, 2**61):  # even: polarity goes by odd and even
         large, large_valid = make_targets(torch.where(labels > 0, labels + step, labels), target)
@@ -159,7 +167,7 @@ def test_labels_come_back_from_their_affinities_as_components():
     labels = split_pieces(tissue((5, 12, 14), 6))
     for offsets in (NEAREST, [tuple(-s for s in o) for o in NEAREST], NEAREST[::-1]):
         values, _ = affinities(labels, offsets)
-        back = segment.affinity_components(values[0].numpy().astype(np.float32), 0.5, offsets=offsets)
+        back = segment.affinity_components(segment.Affinities(values[0].numpy().astype(np.float32), offsets), 0.5)
         pairs = np.unique(np.stack([labels[0].numpy().ravel(), back.ravel().astype(np.int64)]), axis=1)
         inside = pairs[:, pairs[0] > 0]
         alone = np.isin(inside[0], inside[0][inside[1] == 0])  # a single voxel has no edge, so components leave it 0
@@ -181,7 +189,7 @@ def test_boundaries_polarity_and_binary_by_hand():
     ids = torch.tensor([0, 1, 2, 3, 4, -1]).view(1, 1, 1, 6)
     assert polarity(ids, False).view(3, 6).tolist() == [[0, 1, 0, 1, 0, 0], [0, 0, 1, 0, 1, 0], [0, 1, 1, 1, 1, 0]]
     assert polarity(ids, True).flatten().tolist() == [0, 1, 2, 1, 2, 0]
-    value, valid = make_targets(ids, [Target("binary"), Target("polarity")])
+    value, valid = make_targets(ids, [BinaryTarget(), PolarityTarget()])
     assert value.shape == (1, 4, 1, 1, 6)
     assert valid[0, 0].flatten().tolist() == [True] * 5 + [False]
 
@@ -284,11 +292,11 @@ def test_relabelled_instance_distance_takes_pieces_apart_and_fills_their_holes(i
         unit = (3.0, 1.0, 2.0)
         expected = (np.stack([distance_of_pieces(section, unit[1:]) for section in volume]) if in_plane
                     else distance_of_pieces(volume, unit))
-        target = Target("instance_distance", in_plane=in_plane, relabel=True)
+        target = InstanceDistanceTarget(in_plane=in_plane, relabel=True)
         found = make_targets(torch.from_numpy(volume)[None], [target], unit)[0][0, 0]
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
         if volume is labels:
-            plain = make_targets(torch.from_numpy(volume)[None], [Target("instance_distance", in_plane=in_plane)], unit)
+            plain = make_targets(torch.from_numpy(volume)[None], [InstanceDistanceTarget(in_plane=in_plane)], unit)
             assert np.abs(plain[0][0, 0].numpy() - expected).max() > 0.9  # the hole alone is 1 + something away from -1
 
 
@@ -336,9 +344,8 @@ def test_smoothing_outlines_keeps_wide_things_and_erases_thin_ones():
 
 
 def test_stacked_targets_name_their_channels_and_respect_the_mask():
-    targets = (Target("affinity", offsets=((0, 0, -1), (0, -9, 0))), Target("binary"), Target("lsd"),
-               Target("polarity"))
-    assert channels(targets) == len(channel_names(targets)) == 16
+    targets = (AffinityTarget(offsets=((0, 0, -1), (0, -9, 0))), BinaryTarget(), LsdTarget(), PolarityTarget())
+    assert len(channel_names(targets)) == 16
     assert channel_names(targets)[:3] == ["affinity 0 0 -1", "affinity 0 -9 0", "binary"]
     labels = tissue((3, 12, 12), 3)
     mask = torch.ones(labels.shape, dtype=torch.bool)

@@ -25,7 +25,7 @@ from emcore.errors import InputError
 from emcore.report.heat_map import FRAME, GREY, write_heat_map
 from emcore.settings import Settings
 from emcore.settings.data import Data, Volume
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, ComponentsDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
 from tests.test_pipeline import blocks, exact_affinities
@@ -50,9 +50,9 @@ def stored_volume(folder, name, seed=0, noise=1.0):
 
 def settings_of(folder, names=("a",), space=None, **tuned):
     volumes = tuple(Volume(f"{name}.h5", f"{name}.h5:labels", name=name) for name in names)
-    space = Space(score=["aff85_his256", "mean"], low=[0.0, 0.3], high=[0.8, 1.0]) if space is None else space
+    space = Space(statistic=["aff85_his256", "mean"], low=[0.0, 0.3], high=[0.8, 1.0]) if space is None else space
     return Settings("run", outputs=str(folder), data=Data(folder=str(folder), test=volumes),
-                    decode=Decode("affinities", low=0.1, high=0.9), tune=Tune(space=space, **tuned))
+                    decode=AffinityDecode(low=0.1, high=0.9), tune=Tune(space=space, **tuned))
 
 
 def scored(truth, labels):
@@ -65,11 +65,11 @@ def scored(truth, labels):
 def test_the_best_of_every_curve_is_that_of_a_loop_over_thresholds(tmp_path, names):
     truths = [stored_volume(tmp_path, name, number) for number, name in enumerate(names)]
     predictions = [open_volume(tmp_path / f"{name}_prediction.h5")[...] for name in names]
-    space = Space(score=["aff85_his16", "mean"], low=[0.0, 0.3], high=[0.8])
+    space = Space(statistic=["aff85_his16", "mean"], low=[0.0, 0.3], high=[0.8])
     rows = [row for row in tune(settings_of(tmp_path, names, space), tmp_path) if row.kind == "curve"]
     assert len(rows) == 4
     for row in rows:
-        score, low = row.decode["score"], row.decode["low"]
+        score, low = row.decode["statistic"], row.decode["low"]
         # every state of 16 bins lies between two multiples of 1/16; means are sampled
         every = [[scored(truth, segment.segment(affs, threshold, score, low=low, high=0.8))
                   for truth, affs in zip(truths, predictions)] for threshold in np.arange(17) / 16]
@@ -89,9 +89,9 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
     settings = replace(settings, decode=replace(settings.decode, dust_size=30, dust_affinity=0.1, remove_size=5))
     rows = tune(settings, tmp_path)
     (tmp_path / "run.toml").write_text('name = "run"\n[decode]\nkind = "none"\n')
-    point = config.load(Settings, tmp_path / "run.toml", ["decode.connectivity=6"],
+    point = config.load(Settings, tmp_path / "run.toml", ["decode.channels=[0, 1, 2]"],
                         tmp_path / "best_params.toml").decode
-    assert (point.dust_size, point.connectivity) == (30, 6)
+    assert (point.dust_size, point.channels) == (30, (0, 1, 2))
     out = decode(open_volume(tmp_path / "a_prediction.h5"), point, tmp_path / "labels.h5")
     best = next(row for row in rows if row.kind == "decoded")
     assert scored(truth, open_volume(out, "labels")[...])["voi"] == pytest.approx(best.found["voi"]["scores"]["voi"])
@@ -107,7 +107,7 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
 def test_listed_thresholds_are_the_only_ones(tmp_path):
     truth = stored_volume(tmp_path, "a")
     affs = open_volume(tmp_path / "a_prediction.h5")[...]
-    space = Space(score="mean", low=0.3, high=0.8, threshold={"min": 0.1, "max": 0.9, "step": 0.1})
+    space = Space(statistic="mean", low=0.3, high=0.8, threshold={"min": 0.1, "max": 0.9, "step": 0.1})
     row = next(row for row in tune(settings_of(tmp_path, space=space), tmp_path) if row.kind == "curve")
     values = {threshold: scored(truth, segment.segment(affs, threshold, "mean", low=0.3, high=0.8))["voi"]
               for threshold in np.round(np.arange(0.1, 0.95, 0.1), 12).tolist()}
@@ -117,7 +117,7 @@ def test_listed_thresholds_are_the_only_ones(tmp_path):
 
 def test_random_points_cover_what_acts_after_the_cut_and_more_of_them_continue_the_same_draws(tmp_path):
     stored_volume(tmp_path, "a")
-    space = Space(score=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high=[0.8, 0.9],
+    space = Space(statistic=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high=[0.8, 0.9],
                   dust_size={"min": 1, "max": 200, "log": True}, link_iou=[0.3, 0.5], temperature=[1.0, 2.0],
                   bias=[[0, 0, 0], [0.5, 0, 0]], threshold={"min": 0.2, "max": 0.8})
     settings = settings_of(tmp_path, space=space)
@@ -133,7 +133,7 @@ def test_random_points_cover_what_acts_after_the_cut_and_more_of_them_continue_t
 
 def test_random_watersheds_without_a_later_step_are_whole_curves(tmp_path):
     stored_volume(tmp_path, "a")
-    space = Space(score=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high={"min": 0.8, "max": 0.99})
+    space = Space(statistic=["mean", "aff85_his256"], low={"min": 0.0, "max": 0.5}, high={"min": 0.8, "max": 0.99})
     rows = tune(settings_of(tmp_path, space=space), tmp_path, draws=5)
     assert sum(row.kind == "curve" for row in rows) == 5
 
@@ -245,7 +245,7 @@ def test_two_processes_find_what_one_finds(tmp_path):
 
 def test_stages_of_another_prediction_or_truth_are_refused_and_those_of_older_versions_told(tmp_path, capsys):
     stored_volume(tmp_path, "a")
-    settings = settings_of(tmp_path, space=Space(score="mean", low=0.1, high=0.8))
+    settings = settings_of(tmp_path, space=Space(statistic="mean", low=0.1, high=0.8))
     tune(settings, tmp_path)
     with h5py.File(tmp_path / "a.h5", "r+") as f:
         f["labels"][0, 0, 0] = 77
@@ -282,8 +282,8 @@ def test_two_tunes_do_not_write_one_file(tmp_path):
     ("low", ["a"], "must hold numbers; got 'a'"),
     ("dust_size", [-1], "must be 0 or more; got -1"),
     ("bias", [[1, 2]], "must be a list of triples"),
-    ("score", ["aff85_his25x"], "unknown score"),
-    ("score", {"min": 0, "max": 1}, "tune.space.score must be a list"),
+    ("statistic", ["aff85_his25x"], "unknown statistic"),
+    ("statistic", {"min": 0, "max": 1}, "tune.space.statistic must be a list"),
 ])
 def test_a_range_that_cannot_be_searched_is_refused(name, given, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -291,7 +291,7 @@ def test_a_range_that_cannot_be_searched_is_refused(name, given, sentence):
 
 
 def test_what_cannot_be_tried_exhaustively_is_said(tmp_path):
-    base = Decode("affinities")
+    base = AffinityDecode()
     with pytest.raises(InputError, match=r"dust_size acts after the cut.*--tune-random N"):
         every_point(base, read_space(Space(dust_size=[0, 100])))
     with pytest.raises(InputError, match=r"low goes from 0.0 to 0.5 without a step"):
@@ -313,7 +313,7 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
     with pytest.raises(InputError, match=r"tune.objective must be one of adapted_rand, .*; got 'ari'"):
         tune(replace(settings, tune=replace(settings.tune, objective="ari")), tmp_path)
     with pytest.raises(InputError, match=r"searches decode.kind"):
-        tune(replace(settings, decode=Decode("components")), tmp_path)
+        tune(replace(settings, decode=ComponentsDecode()), tmp_path)
     with pytest.raises(InputError, match=r"--tune-random must be at least 1; got 0"):
         tune(settings, tmp_path, draws=0)
     truth = stored_volume(tmp_path, "a")
@@ -327,7 +327,7 @@ def test_ranges_are_written_as_in_parameter_spaces():
     assert read_choices("low", {"min": 0.0, "max": 0.5, "step": 0.1}) == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     assert read_choices("high", 0.9) == [0.9]
     assert read_choices("dust_size", [100, 200.4]) == [100, 200]
-    points = drawn_points(Decode("affinities"), {"temperature": read_choices("temperature", {
+    points = drawn_points(AffinityDecode(), {"temperature": read_choices("temperature", {
         "min": 0.1, "max": 10, "log": True})}, read_thresholds(Space()), seed=3, count=400)
     temperatures = np.array([point.temperature for point in points])
     assert temperatures.min() >= 0.1

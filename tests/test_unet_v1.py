@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from emcore.errors import InputError
-from emcore.models.unet_v1 import NUISANCE, UNetV1, from_published
+from emcore.models.unet_v1 import UNetV1
+from emcore.settings.model import UNetV1Model, UNetV1Sizes
+from emcore.systems.legacy_v1.weights import NUISANCE, from_published
 
 
 def filled(net):
@@ -34,7 +36,7 @@ def grid(dtype=torch.float32):
 
 def test_it_has_the_published_tensors():
     for out, count in ((1, 7_731_922), (3, 7_733_654)):
-        net = UNetV1(out_channels=out)
+        net = UNetV1(UNetV1Model(out_channels=out))
         assert sum(p.numel() for p in net.parameters()) == count
         assert len(list(net.parameters())) == 177
         assert len(net.state_dict()) == 336
@@ -42,13 +44,13 @@ def test_it_has_the_published_tensors():
     assert state["layer4_E.0.conv.1.0.1.weight"].shape == (256, 256, 3, 3, 3)
     assert state["layer1_E.1.se.1.weight"].shape == (16, 32, 1, 1, 1)
     assert next(iter(state)).startswith("layer1_E.0.conv.0.0.1")
-    small = UNetV1(filters=(8, 12, 16, 20, 24))
+    small = UNetV1(UNetV1Model(unet_v1=UNetV1Sizes((8, 12, 16, 20, 24))))
     assert sum(p.numel() for p in small.parameters()) == 77_521
 
 
 @pytest.mark.parametrize("out", [1, 3])
 def test_its_output_is_the_published_one(out):
-    net = UNetV1(out_channels=out).eval()
+    net = UNetV1(UNetV1Model(out_channels=out)).eval()
     assert filled(net) == 283
     x, _ = grid()
     with torch.no_grad():
@@ -70,7 +72,7 @@ def test_its_output_is_the_published_one(out):
 
 @pytest.mark.parametrize("prefix, old", [("module.", True), ("", False)])
 def test_published_checkpoints_of_both_eras_load(prefix, old):
-    net = UNetV1(out_channels=2)
+    net = UNetV1(UNetV1Model(out_channels=2))
     filled(net)
     state = {prefix + name: value for name, value in net.state_dict().items() if not (old and "tracked" in name)}
     if old:

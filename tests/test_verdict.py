@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from emcore.engine import mode, ranks, verdict
-from emcore.engine.mode import Mode
+from emcore.engine import ranks
+from emcore.engine.arithmetic import probe, verdict
+from emcore.engine.arithmetic.machine import LIMIT
+from emcore.engine.arithmetic.mode import Mode
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.train import Train
@@ -31,7 +33,7 @@ import os, sys
 from pathlib import Path
 rank = os.environ.get("RANK", "0")
 os.environ["XDG_CACHE_HOME"] = str(Path(f"cache_{rank}").resolve())
-from emcore.engine import mode
+from emcore.engine.arithmetic import probe
 
 def tried(work, candidate, *more):
     with open(f"measured_{rank}", "a") as file:
@@ -39,16 +41,16 @@ def tried(work, candidate, *more):
     liked = ["channels_last", "contiguous"][int(rank) ^ int(os.environ["TURNED"])]
     return {"first": 1.0, "seconds": 1.0 if candidate.layout == liked else 2.0}, 0, ""
 
-mode._try = tried
-from emcore.engine import arithmetic
-place = arithmetic.place
+probe._try = tried
+from emcore.engine.arithmetic import net
+place = net.place
 
 def placed(net, chosen):
     with open(f"placed_{rank}", "a") as file:
         print(chosen.layout, file=file)
     return place(net, chosen)
 
-arithmetic.place = placed
+net.place = placed
 import train
 from emcore.errors import run_command
 sys.exit(run_command(train.main, sys.argv[1:]))
@@ -69,8 +71,8 @@ def place(tmp_path):
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run that was begun and has a checkpoint; what would be chosen now is contiguous."""
-    monkeypatch.delenv(mode.LIMIT, raising=False)
-    monkeypatch.setattr(mode, "cache_folder", lambda name: None)
+    monkeypatch.delenv(LIMIT, raising=False)
+    monkeypatch.setattr(probe, "cache_folder", lambda name: None)
     monkeypatch.setattr(verdict, "surroundings", lambda: HERE)
     monkeypatch.setattr(verdict, "choose_mode", lambda work, train, device, steps: Mode(
         "cpu" if device == "auto" else device, "fp32" if train.precision == "auto" else train.precision,
@@ -93,14 +95,14 @@ def settled(folder, **train):
 def test_a_resume_takes_the_arithmetic_of_the_run_and_says_what_is_otherwise_here(run, monkeypatch, capsys):
     assert settled(run) == BEGUN
     assert capsys.readouterr().out == ""
-    now = replace(BEGUN, layout="contiguous", instructions=mode.SAFE)
+    now = replace(BEGUN, layout="contiguous", instructions=probe.SAFE)
     monkeypatch.setattr(verdict, "remembered_mode", lambda *a: now)
     monkeypatch.setattr(verdict, "surroundings", lambda: HERE | {"processor": "another", "threads": 2})
     assert settled(run) == BEGUN
     told = capsys.readouterr().out.splitlines()
     assert told == [
-        f"{run} goes on in bf16, channels_last, not compiled on cpu as it began; this machine would now choose bf16, "
-        f"contiguous, not compiled on cpu, {mode.LIMIT} = {mode.SAFE}",
+        f"{run} goes on in bf16, channels_last on cpu as it began; this machine would now choose bf16, "
+        f"contiguous on cpu, {LIMIT} = {probe.SAFE}",
         f"{run} was begun under other conditions: here is processor another instead of a processor avx512_bf16, "
         "threads 2 instead of 4, so its last bits may differ from those of a run that went on under those"]
 
@@ -108,13 +110,13 @@ def test_a_resume_takes_the_arithmetic_of_the_run_and_says_what_is_otherwise_her
 def test_a_setting_that_is_told_wins_and_leaves_the_rest_as_it_was(run, monkeypatch, capsys):
     changed = settled(run, precision="fp32")
     assert (changed.precision, changed.layout, changed.compile) == ("fp32", "channels_last", False)
-    assert "was computed in bf16, channels_last, not compiled on cpu so far; by train.precision = fp32 it goes on" in (
+    assert "was computed in bf16, channels_last on cpu so far; by train.precision = fp32 it goes on" in (
         capsys.readouterr().out)
     assert settled(run, precision="bf16", layout="channels_last", compile="off") == BEGUN, "the same, only told"
     assert settled(run, compile="on").compile
-    monkeypatch.setenv(mode.LIMIT, "AVX2")
+    monkeypatch.setenv(LIMIT, "AVX2")
     settled(run)
-    assert f"by {mode.LIMIT} = AVX2 it goes on otherwise" in capsys.readouterr().out
+    assert f"by {LIMIT} = AVX2 it goes on otherwise" in capsys.readouterr().out
 
 
 def test_a_new_run_chooses_one_without_a_record_too_and_a_broken_record_is_told(run, capsys):
@@ -146,10 +148,10 @@ def test_a_process_that_cannot_compute_as_decided_stops_with_one_sentence(run, m
     verdict.comply(BEGUN, settings_of(run, precision="bf16"), "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused(replace(BEGUN, device="cuda"), r"torch .* finds no usable GPU: start it where .* or set device=cpu")
-    monkeypatch.setattr(verdict, "why_not_compiled", lambda device: "no compiler")
+    monkeypatch.setattr("emcore.engine.arithmetic.net.why_not_compiled", lambda device: "no compiler")
     refused(replace(BEGUN, precision="fp32", compile=True), r"torch.compile fails \(no compiler\): install")
-    monkeypatch.setenv(mode.LIMIT, "AVX2")
-    refused(replace(BEGUN, precision="fp32"), f"{mode.LIMIT} is AVX2: unset it, or set it for all processes")
+    monkeypatch.setenv(LIMIT, "AVX2")
+    refused(replace(BEGUN, precision="fp32"), f"{LIMIT} is AVX2: unset it, or set it for all processes")
 
 
 def hear(port, rank, lead, answers):
@@ -239,7 +241,7 @@ def test_two_ranks_really_measure_once(place, monkeypatch):
 @pytest.mark.slow
 def test_a_limit_of_instruction_sets_holds_when_it_is_set_after_torch_is_loaded():
     """What rank 0 decides reaches the others through torch: the limit must still be read then."""
-    script = (f"import os, torch; os.environ['{mode.LIMIT}'] = 'SSE41'; "
+    script = (f"import os, torch; os.environ['{LIMIT}'] = 'SSE41'; "
               "torch.nn.functional.conv3d(torch.rand(2, 16, 16, 64, 64), torch.rand(16, 16, 3, 3, 3))")
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")

@@ -10,6 +10,7 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.settings import Settings
 from emcore.settings.model import Model
+from emcore.systems.checkpoints import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "weights").glob("*.pt"))
@@ -18,13 +19,13 @@ FILES = sorted((ROOT / "weights").glob("*.pt"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_weights_belong_to_a_recipe_and_predict(path):
     assert path.stat().st_size < 20e6
-    settings = config.load(Settings, ROOT / "configs" / f"{path.stem}.toml", [])
+    settings = config.load(Settings, ROOT / "configs" / "tissue" / f"{path.stem}.toml", [])
     content = checkpoint.read(path)
     assert set(content) == {"version", "step", "model", "config"}
     assert checkpoint.step_of(content) == settings.train.steps
     assert config.from_table(Model, content["config"]["model"], "model") == settings.model
     assert not re.search(r"'/\w", str(content["config"])), "a path of the machine it was trained on"
-    net = checkpoint.load_model(path)
+    net = load_model(path)
     with torch.inference_mode():
         out = net(torch.rand(1, 1, *settings.data.patch))
     assert out.shape == (1, settings.model.out_channels, *settings.data.patch)

@@ -13,6 +13,7 @@ from emcore.errors import InputError
 from emcore.files import reported
 from emcore.locks import alone
 from emcore.settings import Settings
+from emcore.settings.target import SkeletonDistanceTarget
 from emcore.volumes import Volume, create_volume, list_datasets, open_volume, split_reference
 
 DUST = 125  # voxels under which a piece of an object has no skeleton
@@ -20,7 +21,7 @@ DUST = 125  # voxels under which a piece of an object has no skeleton
 
 def skeleton_folder(settings: Settings) -> Path | None:
     """Where skeletons go that cannot stand beside their labels; None where no target needs any."""
-    if any(target.kind == "skeleton_distance" for target in settings.target):
+    if any(isinstance(target, SkeletonDistanceTarget) for target in settings.target):
         return Path(settings.outputs) / settings.name / "skeletons"
     return None
 

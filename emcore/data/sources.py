@@ -56,12 +56,8 @@ def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[
     skeletons: folder for the skeletons of labels (see skeletons_of), where they are needed; those that a volume names
     are traced, too, where their file is missing.
     """
-    sources, wrong = [], []
-    for listed in ("train", "validation") if which == "train" else (which,):  # a training opens both, one after another
-        for number, volume in enumerate(getattr(data, listed)):
-            absent = _absent(data, volume, skeletons)
-            if absent:
-                wrong.append(f"data.{listed}.{number}: there is no file {', '.join(absent)}")
+    # a training opens both, one after another
+    sources, wrong = [], missing_files(data, ("train", "validation") if which == "train" else (which,), skeletons)
     for number, volume in enumerate(getattr(data, which)):
         if not _absent(data, volume, skeletons):
             try:
@@ -74,6 +70,12 @@ def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[
     if wrong:
         raise InputError("; ".join(wrong))
     return sources
+
+
+def missing_files(data: Data, lists: Sequence[str], skeletons: Path | None = None) -> list[str]:
+    """Which files of data.train, data.validation or data.test are not there, a sentence for each volume."""
+    return [f"data.{name}.{number}: there is no file {', '.join(absent)}" for name in lists
+            for number, volume in enumerate(getattr(data, name)) if (absent := _absent(data, volume, skeletons))]
 
 
 def expanded(data: Data, volume: Volume) -> list[Volume]:

@@ -3,7 +3,8 @@
 Label 0 is background, IGNORE (-1) is unknown: it takes part in no edge and counts in no channel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +20,20 @@ from emcore.data.distances import (
     skeleton_distance,
 )
 from emcore.errors import InputError
-from emcore.settings.target import Labels, Target, Triple
+from emcore.settings.target import (
+    AffinityTarget,
+    BinaryTarget,
+    BoundaryTarget,
+    ForegroundDistanceTarget,
+    InstanceDistanceTarget,
+    Labels,
+    LsdTarget,
+    PolarityTarget,
+    SignedDistanceTarget,
+    SkeletonDistanceTarget,
+    Target,
+    Triple,
+)
 
 IGNORE = -1
 
@@ -172,28 +186,34 @@ def prepare_labels(labels: Tensor, settings: Labels) -> Tensor:
     return erode_borders(labels, settings.erosion)
 
 
-def channels(targets: Sequence[Target]) -> int:
-    """How many channels the targets have together."""
-    return sum(_count(target) for target in targets)
+@dataclass(frozen=True)
+class Place:
+    """What some targets need besides the labels."""
+
+    resolution: Sequence[float]  # nm, z y x
+    skeleton: Tensor | None  # ids on the skeletons of the labels
 
 
-def _count(target: Target) -> int:
-    return {"affinity": len(target.offsets), "polarity": 1 if target.exclusive else 3, "lsd": 10}.get(target.kind, 1)
+def _of_instances(target: InstanceDistanceTarget, labels: Tensor, place: Place) -> Tensor:
+    return quantise_energy(instance_distance(labels, place.resolution, target.in_plane, target.relabel), target.levels)
 
 
-def channel_names(targets: Sequence[Target]) -> list[str]:
-    """A short name for every channel, for previews and logs."""
-    names = []
-    for target in targets:
-        if target.kind == "affinity":
-            names += ["affinity " + " ".join(map(str, offset)) for offset in target.offsets]
-        elif target.kind == "polarity" and not target.exclusive:
-            names += ["pre", "post", "synapse"]
-        elif target.kind == "lsd":
-            names += [f"lsd {part}" for part in ("z", "y", "x", "zz", "yy", "xx", "zy", "zx", "yx", "size")]
-        else:
-            names.append(target.kind.replace("_", " "))
-    return names
+def _of_skeletons(target: SkeletonDistanceTarget, labels: Tensor, place: Place) -> Tensor:
+    return quantise_energy(skeleton_distance(labels, place.resolution, target.alpha, place.skeleton), target.levels)
+
+
+# kind of target -> its values (n, z, y, x), or with channels; those of affinities come with what counts
+MAKERS: dict[type, Callable] = {
+    AffinityTarget: lambda target, labels, place: affinities(labels, target.offsets, target.border, target.background),
+    BinaryTarget: lambda target, labels, place: labels > 0,
+    PolarityTarget: lambda target, labels, place: polarity(labels, target.exclusive),
+    BoundaryTarget: lambda target, labels, place: boundary(labels, target.thickness, target.where, target.in_plane),
+    SignedDistanceTarget: lambda target, labels, place: signed_distance(labels, place.resolution, target.scale),
+    ForegroundDistanceTarget: lambda target, labels, place: foreground_distance(labels),
+    InstanceDistanceTarget: _of_instances,
+    SkeletonDistanceTarget: _of_skeletons,
+    LsdTarget: lambda target, labels, place: local_shape(labels, place.resolution, target.sigma),
+}
 
 
 def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence[float] = (1.0, 1.0, 1.0),
@@ -205,31 +225,12 @@ def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence
     """
     if labels.dtype != torch.int64 or labels.dim() != 4:
         raise InputError(f"labels must be int64 (n, z, y, x); got {labels.dtype} {tuple(labels.shape)}")
-    known = labels != IGNORE
+    place, known = Place(resolution, skeleton), labels != IGNORE
     values, counts = [], []
     for target in targets:
-        local = erode_borders(labels, target.erosion)
-        valid = known[:, None]
-        if target.kind == "affinity":
-            value, valid = affinities(local, target.offsets, target.border, target.background)
-        elif target.kind == "binary":
-            value = (local > 0)[:, None]
-        elif target.kind == "polarity":
-            value = polarity(local, target.exclusive)
-        elif target.kind == "boundary":
-            value = boundary(local, target.thickness, target.where, target.in_plane)[:, None]
-        elif target.kind == "signed_distance":
-            value = signed_distance(local, resolution, target.scale)[:, None]
-        elif target.kind == "foreground_distance":
-            value = foreground_distance(local)[:, None]
-        elif target.kind == "instance_distance":
-            energy = instance_distance(local, resolution, target.in_plane, target.relabel)
-            value = quantise_energy(energy, target.levels)[:, None]
-        elif target.kind == "skeleton_distance":
-            energy = skeleton_distance(local, resolution, target.alpha, skeleton)
-            value = quantise_energy(energy, target.levels)[:, None]
-        else:
-            value = local_shape(local, resolution, target.sigma)
+        made = MAKERS[type(target)](target, erode_borders(labels, target.erosion), place)
+        value, valid = made if isinstance(made, tuple) else (made, known[:, None])
+        value = value if value.dim() == 5 else value[:, None]
         values.append(value.float())
         counts.append(valid.expand_as(value))
     if len(targets) == 1:

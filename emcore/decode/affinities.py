@@ -1,49 +1,32 @@
-"""Affinities to labels by [decode], step by step; decode.decode does them all and stores what they make.
+"""Affinities of a stored prediction by [decode]: three channels, calibrated, and what is made of them.
 
-    affs = read_affinities(prediction, settings)          # three channels, calibrated
-    fragments = make_fragments(affs, settings)
-    graph = make_graph(fragments, affs, settings)
-    tree = make_tree(graph, settings)                     # serves every threshold
-    labels = make_labels(fragments, graph, tree, affs, settings)
+    affs = read_affinities(prediction, settings)
+    segmentation = segmentation_of(affs, settings)  # fragments, graph and tree, each made once
+    labels = labels_of(segmentation, settings)
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import asdict
 
 import numpy as np
 
-from emcore import segment
 from emcore.errors import InputError
-from emcore.segment.affinities import NEAREST, check_table, nearest_channels, signed_offsets, stored_table
-from emcore.segment.cleanup import merge_dust
-from emcore.segment.graph import RegionGraph
-from emcore.segment.merge_tree import MergeTree, finish, start
-from emcore.segment.slices import SEEDS
-from emcore.settings.predict import Decode
+from emcore.segment import Affinities, LinkRule, Segmentation
+from emcore.segment.affinities import NEAREST, nearest_channels, signed_offsets, stored_table
+from emcore.settings.decode import AffinityDecode, ConnectedDecode
 from emcore.threads import run_parallel, thread_count
 from emcore.volumes import Volume
 
 LARGEST_LOGIT = 50.0
 
 
-class Affinities(NamedTuple):
-    """Affinities along z, y and x (3, z, y, x), and how segment.watershed is to take them: offsets and table."""
-
-    values: np.ndarray
-    convention: dict[str, Any]
-
-
-def read_affinities(prediction: Volume, settings: Decode) -> Affinities:
+def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDecode) -> Affinities:
     """The three nearest-neighbour channels of a prediction, calibrated by [decode]; only they are read."""
     channels, offsets = pick_channels(prediction, settings.channels)
     values = np.empty((3, *prediction.shape[1:]), prediction.dtype)
     for row, channel in zip(values, channels):
         row[...] = prediction[channel]
-    convention = {"offsets": offsets}
-    table = stored_table(prediction)
-    if table is not None:
-        convention["table"] = table
-    return calibrate(Affinities(values, convention), settings.bias, settings.temperature)
+    return calibrate(Affinities(values, offsets, table=stored_table(prediction)), settings.bias, settings.temperature)
 
 
 def pick_channels(prediction: Volume, channels: Sequence[int]) -> tuple[list[int], list[tuple[int, int, int]]]:
@@ -56,7 +39,7 @@ def pick_channels(prediction: Volume, channels: Sequence[int]) -> tuple[list[int
         if offsets is None:
             raise InputError(f"{prediction.name} has no attribute offsets, so its channels cannot be told apart: "
                              "set decode.channels to those along z, y and x")
-        picked = list(nearest_channels(offsets, len(offsets))[0])
+        picked = list(nearest_channels(offsets)[0])
         return picked, [tuple(offsets[c]) for c in picked]
     if len(channels) != 3 or len(set(channels)) != 3 or not all(0 <= c < prediction.shape[0] for c in channels):
         raise InputError(f"decode.channels must be three different channels, those along z, y and x, of the "
@@ -100,8 +83,8 @@ def calibrate(affs: Affinities, bias: Sequence[float], temperature: float) -> Af
                          f"{temperature}")
     if not any(bias) and temperature == 1:
         return affs
-    segment.check_affinities(affs.values, **affs.convention)
-    table = check_table(affs.convention.get("table"), affs.values.dtype)
+    affs.check_values()
+    table = affs.table
     out = np.empty(affs.values.shape, np.float32)
 
     def plane(channel: int, z: int) -> None:
@@ -113,7 +96,7 @@ def calibrate(affs: Affinities, bias: Sequence[float], temperature: float) -> Af
 
     jobs = [(channel, z) for channel in range(3) for z in range(out.shape[1])]
     run_parallel(plane, jobs, thread_count(None))
-    return Affinities(out, {"offsets": affs.convention["offsets"]})
+    return Affinities(out, affs.offsets)
 
 
 def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
@@ -123,53 +106,19 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip((logits + bias) / temperature, -LARGEST_LOGIT, LARGEST_LOGIT)))
 
 
-def make_fragments(affs: Affinities, settings: Decode) -> np.ndarray:
-    """Fragments of the watershed of the volume, or of floods of its sections."""
-    if settings.fragments == "watershed":
-        return segment.watershed(affs.values, settings.low, settings.high, plateau=settings.ties,
-                                 **affs.convention)
-    if settings.fragments.partition("-")[0] not in SEEDS:
-        raise InputError(f"decode.fragments must be watershed, {', '.join(SEEDS)}, the last four with a number after "
-                         f"a dash if wanted; got {settings.fragments!r}")
-    return segment.seeded_slices(affs.values, settings.fragments, **affs.convention)
+def segmentation_of(affs: Affinities | None, settings: AffinityDecode) -> Segmentation:
+    """Fragments, graph and tree of affinities by [decode]; none of them is made yet."""
+    return Segmentation(affs, low=settings.low, high=settings.high, fragments=settings.fragments,
+                        statistic=settings.statistic, ties=settings.ties)
 
 
-def make_graph(fragments: np.ndarray, affs: Affinities, settings: Decode) -> RegionGraph:
-    statistics = ("sizes", "running_mean") if settings.ties == "waterz" else ("sizes",)
-    return segment.region_graph(fragments, affs.values, score=settings.score, statistics=statistics, **affs.convention)
+def labels_of(segmentation: Segmentation, settings: AffinityDecode) -> np.ndarray:
+    """The tree cut at the threshold; then boundaries are cleared, dust merged and removed, sections linked."""
+    link = None if settings.link is None else LinkRule(**asdict(settings.link))
+    return segmentation.labels(settings.threshold, boundary=settings.boundary, dust_size=settings.dust_size,
+                               dust_affinity=settings.dust_affinity, remove_size=settings.remove_size, link=link)
 
 
-def make_tree(graph: RegionGraph, settings: Decode) -> MergeTree:
-    return segment.agglomerate(graph, settings.score, tie_break=settings.ties)
-
-
-def make_labels(fragments: np.ndarray, graph: RegionGraph | None, tree: MergeTree, affs: Affinities | None,
-                settings: Decode) -> np.ndarray:
-    """The tree cut at the threshold; then boundaries are cleared, dust merged and removed, sections linked.
-
-    The graph is needed where `needs_graph` says so, the affinities where `needs_affinities` does.
-    """
-    labels = segment.cut(fragments, tree, settings.threshold)
-    if settings.boundary > 0:
-        labels = segment.boundary_threshold(labels, affs.values, settings.boundary, **affs.convention)
-    if settings.dust_size or settings.remove_size:
-        borders = None
-        if settings.dust_size:
-            borders = finish(start(graph, settings.score, settings.ties), settings.threshold,
-                             with_remaining=True)[1]
-        labels = merge_dust(labels, tree.table(settings.threshold), borders, settings.dust_size,
-                            affinity=settings.dust_affinity, remove=settings.remove_size)
-    if settings.link is not None:
-        link = settings.link
-        labels = segment.link_sections(
-            labels, affs.values, iou=link.iou, best_buddy=link.best_buddy, one_sided=link.one_sided,
-            one_sided_min_size=link.one_sided_size, affinity=link.affinity, min_size=link.min_size, **affs.convention)
-    return labels
-
-
-def needs_graph(settings: Decode) -> bool:
-    return settings.dust_size > 0
-
-
-def needs_affinities(settings: Decode) -> bool:
+def needs_affinities(settings: AffinityDecode) -> bool:
+    """Whether labels at another threshold look at the affinities again."""
     return settings.boundary > 0 or settings.link is not None

@@ -8,13 +8,10 @@ import numpy as np
 
 from emcore import config, segment
 from emcore.decode.affinities import (
-    make_fragments,
-    make_graph,
-    make_labels,
-    make_tree,
+    labels_of,
     needs_affinities,
-    needs_graph,
     read_affinities,
+    segmentation_of,
     stored_offsets,
 )
 from emcore.errors import InputError
@@ -22,9 +19,18 @@ from emcore.files import assembled
 from emcore.record import ATTRIBUTE, LABELS
 from emcore.record import read as read_record
 from emcore.results import check_source
+from emcore.segment import Affinities, Segmentation
 from emcore.segment.affinities import above, check_table, stored_table
-from emcore.segment.storage import read_graph, write_graph
-from emcore.settings.predict import Decode
+from emcore.settings.decode import (
+    AffinityDecode,
+    ComponentsDecode,
+    ConnectedDecode,
+    ContourDecode,
+    Decode,
+    MutexDecode,
+    NoDecode,
+    PolarityDecode,
+)
 from emcore.volumes import Volume, create_volume, open_volume
 
 
@@ -33,25 +39,19 @@ def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, An
 
     record: what made the labels, see emcore/record.py; it is kept with them.
     """
-    if settings.kind == "none":
+    if isinstance(settings, NoDecode):
         raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity or contour "
                          "to make labels")
-    check_thresholds(settings)
     place = (prediction.resolution, prediction.offset)
-    fragments = graph = tree = None
-    if settings.kind == "affinities":
-        affs = read_affinities(prediction, settings)
-        fragments = make_fragments(affs, settings)
-        graph = make_graph(fragments, affs, settings)
-        tree = make_tree(graph, settings)
-        labels = make_labels(fragments, graph, tree, affs, settings)
+    segmentation = None
+    if isinstance(settings, AffinityDecode):
+        segmentation = segmentation_of(read_affinities(prediction, settings), settings)
+        labels = labels_of(segmentation, settings)
     else:
-        labels = KINDS[settings.kind](prediction, settings)
+        labels = KINDS[type(settings)](prediction, settings)
     with assembled(out) as path:  # old labels stay until the new ones are whole
-        if fragments is not None:  # the small ones first: a file is copied whenever it gets another dataset
-            segment.write_tree(path, tree)
-            write_graph(path, graph)
-            _write(path, "fragments", fragments, place, settings)
+        if segmentation is not None:
+            segmentation.write(path, *place, {"decode": config.to_table(settings)})
         _write(path, LABELS, labels, place, settings, record)
     return out
 
@@ -61,61 +61,40 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
 
     The prediction is opened only where the stored settings clear boundaries or link sections.
     """
-    tree, labels = segment.read_tree(stored), open_volume(stored, LABELS)
+    segmentation, labels = Segmentation.read(stored), open_volume(stored, LABELS)
     made_by = labels.attrs.get("decode")
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     settings = replace(config.from_table(Decode, made_by, "decode"), threshold=threshold)
-    check_thresholds(settings)
     made_of = read_record(stored, LABELS)
-    affs = None
     if needs_affinities(settings):
         if prediction is None or not prediction.exists():
             raise InputError(f"{stored} was made with decode.boundary or decode.link, which look at the affinities, "
                              f"but there is no {prediction or 'prediction beside it'}: predict again, or decode "
                              "without them")
         check_source(made_of, stored, prediction)
-        affs = read_affinities(open_volume(prediction), settings)
-    graph = read_graph(stored) if needs_graph(settings) else None
-    fragments = open_volume(stored, "fragments")
-    if tree.fragments > fragments.size:
-        raise InputError(f"{stored}: its merges are of {tree.fragments} fragments, but it has {fragments.size} voxels")
-    fragments = fragments[...]
+        segmentation = Segmentation.read(stored, read_affinities(open_volume(prediction), settings))
     record = made_of and {**made_of, "decode": config.to_table(settings)}
-    _write(out, LABELS, make_labels(fragments, graph, tree, affs, settings), (labels.resolution, labels.offset),
-           settings, record)
+    _write(out, LABELS, labels_of(segmentation, settings), (labels.resolution, labels.offset), settings, record)
     return out
 
 
-def check_thresholds(settings: Decode) -> None:
-    """Refuses thresholds that no score can pass, before any work is done."""
-    named = {"threshold": settings.threshold, "seed_threshold": settings.seed_threshold}
-    named |= {f"thresholds[{place}]": value for place, value in enumerate(settings.thresholds)}
-    for name, value in named.items():
-        if not 0 <= value <= 1:
-            raise InputError(f"decode.{name} must be between 0 and 1, where all scores lie; got {value}")
-
-
-def connected(prediction: Volume, settings: Decode) -> np.ndarray:
+def connected(prediction: Volume, settings: ConnectedDecode) -> np.ndarray:
     """Voxels joined by affinities above the threshold, or above one threshold each along z, y and x."""
     affs = read_affinities(prediction, settings)
     if not settings.thresholds:
-        labels = segment.affinity_components(affs.values, settings.threshold, **affs.convention)
+        labels = segment.affinity_components(affs, settings.threshold)
     else:
-        if len(settings.thresholds) != 3:
-            raise InputError("decode.thresholds must be three for kind = connected, along z, y and x; "
-                             f"got {list(settings.thresholds)}")
-        segment.check_affinities(affs.values, **affs.convention)
+        affs.check_values()
         joined = np.empty(affs.values.shape, np.uint8)
-        table = affs.convention.get("table")
         for row, values, threshold in zip(joined, affs.values, settings.thresholds):
-            row[...] = above(values, threshold, table)
+            row[...] = above(values, threshold, affs.table)
         joined *= 255
-        labels = segment.affinity_components(joined, 0.5, offsets=affs.convention["offsets"])
+        labels = segment.affinity_components(Affinities(joined, affs.offsets), 0.5)
     return without_small(labels, settings.remove_size)
 
 
-def mutex(prediction: Volume, settings: Decode) -> np.ndarray:
+def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
     """The mutex watershed of all channels with an offset: nearest neighbours attract, longer steps hold apart."""
     offsets = stored_offsets(prediction)
     if offsets is None:
@@ -129,12 +108,12 @@ def mutex(prediction: Volume, settings: Decode) -> np.ndarray:
     if not any(attractive) or all(attractive):
         raise InputError("a mutex watershed needs channels of nearest neighbours, which attract, and of longer steps, "
                          f"which hold apart; {prediction.name} has the offsets {steps}")
-    labels = segment.mutex_watershed(chosen(prediction, channels), steps, attractive=attractive,
-                                     strides=settings.strides, table=stored_table(prediction))
+    affs = Affinities(chosen(prediction, channels), steps, table=stored_table(prediction))
+    labels = segment.mutex_watershed(affs, attractive=attractive, strides=settings.strides)
     return without_small(labels, settings.remove_size)
 
 
-def components(prediction: Volume, settings: Decode) -> np.ndarray:
+def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     """Pieces of the voxels where some channel is above its threshold; with seeds, those that grow from them.
 
     Seeds are pieces above seed_threshold. They flood the foreground from its largest values down; foreground that
@@ -150,9 +129,6 @@ def components(prediction: Volume, settings: Decode) -> np.ndarray:
         foreground |= above(channel, threshold, table)
     if not settings.seed_threshold:
         return without_small(segment.connected_components(foreground, settings.connectivity), settings.remove_size)
-    if settings.seed_threshold < max(thresholds):
-        raise InputError(f"decode.seed_threshold {settings.seed_threshold} must not be below the foreground's "
-                         f"threshold {max(thresholds)}")
     best = values.max(0)
     seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
     # codes rise with what they stand for, so they serve as heights as well as the values
@@ -165,7 +141,7 @@ def components(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def polarity(prediction: Volume, settings: Decode) -> np.ndarray:
+def polarity(prediction: Volume, settings: PolarityDecode) -> np.ndarray:
     """Synapses with two sides: 2n - 1 and 2n."""
     values = chosen(prediction, settings.channels)
     if stored_table(prediction) is not None:
@@ -174,15 +150,16 @@ def polarity(prediction: Volume, settings: Decode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def contour(prediction: Volume, settings: Decode) -> np.ndarray:
+def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:
     """Instances from foreground, contour and distance; remove_size is their smallest size."""
     limits = settings.contour
     return segment.contour_instances(real(chosen(prediction, settings.channels), prediction), binary=limits.binary,
                                      contour=limits.contour, distance=limits.distance, min_seed=limits.min_seed,
-                                     min_size=settings.remove_size)
+                                     remove_size=settings.remove_size)
 
 
-KINDS = {"connected": connected, "mutex": mutex, "components": components, "polarity": polarity, "contour": contour}
+KINDS = {ConnectedDecode: connected, MutexDecode: mutex, ComponentsDecode: components, PolarityDecode: polarity,
+         ContourDecode: contour}
 
 
 def chosen(prediction: Volume, channels: tuple[int, ...] | list[int]) -> np.ndarray:

@@ -34,7 +34,7 @@ from emcore.metrics.partitions import OBJECTIVES
 from emcore.progress import Progress, duration
 from emcore.settings import Settings
 from emcore.settings.data import result_name
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
 
 OLD_FILE = "tune.db"  # in which older versions kept the stages
@@ -42,7 +42,7 @@ OLD_FILE = "tune.db"  # in which older versions kept the stages
 
 @dataclass(frozen=True)
 class Parameters:
-    decode: Decode
+    decode: AffinityDecode
 
 
 def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
@@ -55,7 +55,7 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     """
     start = time.monotonic()
     check(settings, draws, limit)
-    base = replace(settings.decode, kind="affinities")
+    base = settings.decode if isinstance(settings.decode, AffinityDecode) else AffinityDecode()
     choices, thresholds = read_space(settings.tune.space), read_thresholds(settings.tune.space)
     points = (every_point(base, choices) if draws is None
               else drawn_points(base, choices, thresholds, settings.seed, draws))
@@ -99,7 +99,7 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
 
 
 def check(settings: Settings, draws: int | None, limit: float | None) -> None:
-    if settings.decode.kind not in ("none", "affinities"):
+    if not isinstance(settings.decode, NoDecode | AffinityDecode):
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
     if settings.tune.objective not in OBJECTIVES:
         raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
@@ -146,20 +146,20 @@ def digests(task: Task) -> dict[str, str]:
 # ---- stages
 
 
-def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: set[str]) -> list[Job]:
+def curve_jobs(task: Task, points: list[AffinityDecode], thresholds: Thresholds, known: set[str]) -> list[Job]:
     """A job for every watershed that still lacks a merge score."""
-    groups: dict[Decode, list[str]] = {}
+    groups: dict[AffinityDecode, list[str]] = {}
     for point in map(tree_of, points):
         if curve_key(point, thresholds) not in known:
-            scores = groups.setdefault(replace(point, score=Decode.score), [])
-            scores += [point.score] if point.score not in scores else []
+            scores = groups.setdefault(replace(point, statistic=AffinityDecode.statistic), [])
+            scores += [point.statistic] if point.statistic not in scores else []
 
-    def rows_of(point: Decode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
+    def rows_of(point: AffinityDecode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
         def rows(found: dict[str, Any] | None, seconds: float) -> list[Row]:
             if found is None:
-                late = [replace(point, score=score) for score in scores]
+                late = [replace(point, statistic=score) for score in scores]
                 return [Row(curve_key(one, thresholds), STOPPED, config.to_table(one), {}, seconds) for one in late]
-            every = [(replace(point, score=score), values) for score, values in found.items()]
+            every = [(replace(point, statistic=score), values) for score, values in found.items()]
             return [Row(curve_key(one, thresholds), "curve", config.to_table(one), values, seconds / len(every))
                     for one, values in every]
         return rows
@@ -168,8 +168,8 @@ def curve_jobs(task: Task, points: list[Decode], thresholds: Thresholds, known: 
             for point, scores in groups.items()]
 
 
-def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]:
-    def rows_of(point: Decode) -> Callable[[Any, float], list[Row]]:
+def decoded_jobs(task: Task, points: list[AffinityDecode], known: set[str]) -> list[Job]:
+    def rows_of(point: AffinityDecode) -> Callable[[Any, float], list[Row]]:
         return lambda found, seconds: [Row(decoded_key(point), STOPPED if found is None else "decoded",
                                            config.to_table(point), found or {}, seconds)]
 
@@ -177,19 +177,19 @@ def decoded_jobs(task: Task, points: list[Decode], known: set[str]) -> list[Job]
             if decoded_key(point) not in known]
 
 
-def curve_key(point: Decode, thresholds: Thresholds) -> str:
+def curve_key(point: AffinityDecode, thresholds: Thresholds) -> str:
     return json.dumps(["curve", config.to_table(tree_of(point)), thresholds], sort_keys=True)
 
 
-def decoded_key(point: Decode) -> str:
+def decoded_key(point: AffinityDecode) -> str:
     return json.dumps(["decoded", config.to_table(point)], sort_keys=True)
 
 
-def best_points(base: Decode, rows: list[Row], objective: str, count: int) -> list[Decode]:
+def best_points(base: AffinityDecode, rows: list[Row], objective: str, count: int) -> list[AffinityDecode]:
     """The best curves at their best thresholds, and what [decode] does after the cut; one of those that score alike."""
-    points: dict[tuple, Decode] = {}
+    points: dict[tuple, AffinityDecode] = {}
     for row in sorted((row for row in rows if row.kind == "curve"), key=lambda row: value(row, objective)):
-        tree, found = config.from_table(Decode, row.decode), row.found[objective]
+        tree, found = config.from_table(AffinityDecode, row.decode), row.found[objective]
         kept = {name: getattr(tree, name) for name in BEFORE}
         points.setdefault(tuple(found["scores"].values()), replace(base, **kept, threshold=found["threshold"]))
     return list(points.values())[:count]
@@ -210,7 +210,7 @@ def write_table(path: Path, rows: list[Row], objective: str) -> None:
     """One line a row, best first: what it did, its threshold, its scores, seconds, settings that differ somewhere."""
     plain = [flat(row.decode) for row in rows]
     names = [name for name in dict.fromkeys(name for settings in plain for name in settings)
-             if name in ("score", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
+             if name in ("statistic", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
     names = [name for name in names if name != "threshold"]
     scores = next((list(row.found[objective]["scores"]) for row in rows if row.found), [])
     lines = [["stage", *names, "threshold", *scores, "seconds"]]
@@ -227,7 +227,7 @@ def heat_table(rows: list[Row], objective: str) -> tuple[list[str], dict[str, li
     best: dict[tuple[str, tuple[float, float]], float] = {}
     for row in rows:
         if row.kind == "curve":
-            place = row.decode["score"], (row.decode["low"], row.decode["high"])
+            place = row.decode["statistic"], (row.decode["low"], row.decode["high"])
             best[place] = min(best.get(place, float("inf")), value(row, objective))
     names, pairs = sorted({name for name, _ in best}), sorted({pair for _, pair in best})
     values = np.array([[best.get((name, pair), np.nan) for pair in pairs] for name in names]).reshape(
@@ -246,7 +246,7 @@ def flat(table: dict[str, Any]) -> dict[str, Any]:
 
 def write_parameters(path: Path, row: Row, settings: Settings) -> None:
     """A [decode] table that --params of infer.py and evaluate.py lays over a config."""
-    point = config.from_table(Decode, row.decode)
+    point = config.from_table(AffinityDecode, row.decode)
     scores = row.found[settings.tune.objective]["scores"]
     lines = [f"# found by evaluate.py --tune for {settings.name}: " + ", ".join(
         f"{name} {scores[name]:.4f}" for name in OBJECTIVES), "# use: infer.py --cfg CONFIG --params THIS_FILE"]

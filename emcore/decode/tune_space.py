@@ -1,4 +1,4 @@
-"""The points of [tune.space]: every combination of lists, or seeded draws. A point is a Decode."""
+"""The points of [tune.space]: every combination of lists, or seeded draws. A point is a AffinityDecode."""
 
 import itertools
 import math
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.scores import parse_score
-from emcore.settings.predict import Decode, Link
+from emcore.segment.statistics import parse_statistic
+from emcore.settings.decode import AffinityDecode, Link
 from emcore.settings.tune import Space
 
-BEFORE = ("bias", "temperature", "fragments", "low", "high", "score")  # what the merge tree depends on
+BEFORE = ("bias", "temperature", "fragments", "low", "high", "statistic")  # what the merge tree depends on
 AFTER = ("boundary", "dust_size", "dust_affinity", "remove_size", "link_iou", "link_one_sided", "link_affinity")
 WHOLE = ("dust_size", "remove_size")
-NAMES = ("score", "fragments")
+NAMES = ("statistic", "fragments")
 UNLIMITED = ("bias", "temperature", *WHOLE)  # at the upper end; all else lies between 0 and 1
 DRAWS = 1000  # until low is at most high
 
@@ -91,8 +91,8 @@ def is_number(value: Any) -> bool:
 def checked(name: str, value: Any) -> Any:
     """The value as [decode] takes it."""
     where = f"tune.space.{name}"
-    if name == "score":
-        parse_score(value)
+    if name == "statistic":
+        parse_statistic(value)
         return str(value)
     if name == "fragments":
         return str(value)
@@ -109,7 +109,7 @@ def checked(name: str, value: Any) -> Any:
     return round(value) if name in WHOLE else float(value)
 
 
-def every_point(base: Decode, choices: dict[str, Range | list]) -> list[Decode]:
+def every_point(base: AffinityDecode, choices: dict[str, Range | list]) -> list[AffinityDecode]:
     """All combinations; only of settings that a merge tree depends on, and only of lists."""
     for name, values in choices.items():
         if isinstance(values, Range):
@@ -125,13 +125,14 @@ def every_point(base: Decode, choices: dict[str, Range | list]) -> list[Decode]:
     return points
 
 
-def drawn_points(base: Decode, choices: dict[str, Range | list], thresholds: Thresholds, seed: int,
-                 count: int) -> list[Decode]:
+def drawn_points(base: AffinityDecode, choices: dict[str, Range | list], thresholds: Thresholds, seed: int,
+                 count: int) -> list[AffinityDecode]:
     """`count` points, each a function of the seed and its number alone; the threshold is that of a full decoding."""
     return [draw(base, choices, thresholds, np.random.default_rng([seed, number])) for number in range(count)]
 
 
-def draw(base: Decode, choices: dict[str, Range | list], thresholds: Thresholds, random: np.random.Generator) -> Decode:
+def draw(base: AffinityDecode, choices: dict[str, Range | list], thresholds: Thresholds,
+         random: np.random.Generator) -> AffinityDecode:
     for _ in range(DRAWS):
         values = {name: drawn(name, values, random) for name, values in choices.items()}
         values["threshold"] = (thresholds.listed[random.integers(len(thresholds.listed))] if thresholds.listed
@@ -152,7 +153,7 @@ def drawn(name: str, values: Range | list, random: np.random.Generator) -> Any:
     return round(value) if name in WHOLE else min(max(round(value, 9), values.low), values.high)
 
 
-def point_of(base: Decode, values: dict[str, Any]) -> Decode:
+def point_of(base: AffinityDecode, values: dict[str, Any]) -> AffinityDecode:
     """base with some settings replaced; link_NAME stands for link.NAME."""
     link = {name.removeprefix("link_"): value for name, value in values.items() if name.startswith("link_")}
     plain = {name: value for name, value in values.items() if not name.startswith("link_")}
@@ -161,7 +162,7 @@ def point_of(base: Decode, values: dict[str, Any]) -> Decode:
     return replace(base, **plain)
 
 
-def tree_of(point: Decode) -> Decode:
+def tree_of(point: AffinityDecode) -> AffinityDecode:
     """The point reduced to what its merge tree depends on."""
     kept = {name: getattr(point, name) for name in (*BEFORE, "channels", "kind")}
-    return Decode(**kept)
+    return AffinityDecode(**kept)

@@ -10,23 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emcore import metrics, segment
-from emcore.decode.affinities import (
-    Affinities,
-    calibrate,
-    make_fragments,
-    make_graph,
-    make_labels,
-    make_tree,
-    read_affinities,
-)
+from emcore.decode.affinities import calibrate, labels_of, read_affinities, segmentation_of
 from emcore.decode.tune_space import Thresholds
 from emcore.errors import InputError
 from emcore.metrics.curves import ThresholdCurve
 from emcore.metrics.partitions import ALONG_CURVES, OBJECTIVES, Agreement, agreement, ignored_truth
 from emcore.metrics.placement import Place, overlap
 from emcore.metrics.tables import Contingency
-from emcore.segment.scores import parse_score
-from emcore.settings.predict import Decode
+from emcore.segment import Affinities
+from emcore.segment.statistics import parse_statistic
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 HASHED_BYTES = 64 << 20  # of a volume at a time
@@ -60,33 +53,28 @@ class Truth(NamedTuple):
     mask: np.ndarray | None
 
 
-def curve_stage(task: Task, point: Decode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
+def curve_stage(task: Task, point: AffinityDecode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
     """What each merge score finds at its best thresholds, before anything is done after the cut.
 
     One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
     """
     curves: dict[str, list[ThresholdCurve]] = {score: [] for score in scores}
-    demanding = max(scores, key=lambda score: parse_score(score).every_contact)
+    demanding = max(scores, key=lambda score: parse_statistic(score).every_contact)
     for source in task.sources:
-        affs = affinities(source, point)
-        fragments = make_fragments(affs, point)
-        table = compared(task, source, fragments)
-        graph = make_graph(fragments, affs, replace(point, score=demanding))
-        del fragments, affs
+        segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
+        table, graph = compared(task, source, segmentation.fragments), segmentation.graph
+        del segmentation
         for score in scores:
-            curves[score].append(metrics.fold(table, make_tree(graph, replace(point, score=score))))
+            curves[score].append(metrics.fold(table, segment.agglomerate(graph, score, ties=point.ties)))
     return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
 
 
-def decoded_stage(task: Task, point: Decode) -> Found:
+def decoded_stage(task: Task, point: AffinityDecode) -> Found:
     """The scores of one full decoding, with everything that happens after the cut."""
     volumes = {}
     for source in task.sources:
-        affs = affinities(source, point)
-        fragments = make_fragments(affs, point)
-        graph = make_graph(fragments, affs, point)
-        tree = make_tree(graph, point)
-        table = compared(task, source, make_labels(fragments, graph, tree, affs, point))
+        segmentation = segmentation_of(affinities(source, point), point)
+        table = compared(task, source, labels_of(segmentation, point))
         scores = named_scores(agreement(table, task.convention))
         volumes[source.name] = {name: float(value) for name, value in scores.items()}
     entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes}
@@ -135,15 +123,15 @@ def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
     return table
 
 
-def affinities(source: Source, point: Decode) -> Affinities:
+def affinities(source: Source, point: AffinityDecode) -> Affinities:
     """Those of one volume, calibrated; what was read is kept for the next stage."""
     return calibrate(stored_affinities(source.prediction, point.channels), point.bias, point.temperature)
 
 
 @lru_cache(maxsize=1)
 def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
-    affs = read_affinities(open_volume(prediction), Decode(channels=channels))
-    segment.check_affinities(affs.values, **affs.convention)
+    affs = read_affinities(open_volume(prediction), AffinityDecode(channels=channels))
+    affs.check_values()
     return affs
 
 

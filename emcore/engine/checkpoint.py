@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from emcore.config import from_table, to_table
 from emcore.engine import archive
-from emcore.engine.published import grid_of, is_published, published_tables
 from emcore.errors import InputError
 from emcore.files import reported, writing
 from emcore.models.build import build_model
@@ -227,9 +226,9 @@ def check_weights(net: nn.Module, state: Mapping[str, Any], what: str) -> None:
         raise InputError(f"{what} belongs to another net: {len(differ)} tensors differ, first {', '.join(differ[:5])}")
 
 
-def start_from(net: nn.Module, path: str | Path, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """Takes the weights of another run, or a published file, that fit by name and shape; which were taken."""
-    content = read(path)
+def start_from(net: nn.Module, content: Mapping[str, Any], path: str | Path, include: Sequence[str],
+               exclude: Sequence[str]) -> list[str]:
+    """Takes what was read from the file `path`, where it fits by name and shape; which tensors were taken."""
     with refused(path, "holds no weights to start from"):
         state = content.get("model", content.get("state_dict", content))
         if content.get("ema"):
@@ -240,6 +239,14 @@ def start_from(net: nn.Module, path: str | Path, include: Sequence[str], exclude
             raise InputError(f"no tensor of {path} fits this net by name and shape; it has "
                              f"{', '.join(map(str, list(state)[:5])) or 'none'}")
     return taken
+
+
+def grid_of(config: Any) -> tuple[int, int, int] | None:
+    """Tokens along z, y, x that the positions in a checkpoint belong to; None if its config does not say."""
+    tables = [config.get(name) if isinstance(config, Mapping) else None for name in ("model", "data")]
+    model, data = (table if isinstance(table, Mapping) else {} for table in tables)
+    size, token = data.get("patch"), (model.get("transformer") or {}).get("patch")
+    return tuple(int(s) // int(t) for s, t in zip(size, token)) if size and token and all(token) else None
 
 
 def step_of(content: Mapping[str, Any]) -> int:
@@ -274,11 +281,6 @@ def save_weights(content: Mapping[str, Any], path: Path, choice: str = "auto") -
     save(path, {"step": step_of(content), "model": weights, "config": content["config"], **record})
 
 
-def load_model(checkpoint: str | Path, device: str | torch.device = "cpu", choice: str = "auto") -> nn.Module:
-    """The net of a checkpoint in eval mode; choice of weights as infer.weights."""
-    return model_of(read(checkpoint), checkpoint, device, choice)
-
-
 def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | torch.device = "cpu",
              choice: str = "auto") -> nn.Module:
     """The net in what was read from the file `checkpoint`; memory is taken only for a net that its tensors fill."""
@@ -288,8 +290,7 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
     with refused(checkpoint, "does not say which net it belongs to"):
         weights = bare(choose_weights(content, choice, checkpoint)[0])
         config = content["config"]
-        table, patch = published_tables(config) if is_published(config) else (config["model"], config["data"]["patch"])
-        model, patch = from_table(Model, table, "model"), tuple(patch)
+        model, patch = from_table(Model, config["model"], "model"), tuple(config["data"]["patch"])
         check_sizes(model, weights, checkpoint)
         with torch.device("meta"):
             planned = build_model(model, patch)
@@ -301,12 +302,7 @@ def model_of(content: Mapping[str, Any], checkpoint: str | Path, device: str | t
 
 def check_sizes(model: Model, weights: Mapping[str, Tensor], checkpoint: str | Path) -> None:
     """Refuses a [model] that is larger than the tensors of its file could fill, before any of it is built."""
-    sizes = getattr(model, model.name, model.transformer)
-    table = {"in_channels": model.in_channels, "out_channels": model.out_channels, **to_table(sizes)}
-    largest = max(_numbers(table))
-    layers = {"rsunet": len(model.rsunet.width), "unet_v1": 0,
-              "mednext": max(1, len(model.mednext.heads)) * model.mednext.head_blocks}.get(
-                  model.name, model.transformer.depth + model.transformer.head_depth)
+    largest, layers = max(_numbers(to_table(model))), model.layers
     held = sum(value.numel() for value in weights.values())
     if largest > held or layers > len(weights):
         raise InputError(f"{checkpoint} belongs to another net: its config has a size of {largest} and {layers} "

@@ -4,9 +4,8 @@ import torch
 from torch import nn
 
 from emcore.errors import InputError
-from emcore.settings.train import Optimizer, Train
+from emcore.settings.train import Adam, AdamW, NoPolicy, Policy, Sgd, Train
 
-ENCODER = ("net.pos_embed", "net.patch_embed", "net.encoder_blocks", "net.norm.", "net.mask_token")
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
 
 
@@ -21,12 +20,10 @@ def freeze(task: nn.Module, prefixes: tuple[str, ...]) -> None:
             parameter.requires_grad_(False)
 
 
-def build_optimizer(task: nn.Module, train: Train, policy: tuple[float, float] | None = None) -> torch.optim.Optimizer:
-    """The optimizer; each group keeps as "share" its learning rate over train.optimizer.lr.
-
-    policy: learning rate and weight decay of the masking policy.
-    """
+def build_optimizer(task: nn.Module, train: Train, policy: Policy = NoPolicy()) -> torch.optim.Optimizer:  # noqa: B008
+    """The optimizer; each group keeps as "share" its learning rate over train.optimizer.lr."""
     settings = train.optimizer
+    encoder = tuple(f"net.{prefix}" for prefix in getattr(getattr(task, "net", task), "encoder", ()))
     norms = {id(p) for module in task.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     groups: dict[tuple, list] = {}
     for name, parameter in task.named_parameters():
@@ -34,24 +31,29 @@ def build_optimizer(task: nn.Module, train: Train, policy: tuple[float, float] |
             continue
         decay = 0.0 if id(parameter) in norms and not settings.decay_norms else settings.weight_decay
         rate = settings.lr
-        if settings.encoder_lr is not None and name.startswith(ENCODER):
+        if settings.encoder_lr is not None and name.startswith(encoder):
             rate = settings.encoder_lr
-        if policy is not None and name.startswith("policy."):
-            rate, decay = policy
+        if not isinstance(policy, NoPolicy) and name.startswith("policy."):
+            rate, decay = policy.lr, policy.weight_decay
         groups.setdefault((rate, decay), []).append(parameter)
     if not groups:
         raise InputError("train.freeze leaves nothing to learn")
     listed = [{"params": parameters, "lr": rate, "weight_decay": decay, "share": rate / settings.lr}
               for (rate, decay), parameters in groups.items()]
     fused = all(p.is_cuda for parameters in groups.values() for p in parameters)
-    return _make(settings, listed, fused)
+    return MAKERS[type(settings)](settings, listed, fused)
 
 
-def _make(settings: Optimizer, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
-    if settings.kind == "sgd":
-        return torch.optim.SGD(groups, settings.lr, settings.momentum, fused=fused)
-    kind = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+def _adam(settings: AdamW, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
+    kind = torch.optim.Adam if isinstance(settings, Adam) else torch.optim.AdamW
     return kind(groups, settings.lr, settings.betas, amsgrad=settings.amsgrad, fused=fused)
+
+
+def _sgd(settings: Sgd, groups: list[dict], fused: bool) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, settings.lr, settings.momentum, fused=fused)
+
+
+MAKERS = {AdamW: _adam, Adam: _adam, Sgd: _sgd}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

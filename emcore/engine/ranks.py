@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
-from emcore.engine.mode import check_device
+from emcore.engine.arithmetic.machine import check_device
 from emcore.errors import InputError
 
 BEAT = 2.0  # seconds between two signs of life of the lead while it decides

@@ -2,29 +2,36 @@
 
 import math
 
-from emcore.settings.train import Optimizer, Schedule
+from emcore.settings.train import (
+    ConstantSchedule,
+    CosineSchedule,
+    PlateauSchedule,
+    StableDecaySchedule,
+    WarmedUp,
+    WarmupCosineSchedule,
+)
 
 
-def learning_rate(schedule: Schedule, lr: float, step: int, steps: int) -> float:
+def learning_rate(schedule: ConstantSchedule | CosineSchedule | WarmupCosineSchedule | StableDecaySchedule, lr: float,
+                  step: int, steps: int) -> float:
     """The learning rate of a step, for every kind but plateau (which depends on the losses, see Plateau)."""
+    if isinstance(schedule, ConstantSchedule):
+        return lr
     i, last = step // schedule.every, max(1, steps // schedule.every)
-    warmup = schedule.warmup // schedule.every
-    rise = 1.0 if i >= warmup else schedule.warmup_factor * (1 - i / warmup) + i / warmup
-    if schedule.kind == "cosine":
-        return schedule.least + (lr - schedule.least) * 0.5 * (1 + math.cos(math.pi * min(1.0, i / last)))
-    if schedule.kind == "warmup_cosine":
-        return schedule.least + (lr * rise - schedule.least) * 0.5 * (1 + math.cos(math.pi * min(1.0, i / last)))
-    if schedule.kind == "stable_decay":
+    if isinstance(schedule, WarmedUp):
+        warmup = schedule.warmup // schedule.every
+        lr *= 1.0 if i >= warmup else schedule.warmup_factor * (1 - i / warmup) + i / warmup
+    if isinstance(schedule, StableDecaySchedule):
         left = min(1.0, max(0.0, (last - i) / max(1.0, schedule.decay * last)))
-        return schedule.least + (lr * rise - schedule.least) * left
-    return lr
+        return schedule.least + (lr - schedule.least) * left
+    return schedule.least + (lr - schedule.least) * 0.5 * (1 + math.cos(math.pi * min(1.0, i / last)))
 
 
 class Plateau:
     """Lowers the learning rate when the mean loss of a window has not improved for `patience` windows."""
 
-    def __init__(self, schedule: Schedule, optimizer: Optimizer):
-        self.schedule, self.lr = schedule, optimizer.lr
+    def __init__(self, schedule: PlateauSchedule, lr: float):
+        self.schedule, self.lr = schedule, lr
         self.best, self.waited, self.total, self.count = math.inf, 0, 0.0, 0
 
     def update(self, loss: float) -> float:

@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emcore.data.targets import channel_names, channels, make_targets, prepare_labels
-from emcore.engine.arithmetic import autocast, place
-from emcore.engine.mode import Mode
+from emcore.data.targets import make_targets, prepare_labels
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.arithmetic.net import autocast, place
 from emcore.errors import InputError
 from emcore.losses import LossPlan
 from emcore.models.build import build_model
-from emcore.models.decision import DecisionModule, Reward, policy_loss
+from emcore.models.decision import DecisionModule, policy_loss
 from emcore.models.mae import MaskedAutoencoder, choose_mask
 from emcore.settings import Settings
-
-MASKS = ("binary", "boundary", "polarity")  # kinds of targets
+from emcore.settings.checks import check_terms
+from emcore.settings.target import channel_names
+from emcore.settings.train import AdaptivePolicy, NoPolicy
 
 
 class Supervised(nn.Module):
@@ -27,10 +28,9 @@ class Supervised(nn.Module):
         self.settings, self.mode, self.resolution = settings, mode, resolution
         self.net = build_model(settings.model, settings.data.patch)
         self.plan = LossPlan(settings.loss)
-        heads = dict(settings.model.mednext.heads) if settings.model.name == "mednext" else {}
-        self.plan.check(heads or settings.model.out_channels, channels(settings.target))
         self.columns = [f"loss/train/{number} {term.kind}" for number, term in enumerate(settings.loss.terms)]
         self.names = channel_names(settings.target)
+        check_terms(settings.loss, settings.model, len(self.names))
         # outside of the module tree: a compiled net shares the parameters and must not name them twice
         self.runner = [self.net]
 
@@ -56,10 +56,10 @@ class Supervised(nn.Module):
 
     @property
     def learns_masks(self) -> bool:
-        """Whether each channel of the prediction is a mask, as of clefts, mitochondria or membranes."""
+        """Whether each channel of the prediction is a mask."""
         targets, model = self.settings.target, self.settings.model
-        return all(target.kind in MASKS and not target.exclusive for target in targets) and (
-            model.out_channels == channels(targets) and not model.mednext.heads)
+        return all(target.is_mask for target in targets) and (
+            model.out_channels == len(self.names) and not model.heads)
 
     @torch.no_grad()
     def overlap(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class Supervised(nn.Module):
         value, prediction, target, valid = self._compared(batch)
         if isinstance(prediction, Mapping):
             prediction = prediction["output"]
-        found = prediction >= (0.5 if self.settings.model.name == "unet_v1" else 0.0)  # logits but in that net
+        found = prediction >= (0.5 if self.settings.model.gives_probabilities else 0.0)
         truth = target > 0
         both, either = (found & truth & valid).sum(), ((found | truth) & valid).sum()
         return value.total, torch.stack([both, either]).double()
@@ -81,7 +81,7 @@ class Supervised(nn.Module):
         if isinstance(prediction, Mapping):
             prediction = prediction["output"] if "output" in prediction else torch.cat(list(prediction.values()), 1)
         shown = prediction[0].float()
-        if self.settings.model.name != "unet_v1":
+        if not self.settings.model.gives_probabilities:
             shown = shown.sigmoid()
         return target[0], shown, self.names
 
@@ -99,26 +99,13 @@ class Masked(nn.Module):
         if settings.pretrain is None:
             raise InputError("masked pretraining needs the table [pretrain]")
         self.settings, self.mode, self.pretrain = settings, mode, settings.pretrain
-        sizes, options = settings.model.transformer, settings.pretrain
-        self.net = MaskedAutoencoder(
-            settings.model.in_channels, volume=settings.data.patch, patch=sizes.patch, width=sizes.width,
-            depth=sizes.depth, heads=sizes.heads, decoder_width=options.decoder_width,
-            structure_weight=options.structure_weight, structure_axis_weights=options.structure_axis_weights,
-            membrane_weight=options.membrane_weight, membrane_axis_weights=options.membrane_axis_weights,
-            membrane_clip=options.membrane_clip)
-        policy = options.policy
-        if policy.kind == "adaptive":  # what dbMiM logs of it; before the warm-up ends, the settings of the mask
+        self.net = MaskedAutoencoder(settings.model, settings.pretrain, settings.data.patch)
+        policy = settings.pretrain.policy
+        if isinstance(policy, AdaptivePolicy):  # before the warm-up ends, these are the settings of the mask
             self.columns = (*self.columns, "sampled_mask_ratio", "edge_fraction")
         self.policy = None
-        if policy.kind != "none":
-            self.policy = DecisionModule(
-                sizes.width, policy.hidden, policy.ratios, policy.edge_fractions, policy.initial_ratio,
-                policy.initial_edge_fraction, policy.initial_margin, policy.prior_margin, options.mask_ratio,
-                policy.least_ratio, policy.most_ratio)
-        self.reward = Reward(policy.reward, policy.edge_coefficient, policy.edge_fraction_target,
-                             policy.edge_fraction_coefficient, policy.ratio_coefficient, policy.reward_clip,
-                             policy.entropy_coefficient, policy.value_coefficient, policy.prior_coefficient,
-                             policy.normalise_advantage)
+        if not isinstance(policy, NoPolicy):
+            self.policy = DecisionModule(policy, settings.model.transformer.width, settings.pretrain.mask_ratio)
 
     def prepare(self) -> None:
         place(self.net, Mode(self.mode.device, self.mode.precision, self.mode.layout, False))
@@ -139,8 +126,7 @@ class Masked(nn.Module):
         if used:
             with torch.no_grad():
                 tokens = self.net.embed(image)
-            decide = self.policy.decide_patches if options.policy.kind == "patch" else self.policy.decide_mixture
-            decision = decide(tokens, edges, deterministic=not learns)
+            decision = self.policy.decide(tokens, edges, deterministic=not learns)
             mask = decision.mask
         else:
             mask = choose_mask(edges, options.mask_ratio, options.edge_fraction, options.edge_power, options.edge_noise)
@@ -149,13 +135,13 @@ class Masked(nn.Module):
         loss, policy_term = out.loss, torch.zeros((), device=image.device)
         if learns:
             error = (out.volume.detach() - image).square().flatten(1).mean(1)
-            policy_term = policy_loss(decision, error, self.reward)
+            policy_term = policy_loss(decision, error, options.policy)
             loss = loss + options.policy.weight * policy_term
         if self.policy is not None:  # every parameter takes part in every step, as DistributedDataParallel wants
             loss = loss + 0 * sum(p.sum() for p in self.policy.parameters())
         share = (edges * mask).sum(1) / mask.sum(1).clamp_min(1)
         values = [out.pixel, out.structure, out.weight_mean, mask.float().mean(), share.mean(), policy_term]
-        if options.policy.kind == "adaptive":
+        if isinstance(options.policy, AdaptivePolicy):
             values += ([decision.ratio.mean(), decision.edge_fraction.mean()] if used
                        else [loss.new_tensor(options.mask_ratio), loss.new_tensor(options.edge_fraction)])
         return loss, dict(zip(self.columns, (value.detach() for value in values), strict=True))

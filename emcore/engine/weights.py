@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from emcore.config import from_table, to_table
-from emcore.engine import checkpoint, finish
-from emcore.engine.published import is_published, published_tables
+from emcore.engine import checkpoint
+from emcore.engine.best import best_checkpoint
 from emcore.errors import InputError
 from emcore.settings.model import Model
 
@@ -18,7 +18,7 @@ from emcore.settings.model import Model
 def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
     """The checkpoint of a choice and its content: a file, "best" by what the run monitored, or "", the newest."""
     if choice:
-        path = finish.best(run) if choice == "best" else Path(choice)
+        path = best_checkpoint(run) if choice == "best" else Path(choice)
         return path, checkpoint.read(path)
     found = checkpoint.read_newest(run / "checkpoints")
     if found is None:
@@ -34,9 +34,7 @@ def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Mod
 
 def net_table(content: Mapping[str, Any]) -> dict[str, Any]:
     """The table [model] of a checkpoint with every setting, those that are newer than the file by their defaults."""
-    config = content["config"]
-    table = published_tables(config)[0] if is_published(config) else config["model"]
-    return to_table(from_table(Model, table, "model"))
+    return to_table(from_table(Model, content["config"]["model"], "model"))
 
 
 def digest(model: nn.Module) -> str:

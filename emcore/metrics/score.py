@@ -6,17 +6,13 @@ With --clefts, --skeletons and --partners it scores those: see score_clefts.py a
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from os import PathLike
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from emcore.errors import InputError
+from emcore.metrics.label_files import described, open_labels, sides
 from emcore.metrics.partitions import CONVENTIONS, check_convention, ignored_truth, scores_by
 from emcore.metrics.placement import Borders, overlap, whole_table
-from emcore.volumes import Volume, check_labels, open_path, open_volume, split_reference
 
 # options that not everything has -> what does; "" are labels
 OPTIONS = {"conventions": ("",), "border_nm": ("",), "ignore_truth": ("",), "ignore_labels": ("",),
@@ -53,39 +49,6 @@ def score(prediction: Any, truth: Any, conventions: Sequence[str] = tuple(CONVEN
             "voxels": {"compared": table.total, "near_borders": table.masked}, "scores": scores, "notes": notes}
 
 
-def open_labels(reference: Any, side: str) -> Volume:
-    """Labels as (z, y, x), which may be the only channel of what is stored."""
-    path = isinstance(reference, str | PathLike)
-    volume = open_path(*split_reference(reference), "labels") if path else open_volume(reference)
-    return check_labels(one_channel(volume, side))
-
-
-@dataclass(frozen=True)
-class OnlyChannel:
-    """The voxels of a volume of one channel."""
-
-    volume: Volume
-
-    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
-        return self.volume[(0, *box)]
-
-
-def one_channel(volume: Volume, side: str) -> Volume:
-    """The volume as (z, y, x); what has several channels is refused."""
-    if volume.ndim == 3:
-        return volume
-    if volume.ndim != 4 or volume.shape[0] != 1:
-        raise InputError(f"the {side} {volume.name} has the shape {volume.shape}; score takes (z, y, x), or one "
-                         "channel (1, z, y, x)")
-    return replace(volume, shape=volume.shape[1:], chunks=volume.chunks and volume.chunks[1:],
-                   connect=partial(OnlyChannel, volume))
-
-
-def described(volume: Volume) -> dict[str, Any]:
-    return {"name": volume.name, "shape": list(volume.shape), "dtype": str(volume.dtype),
-            "resolution": volume.resolution, "offset": volume.offset}
-
-
 COLUMNS = {"voi_split": "VOI split", "voi_merge": "VOI merge", "rand_error": "Rand error",
            "rand_precision": "precision", "rand_recall": "recall", "cremi_score": "CREMI score", "v_rand": "V_Rand",
            "v_info": "V_Info"}
@@ -93,7 +56,7 @@ COLUMNS = {"voi_split": "VOI split", "voi_merge": "VOI merge", "rand_error": "Ra
 
 def printed(result: dict[str, Any]) -> str:
     """The scores as a table, one line a convention, and what each convention means."""
-    lines, voxels = _sides(result), result["voxels"]
+    lines, voxels = sides(result), result["voxels"]
     border = "" if result["border_nm"] is None else (
         f", {voxels['near_borders']} of them within {result['border_nm']:g} nm of a border and left out")
     lines += [f"compared   {voxels['compared']} voxels{border}", ""]
@@ -115,24 +78,6 @@ def printed(result: dict[str, Any]) -> str:
               "and true objects,", "+ leaving out label 0, c its voxels, N the scored and n all voxels:"]
     lines += [f"  {name:<9}{CONVENTIONS[name]}" for name in conventions]
     return "\n".join([*lines, *([""] if result["notes"] else []), *result["notes"]])
-
-
-def listed(result: dict[str, Any], compared: str, meanings: dict[str, str], *more: str) -> list[str]:
-    """Lines of what was compared, and of each score and what it is, with its convention where there are several."""
-    lines = [*_sides(result), f"compared   {compared}", ""]
-    several = len({entry["convention"] for entry in result["scores"]}) > 1
-    for entry in result["scores"]:
-        value, rule = entry["value"], f" ({entry['convention']})" if several else ""
-        shown = "undefined" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-        lines.append(f"{entry['score']:<25}{shown:>12}  {meanings[entry['score']]}{rule}")
-    return [*lines, *more, *([""] if result["notes"] else []), *result["notes"]]
-
-
-def _sides(result: dict[str, Any]) -> list[str]:
-    """What was compared with what."""
-    return [f"{side:<11}{result[side]['name']}" + (f"  {tuple(result[side]['shape'])} {result[side]['dtype']}"
-                                                   if "shape" in result[side] else "")
-            for side in ("prediction", "truth")]
 
 
 def main(arguments: Sequence[str]) -> None:

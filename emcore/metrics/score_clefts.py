@@ -11,9 +11,9 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.metrics.cleft_distances import clefts
 from emcore.metrics.foreground import true_foreground, unknown
+from emcore.metrics.label_files import described, listed, one_channel, open_labels
 from emcore.metrics.pairs import boxes
 from emcore.metrics.placement import Place, moved, overlap
-from emcore.metrics.score import described, listed, one_channel, open_labels
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
 

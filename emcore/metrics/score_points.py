@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.metrics.label_files import described, listed, open_labels
 from emcore.metrics.points import labels_at
-from emcore.metrics.score import described, listed, open_labels
 from emcore.metrics.skeletons import run_length, skeleton_voi
 from emcore.metrics.synapses import synaptic_partners
 from emcore.reading import read_text

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import product
+from typing import ParamSpec, TypeVar
 
 import numba
 import numpy as np
@@ -23,6 +24,8 @@ CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in th
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
 PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
+Given = ParamSpec("Given")
+Found = TypeVar("Found")
 
 _ids = types.Array(types.uint64, 1, "C", readonly=True)
 _entries = types.Array(types.uint64, 2, "C")
@@ -186,10 +189,10 @@ def _require_table(table: object, name: str) -> None:
                          f"{type(table).__name__}")
 
 
-def of_table(function: Callable) -> Callable:
+def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
     """A score of a table that answers volumes in its place with the call that works."""
     @wraps(function)
-    def checked(*arguments, **options):
+    def checked(*arguments: Given.args, **options: Given.kwargs) -> Found:
         if arguments or "table" in options:  # without either, Python names what is missing
             _require_table(arguments[0] if arguments else options["table"], function.__name__)
         return function(*arguments, **options)

@@ -3,7 +3,6 @@
 "patch" decides every patch on its own; "adaptive" picks a mask ratio and a share of edge patches from short lists.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributions import Categorical
 from torch.nn import functional
 
 from emcore.models.mae import choose_mask
+from emcore.settings.train import AdaptivePolicy, PatchPolicy
 
 
 @dataclass(frozen=True)
@@ -30,35 +30,21 @@ class Decision:
     divergence: Tensor  # from the prior over the two lists
 
 
-@dataclass(frozen=True)
-class Reward:
-    """How a decision is rewarded and how the policy loss is weighed."""
-
-    mode: str = "reconstruction"  # or edge, hard, hard_edge: hard rewards what is difficult, edge what lies on edges
-    edge_coefficient: float = 0.0  # per unit of coverage gain
-    edge_fraction_target: float = 0.5
-    edge_fraction_coefficient: float = 0.0
-    ratio_coefficient: float = 0.25
-    clip: float = 0.0  # of the reward, 0 = none
-    entropy_coefficient: float = 0.01
-    value_coefficient: float = 0.5
-    prior_coefficient: float = 0.0
-    normalise_advantage: bool = False
-
-
 def _bounded(logits: Tensor) -> Tensor:
     return torch.nan_to_num(logits, nan=0.0, posinf=20.0, neginf=-20.0).clamp(-20, 20)
 
 
 class DecisionModule(nn.Module):
-    """Actor and critics over the embedded patches (without positions)."""
+    """Actor and critics over the embedded patches (without positions).
 
-    def __init__(self, width: int = 192, hidden: int = 256, ratios: Sequence[float] = (0.5, 0.625, 0.75, 0.875),
-                 edge_fractions: Sequence[float] = (0.25, 0.5, 0.75), initial_ratio: float = 0.75,
-                 initial_edge_fraction: float = 0.5, initial_margin: float = 0.0, prior_margin: float | None = None,
-                 target_ratio: float = 0.75, least_ratio: float = 0.35, most_ratio: float = 0.9):
+    A policy of either kind has the weights of both, as the published ones do.
+    """
+
+    def __init__(self, policy: PatchPolicy | AdaptivePolicy, width: int, target_ratio: float):
         super().__init__()
-        self.target_ratio, self.least_ratio, self.most_ratio = target_ratio, least_ratio, most_ratio
+        self.target_ratio, self.policy = target_ratio, policy
+        lists, hidden = policy if isinstance(policy, AdaptivePolicy) else AdaptivePolicy(), policy.hidden
+        ratios, edge_fractions = lists.ratios, lists.edge_fractions
         self.feature = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU())
         self.context = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         self.actor = nn.Linear(hidden, 2)
@@ -66,15 +52,16 @@ class DecisionModule(nn.Module):
         self.adaptive_ratio_actor = nn.Linear(hidden + 4, len(ratios))
         self.adaptive_edge_actor = nn.Linear(hidden + 4, len(edge_fractions))
         self.adaptive_critic = nn.Linear(hidden + 4, 1)
-        margin = initial_margin if prior_margin is None else prior_margin
-        for name, bins, start, actor in (("ratio", ratios, initial_ratio, self.adaptive_ratio_actor),
-                                         ("edge", edge_fractions, initial_edge_fraction, self.adaptive_edge_actor)):
+        margin = lists.initial_margin if lists.prior_margin is None else lists.prior_margin
+        for name, bins, start, actor in (
+                ("ratio", ratios, lists.initial_ratio, self.adaptive_ratio_actor),
+                ("edge", edge_fractions, lists.initial_edge_fraction, self.adaptive_edge_actor)):
             values = torch.tensor(list(bins), dtype=torch.float32)
             nearest = functional.one_hot((values - start).abs().argmin(), len(values)).float()
             self.register_buffer(f"{name}_bins", values, persistent=False)
             self.register_buffer(f"{name}_prior", (nearest * margin).softmax(0), persistent=False)
             with torch.no_grad():
-                actor.bias.copy_(nearest * initial_margin)
+                actor.bias.copy_(nearest * lists.initial_margin)
 
     def _hidden(self, tokens: Tensor) -> Tensor:
         tokens = torch.nan_to_num(tokens.detach().float(), nan=0.0, posinf=20.0, neginf=-20.0)
@@ -82,14 +69,18 @@ class DecisionModule(nn.Module):
         hidden = hidden + self.context(hidden.mean(1, keepdim=True))
         return torch.nan_to_num(hidden, nan=0.0, posinf=20.0, neginf=-20.0)
 
+    def decide(self, tokens: Tensor, edges: Tensor, deterministic: bool = False) -> Decision:
+        decide = self.decide_patches if isinstance(self.policy, PatchPolicy) else self.decide_mixture
+        return decide(tokens, edges, deterministic)
+
     def decide_patches(self, tokens: Tensor, edges: Tensor, deterministic: bool = False) -> Decision:
         """Every patch on its own; the number hidden is repaired into [least, most] by the surest or the least sure."""
         hidden = self._hidden(tokens)
         choice = Categorical(logits=_bounded(self.actor(hidden)))
         actions = choice.logits.argmax(2) if deterministic else choice.sample()
         sure, patches = choice.probs[..., 1].detach(), edges.shape[1]
-        least = round(self.least_ratio * patches)
-        most = min(patches - 1, round(self.most_ratio * patches))
+        least = round(self.policy.least_ratio * patches)
+        most = min(patches - 1, round(self.policy.most_ratio * patches))
         # one ranking serves both repairs: chosen patches first, then by probability
         order = (actions.float() * 2 + sure).argsort(1, descending=True)
         count = actions.sum(1).clamp(least, most)
@@ -128,20 +119,25 @@ class DecisionModule(nn.Module):
                         fractions, divergence)
 
 
-def policy_loss(decision: Decision, reconstruction: Tensor, reward: Reward) -> Tensor:
-    """The actor-critic loss; reconstruction is the squared error of the whole predicted volume, one value a sample."""
-    gained = reconstruction.detach() * (1 if reward.mode.startswith("hard") else -1)
-    if "edge" in reward.mode:
-        gained = gained + reward.edge_coefficient * decision.coverage_gain
-        off = (decision.edge_fraction - reward.edge_fraction_target).abs()
-        gained = gained - reward.edge_fraction_coefficient * off
-    gained = gained - reward.ratio_coefficient * decision.ratio_penalty
-    if reward.clip > 0:
-        gained = gained.clamp(-reward.clip, reward.clip)
+def policy_loss(decision: Decision, reconstruction: Tensor, policy: PatchPolicy | AdaptivePolicy) -> Tensor:
+    """The actor-critic loss; reconstruction is the squared error of the whole predicted volume, one value a sample.
+
+    A reward of what is hard counts the error, others count it as a cost; those of edges add what lies on edges.
+    """
+    adaptive = isinstance(policy, AdaptivePolicy)
+    gained = reconstruction.detach() * (1 if policy.reward.startswith("hard") else -1)
+    if "edge" in policy.reward:
+        gained = gained + policy.edge_coefficient * decision.coverage_gain
+        if adaptive:
+            off = (decision.edge_fraction - policy.edge_fraction_target).abs()
+            gained = gained - policy.edge_fraction_coefficient * off
+    gained = gained - policy.ratio_coefficient * decision.ratio_penalty
+    if policy.reward_clip > 0:
+        gained = gained.clamp(-policy.reward_clip, policy.reward_clip)
     advantage = (gained - decision.value).detach()
-    if reward.normalise_advantage and len(advantage) > 1:
+    if policy.normalise_advantage and len(advantage) > 1:
         advantage = (advantage - advantage.mean()) / advantage.std(unbiased=False).clamp_min(1e-6)
-    return (-(decision.log_probability * advantage).mean()
-            + reward.value_coefficient * functional.mse_loss(decision.value, gained)
-            - reward.entropy_coefficient * decision.entropy.mean()
-            + reward.prior_coefficient * decision.divergence.mean())
+    loss = (-(decision.log_probability * advantage).mean()
+            + policy.value_coefficient * functional.mse_loss(decision.value, gained)
+            - policy.entropy_coefficient * decision.entropy.mean())
+    return loss + policy.prior_coefficient * decision.divergence.mean() if adaptive else loss

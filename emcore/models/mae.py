@@ -6,6 +6,7 @@ more, both in what is hidden and in what is paid for.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from emcore.errors import InputError
 from emcore.models.layers import Triple, patchify, unpatchify
 from emcore.models.vit import VisionTransformer
+from emcore.settings.model import MaskedAutoencoderModel
+from emcore.settings.train import Pretrain
 
 
 def edge_map(x: Tensor, axis_weights: Sequence[float] = (0.25, 1.0, 1.0), clip: float = 5.0) -> Tensor:
@@ -63,18 +66,14 @@ class Reconstruction:
 class MaskedAutoencoder(VisionTransformer):
     """Restores hidden patches; with both weights 0 it is a plain masked autoencoder."""
 
-    def __init__(self, in_channels: int = 1, *, volume: Triple = (32, 160, 160), patch: Triple = (4, 16, 16),
-                 width: int = 192, depth: int = 6, heads: int = 6, decoder_width: int = 192, dropout: float = 0.0,
-                 structure_weight: float = 0.2, structure_axis_weights: Sequence[float] = (0.5, 1.0, 1.0),
-                 membrane_weight: float = 1.35, membrane_axis_weights: Sequence[float] = (0.25, 1.0, 1.0),
-                 membrane_clip: float = 5.0):
-        super().__init__(in_channels, volume, patch, width, depth, heads, dropout)
-        self.structure_weight, self.structure_axis_weights = structure_weight, tuple(structure_axis_weights)
-        self.membrane_weight, self.membrane_axis_weights = membrane_weight, tuple(membrane_axis_weights)
-        self.membrane_clip = membrane_clip
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
-        voxels = in_channels * patch[0] * patch[1] * patch[2]
-        self.decoder = nn.Sequential(nn.Linear(width, decoder_width), nn.GELU(), nn.Linear(decoder_width, voxels))
+    encoder = (*VisionTransformer.encoder, "mask_token")
+
+    def __init__(self, model: MaskedAutoencoderModel, pretrain: Pretrain, volume: Triple):
+        super().__init__(model.in_channels, volume, model.transformer)
+        self.pretrain, hidden = pretrain, pretrain.decoder_width
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, self.width), std=0.02))
+        voxels = model.in_channels * prod(self.patch)
+        self.decoder = nn.Sequential(nn.Linear(self.width, hidden), nn.GELU(), nn.Linear(hidden, voxels))
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -82,7 +81,8 @@ class MaskedAutoencoder(VisionTransformer):
 
     def patch_edges(self, x: Tensor) -> Tensor:
         """Mean edge score of every patch, (n, patches)."""
-        return patchify(edge_map(x, self.membrane_axis_weights, self.membrane_clip), self.patch).mean(2).clamp_min(0)
+        edges = edge_map(x, self.pretrain.membrane_axis_weights, self.pretrain.membrane_clip)
+        return patchify(edges, self.patch).mean(2).clamp_min(0)
 
     def forward(self, x: Tensor, mask: Tensor, edges: Tensor | None = None) -> Reconstruction:
         """mask (n, patches) true = hidden; edges: patch_edges(x) where the caller has them already."""
@@ -92,18 +92,19 @@ class MaskedAutoencoder(VisionTransformer):
             return self._losses(x.float(), predicted.float(), mask, edges)
 
     def _losses(self, x: Tensor, predicted: Tensor, mask: Tensor, edges: Tensor | None) -> Reconstruction:
+        options = self.pretrain
         error = (predicted - patchify(x, self.patch)).square().mean(2)
         weight = torch.ones_like(error)
-        if self.membrane_weight > 0:
-            weight = 1 + self.membrane_weight * (self.patch_edges(x) if edges is None else edges)
+        if options.membrane_weight > 0:
+            weight = 1 + options.membrane_weight * (self.patch_edges(x) if edges is None else edges)
         share = mask * weight
         pixel = ((share * error).sum(1) / share.sum(1).clamp_min(1)).mean()
         volume = unpatchify(predicted, x.shape[1], self.grid, self.patch)
         structure = torch.zeros_like(pixel)
-        total = sum(self.structure_axis_weights)
-        if self.structure_weight > 0:
-            for axis, axis_weight in enumerate(self.structure_axis_weights, start=2):
+        total = sum(options.structure_axis_weights)
+        if options.structure_weight > 0:
+            for axis, axis_weight in enumerate(options.structure_axis_weights, start=2):
                 if axis_weight > 0:
                     difference = (volume.diff(dim=axis) - x.diff(dim=axis)).abs().mean()
                     structure = structure + axis_weight / total * difference
-        return Reconstruction(volume, pixel + self.structure_weight * structure, pixel, structure, weight.mean())
+        return Reconstruction(volume, pixel + options.structure_weight * structure, pixel, structure, weight.mean())

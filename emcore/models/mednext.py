@@ -3,14 +3,11 @@
 Logits out; with several heads a dict of head name -> logits. Shapes: (n, c, z, y, x).
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from emcore.errors import InputError
-from emcore.models.layers import Triple
+from emcore.settings.model import MedNeXtModel
 
 # size -> (widening and number of blocks) of the four encoder stages, the bottleneck and the four decoder stages
 SIZES = {
@@ -45,26 +42,17 @@ class Block(nn.Module):
 class MedNeXt(nn.Module):
     """Four isotropic halvings; every head is a stack of blocks and a 1x1x1 convolution on the shared features."""
 
-    multiple: Triple = (16, 16, 16)
-
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, *, size: str = "S", width: int = 32,
-                 kernel: int = 3, heads: Mapping[str, int] | None = None, head_blocks: int = 1,
-                 deep_supervision: bool = False, checkpointing: bool = False):
+    def __init__(self, model: MedNeXtModel = MedNeXtModel()):  # noqa: B008 (frozen)
         super().__init__()
-        if size not in SIZES:
-            raise InputError(f"the size of mednext must be one of {', '.join(SIZES)}; got {size!r}")
-        if kernel % 2 == 0:
-            raise InputError(f"the kernel of mednext must be odd; got {kernel}")
-        if heads and deep_supervision:
-            raise InputError("mednext has either several heads or deep supervision; leave one of them out")
-        widening, blocks = SIZES[size]
-        self.checkpointing = checkpointing
+        width, kernel, out_channels = model.mednext.width, model.mednext.kernel, model.out_channels
+        widening, blocks = SIZES[model.mednext.size]
+        self.checkpointing, self.multiple = model.checkpointing, model.multiple
         widths = [width * 2**level for level in range(5)]
 
         def stage(channels: int, index: int) -> nn.Sequential:
             return nn.Sequential(*[Block(channels, channels, widening[index], kernel) for _ in range(blocks[index])])
 
-        self.stem = nn.Conv3d(in_channels, width, 1)
+        self.stem = nn.Conv3d(model.in_channels, width, 1)
         self.encoder = nn.ModuleList([stage(widths[level], level) for level in range(4)])
         self.down = nn.ModuleList([Block(widths[level], widths[level + 1], widening[level], kernel, "down")
                                    for level in range(4)])
@@ -72,11 +60,11 @@ class MedNeXt(nn.Module):
         self.up = nn.ModuleList([Block(widths[level + 1], widths[level], widening[8 - level], kernel, "up")
                                  for level in range(4)])
         self.decoder = nn.ModuleList([stage(widths[level], 8 - level) for level in range(4)])
-        self.heads = nn.ModuleDict({name: self._head(width, channels, head_blocks, widening[8], kernel)
-                                    for name, channels in (heads or {}).items()})
-        self.out = None if heads else nn.Conv3d(width, out_channels, 1)
+        self.heads = nn.ModuleDict({name: self._head(width, channels, model.mednext.head_blocks, widening[8], kernel)
+                                    for name, channels in model.heads.items()})
+        self.out = None if model.heads else nn.Conv3d(width, out_channels, 1)
         self.supervised = nn.ModuleList([nn.Conv3d(widths[level], out_channels, 1) for level in (4, 3, 2, 1)]
-                                        if deep_supervision else [])
+                                        if model.deep_supervision else [])
 
     @staticmethod
     def _head(width: int, channels: int, blocks: int, widening: int, kernel: int) -> nn.Sequential:

@@ -3,7 +3,6 @@
 After Lee et al. 2017 (arXiv 1706.00120). Shapes: (n, c, z, y, x) in and out, logits out.
 """
 
-from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from emcore.errors import InputError
 from emcore.models.layers import Convolution, InstanceNorm, Triple, patchify, unpatchify
+from emcore.settings.model import RSUNetModel, RSUNetSizes
 
 
 def normalisation(kind: str, channels: int, groups: int) -> nn.Module:
@@ -23,40 +22,32 @@ def normalisation(kind: str, channels: int, groups: int) -> nn.Module:
         return nn.GroupNorm(next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0), channels)
     if kind == "instance":
         return InstanceNorm(channels)
-    if kind == "none":
-        return nn.Identity()
-    raise InputError(f"model norm must be batch, group, instance or none; got {kind!r}")
+    return nn.Identity()
 
 
 def activation(kind: str) -> nn.Module:
     choices = {"relu": lambda: nn.ReLU(inplace=True), "leakyrelu": lambda: nn.LeakyReLU(0.01, inplace=True),
                "prelu": nn.PReLU, "elu": lambda: nn.ELU(inplace=True)}
-    if kind not in choices:
-        raise InputError(f"model activation must be one of {', '.join(choices)}; got {kind!r}")
     return choices[kind]()
-
-
-def triple(size: int | Sequence[int]) -> Triple:
-    return (size,) * 3 if isinstance(size, int) else tuple(size)
 
 
 class NormActConv(nn.Sequential):
     """Normalise, activate, convolve to the same size; no bias."""
 
-    def __init__(self, inside: int, outside: int, kernel: Triple, norm: str, groups: int, act: str):
-        super().__init__(normalisation(norm, inside, groups), activation(act),
+    def __init__(self, inside: int, outside: int, kernel: Triple, sizes: RSUNetSizes):
+        super().__init__(normalisation(sizes.norm, inside, sizes.groups), activation(sizes.act),
                          Convolution(inside, outside, kernel, padding=tuple(k // 2 for k in kernel), bias=False))
 
 
 class ConvBlock(nn.Module):
     """Four convolutions: into the width, a residual pair, and one behind it."""
 
-    def __init__(self, inside: int, outside: int, kernel: Triple, *style):
+    def __init__(self, inside: int, outside: int, kernel: Triple, sizes: RSUNetSizes):
         super().__init__()
-        self.pre = NormActConv(inside, outside, kernel, *style)
-        self.residual = nn.Sequential(NormActConv(outside, outside, kernel, *style),
-                                      NormActConv(outside, outside, kernel, *style))
-        self.post = NormActConv(outside, outside, kernel, *style)
+        self.pre = NormActConv(inside, outside, kernel, sizes)
+        self.residual = nn.Sequential(NormActConv(outside, outside, kernel, sizes),
+                                      NormActConv(outside, outside, kernel, sizes))
+        self.post = NormActConv(outside, outside, kernel, sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pre(x)
@@ -93,11 +84,9 @@ def summed_up(x: Tensor, factor: int) -> Tensor:
 
 def enlarged(x: Tensor, factor: Triple, up: str) -> Tensor:
     """x at `factor` times its size; "bilinear_yx" adds sections up where "trilinear" weighs them."""
-    if up == "trilinear":
-        return bilinear_up(x, factor)
     if up == "bilinear_yx":
         return summed_up(bilinear_up(x, (1, *factor[1:])), factor[0])
-    raise InputError(f"model.rsunet.up must be trilinear or bilinear_yx; got {up!r}")
+    return bilinear_up(x, factor)
 
 
 def folded(x: Tensor, factor: Triple) -> Tensor:
@@ -114,50 +103,31 @@ def unfolded(x: Tensor, factor: Triple) -> Tensor:
 class RSUNet(nn.Module):
     """Logits of the input's size; with deep supervision a dict of "output" and ds_1 (bottleneck) to ds_4 (finer)."""
 
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, width: Sequence[int] = (18, 36, 48, 64, 80), *,
-                 fold: Triple = (1, 1, 1), down: Sequence[Triple] | None = None,
-                 kernel: int | Sequence[int | Triple] = 3, depth_2d: int = 0, kernel_2d: Triple = (1, 3, 3),
-                 norm: str = "batch", groups: int = 8, act: str = "elu", up: str = "trilinear",
-                 deep_supervision: bool = False, checkpointing: bool = False):
+    def __init__(self, model: RSUNetModel = RSUNetModel()):  # noqa: B008 (frozen)
         super().__init__()
-        depth = len(width) - 1
-        if depth < 1:
-            raise InputError(f"RSUNet needs at least 2 widths; got {list(width)}")
-        self.down = tuple(tuple(factor) for factor in (down or [(1, 2, 2)] * depth))
-        if len(self.down) != depth:
-            raise InputError(f"RSUNet of {len(width)} widths needs {depth} down-sampling factors; got {len(self.down)}")
-        self.fold = tuple(fold)
-        if len(self.fold) != 3 or min(self.fold) < 1:
-            raise InputError(f"model.rsunet.fold is a factor of at least 1 for z, y and x; got {list(fold)}")
-        in_channels, out_channels = in_channels * prod(self.fold), out_channels * prod(self.fold)
-        kernels = [triple(kernel)] * len(width) if isinstance(kernel, int) else [triple(size) for size in kernel]
+        sizes, width = model.rsunet, model.rsunet.width
+        self.down, self.fold, self.multiple = sizes.factors, sizes.fold, model.multiple
+        self.up, self.checkpointing = sizes.up, model.checkpointing
+        depth = len(self.down)
+        in_channels, out_channels = model.in_channels * prod(self.fold), model.out_channels * prod(self.fold)
+        kernels = [(sizes.kernel,) * 3] * len(width) if isinstance(sizes.kernel, int) else list(sizes.kernel)
         kernels += [kernels[-1]] * (len(width) - len(kernels))
-        kernels[:depth_2d] = [triple(kernel_2d)] * min(depth_2d, len(width))
-        style = (norm, groups, act)
-        self.up, self.checkpointing = up, checkpointing
-        self.encoder = nn.ModuleList([ConvBlock(inside, outside, size, *style) for inside, outside, size
+        kernels[:sizes.depth_2d] = [sizes.kernel_2d] * min(sizes.depth_2d, len(width))
+        self.encoder = nn.ModuleList([ConvBlock(inside, outside, size, sizes) for inside, outside, size
                                       in zip((in_channels, *width[:-1]), width, kernels)])
         self.lateral = nn.ModuleList([nn.Conv3d(width[level + 1], width[level], 1, bias=False)
                                       for level in range(depth)])
-        self.decoder = nn.ModuleList([ConvBlock(width[level], width[level], kernels[level], *style)
+        self.decoder = nn.ModuleList([ConvBlock(width[level], width[level], kernels[level], sizes)
                                       for level in range(depth)])
-        self.tail = nn.Sequential(normalisation(norm, width[0], groups), activation(act),
+        self.tail = nn.Sequential(normalisation(sizes.norm, width[0], sizes.groups), activation(sizes.act),
                                   nn.Conv3d(width[0], out_channels, 1))
         self.supervised = nn.ModuleList([nn.Conv3d(width[level + 1], out_channels, 1)
-                                         for level in reversed(range(depth))][:4] if deep_supervision else [])
+                                         for level in reversed(range(depth))][:4] if model.deep_supervision else [])
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    @property
-    def multiple(self) -> Triple:
-        """A patch must be a multiple of this on every axis."""
-        z, y, x = self.fold
-        for factor in self.down:
-            z, y, x = z * factor[0], y * factor[1], x * factor[2]
-        return z, y, x
 
     def _run(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.checkpointing and self.training:

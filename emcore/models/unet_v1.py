@@ -4,18 +4,11 @@ Key names are those of the published checkpoints, so they load as they are. Shap
 y and x multiples of 32.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from emcore.errors import InputError
-
-# buffers of the synchronised batch norm of that time, of no use for running the net
-NUISANCE = ("_tmp_running_mean", "_tmp_running_var", "_running_iter")
-FILTERS = (32, 64, 128, 256, 256)
+from emcore.settings.model import UNetV1Model
 
 
 def conv_norm_act(inside: int, outside: int, kernel: tuple, dilation: tuple = (1, 1, 1),
@@ -67,19 +60,16 @@ class Gate(nn.Module):
 class UNetV1(nn.Module):
     """Probabilities of the input's size."""
 
-    multiple = (2, 32, 32)
-
-    def __init__(self, in_channels: int = 1, out_channels: int = 1, filters: Sequence[int] = FILTERS):
+    def __init__(self, model: UNetV1Model = UNetV1Model()):  # noqa: B008 (frozen)
         super().__init__()
-        if len(filters) != 5:
-            raise InputError(f"unet_v1 needs 5 filter counts; got {list(filters)}")
-        a, b, c, d, e = filters
+        self.multiple = model.multiple
+        a, b, c, d, e = model.unet_v1.filters
         gates = {1: (2, (1, 16, 16)), 2: (4, (1, 8, 8)), 3: (8, (1, 4, 4)), 4: (16, (2, 2, 2))}
 
         def stage(inside: int, outside: int, kind: str, level: int) -> nn.Sequential:
             return nn.Sequential(Residual(inside, outside, kind), Gate(outside, *gates[level]))
 
-        self.layer1_E = stage(in_channels, a, "2d", 1)
+        self.layer1_E = stage(model.in_channels, a, "2d", 1)
         self.layer2_E = stage(a, b, "2d", 2)
         self.layer3_E = stage(b, c, "3d", 3)
         self.layer4_E = stage(c, d, "bottleneck", 4)
@@ -92,7 +82,7 @@ class UNetV1(nn.Module):
         self.conv2 = conv_norm_act(c, b, (1, 1, 1))
         self.conv3 = conv_norm_act(d, c, (1, 1, 1))
         self.conv4 = conv_norm_act(e, d, (1, 1, 1))
-        self.fconv = conv_norm_act(a, out_channels, (3, 3, 3), act=False)
+        self.fconv = conv_norm_act(a, model.out_channels, (3, 3, 3), act=False)
 
     def forward(self, x: Tensor) -> Tensor:
         def down(x):
@@ -111,29 +101,3 @@ class UNetV1(nn.Module):
         x = self.layer2_D(up(self.conv2(x)) + e2)
         x = self.layer1_D(up(self.conv1(x)) + e1)
         return torch.sigmoid(self.fconv(x))
-
-
-def from_published(state: Mapping[str, Tensor]) -> UNetV1:
-    """The net of a published state dict of either era, in eval mode; widths and channels are read off the shapes."""
-    clean = OrderedDict((name.removeprefix("module."), value) for name, value in state.items()
-                        if name.rsplit(".", 1)[-1] not in NUISANCE)
-    try:
-        filters = [clean[f"{stage}.0.projector.0.1.weight"].shape[0] for stage in
-                   ("layer1_E", "layer2_E", "layer3_E", "layer4_E", "center")]
-        inside = clean["layer1_E.0.projector.0.1.weight"].shape[1]
-        outside = clean["fconv.0.1.weight"].shape[0]
-    except KeyError as missing:
-        raise InputError(f"this is no unet_v1 checkpoint: it has no tensor {missing}; it begins with "
-                         f"{', '.join(list(clean)[:5]) or 'nothing'}") from None
-    with torch.device("meta"):  # the sizes are those of a file: no memory is taken before all tensors fit
-        wanted = UNetV1(inside, outside, filters).state_dict()
-    for name in wanted:
-        if name.endswith("num_batches_tracked"):  # absent in files of the oldest torch versions
-            clean.setdefault(name, torch.zeros((), dtype=torch.int64))
-    wrong = [name for name in wanted if name not in clean or clean[name].shape != wanted[name].shape]
-    wrong += [name for name in clean if name not in wanted]
-    if wrong:
-        raise InputError(f"this unet_v1 checkpoint differs in {len(wrong)} tensors, first {', '.join(wrong[:5])}")
-    net = UNetV1(inside, outside, filters)
-    net.load_state_dict(clean)
-    return net.eval()

@@ -13,6 +13,7 @@ from torch.nn import functional
 from emcore.errors import InputError
 from emcore.models.layers import InstanceNorm, Triple
 from emcore.models.vit import VisionTransformer
+from emcore.settings.model import LightUNETRModel, LinearHeadModel, UNETRModel
 
 
 def convolution(inside: int, outside: int, kernel: int | Triple = 3, stride: int | Triple = 1) -> nn.Conv3d:
@@ -117,15 +118,13 @@ class AffinityHead(nn.Module):
 class UNETR(VisionTransformer):
     """The anisotropic UNETR; head "em" has separate z and in-plane branches, "plain" is one 1x1x1 convolution."""
 
-    def __init__(self, in_channels: int = 1, out_channels: int = 3, *, volume: Triple = (32, 160, 160),
-                 patch: Triple = (4, 16, 16), width: int = 192, depth: int = 6, heads: int = 6, features: int = 32,
-                 dropout: float = 0.05, head: str = "em", head_depth: int = 2,
-                 head_bias: Sequence[float] = (-0.2, 0.0, 0.0), taps: Sequence[int] = ()):
-        super().__init__(in_channels, volume, patch, width, depth, heads, dropout)
-        taps = [max(0, min(tap, depth - 1)) for tap in taps or (depth // 4, depth // 2, 3 * depth // 4)]
+    def __init__(self, model: UNETRModel, volume: Triple):
+        sizes, width, dropout = model.transformer, model.transformer.width, model.transformer.dropout
+        super().__init__(model.in_channels, volume, sizes, dropout)
+        depth, patch, f = sizes.depth, sizes.patch, sizes.features
+        taps = [max(0, min(tap, depth - 1)) for tap in sizes.taps or (depth // 4, depth // 2, 3 * depth // 4)]
         self.taps = (taps + [taps[-1]] * 3)[:3]
-        f = features
-        self.encoder1 = ResConv(in_channels, f, dropout)
+        self.encoder1 = ResConv(model.in_channels, f, dropout)
         self.encoder2 = TokenUp(width, 2 * f, 3, dropout)
         self.encoder3 = TokenUp(width, 4 * f, 2, dropout)
         self.encoder4 = TokenUp(width, 8 * f, 1, dropout)
@@ -137,10 +136,8 @@ class UNETR(VisionTransformer):
         self.anisotropic = patch[0] != patch[1]
         self.dtrans = convolution(2 * f, 2 * f, 3, (max(1, patch[1] // patch[0]), 1, 1))
         self.dtrans.requires_grad_(self.anisotropic)
-        if head not in ("em", "plain"):
-            raise InputError(f"the head of UNETR must be em or plain; got {head!r}")
-        self.head = (AffinityHead(f, out_channels, head_depth, head_bias, dropout) if head == "em" else
-                     nn.Conv3d(f, out_channels, 1))
+        self.head = (AffinityHead(f, model.out_channels, sizes.head_depth, sizes.head_bias, dropout)
+                     if sizes.head == "em" else nn.Conv3d(f, model.out_channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         final, taps = self.encode(self.embed(x) + self.pos_embed, self.taps)
@@ -166,11 +163,10 @@ class ConvBlock(nn.Module):
 class LightUNETR(VisionTransformer):
     """A third of the weights and a fifth of the arithmetic of UNETR."""
 
-    def __init__(self, in_channels: int = 1, out_channels: int = 3, *, volume: Triple = (32, 160, 160),
-                 patch: Triple = (4, 16, 16), width: int = 192, depth: int = 6, heads: int = 6, features: int = 32,
-                 dropout: float = 0.05):
-        super().__init__(in_channels, volume, patch, width, depth, heads, dropout)
-        f = features
+    def __init__(self, model: LightUNETRModel, volume: Triple):
+        sizes, width, dropout = model.transformer, model.transformer.width, model.transformer.dropout
+        super().__init__(model.in_channels, volume, sizes, dropout)
+        depth, patch, f = sizes.depth, sizes.patch, sizes.features
         self.taps = (max(0, depth // 2 - 1), max(0, 3 * depth // 4 - 1))
 
         def enlarge(inside: int, outside: int, factor: Triple) -> nn.Sequential:
@@ -187,9 +183,9 @@ class LightUNETR(VisionTransformer):
         self.skip_mid_up = enlarge(width, 2 * f, (2, 4, 4))
         self.decode_mid = ConvBlock(4 * f, 2 * f, dropout)
         self.up_full = nn.ConvTranspose3d(2 * f, f, last, last)
-        self.input_skip = ConvBlock(in_channels, f, dropout)
+        self.input_skip = ConvBlock(model.in_channels, f, dropout)
         self.decode_full = ConvBlock(2 * f, f, dropout)
-        self.head = nn.Conv3d(f, out_channels, 1)
+        self.head = nn.Conv3d(f, model.out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         final, (middle, late) = self.encode(self.embed(x) + self.pos_embed, self.taps)
@@ -203,10 +199,10 @@ class LightUNETR(VisionTransformer):
 class LinearHead(VisionTransformer):
     """The transformer with one transposed convolution from token to patch."""
 
-    def __init__(self, in_channels: int = 1, out_channels: int = 3, *, volume: Triple = (32, 160, 160),
-                 patch: Triple = (4, 16, 16), width: int = 192, depth: int = 6, heads: int = 6, dropout: float = 0.0):
-        super().__init__(in_channels, volume, patch, width, depth, heads, dropout)
-        self.head = nn.ConvTranspose3d(width, out_channels, self.patch, self.patch)
+    def __init__(self, model: LinearHeadModel, volume: Triple):
+        sizes = model.transformer
+        super().__init__(model.in_channels, volume, sizes, sizes.dropout)
+        self.head = nn.ConvTranspose3d(sizes.width, model.out_channels, sizes.patch, sizes.patch)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.as_volume(self.encode(self.embed(x) + self.pos_embed)[0]))

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from emcore.errors import InputError
 from emcore.models.layers import Triple
+from emcore.settings.model import EncoderSizes
 
 
 class PatchEmbed(nn.Module):
@@ -61,20 +62,20 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Patch embedding, learned positions, blocks and a final norm, for one fixed volume size."""
 
-    def __init__(self, in_channels: int, volume: Triple, patch: Triple, width: int, depth: int, heads: int,
-                 dropout: float):
+    encoder = ("pos_embed", "patch_embed", "encoder_blocks", "norm.")  # prefixes of its weights
+
+    def __init__(self, in_channels: int, volume: Triple, sizes: EncoderSizes, dropout: float = 0.0):
         super().__init__()
+        patch, width, heads = sizes.patch, sizes.width, sizes.heads
         if any(v % p for v, p in zip(volume, patch)):
             raise InputError(f"the volume {list(volume)} must be a multiple of the token patch {list(patch)} on "
                              "every axis")
-        if width % heads:
-            raise InputError(f"the token width {width} must be a multiple of the number of heads {heads}")
-        self.volume, self.patch, self.width = tuple(volume), tuple(patch), width
+        self.volume, self.patch, self.width = tuple(volume), patch, width
         self.grid = tuple(v // p for v, p in zip(volume, patch))
         tokens = self.grid[0] * self.grid[1] * self.grid[2]
-        self.patch_embed = PatchEmbed(in_channels, width, self.patch)
+        self.patch_embed = PatchEmbed(in_channels, width, patch)
         self.pos_embed = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, tokens, width), std=0.02))
-        self.encoder_blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(depth)])
+        self.encoder_blocks = nn.ModuleList([Block(width, heads, dropout) for _ in range(sizes.depth)])
         self.norm = nn.LayerNorm(width)
 
     @property

@@ -1,5 +1,6 @@
 """Predicting volumes of any size: windows read with real context, blended, written section by section."""
 
-from emcore.prediction.streaming import predict
+from emcore.lazy import face
 
-__all__ = ["predict"]
+# The public names and their files stand in __init__.pyi.
+__all__, __getattr__, __dir__ = face(__name__)

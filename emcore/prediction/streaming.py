@@ -15,16 +15,10 @@ from torch.func import functional_call
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import Source, open_source
+from emcore.engine.arithmetic.mode import Arithmetic
+from emcore.engine.arithmetic.net import compiled, compiles_here, first_line, run
+from emcore.engine.arithmetic.prediction import batch_size, wants_compiling
 from emcore.errors import InputError
-from emcore.prediction.arithmetic import (
-    Arithmetic,
-    batch_size,
-    compiled,
-    compiles_here,
-    first_line,
-    run,
-    wants_compiling,
-)
 from emcore.prediction.parts import write_in_parts
 from emcore.prediction.windows import (
     channel_plan,

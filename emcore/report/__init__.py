@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = parser.parse_args(arguments).run
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no config.toml; train.py makes one")
-    settings = config.load(Settings, folder / "config.toml")
+    settings = config.from_table(Settings, config.read_toml(folder / "config.toml"))
     if settings.name != folder.name:
         settings = replace(settings, name=folder.name)  # a run that was moved or renamed
     settings = replace(settings, outputs=str(folder.parent))

@@ -42,6 +42,7 @@ async function open(number) {
     `${volume.resolution.join(" × ")} ${volume.unit}; ` +
     (z * y * x === 1 ? "every voxel." : `one section of ${z}, in it one point for ${y} × ${x} voxels.`);
   turn(state.axis);
+  openTree();
 }
 
 function of(kind) { return layers.filter((layer) => layer.kind === kind)[kind === "prediction" ? state.channel : 0]; }
@@ -167,6 +168,7 @@ function describe() {
   }
   if (volume.scored) parts.push(WORDS[errorAt(of("truth").values[index], of("labels").values[index])]);
   find("readout").textContent = parts.filter(Boolean).join(" · ");
+  explain();
 }
 
 function name() {
@@ -237,7 +239,7 @@ const KEYS = {
   "]": () => set("opacity", Number(find("opacity").value) + 15),
   "+": () => set("zoom", state.zoom + 1), "=": () => set("zoom", state.zoom + 1),
   "-": () => set("zoom", state.zoom - 1),
-  n: () => step(1), p: () => step(-1), Escape: release,
+  n: () => step(1), p: () => step(-1), m: () => mark(), Escape: release,
 };
 
 function start() {
@@ -257,6 +259,8 @@ function start() {
   find("volume").addEventListener("input", (event) => { release(); open(Number(event.target.value)); });
   for (const button of buttons) button.addEventListener("click", () => show(button));
   window.addEventListener("resize", schedule);
+  find("why").addEventListener("toggle", () => explain());
+  find("mark").addEventListener("click", () => mark());
   const shown = volumes.map((entry, number) => number).filter((number) => volumes[number].layers.length);
   if (!shown.length) return;
   find("volume").replaceChildren(...shown.map((number) => new Option(volumes[number].name, number)));

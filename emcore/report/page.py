@@ -33,7 +33,7 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
     notes += [(name, note) for name, scores in found.items()
               for note in (*scores.get("made", ()), *scores.get("notes", ()))]
-    script, style = read("page.js"), read("page.css")
+    script, style = read("merges.js") + read("page.js"), read("page.css")
     parts = {
         "title": escape(settings.name),
         "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),

@@ -14,6 +14,7 @@ from emcore.metrics.placement import overlap, whole_table
 from emcore.png import colour_labels
 from emcore.report import mistakes
 from emcore.report.grids import Grid, choose_grid, pack, pack_grey, sample
+from emcore.report.merges import packed_merges
 from emcore.segment import connected_components
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
@@ -70,7 +71,19 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
         except InputError as error:
             view["notes"].append(f"no errors are shown: {error}")
     add_labels(view, ids, table, settings.data.background)
+    if "labels" in opened and grid.step == (1, 1, 1) and grid.shape == opened["labels"].shape:
+        view["merges"] = merges_of(labels, opened["labels"], view["notes"])
     return view
+
+
+def merges_of(path: Path, labels: Volume, notes: list[str]) -> dict[str, Any] | None:
+    """The merge tree beside labels that the page shows whole."""
+    settings = labels.attrs.get("decode")
+    try:
+        return packed_merges(path, settings.get("threshold") if isinstance(settings, dict) else None)
+    except InputError as error:
+        notes.append(f"the page cannot say why a voxel has its label: {error}")
+        return None
 
 
 def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.ndarray], ignored: tuple,

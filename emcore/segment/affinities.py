@@ -5,7 +5,8 @@ offsets are NEAREST. uint8 stands for the 256 values of a table: PLAIN_TABLE (co
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import InitVar, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -24,19 +25,80 @@ TABLE_ATTRIBUTE = "affinity_table"  # a file of encoded affinities carries its t
 _FRACTIONS, _STEPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5), (10, 20, 24, 24, 24, 25)
 
 
-class Affinities(NamedTuple):
-    """Checked affinities: the array as given, and where the edges towards smaller z, y and x lie in it."""
+@dataclass(frozen=True, eq=False)
+class Affinities:
+    """Affinities (c, z, y, x) and what they stand for; every face takes them, or an array with the usual meaning.
+
+    offsets has one (z, y, x) triple a channel: channel c at voxel v tells whether v and v + offsets[c] belong together.
+    Without offsets the first three channels are those of the nearest neighbours, NEAREST. edge="earlier" says that each
+    value lies at the other voxel of its pair, so that v is joined with v - offsets[c]; the offsets are turned round
+    once, here. table holds the 256 numbers that codes of uint8 stand for, code / 255 where it is left out.
+
+    Everything but the values is checked when the object is made; `check_values` looks at those.
+    """
 
     values: np.ndarray
-    channels: tuple[int, int, int]
-    shifts: tuple[int, int, int]  # the edge (v - 1, v) of an axis lies at v - shift along that axis: 0 or 1
-    table: np.ndarray | None  # 256 float32 for uint8, else None
+    offsets: Sequence[Sequence[int]] | None = None
+    edge: InitVar[str] = "later"
+    table: np.ndarray | None = None
+
+    def __post_init__(self, edge: str) -> None:
+        values = as_array("affs", self.values)
+        if values.ndim != 4:
+            raise InputError(f"affs must be (channels, z, y, x); got shape {values.shape}")
+        if values.dtype not in (np.float32, np.float16, np.uint8) or not values.dtype.isnative:
+            raise InputError(f"affs must be float32, float16 or uint8; got {values.dtype}; convert it, "
+                             "or encode_affinities makes uint8 of it")
+        triples = [tuple(triple) for triple in signed_offsets(self.offsets, len(values), edge).tolist()]
+        for name, value in (("values", values), ("offsets", tuple(triples)),
+                            ("table", check_table(self.table, values.dtype))):
+            object.__setattr__(self, name, value)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along z, y, x."""
+        return self.values.shape[1:]
+
+    @cached_property
+    def _nearest(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        if len(self.values) < 3:
+            raise InputError(f"affs must have at least the 3 channels z, y, x; got shape {self.values.shape}")
+        return nearest_channels(self.offsets)
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """The channels of the edges along z, y and x."""
+        return self._nearest[0]
+
+    @property
+    def shifts(self) -> tuple[int, int, int]:
+        """The edge (v - 1, v) along an axis lies at v - shift along that axis; a shift is 0 or 1."""
+        return self._nearest[1]
+
+    def plane(self, axis: int, z: int) -> np.ndarray:
+        """The float32 affinities along an axis that are stored in a section."""
+        plane = self.values[self.channels[axis], z]
+        return plane.astype(np.float32, copy=False) if self.table is None else self.table[plane]
+
+    def check_values(self, channels: Sequence[int] | None = None, threads: int | None = None) -> None:
+        """Refuses a value below 0, above 1 or not a number in the given channels, by default the nearest ones."""
+        if self.values.dtype == np.uint8:
+            return
+        bits, channels = kernel_view(self.values), self.channels if channels is None else channels
+        threads = thread_count(threads)
+        jobs = [(c, start, stop) for c in channels for start, stop in slabs(self.shape[0], 4 * threads)]
+        bad = run_parallel(lambda c, start, stop: kernel.outside(bits[c, start:stop]), jobs, threads)
+        for (c, start, stop), found in zip(jobs, bad):
+            if found:
+                block = self.values[c, start:stop]
+                z, y, x = (int(i) for i in np.argwhere(~((block >= 0) & (block <= 1)))[0])
+                raise InputError(f"affs must lie in 0..1; found {block[z, y, x]} in channel {c} at voxel "
+                                 f"({start + z}, {y}, {x}); pass the output of a sigmoid, or clip it")
 
 
-def _edge_sign(edge: str) -> int:
-    if edge not in ("later", "earlier"):
-        raise InputError(f"edge must be 'later' or 'earlier'; got {edge!r}")
-    return 1 if edge == "later" else -1
+def as_affinities(affs: "Affinities | np.ndarray") -> Affinities:
+    """The affinities themselves, or those of an array with the usual meaning."""
+    return affs if isinstance(affs, Affinities) else Affinities(affs)
 
 
 def signed_offsets(offsets: Sequence[Sequence[int]] | None, channels: int, edge: str = "later") -> np.ndarray:
@@ -44,7 +106,9 @@ def signed_offsets(offsets: Sequence[Sequence[int]] | None, channels: int, edge:
 
     edge="earlier": each value lies at the other voxel of its pair, so v is joined with v - offset.
     """
-    sign = _edge_sign(edge)
+    if edge not in ("later", "earlier"):
+        raise InputError(f"edge must be 'later' or 'earlier'; got {edge!r}")
+    sign = 1 if edge == "later" else -1
     if offsets is None:
         return sign * np.array(NEAREST, np.int64)
     table = as_array("offsets", offsets)
@@ -56,10 +120,9 @@ def signed_offsets(offsets: Sequence[Sequence[int]] | None, channels: int, edge:
     return np.ascontiguousarray(sign * table.astype(np.int64))
 
 
-def nearest_channels(offsets: Sequence[Sequence[int]] | None, channels: int,
-                     edge: str = "later") -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+def nearest_channels(offsets: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     """The channels of the edges along z, y and x, and each one's shift (1 where it lies at the earlier voxel)."""
-    triples = [tuple(triple) for triple in signed_offsets(offsets, channels, edge).tolist()]
+    triples = [tuple(triple) for triple in offsets]
     found, shifts = [], []
     for axis, name in enumerate("zyx"):
         later = NEAREST[axis]
@@ -101,44 +164,9 @@ def stored_table(volume: Volume) -> np.ndarray | None:
         raise InputError(f"the attribute {TABLE_ATTRIBUTE} of {volume.name} must be 256 numbers") from None
 
 
-def check_affinities(affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None, edge: str = "later",
-                     table: np.ndarray | None = None, values: bool = True, threads: int | None = None) -> Affinities:
-    """affs with its nearest-neighbour channels found; values=True also looks for numbers outside 0..1."""
-    affs = as_array("affs", affs)
-    if affs.ndim != 4:
-        raise InputError(f"affs must be (channels, z, y, x); got shape {affs.shape}")
-    if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
-        raise InputError(f"affs must be float32, float16 or uint8; got {affs.dtype}; convert it, "
-                         "or encode_affinities makes uint8 of it")
-    if affs.shape[0] < 3:
-        raise InputError(f"affs must have at least the 3 channels z, y, x; got shape {affs.shape}")
-    table = check_table(table, affs.dtype)
-    channels, shifts = nearest_channels(offsets, affs.shape[0], edge)
-    checked = Affinities(affs, channels, shifts, table)
-    if values:
-        check_values(affs, channels, threads)
-    return checked
-
-
 def kernel_view(affs: np.ndarray) -> np.ndarray:
     """affs as the kernels take it: float16 as the int16 of its bits, everything else as it is; no copy."""
     return affs.view(np.int16) if affs.dtype == np.float16 else affs
-
-
-def check_values(affs: np.ndarray, channels: Sequence[int], threads: int | None = None) -> None:
-    """Raises InputError naming a value below 0, above 1 or not a number in the given channels, if there is one."""
-    if affs.dtype == np.uint8:
-        return
-    bits = kernel_view(affs)
-    threads = thread_count(threads)
-    jobs = [(c, start, stop) for c in channels for start, stop in slabs(affs.shape[1], 4 * threads)]
-    bad = run_parallel(lambda c, start, stop: kernel.outside(bits[c, start:stop]), jobs, threads)
-    for (c, start, stop), found in zip(jobs, bad):
-        if found:
-            block = affs[c, start:stop]
-            z, y, x = (int(i) for i in np.argwhere(~((block >= 0) & (block <= 1)))[0])
-            raise InputError(f"affs must lie in 0..1; found {block[z, y, x]} in channel {c} at voxel "
-                             f"({start + z}, {y}, {x}); pass the output of a sigmoid, or clip it")
 
 
 def _make_code() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -203,4 +231,5 @@ def above(values: np.ndarray, threshold: float, table: np.ndarray | None = None)
     """Where values are above the threshold, or what codes of 8 bits stand for: code / 255 without a table."""
     if values.dtype != np.uint8:
         return values > threshold
-    return (np.arange(256) > threshold * 255 if table is None else table > np.float32(threshold))[values]
+    plain = table is None or table is PLAIN_TABLE
+    return (np.arange(256) > threshold * 255 if plain else table > np.float32(threshold))[values]

@@ -1,55 +1,59 @@
 """After the cut: dust is merged into its best neighbour or removed, and voxels on boundaries are cleared."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.affinities import check_affinities
+from emcore.segment.affinities import Affinities, as_affinities
+from emcore.segment.agglomeration import Agglomeration, Remaining
 from emcore.segment.arrays import as_array, as_count, within
 from emcore.segment.graph import label_view, largest_label, measure, region_graph
-from emcore.segment.merge_tree import MergeTree, Remaining, finish, link_by_size, look_up, start
-from emcore.segment.scores import Score
+from emcore.segment.merge_tree import MergeTree, link_by_size, look_up
+from emcore.segment.statistics import Statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
 
-def merge_small(labels: np.ndarray, affs: np.ndarray, size: int, *, affinity: float = 0.0, remove: int = 0,
-                score: str | Score = "mean", threads: int | None = None, **convention) -> np.ndarray:
+def merge_small(labels: np.ndarray, affs: np.ndarray | Affinities, size: int, *, affinity: float = 0.0,
+                remove_size: int = 0, statistic: str | Statistic = "mean", channels: Sequence[int] | None = None,
+                threads: int | None = None) -> np.ndarray:
     """labels with segments below `size` voxels merged into a neighbour, uint32, numbered in the order of the labels.
 
-    Borders are taken by rising score (1 - affinity); one above `affinity` joins its two segments if either is small at
-    that moment. Then segments below `remove` voxels become 0. convention: offsets, channels, edge and table, as in
-    region_graph.
+    Borders are taken by falling statistic; one above `affinity` joins its two segments if either is small at that
+    moment. Then segments below remove_size voxels become 0. channels are those of region_graph.
     """
-    graph = region_graph(labels, affs, score=score, threads=threads, **convention)
-    borders = finish(start(graph, score), threshold=0, with_remaining=True, threads=threads)[1]
-    return look_up(labels, dust_table(graph.sizes, borders, size, affinity, remove), threads=threads)
+    graph = region_graph(labels, affs, statistic=statistic, channels=channels, threads=threads)
+    borders = Agglomeration(graph, statistic).remaining()
+    return look_up(labels, dust_table(graph.sizes, borders, size, affinity, remove_size), threads=threads)
 
 
 def merge_dust(labels: np.ndarray, table: np.ndarray, borders: Remaining | None, size: int, *, affinity: float = 0.0,
-               remove: int = 0, threads: int | None = None) -> np.ndarray:
-    """labels, changed in place: their dust is merged as in merge_small, by the scores that borders ended with.
+               remove_size: int = 0, threads: int | None = None) -> np.ndarray:
+    """labels, changed in place: their dust is merged as in merge_small, by the heights that borders ended with.
 
     table: the label of every fragment; borders: between fragments, None where nothing is to be merged.
     """
     none = np.empty(0, np.uint32)
     left = Remaining(none, none, none)
     if borders is not None:
-        left = Remaining(table[borders.u], table[borders.v], borders.score)
+        left = Remaining(table[borders.u], table[borders.v], borders.height)
     sizes, _ = measure(labels, int(table.max()), threads)
-    return look_up(labels, dust_table(sizes, left, size, affinity, remove), out=labels, threads=threads)
+    return look_up(labels, dust_table(sizes, left, size, affinity, remove_size), out=labels, threads=threads)
 
 
-def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float, remove: int) -> np.ndarray:
+def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float, remove_size: int) -> np.ndarray:
     """The new label of every segment; sizes counts their voxels, borders come best first."""
-    if not within(size, 0, np.inf) or not within(remove, 0, np.inf) or not within(affinity, 0, 1):
+    if not within(size, 0, np.inf) or not within(remove_size, 0, np.inf) or not within(
+            affinity, 0, 1):
         raise InputError("dust sizes must not be below 0 and affinity must be 0 to 1; "
-                         f"got {size}, {remove}, {affinity}")
-    size, remove = as_count("the size of dust to merge", size), as_count("the size of dust to remove", remove)
-    good = np.flatnonzero(1 - borders.score > affinity)
+                         f"got {size}, {remove_size}, {affinity}")
+    size, least = as_count("the size of dust to merge", size), as_count("the size of dust to remove", remove_size)
+    good = np.flatnonzero(1 - borders.height > affinity)
     edges = link_by_size(borders.u, borders.v, good, sizes, size)
     merged = MergeTree(len(sizes) - 1, borders.u[edges], borders.v[edges], np.zeros(len(edges))).table(1)
     voxels = np.zeros(int(merged.max()) + 1, np.int64)
     np.add.at(voxels, merged, sizes)
-    keep = voxels >= max(remove, 1)
+    keep = voxels >= max(least, 1)
     keep[0] = False
     return np.where(keep, np.cumsum(keep), 0).astype(np.uint32)[merged]
 
@@ -68,8 +72,8 @@ def remove_small(labels: np.ndarray, size: int, *, threads: int | None = None) -
     return np.where(counts >= size, ids, 0).astype(ids.dtype)[place].reshape(labels.shape)
 
 
-def boundary_threshold(labels: np.ndarray, affs: np.ndarray, threshold: float, *, offsets=None, edge: str = "later",
-                       table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+def boundary_threshold(labels: np.ndarray, affs: np.ndarray | Affinities, threshold: float, *,
+                       threads: int | None = None) -> np.ndarray:
     """labels with 0 where the mean of the affinities towards smaller y and x is below the threshold, a new array.
 
     Where such an edge would leave the volume, what affs hold there counts, or 0 if it is stored at the earlier voxel.
@@ -77,8 +81,8 @@ def boundary_threshold(labels: np.ndarray, affs: np.ndarray, threshold: float, *
     if not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
     labels = as_array("labels", labels)
-    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, values=False)
-    if checked.values.shape[1:] != labels.shape:
+    checked = as_affinities(affs)
+    if checked.shape != labels.shape:
         raise InputError(f"affs must be (channels, z, y, x) over the labels' shape {labels.shape}; "
                          f"got {checked.values.shape}")
     out = labels.copy()
@@ -87,8 +91,7 @@ def boundary_threshold(labels: np.ndarray, affs: np.ndarray, threshold: float, *
         for z in range(start, stop):
             total = np.zeros(labels.shape[1:], np.float32)
             for axis in (1, 2):
-                plane = checked.values[checked.channels[axis], z]
-                plane = plane.astype(np.float32) if checked.table is None else checked.table[plane]
+                plane = checked.plane(axis, z)
                 if checked.shifts[axis]:
                     here, there = [slice(None)] * 2, [slice(None)] * 2
                     here[axis - 1], there[axis - 1] = slice(1, None), slice(None, -1)

@@ -1,6 +1,6 @@
 """Connected components of label volumes, masks and affinities; 2D too."""
 
-from collections.abc import Sequence
+from typing import Literal, overload
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from emcore.errors import InputError
 from emcore.kernels import affinity_components as graph_kernel
 from emcore.kernels import components as kernel
 from emcore.kernels.relabeling import renumber
-from emcore.segment.affinities import check_affinities, kernel_view
+from emcore.segment.affinities import Affinities, as_affinities, kernel_view
 from emcore.segment.arrays import within
 from emcore.segment.relabeling import label_dtype, unsigned
 from emcore.threads import run_parallel, slabs, thread_count
@@ -17,6 +17,12 @@ _AXES = {2: {4: 1, 8: 2}, 3: {6: 1, 18: 2, 26: 3}}  # rank, connectivity -> how 
 _SLAB_VOXELS = 2**31  # the nodes of a slab are 32-bit
 
 
+@overload
+def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: Literal[False] = False,
+                         threads: int | None = None) -> np.ndarray: ...
+@overload
+def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: Literal[True],
+                         threads: int | None = None) -> tuple[np.ndarray, int]: ...
 def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: bool = False,
                          threads: int | None = None) -> np.ndarray | tuple[np.ndarray, int]:
     """uint32 labels (uint64 beyond 2**32 - 1) of the connected pieces of equal labels, count=True: and their number.
@@ -72,8 +78,7 @@ def _label_sections(volume: np.ndarray, axes: int, count: bool, threads: int):
     return (out, int(starts[-1])) if count else out
 
 
-def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str = "graph",
-                        offsets: Sequence | None = None, edge: str = "later", table: np.ndarray | None = None,
+def affinity_components(affs: np.ndarray | Affinities, threshold: float = 0.5, *, method: str = "graph",
                         threads: int | None = None) -> np.ndarray:
     """uint32 labels of what affinities above threshold connect, numbered in raster order; (c, z, y, x) in.
 
@@ -83,7 +88,8 @@ def affinity_components(affs: np.ndarray, threshold: float = 0.5, *, method: str
     """
     if method not in ("graph", "voxels"):
         raise InputError(f"method must be 'graph' or 'voxels'; got {method!r}")
-    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+    checked = as_affinities(affs)
+    checked.check_values(threads=threads)
     threads, values = thread_count(threads), kernel_view(checked.values)
     cut = _cut(threshold, checked.values.dtype, checked.table)
     along = [values[channel] for channel in checked.channels]

@@ -15,13 +15,13 @@ from emcore.threads import run_parallel, slabs, thread_count
 
 def contour_instances(prediction: np.ndarray, *, binary: Sequence[float] = (0.9, 0.85),
                       contour: Sequence[float] = (0.8, 1.1), distance: Sequence[float] = (0.5, -0.5),
-                      min_size: int = 30, min_seed: int = 5, threads: int | None = None) -> np.ndarray:
+                      remove_size: int = 30, min_seed: int = 5, threads: int | None = None) -> np.ndarray:
     """uint32 instances (z, y, x), 1.. by first appearance; prediction is (3, z, y, x): foreground, contour, distance.
 
     Each pair of thresholds is one for seeds and one for the foreground. Seeds are 26-connected pieces of what lies
     above binary, below contour and above distance, without those below min_seed voxels. They flood the foreground
     from the largest distance down (distances below 0 count as 0), ties as in flood. Foreground that no seed reaches
-    and instances below min_size voxels become 0.
+    and instances below remove_size voxels become 0.
     """
     prediction, threads = as_array("prediction", prediction), thread_count(threads)
     if prediction.ndim != 4 or prediction.shape[0] != 3 or prediction.dtype.kind != "f":
@@ -31,13 +31,13 @@ def contour_instances(prediction: np.ndarray, *, binary: Sequence[float] = (0.9,
     for name, pair in pairs.items():
         if (numbers := as_numbers(name, pair)).shape != (2,) or not np.isfinite(numbers).all():
             raise InputError(f"{name} must be two thresholds, for seeds and for foreground; got {pair}")
-    if not within(min_size, 0, np.inf) or not within(min_seed, 0, np.inf):
-        raise InputError(f"min_size and min_seed must not be below 0; got {min_size} and {min_seed}")
+    if not within(remove_size, 0, np.inf) or not within(min_seed, 0, np.inf):
+        raise InputError(f"remove_size and min_seed must not be below 0; got {remove_size} and {min_seed}")
     seeds, foreground = (_inside(prediction, [pair[which] for pair in pairs.values()], threads) for which in (0, 1))
     markers = remove_small(connected_components(seeds, 26, threads=threads), min_seed, threads=threads)
     height = -np.maximum(prediction[2], 0)
     height[~foreground] = 0  # NaN may stand where nothing is asked
-    return relabel(remove_small(flood(height, markers, foreground), min_size, threads=threads), threads=threads)[0]
+    return relabel(remove_small(flood(height, markers, foreground), remove_size, threads=threads), threads=threads)[0]
 
 
 def _inside(prediction: np.ndarray, cuts: Sequence[float], threads: int) -> np.ndarray:

@@ -6,44 +6,38 @@ z before y before x. Fragments are the connected components of the plateau edges
 neither on threads nor on blocks.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import fragments as components
 from emcore.kernels import watershed as kernel
-from emcore.segment.affinities import Affinities, check_affinities, check_values, kernel_view
+from emcore.segment.affinities import Affinities, as_affinities, kernel_view
 from emcore.segment.arrays import as_array, within
 from emcore.threads import run_parallel, slabs, thread_count
 
 _SLAB_VOXELS = 2**31  # runs are numbered in 32 bits within a slab
 
 
-def watershed(affs: np.ndarray, low: float = 1e-4, high: float = 0.9999, *,
-              offsets: Sequence[Sequence[int]] | None = None, edge: str = "later", mask: np.ndarray | None = None,
-              plateau: str = "canonical", table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+def watershed(affs: np.ndarray | Affinities, low: float = 1e-4, high: float = 0.9999, *,
+              mask: np.ndarray | None = None, ties: str = "canonical", threads: int | None = None) -> np.ndarray:
     """Labels (z, y, x), uint32: fragments 1, 2, ... in raster order of their first voxels, 0 = no affinity above low.
 
-    affs (c, z, y, x) are float32, float16 or uint8 (decoded by table, code / 255 without one), with the channels and
-    the edge convention of emcore.segment.affinities. Edges that leave the volume or touch a voxel outside mask are
-    never used. plateau="waterz" splits plateaus by distance to their exits, voxel for voxel like waterz 0.10.
+    Edges that leave the volume or touch a voxel outside mask are never used. ties="waterz" splits plateaus by distance
+    to their exits, voxel for voxel like waterz 0.10.
     """
-    return find_fragments(affs, low, high, offsets=offsets, edge=edge, mask=mask, plateau=plateau, table=table,
-                          threads=threads)[0]
+    return find_fragments(affs, low, high, mask=mask, ties=ties, threads=threads)[0]
 
 
-def find_fragments(affs: np.ndarray, low: float, high: float, *, offsets: Sequence[Sequence[int]] | None = None,
-                   edge: str = "later", mask: np.ndarray | None = None, plateau: str = "canonical",
-                   table: np.ndarray | None = None, threads: int | None = None, parts: int | None = None,
+def find_fragments(affs: np.ndarray | Affinities, low: float, high: float, *, mask: np.ndarray | None = None,
+                   ties: str = "canonical", threads: int | None = None, parts: int | None = None,
                    first_label: int = 1) -> tuple[np.ndarray, int]:
     """(labels, count) of watershed; parts is the number of slabs, threads unless given; labels start at first_label."""
-    if plateau not in ("canonical", "waterz"):
-        raise InputError(f"plateau must be 'canonical' or 'waterz'; got {plateau!r}")
+    if ties not in ("canonical", "waterz"):
+        raise InputError(f"ties must be 'canonical' or 'waterz'; got {ties!r}")
     if not (within(low, 0, 1) and within(high, low, 1)):
         raise InputError(f"low and high must be 0 <= low <= high <= 1; got low={low}, high={high}")
-    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, values=False)
-    shape = checked.values.shape[1:]
+    checked = as_affinities(affs)
+    channels, shifts, shape = checked.channels, checked.shifts, checked.shape
     if shape[1] * shape[2] > _SLAB_VOXELS:
         raise InputError(f"a section of affs must have at most 2**31 voxels; got shape {shape}")
     threads = thread_count(threads)
@@ -53,8 +47,12 @@ def find_fragments(affs: np.ndarray, low: float, high: float, *, offsets: Sequen
     if voxels == 0 or first is None:
         return np.zeros(shape, np.uint32), 0
     marks = np.empty(shape, np.uint8)
-    _mark(checked, _mask(mask, shape), first, high_value, marks, cuts, threads)
-    _resolve(marks, plateau, cuts, threads)
+    values, inside = kernel_view(checked.values), _mask(mask, shape)
+    suspects = run_parallel(lambda begin, end: kernel.mark(values, channels, shifts, inside, first, high_value, marks,
+                                                           begin, end), cuts, threads)
+    if any(suspects):
+        checked.check_values(threads=threads)
+    _resolve(marks, ties, cuts, threads)
     return _components(marks, cuts, threads, first_label)
 
 
@@ -85,22 +83,11 @@ def _thresholds(checked: Affinities, low: float, high: float) -> tuple:
     return float(first), float(max(first, high))
 
 
-def _mark(checked: Affinities, mask: np.ndarray | None, first: float, high: float, marks: np.ndarray,
-          cuts: list[tuple[int, int]], threads: int) -> None:
-    """Fills marks; affinities that are used are checked on the way."""
-    values = kernel_view(checked.values)
-    suspects = run_parallel(
-        lambda begin, end: kernel.mark(values, checked.channels, checked.shifts, mask, first, high, marks, begin, end),
-        cuts, threads)
-    if any(suspects):
-        check_values(checked.values, checked.channels, threads)
-
-
-def _resolve(marks: np.ndarray, plateau: str, cuts: list[tuple[int, int]], threads: int) -> None:
+def _resolve(marks: np.ndarray, ties: str, cuts: list[tuple[int, int]], threads: int) -> None:
     """Leaves each plateau with exits one of them (canonical), or each of its voxels one way (waterz)."""
     found = run_parallel(lambda begin, end: kernel.corners(marks, begin, end), cuts, threads)
     corners = np.frombuffer(b"".join(found), np.int64)
-    keep = kernel.keep_first_exit if plateau == "canonical" else kernel.keep_nearest_exit
+    keep = kernel.keep_first_exit if ties == "canonical" else kernel.keep_nearest_exit
     keep(marks, corners)
 
 

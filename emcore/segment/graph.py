@@ -7,15 +7,16 @@ the result. Edges are sorted by (u, v) with u < v.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import region_graph as kernel
 from emcore.kernels import waterz_replay
-from emcore.segment.affinities import check_table, check_values, signed_offsets
+from emcore.segment.affinities import Affinities, as_affinities
 from emcore.segment.arrays import as_array
-from emcore.segment.scores import Score, parse_score
+from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
 SUM_SCALE = 2.0**24
@@ -58,33 +59,41 @@ HISTOGRAM = ("bin_starts", "bins", "bin_counts")
 OPTIONAL = ("sizes", "boxes", *HISTOGRAM, "running_mean")
 
 
-def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[Sequence[int]] | None = None,
-                 channels: Sequence[int] | None = None, edge: str = "later", table: np.ndarray | None = None,
-                 score: str | Score | None = None, statistics: Sequence[str] = ("sizes",),
-                 halo: Sequence[int] = (0, 0, 0), origin: Sequence[int] = (0, 0, 0),
-                 volume_shape: Sequence[int] | None = None, threads: int | None = None) -> RegionGraph:
+class Place(NamedTuple):
+    """Where a block lies in its volume, so that the keys of contacts are those of the volume.
+
+    The first `halo` planes of the block along z, y and x belong to other blocks, and only serve as neighbours.
+    """
+
+    origin: Sequence[int] = (0, 0, 0)
+    volume_shape: Sequence[int] | None = None  # None: that of the block
+    halo: Sequence[int] = (0, 0, 0)
+
+
+def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statistic: str | Statistic | None = None,
+                 extras: Sequence[str] = ("sizes",), channels: Sequence[int] | None = None,
+                 place: Place | None = None, threads: int | None = None) -> RegionGraph:
     """The graph of touching fragments (z, y, x) with the affinities (c, z, y, x) between them; label 0 takes no part.
 
-    channels picks channels (default: every one that has an offset), also long-range ones. statistics adds to counts,
-    sums, extrema and keys any of "sizes", "boxes", "histogram" (256 bins) and "running_mean" (for tie_break="waterz");
-    what `score` needs is added too. origin and volume_shape place a block in its volume, so that keys are global; the
-    first `halo` planes of it along z, y and x belong to other blocks, and only serve as neighbours.
+    extras adds to counts, sums, extrema and keys any of "sizes", "boxes", "histogram" (256 bins) and "running_mean"
+    (for ties="waterz"); what the merge statistic needs is added too. channels picks channels (default: every one that
+    has an offset), also long-range ones. place puts a block into its volume.
     """
     fragments, largest = check_fragments(fragments, threads)
-    affs = as_array("affs", affs)
-    if affs.ndim != 4 or affs.shape[1:] != fragments.shape:
+    given = as_affinities(affs)
+    affs = given.values
+    if given.shape != fragments.shape:
         raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; "
                          f"got {affs.shape}")
-    if affs.dtype not in (np.float32, np.float16, np.uint8) or not affs.dtype.isnative:
-        raise InputError(f"affs must be float32, float16 or uint8; got {affs.dtype}")
-    wanted = set(statistics)
+    wanted = set(extras)
     if not wanted <= set(EXTRAS):
-        raise InputError(f"statistics may name {', '.join(EXTRAS)}; got {', '.join(sorted(wanted - set(EXTRAS)))}")
-    if score is not None and parse_score(score).every_contact:
+        raise InputError(f"extras may name {', '.join(EXTRAS)}; got {', '.join(sorted(wanted - set(EXTRAS)))}")
+    if statistic is not None and parse_statistic(statistic).every_contact:
         wanted.add("histogram")
-    rows = _channel_rows(affs.shape[0], offsets, channels, edge)
+    rows = _channel_rows(given, channels)
+    origin, volume_shape, halo = Place() if place is None else place
     volume_shape = fragments.shape if volume_shape is None else volume_shape
-    place = [_triple(*given) for given in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
+    place = [_triple(*named) for named in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
     if (place[1] + fragments.shape > place[2]).any():
         raise InputError(f"halo {halo}, origin {origin} and volume_shape {volume_shape} "
                          f"must place fragments {fragments.shape} inside")
@@ -92,7 +101,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
         raise InputError(f"keys of contacts are numbers of 64 bits, too few for volume_shape {volume_shape} "
                          f"with {len(rows)} channels")
     threads = thread_count(threads)
-    values, decode = _decoded(affs, check_table(table, affs.dtype))
+    values, decode = _decoded(given)
     first = int(place[0][0])
     cuts = [(first + start, first + stop) for start, stop in slabs(max(0, fragments.shape[0] - first), threads)]
     tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts or [None]]  # an empty volume has a graph too
@@ -105,7 +114,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray, *, offsets: Sequence[S
     except OverflowError:
         raise _too_many_edges() from None
     if any(edges.outside for edges in tables):
-        check_values(affs, [int(row[0]) for row in rows], threads)
+        given.check_values([int(row[0]) for row in rows], threads)
     sizes = boxes = None
     if wanted & {"sizes", "boxes"}:
         own = fragments[tuple(slice(planes, None) for planes in place[0])]
@@ -253,9 +262,9 @@ def label_view(labels: np.ndarray, name: str = "fragments") -> np.ndarray:
     return labels.view(f"u{labels.itemsize}")
 
 
-def _channel_rows(count: int, offsets, channels: Sequence[int] | None, edge: str) -> np.ndarray:
+def _channel_rows(affs: Affinities, channels: Sequence[int] | None) -> np.ndarray:
     """One row per channel for the kernel: channel, step to the later voxel, 1 if stored at the earlier one, digit."""
-    triples = signed_offsets(offsets, count, edge).tolist()
+    count, triples = len(affs.values), affs.offsets
     picked = list(range(len(triples))) if channels is None else list(channels)
     if not picked or any(not 0 <= c < min(count, len(triples)) for c in picked) or len(set(picked)) < len(picked):
         raise InputError(f"channels must be different numbers of channels with an offset, "
@@ -275,13 +284,14 @@ def _channel_rows(count: int, offsets, channels: Sequence[int] | None, edge: str
     return np.array([(c, *step, at, order.index(step)) for c, (step, at) in steps.items()], np.int64)
 
 
-def _decoded(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(affs: Affinities) -> tuple[np.ndarray, np.ndarray]:
     """The affinities or their codes as the kernel takes them, and the value of every code."""
-    if affs.dtype == np.uint8:
-        return affs, table
-    if affs.dtype == np.float16:
-        return affs.view(np.uint16), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return affs, np.zeros(1, np.float32)
+    values = affs.values
+    if affs.table is not None:
+        return values, affs.table
+    if values.dtype == np.float16:
+        return values.view(np.uint16), np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return values, np.zeros(1, np.float32)
 
 
 def measure(labels: np.ndarray, largest: int, threads: int | None = None,

@@ -1,13 +1,12 @@
 """Segments joined across sections and across block faces, by how much of them lies on one another."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
-from emcore.segment.affinities import check_affinities
+from emcore.segment.affinities import Affinities, as_affinities
 from emcore.segment.arrays import as_array, within
 from emcore.segment.relabeling import remap, unsigned
 from emcore.threads import run_parallel, thread_count
@@ -21,28 +20,42 @@ class Joined(NamedTuple):
     new: np.ndarray  # the smallest label of each one's group
 
 
-def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: float = 0.5, best_buddy: bool = True,
-                  one_sided: float = 0.8, one_sided_min_size: int = 100, affinity: float = 0.0, min_size: int = 0,
-                  offsets: Sequence | None = None, edge: str = "later", table: np.ndarray | None = None,
-                  threads: int | None = None) -> np.ndarray:
-    """labels (z, y, x) with segments joined through consecutive sections; a group takes its smallest label.
+class LinkRule(NamedTuple):
+    """Which segments of two sections are one.
 
     Label a of section z and another label b of section z + 1 are joined where a ends at z or b begins at z + 1, and
     their overlap over their union is at least `iou`, or their overlap over the smaller of their areas is at least
-    `one_sided` and that area at least one_sided_min_size; and, with best_buddy, where a ends and b begins and each
-    overlaps the other most (of equals, the smaller label counts). With affs every join also needs a mean z affinity
-    of at least `affinity` over the overlap. 0 switches a rule off. Areas below min_size in their section join nothing.
+    `one_sided` and that area at least one_sided_size; and, with best_buddy, where a ends and b begins and each overlaps
+    the other most (of equals, the smaller label counts). With affinities every join also needs a mean z affinity of at
+    least `affinity` over the overlap. 0 switches a rule off. Areas below min_size in their section join nothing.
     """
+
+    iou: float = 0.5
+    best_buddy: bool = True
+    one_sided: float = 0.8
+    one_sided_size: int = 100
+    affinity: float = 0.0
+    min_size: int = 0
+
+
+def link_sections(labels: np.ndarray, affs: np.ndarray | Affinities | None = None, rule: LinkRule | None = None, *,
+                  threads: int | None = None) -> np.ndarray:
+    """labels (z, y, x) with segments joined through consecutive sections; a group takes its smallest label."""
+    rule = LinkRule() if rule is None else rule
+    if not isinstance(rule, LinkRule):
+        raise InputError(f"rule must be a LinkRule, such as segment.LinkRule(iou=0.5); got {type(rule).__name__}")
+    iou, best_buddy, one_sided, one_sided_size, affinity, min_size = rule
     given = as_array("labels", labels)
     labels = _labels(given, 3, "labels")
     _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
-    _sizes(min_size=min_size, one_sided_min_size=one_sided_min_size)
+    _sizes(min_size=min_size, one_sided_size=one_sided_size)
     if affinity and affs is None:
         raise InputError(f"affinity={affinity} needs affs; pass them, or leave affinity at 0")
     z_affinity = None
     if affs is not None:
-        checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
-        if checked.values.shape[1:] != labels.shape:
+        checked = as_affinities(affs)
+        checked.check_values(threads=threads)
+        if checked.shape != labels.shape:
             raise InputError(f"affs must lie on the labels {labels.shape}; got {checked.values.shape}")
         z_affinity = checked if affinity else None
     depth = len(labels)
@@ -52,8 +65,7 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: fl
     def overlaps(z: int) -> np.ndarray:
         plane = None
         if z_affinity is not None:
-            plane = z_affinity.values[z_affinity.channels[0], z + 1 - z_affinity.shifts[0]]
-            plane = plane.astype(np.float32) if z_affinity.table is None else z_affinity.table[plane]
+            plane = z_affinity.plane(0, z + 1 - z_affinity.shifts[0])
         return kernel.overlaps(labels[z], labels[z + 1], plane)
 
     tables = run_parallel(overlaps, [(z,) for z in range(depth - 1)], thread_count(threads))
@@ -75,7 +87,7 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: fl
         if iou:
             keep |= pair["iou"] >= iou
         if one_sided:
-            keep |= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_min_size)
+            keep |= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_size)
         keep &= a_ends | b_begins
         if best_buddy:
             keep |= a_ends & b_begins & _largest(pair, "first", "second") & _largest(pair, "second", "first")
@@ -88,18 +100,18 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | None = None, *, iou: fl
 
 
 def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | None = None, *, min_overlap: int = 1,
-                iou: float = 0.0, one_sided: float = 0.9, one_sided_min_size: int = 0, affinity: float = 0.0) -> Joined:
+                iou: float = 0.0, one_sided: float = 0.9, one_sided_size: int = 0, affinity: float = 0.0) -> Joined:
     """The labels of two faces of neighbouring blocks that belong together; ids are those of the whole volume.
 
     A pair of labels on each other is kept if its overlap has at least min_overlap pixels, is at least `iou` of their
-    union and `one_sided` of the smaller area, which must reach one_sided_min_size, and if the mean of affinities,
+    union and `one_sided` of the smaller area, which must reach one_sided_size, and if the mean of affinities,
     those of the edges between the faces, is at least `affinity` over it. 0 switches a condition off.
     """
     first, second = _labels(first, 2, "first"), _labels(second, 2, "second")
     if first.shape != second.shape:
         raise InputError(f"the two faces must have one shape; got {first.shape} and {second.shape}")
     _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
-    _sizes(min_overlap=min_overlap, one_sided_min_size=one_sided_min_size)
+    _sizes(min_overlap=min_overlap, one_sided_size=one_sided_size)
     if affinity and affinities is None:
         raise InputError(f"affinity={affinity} needs the affinities between the faces; pass them, or leave it at 0")
     if affinities is not None:
@@ -114,7 +126,7 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
     pair = _measure(kernel.overlaps(first.astype(kind, copy=False), second.astype(kind, copy=False), affinities))
     keep = (pair["pixels"] >= min_overlap) & (pair["iou"] >= iou)
     if one_sided:
-        keep &= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_min_size)
+        keep &= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_size)
     if affinity:
         keep &= pair["affinity"] >= affinity
     return join_pairs(_ids(pair[keep]))

@@ -1,23 +1,16 @@
-"""Agglomeration to a merge tree, computed once; labels at any threshold are a table look-up away.
-
-Regions merge while score < threshold, smallest score first. Equal scores are taken in the order of the edges' keys, a
-key being the largest among an edge's contacts: with that rule the tree is a function of the graph alone.
-"""
+"""Merge trees: the merges of an agglomeration in order, from which labels at any threshold are a table look-up away."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import overload
 
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.kernels import agglomeration as kernel
 from emcore.kernels import merge_tree as tree_kernel
-from emcore.kernels.waterz_replay import Replay
 from emcore.segment.arrays import as_array, as_count, within
 from emcore.segment.graph import LARGEST_LABEL, RegionGraph, check_graph, label_view
-from emcore.segment.scores import Score, parse_score
 from emcore.threads import run_parallel, slabs, thread_count
 
 
@@ -84,76 +77,6 @@ def check_tree(tree: MergeTree, name: str) -> MergeTree:
     return replace(tree, fragments=int(tree.fragments), a=a, b=b, score=score)
 
 
-class Remaining(NamedTuple):
-    """Edges between the clusters that are left, best first, named by fragments of them."""
-
-    u: np.ndarray
-    v: np.ndarray
-    score: np.ndarray
-
-
-class Started(NamedTuple):
-    """An agglomeration about to run; of the graph, only the ends of its edges are still needed."""
-
-    run: kernel.Clusters | Replay
-    fragments: int
-    u: np.ndarray
-    v: np.ndarray
-
-
-def agglomerate(graph: RegionGraph, score: str | Score = "mean", *, tie_break: str = "canonical",
-                threshold: float | None = None, threads: int | None = None) -> MergeTree:
-    """The merges of a region graph, up to the threshold or to the end.
-
-    tie_break="waterz" replays the heap order and the float32 arithmetic of waterz, for comparisons.
-    """
-    return finish(start(graph, score, tie_break), threshold, threads=threads)[0]
-
-
-def start(graph: RegionGraph, score: str | Score, tie_break: str = "canonical") -> Started:
-    """The clusters of a graph before the first merge."""
-    if tie_break not in ("canonical", "waterz"):
-        raise InputError(f"tie_break must be 'canonical' or 'waterz'; got {tie_break!r}")
-    score, graph = parse_score(score), check_graph(graph, "agglomerate")
-    if tie_break == "waterz":
-        run = Replay(score.kind, graph.fragments + 1, graph.u, graph.v)
-        _set_replay(run, graph, score)
-    else:
-        run = kernel.Clusters(score.kind, graph.fragments + 1, graph.u, graph.v, graph.key)
-        _set_statistics(run, graph, score)
-    return Started(run, graph.fragments, graph.u, graph.v)
-
-
-def finish(started: Started, threshold: float | None = None, with_remaining: bool = False,
-           threads: int | None = None) -> tuple[MergeTree, Remaining | None]:
-    """The merge tree, and the edges that are left if wanted (with the scores that waterz keeps if it is replayed)."""
-    if threshold is not None and not within(threshold, 0, 1):
-        raise InputError(f"threshold must be 0 to 1; got {threshold}")
-    run, fragments, u, v = started
-    end = np.inf if threshold is None else threshold
-    remaining = None
-    if isinstance(run, Replay):
-        run.run(end)
-        a, b = np.empty((2, run.merge_count), np.uint32)
-        scores = np.empty(run.merge_count, np.float32)
-        run.merges(a, b, scores)
-        if with_remaining:
-            left_u, left_v = np.empty((2, len(u)), np.uint32)
-            left_scores = np.empty(len(u), np.float32)
-            left = run.remaining(left_u, left_v, left_scores)
-            order = np.argsort(left_scores[:left], kind="stable")
-            remaining = Remaining(left_u[order], left_v[order], left_scores[order])
-        return MergeTree(fragments, a, b, scores, end), remaining
-    edges, scores = _merge_all(run, fragments, u, end, thread_count(threads))
-    if with_remaining:
-        left = run.remaining_count
-        numbers, left_scores, keys = np.empty(left, np.uint32), np.empty(left), np.empty(left, np.uint64)
-        run.remaining(numbers, left_scores, keys)
-        order = np.lexsort((keys, left_scores))
-        remaining = Remaining(u[numbers[order]], v[numbers[order]], left_scores[order])
-    return MergeTree(fragments, u[edges], v[edges], scores, end), remaining
-
-
 def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
     """Size-dependent single linkage: merges across the largest affinities above `affinity` that have a small end.
 
@@ -163,7 +86,7 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
     graph = check_graph(graph, "size_linkage")
     if graph.sizes is None:
         raise InputError("size_linkage needs the sizes of fragments; "
-                         "ask for them with region_graph(..., statistics=('sizes',))")
+                         "ask for them with region_graph(..., extras=('sizes',))")
     if not within(affinity, 0, 1):
         raise InputError(f"affinity must be 0 to 1; got {affinity}")
     candidates = np.flatnonzero(graph.max > affinity)
@@ -181,70 +104,12 @@ def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndar
     return merged[: tree_kernel.link_by_size(u, v, order, sizes.copy(), limit, parent, merged)]
 
 
-def _set_replay(run: Replay, graph: RegionGraph, score: Score) -> None:
-    if score.every_contact:
-        raise InputError("tie_break='waterz' is for mean, max, min and quantiles of maxima")
-    if score.kind == "quantile":
-        levels, level = quantile_levels(graph, score)
-        run.set_levels(score.quantile, (1 - levels).astype(np.float32), level)
-    elif score.kind == "mean":
-        if graph.running_mean is None:
-            raise InputError("tie_break='waterz' needs the means as waterz adds them up; "
-                             "ask for them with region_graph(..., statistics=('running_mean',))")
-        run.set_values(graph.running_mean, graph.count)
-    else:
-        run.set_values(graph.max if score.kind == "max" else graph.min, graph.count)
-
-
-def _merge_all(clusters: kernel.Clusters, fragments: int, u: np.ndarray, end: float,
-               threads: int) -> tuple[np.ndarray, np.ndarray]:
-    """(number of an edge that joins the two clusters, score) of every merge, in order.
-
-    Each thread takes a range of ids, and of these what no edge to another range can concern; one thread does the rest.
-    Pairs that are each other's best may merge before their turn without a trace, as scores are reducible.
-    """
-    queues = []
-    if threads > 1 and len(u) > 0:
-        borders = np.unique([0, *(int(u[first]) for first, _ in slabs(len(u), threads)[1:]), fragments + 1])
-        clusters.freeze_between(borders)
-        queues = [kernel.Queue(clusters, True) for _ in borders[1:]]
-        firsts = np.searchsorted(u, borders.astype(u.dtype)).tolist()
-        jobs = list(zip(queues, firsts, firsts[1:], borders[1:].tolist()))
-        run_parallel(lambda queue, *part: queue.run(end, *part), jobs, threads)
-    queues.append(kernel.Queue(clusters, False))
-    queues[-1].run(end, 0, len(u), fragments + 1)
-    count = sum(queue.merge_count for queue in queues)
-    edges, scores = np.empty(count, np.uint32), np.empty(count)
-    kernel.in_order(clusters, queues, edges, scores)
-    return edges, scores
-
-
-def _set_statistics(run: kernel.Clusters, graph: RegionGraph, score: Score) -> None:
-    if score.kind == "mean":
-        run.set_means(graph.sum, graph.count)
-    elif score.kind == "max":
-        run.set_extremes(graph.max)
-    elif score.kind == "min":
-        run.set_extremes(graph.min)
-    else:
-        if score.every_contact and graph.bins is None:
-            raise InputError("a quantile over every contact needs the histograms of the graph; "
-                             "ask for them with region_graph(..., statistics=('histogram',))")
-        levels, level = quantile_levels(graph, score)
-        run.set_levels(score.quantile, levels, level)
-        if score.every_contact:
-            run.add_counts(graph.bin_starts, graph.bins, graph.bin_counts)
-
-
-def quantile_levels(graph: RegionGraph, score: Score) -> tuple[np.ndarray, np.ndarray]:
-    """(score of every level, level of every edge's largest affinity); a level is a bin, or one of the values."""
-    if score.bins == 0:
-        values, level = np.unique(graph.max, return_inverse=True)
-        return 1 - values.astype(np.float64), level.astype(np.uint32)
-    level = np.minimum(graph.max * np.float32(score.bins), score.bins - 1).astype(np.uint32)
-    return 1 - (np.arange(score.bins) + 0.5) / score.bins, level
-
-
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: float, *, out: np.ndarray | None = None,
+        threads: int | None = None) -> np.ndarray: ...
+@overload
+def cut(fragments: np.ndarray, tree: MergeTree, threshold: Sequence[float], *, out: None = None,
+        threads: int | None = None) -> list[np.ndarray]: ...
 def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[float], *, out: np.ndarray | None = None,
         threads: int | None = None) -> np.ndarray | list[np.ndarray]:
     """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""

@@ -8,7 +8,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels.mutex import MutexForest
 from emcore.kernels.voxel_edges import BINS, VoxelEdges
-from emcore.segment.affinities import check_table, signed_offsets
+from emcore.segment.affinities import Affinities
 from emcore.segment.arrays import as_array, as_numbers
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -17,24 +17,23 @@ BIN_WIDTH = 2**31 // BINS  # keys that share a bin of the histogram of weights
 MOST_VOXELS = 2**32 - 2
 
 
-def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *,
+def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[int]] | None = None, *,
                     attractive: int | Sequence[bool] | None = None, strides: Sequence | None = None,
-                    mask: np.ndarray | None = None,
-                    bias: Sequence[float] | float | None = None, table: np.ndarray | None = None,
+                    mask: np.ndarray | None = None, bias: Sequence[float] | float | None = None,
                     threads: int | None = None) -> np.ndarray:
     """Labels (z, y, x), uint32, 1.. in the order of first voxels; 0 only outside the mask.
 
-    Channel c of affs (c, z, y, x), float32, float16 or uint8, joins v and v + offsets[c]. Edges act strongest first:
-    an attractive one merges two clusters unless they are held apart, a repulsive one holds them apart for good.
-    Without bias the first `attractive` channels (3, or those marked True) attract with weight a, the others repel with
-    weight 1 - a. With bias (one number, or one a channel) each edge weighs |a + bias| and attracts where a + bias > 0.
-    Edges of weight 0 say nothing. Equal weights: the lower channel first, then the earlier voxel in raster order.
+    Channel c of affs (c, z, y, x) joins v and v + offsets[c]; Affinities bring offsets of their own. Edges act
+    strongest first: an attractive one merges two clusters unless they are held apart, a repulsive one holds them apart
+    for good. Without bias the first `attractive` channels (3, or those marked True) attract with weight a, the others
+    repel with weight 1 - a. With bias (one number, or one a channel) each edge weighs |a + bias| and attracts where
+    a + bias > 0. Edges of weight 0 say nothing. Of equal weights the lower channel comes first, then the earlier voxel
+    in raster order.
 
     strides, one (z, y, x) triple or one a channel, keep only the edges stored at multiples of them; a single triple
-    thins the channels that are not `attractive`. table gives the affinity that each uint8 code stands for (code / 255).
+    thins the channels that are not `attractive`.
     """
-    affs, table = _affinities(affs, table)
-    offsets = _offsets(offsets, len(affs))
+    affs, table, offsets = _affinities(affs, offsets)
     if attractive is None:
         attractive = 3 if bias is None else min(3, len(affs))
     attracts = _attractive(attractive, len(affs))
@@ -83,26 +82,24 @@ def mutex_watershed(affs: np.ndarray, offsets: Sequence[Sequence[int]], *,
     return labels
 
 
-def _affinities(affs: np.ndarray, table: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """affs as float32, uint8 or the bits of float16, and for the last two the affinity of each code."""
-    affs = as_array("affs", affs)
-    if affs.ndim != 4 or affs.dtype not in (np.float32, np.float16, np.uint8):
-        raise InputError(f"affs must be (c, z, y, x) of float32, float16 or uint8; got {affs.shape} {affs.dtype}")
-    if (voxels := prod(affs.shape[1:])) > MOST_VOXELS:
-        raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {voxels}, "
-                         "cut the volume into blocks")
-    table = check_table(table, affs.dtype)
-    if affs.dtype == np.float16:
-        return affs.view(np.uint16), np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
-    return affs, table
-
-
-def _offsets(offsets: Sequence[Sequence[int]], channels: int) -> np.ndarray:
-    triples = signed_offsets([] if offsets is None else offsets, channels)
+def _affinities(affs: np.ndarray | Affinities,
+                offsets: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """affs as float32, uint8 or the bits of float16, for the last two the affinity of each code, and the offsets."""
+    if isinstance(affs, Affinities) and offsets is not None:
+        raise InputError("offsets belong to a plain array; the Affinities that were given have offsets of their own")
+    given = affs if isinstance(affs, Affinities) else Affinities(affs, [] if offsets is None else offsets)
+    values, triples = given.values, np.array(given.offsets, np.int64).reshape(-1, 3)
+    if len(triples) != len(values):
+        raise InputError(f"mutex_watershed needs one offset for each of the {len(values)} channels; got {len(triples)}")
     if len(triples) and not triples.any(axis=1).all():
         channel = int(np.argmin(triples.any(axis=1)))
         raise InputError(f"offsets must lead to another voxel; channel {channel} has (0, 0, 0)")
-    return triples
+    if (voxels := prod(given.shape)) > MOST_VOXELS:
+        raise InputError(f"mutex_watershed takes at most {MOST_VOXELS} voxels at once; got {voxels}, "
+                         "cut the volume into blocks")
+    if values.dtype == np.float16:
+        return values.view(np.uint16), np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32), triples
+    return values, given.table, triples
 
 
 def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:

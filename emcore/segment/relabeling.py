@@ -4,6 +4,7 @@ The work follows the runs of equal labels, and memory the number of labels, neve
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, overload
 
 import numpy as np
 
@@ -97,6 +98,11 @@ def relabel(labels: np.ndarray, *, smallest: bool = False, threads: int | None =
     raise AssertionError("no volume has more than 2**64 - 1 labels")
 
 
+@overload
+def unique(labels: np.ndarray, counts: Literal[False] = False, *, threads: int | None = None) -> np.ndarray: ...
+@overload
+def unique(labels: np.ndarray, counts: Literal[True], *,
+           threads: int | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 def unique(labels: np.ndarray, counts: bool = False, *,
            threads: int | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """The labels that occur, rising, in the dtype of labels; counts=True adds the number of voxels of each."""

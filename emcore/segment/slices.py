@@ -1,6 +1,6 @@
 """Watershed of each section on its own, from seeds made of its boundary map; and the priority flood for any seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import flood as kernel
 from emcore.kernels import sections
-from emcore.segment.affinities import check_affinities
+from emcore.segment.affinities import Affinities, as_affinities
 from emcore.segment.arrays import as_array, as_numbers
 from emcore.segment.distance import distance_transform
 from emcore.threads import run_parallel, slabs, thread_count
@@ -16,8 +16,8 @@ from emcore.threads import run_parallel, slabs, thread_count
 SEEDS = {"maxima_distance": 0.5, "minima": np.inf, "hminima": 0.1, "grid": 10.0}  # and what "-value" sets
 
 
-def slice_watershed(affs: np.ndarray, *, boundary_threshold: float = 0.5, offsets: Sequence | None = None,
-                    edge: str = "later", table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+def slice_watershed(affs: np.ndarray | Affinities, *, boundary_threshold: float = 0.5,
+                    threads: int | None = None) -> np.ndarray:
     """Fragments (z, y, x) of each section, uint32, 1.. through the volume; no fragment crosses sections.
 
     Seeds are the maxima of the distance to the boundary, where 1 - mean(y and x affinity) >= boundary_threshold.
@@ -26,12 +26,11 @@ def slice_watershed(affs: np.ndarray, *, boundary_threshold: float = 0.5, offset
     threshold = as_numbers("boundary_threshold", boundary_threshold)
     if threshold.shape != () or np.isnan(threshold):
         raise InputError(f"boundary_threshold must be a number; got {boundary_threshold}")
-    return seeded_slices(affs, f"maxima_distance-{float(threshold)!r}", offsets=offsets, edge=edge, table=table,
-                         threads=threads)
+    return seeded_slices(affs, f"maxima_distance-{float(threshold)!r}", threads=threads)
 
 
-def seeded_slices(affs: np.ndarray, seeds: str = "maxima_distance", *, offsets: Sequence | None = None,
-                  edge: str = "later", table: np.ndarray | None = None, threads: int | None = None) -> np.ndarray:
+def seeded_slices(affs: np.ndarray | Affinities, seeds: str = "maxima_distance", *,
+                  threads: int | None = None) -> np.ndarray:
     """Fragments (z, y, x) of each section by a flood of its boundary map 1 - mean(y and x affinity), uint32, 1...
 
     seeds, each as it stands or with its number after a dash:
@@ -40,20 +39,18 @@ def seeded_slices(affs: np.ndarray, seeds: str = "maxima_distance", *, offsets: 
     hminima-0.1: minima deeper than this; grid-10: pixels at rows and columns 0, 10, 20 and so on.
     Maxima and minima are 4-connected plateaus, numbered in raster order.
     """
-    checked = check_affinities(affs, offsets=offsets, edge=edge, table=table, threads=threads)
+    checked = as_affinities(affs)
+    checked.check_values(threads=threads)
     find_seeds = _seed_finder(seeds)
-    values, (_, along_y, along_x) = checked.values, checked.channels
-    _, shift_y, shift_x = checked.shifts
-    if prod(values.shape[2:]) >= 2**32:
-        raise InputError(f"a section must have fewer than 2**32 pixels; got {values.shape[2:]}, "
+    if prod(checked.shape[1:]) >= 2**32:
+        raise InputError(f"a section must have fewer than 2**32 pixels; got {checked.shape[1:]}, "
                          "cut the volume in y or x")
-    labels = np.zeros(values.shape[1:], np.uint32)
+    labels = np.zeros(checked.shape, np.uint32)
     if labels.size == 0:
         return labels
 
     def section(z: int) -> int:
-        boundary = np.ascontiguousarray(1 - (_later(values[along_y, z], shift_y, 0, checked.table)
-                                             + _later(values[along_x, z], shift_x, 1, checked.table)) * np.float32(0.5))
+        boundary = np.ascontiguousarray(1 - (_later(checked, 1, z) + _later(checked, 2, z)) * np.float32(0.5))
         count = find_seeds(boundary, labels[z])
         kernel.flood(boundary[None], labels[z:z + 1], None)
         return count
@@ -103,13 +100,13 @@ def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None)
     return labels.astype(seeds.dtype, copy=False)
 
 
-def _later(plane: np.ndarray, shift: int, axis: int, table: np.ndarray | None) -> np.ndarray:
-    """The float32 affinities of a section with each edge at the later pixel; no edge there: 0."""
-    plane = plane.astype(np.float32, copy=False) if table is None else table[plane]
-    if not shift:
+def _later(affs: Affinities, axis: int, z: int) -> np.ndarray:
+    """The float32 affinities along y or x of a section, each at the later pixel of its edge; 0 where there is none."""
+    plane = affs.plane(axis, z)
+    if not affs.shifts[axis]:
         return plane
-    moved = np.zeros_like(plane)
-    moved[(slice(None),) * axis + (slice(1, None),)] = plane[(slice(None),) * axis + (slice(None, -1),)]
+    moved, before = np.zeros_like(plane), (slice(None),) * (axis - 1)
+    moved[(*before, slice(1, None))] = plane[(*before, slice(None, -1))]
     return moved
 
 

@@ -1,6 +1,6 @@
 """A merge tree and a region graph in a file beside their fragments: another threshold costs a table look-up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from emcore.segment.graph import BINS, RegionGraph, check_graph
 from emcore.segment.merge_tree import MergeTree, check_tree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
+FRAGMENTS = "fragments"  # dataset (z, y, x)
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the score of every merge
 GRAPH = "graph"  # dataset (7 or 8, 1, 1, edges): these fields, of float32 the bits; the last one where there is one
 FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
@@ -17,12 +18,12 @@ FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "k
 HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where the graph has them
 
 
-def write_tree(path: Path, tree: MergeTree) -> None:
-    """Adds the tree to an HDF5 file."""
+def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = None) -> None:
+    """Adds the tree to an HDF5 file; made_by: the statistic and the ties of the agglomeration."""
     tree = check_tree(tree, "write_tree")
     merges = np.stack([tree.a, tree.b, tree.score]).astype(np.float64)
     _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
-                                       "single": int(tree.score.dtype == np.float32)})
+                                       "single": int(tree.score.dtype == np.float32), **(made_by or {})})
 
 
 def has_tree(path: Path) -> bool:
@@ -39,6 +40,18 @@ def read_tree(path: Path) -> MergeTree:
         raise InputError(f"{path}: the scores of its merges fall; the file is damaged, decode the prediction again")
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
                      score.astype(np.float32) if attributes.get("single") else score)
+
+
+def read_made_by(path: Path) -> tuple[str, str]:
+    """The statistic and the ties by which the tree of a file was made."""
+    said = open_volume(path, MERGES).attrs
+    if "statistic" not in said:  # files of older versions say it with their fragments
+        settings = open_volume(path, FRAGMENTS).attrs.get("decode")
+        said = {"statistic": settings.get("score"), **settings} if isinstance(settings, dict) else {}
+    found = said.get("statistic"), said.get("ties", "canonical")
+    if not all(isinstance(name, str) for name in found):
+        raise InputError(f"{path} does not say by which statistic its merges were made; decode the prediction again")
+    return found
 
 
 def write_graph(path: Path, graph: RegionGraph) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from emcore.config.checks import WrongSetting, above, at_least, within
 from emcore.errors import InputError
 from emcore.files import check_name
 
@@ -23,6 +24,9 @@ class Volume:
     def __post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name, "the name of a volume")
+        at_least(0, self, "weight")
+        if self.box is not None and not all(0 <= low < high for low, high in zip(self.box[::2], self.box[1::2])):
+            raise WrongSetting(f"box must be z0 z1 y0 y1 x0 x1, each end above its start; got {list(self.box)}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,18 @@ class Data:
     reject_tries: int = 50  # draws before the last one is kept all the same
     workers: int = 2  # threads, or processes where storage is lazy, that read patches, a rank; 0 reads between steps
     prefetch: int = 4  # batches that each worker keeps ready
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "patch", "reject_tries", "prefetch")
+        at_least(0, self, "pad", "reject_below", "workers")
+        above(0, self, "resolution", "divide")
+        within(0, 1, self, "train_part", "validation_part", "reject_probability")
+        within(0, 100, self, "percentiles")
+        within(0, 2, self, "split_axis")
+        for name in ("train_part", "validation_part", "percentiles"):
+            low, high = getattr(self, name)
+            if low >= high:
+                raise WrongSetting(f"{name} must go from a smaller number to a larger one; got {[low, high]}")
 
 
 def result_name(data: Data, number: int) -> str:

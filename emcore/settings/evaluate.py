@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from emcore.config.checks import WrongSetting, above, at_least, within
+
 Triple = tuple[int, int, int]
 
 
@@ -11,8 +13,14 @@ class Sweep:
     thresholds: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55)  # at which every merge tree is scored
     biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)  # of logits along z, y, x; each a variant
     temperatures: tuple[float, ...] = (1.0,)  # each with each bias
-    merges: tuple[str, ...] = ()  # scores of merges; empty takes decode.score
+    statistics: tuple[str, ...] = ()  # of merges; empty takes decode.statistic
     replicate: bool = False  # affinity_dice and _iou: an edge out of the volume is true where its voxel is of an object
+
+    def __post_init__(self) -> None:
+        within(0, 1, self, "thresholds")
+        above(0, self, "temperatures")
+        if not self.thresholds:
+            raise WrongSetting("thresholds must not be empty: every merge tree is scored at them")
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,10 @@ class Blockwise:
     halo: Triple = (8, 64, 64)  # voxels around it that are predicted, too, and cut off
     seam: Triple = (2, 16, 16)  # voxels on either side of a plane between blocks that count as its seam
     without_halo: bool = False  # score blocks without a halo as well
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "chunk")
+        at_least(0, self, "halo", "seam")
 
 
 @dataclass(frozen=True)
@@ -45,3 +57,8 @@ class Evaluate:
     synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
     sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
     blockwise: Blockwise = Blockwise()  # of python -m emcore blockwise
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "border_nm", "border_xy", "border_z", "channel", "cleft_nm", "synapse_size",
+                 "synapse_margin")
+        within(0, 1, self, "threshold", "instance_iou", "synapse_iou")

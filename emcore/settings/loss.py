@@ -1,35 +1,122 @@
-"""[loss]: a plan of terms, summed."""
+"""[loss]: a plan of terms, summed; `kind` says which of these tables a term is. Their functions: emcore/losses.py."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from emcore.config.checks import at_least
 
 
 @dataclass(frozen=True)
-class Term:
-    kind: Literal["bce", "per_channel_bce", "dice", "mse", "mae", "smooth_l1", "sigmoid_mse", "focal", "weighted_ce",
-                  "legacy_bce"] = "bce"  # see emcore/losses.py: one function each
+class Compared:
+    """What every term has."""
+
+    kind: str = ""  # which loss
     weight: float = 1.0  # factor in the sum
     prediction: str = ":"  # channels of the prediction, as a Python slice: "0:3", "-1:", "2"
     target: str = ":"  # channels of the target, likewise
     head: str = ""  # which head of a net with several
-    # of positive voxels in bce: one for all or one a channel; "auto" is negatives per positive of the batch
-    positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
+
+    of_probabilities: ClassVar[bool] = False  # whether it takes probabilities, which are not limited; else logits
+    of_classes: ClassVar[bool] = False  # whether its target is one channel of class numbers
+
+
+@dataclass(frozen=True)
+class Weighed(Compared):
+    """What a term has that is a mean over weighed voxels."""
+
     # weight map from the class sizes of the target; see class_balance in emcore/losses.py
-    balance: Literal["none", "halves", "superhuman", "positive", "negative"] = "none"
-    channel_weights: tuple[float, ...] = ()  # of sigmoid_mse and bce, one a channel; empty means all 1
-    class_weights: tuple[float, ...] = ()  # of weighted_ce, one a class; empty means all 1
+    balance: Literal["none", "halves", "positive", "negative"] = "none"
     membrane_weight: float = 0.0  # extra weight on edges of the image: 1 + this times the normalised edge map
     membrane_axis_weights: tuple[float, float, float] = (0.25, 1.0, 1.0)  # share of z, y, x in the edge map
     membrane_clip: float = 4.0  # upper bound of the edge map, in multiples of its mean
-    over: Literal["weights", "voxels"] = "weights"  # sigmoid_mse is divided by the sum of weights, or by the voxels
-    tanh: bool = False  # squash the prediction first (mse, mae, smooth_l1)
-    smooth: float = 1e-5  # added above and below in dice
-    gamma: float = 2.0  # exponent of focal
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "membrane_weight", "membrane_axis_weights")
+
+
+@dataclass(frozen=True)
+class BceTerm(Weighed):
+    kind: Literal["bce"] = "bce"  # binary cross-entropy
+    # of positive voxels: one for all or one a channel; "auto" is negatives per positive of the batch
+    positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
+    channel_weights: tuple[float, ...] = ()  # one a channel; empty means all 1
+
+
+@dataclass(frozen=True)
+class PerChannelBceTerm(Weighed):
+    kind: Literal["per_channel_bce"] = "per_channel_bce"  # the sum over channels of binary cross-entropies
+    # of positive voxels: one for all or one a channel; "auto", the default, is negatives per positive of each channel
+    positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class DiceTerm(Compared):
+    kind: Literal["dice"] = "dice"  # overlap of sigmoids and masks
+    smooth: float = 1e-5  # added above and below
+
+
+@dataclass(frozen=True)
+class Squashed(Weighed):
+    """What a term has that compares values."""
+
+    tanh: bool = False  # squash the prediction first
+
+
+@dataclass(frozen=True)
+class MseTerm(Squashed):
+    kind: Literal["mse"] = "mse"  # squared error
+
+
+@dataclass(frozen=True)
+class MaeTerm(Squashed):
+    kind: Literal["mae"] = "mae"  # absolute error
+
+
+@dataclass(frozen=True)
+class SmoothL1Term(Squashed):
+    kind: Literal["smooth_l1"] = "smooth_l1"  # absolute error, squared near 0
+
+
+@dataclass(frozen=True)
+class SigmoidMseTerm(Weighed):
+    kind: Literal["sigmoid_mse"] = "sigmoid_mse"  # squared error of probabilities
+    # weight map from the class sizes of the target; see class_balance in emcore/losses.py
+    balance: Literal["none", "halves", "superhuman", "positive", "negative"] = "none"
+    channel_weights: tuple[float, ...] = ()  # one a channel; empty means all 1
+    over: Literal["weights", "voxels"] = "weights"  # it is divided by the sum of weights, or by the voxels
+
+
+@dataclass(frozen=True)
+class FocalTerm(Weighed):
+    kind: Literal["focal"] = "focal"  # cross-entropy damped where the net is already sure
+    gamma: float = 2.0  # exponent of the damping
+
+
+@dataclass(frozen=True)
+class WeightedCeTerm(Weighed):
+    kind: Literal["weighted_ce"] = "weighted_ce"  # cross-entropy of classes
+    class_weights: tuple[float, ...] = ()  # one a class; empty means all 1
+
+    of_classes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class LegacyBceTerm(Weighed):
+    kind: Literal["legacy_bce"] = "legacy_bce"  # cross-entropy of probabilities, a mean over all voxels
+
+    of_probabilities: ClassVar[bool] = True
+
+
+Term = (BceTerm | PerChannelBceTerm | DiceTerm | MseTerm | MaeTerm | SmoothL1Term | SigmoidMseTerm | FocalTerm
+        | WeightedCeTerm | LegacyBceTerm)
 
 
 @dataclass(frozen=True)
 class Loss:
-    terms: tuple[Term, ...] = (Term(),)  # summed with their weights
+    terms: tuple[Term, ...] = (BceTerm(),)  # summed with their weights
     uncertainty: bool = False  # learn the balance of the terms: sum of exp(-s) L / 2 + s / 2
-    clamp: float = 20.0  # predictions are limited to +- this before every term; 0 does not
+    clamp: float = 20.0  # predictions are limited to +- this before every term of logits; 0 does not
     levels: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)  # weights of deep supervision, finest level first
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "clamp")

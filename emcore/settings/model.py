@@ -1,9 +1,53 @@
-"""[model]: which net, and the sizes of each."""
+"""[model]: which net, and its sizes; `name` says which of these tables it is. The nets: emcore/models."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from emcore.config.checks import WrongSetting, at_least, within
+from emcore.errors import InputError
 
 Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class EncoderSizes:
+    patch: Triple = (4, 16, 16)  # voxels of one token, z, y, x
+    width: int = 192  # numbers of one token
+    depth: int = 6  # transformer blocks
+    heads: int = 6  # attention heads; divide the width
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "patch", "width", "depth", "heads")
+        if self.width % self.heads:
+            raise WrongSetting(f"width must be a multiple of the number of heads, {self.heads}; got {self.width}")
+
+
+@dataclass(frozen=True)
+class LinearHeadSizes(EncoderSizes):
+    dropout: float = 0.05  # in attention and MLP
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0, 1, self, "dropout")
+
+
+@dataclass(frozen=True)
+class LightUNETRSizes(LinearHeadSizes):
+    dropout: float = 0.05  # in attention, MLP and decoder
+    features: int = 32  # channels of the decoder's finest level
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "features")
+
+
+@dataclass(frozen=True)
+class UNETRSizes(LightUNETRSizes):
+    head: Literal["em", "plain"] = "em"  # separate z and in-plane branches, or one convolution
+    head_depth: int = 2  # shared blocks of the em head
+    head_bias: tuple[float, ...] = (-0.2, 0.0, 0.0)  # first logit bias of each channel of the em head
+    taps: tuple[int, ...] = ()  # blocks that feed the decoder; empty means depth/4, depth/2, 3 depth/4
 
 
 @dataclass(frozen=True)
@@ -20,24 +64,26 @@ class RSUNetSizes:
     # enlarging along z: weighed as along y and x, or added up without weights, as PyTorch Connectomics' net does
     up: Literal["trilinear", "bilinear_yx"] = "trilinear"
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "width", "fold", "groups")
+        at_least(0, self, "depth_2d")
+        if len(self.width) < 2:
+            raise WrongSetting(f"width needs at least 2 levels; got {list(self.width)}")
+        if len(self.down) not in (0, len(self.width) - 1):
+            raise WrongSetting(f"down needs {len(self.width) - 1} factors for {len(self.width)} widths; "
+                               f"got {len(self.down)}")
+
+    @property
+    def factors(self) -> tuple[Triple, ...]:
+        return self.down or ((1, 2, 2),) * (len(self.width) - 1)
+
 
 @dataclass(frozen=True)
 class UNetV1Sizes:
     filters: tuple[int, int, int, int, int] = (32, 64, 128, 256, 256)  # channels of the five stages
 
-
-@dataclass(frozen=True)
-class TransformerSizes:
-    patch: Triple = (4, 16, 16)  # voxels of one token, z, y, x
-    width: int = 192  # numbers of one token
-    depth: int = 6  # transformer blocks
-    heads: int = 6  # attention heads; divide the width
-    dropout: float = 0.05  # in attention, MLP and decoder
-    features: int = 32  # channels of the decoder's finest level
-    head: Literal["em", "plain"] = "em"  # separate z and in-plane branches, or one convolution (unetr only)
-    head_depth: int = 2  # shared blocks of the em head
-    head_bias: tuple[float, ...] = (-0.2, 0.0, 0.0)  # first logit bias of each channel of the em head
-    taps: tuple[int, ...] = ()  # blocks that feed the decoder; empty means depth/4, depth/2, 3 depth/4
+    def __post_init__(self) -> None:
+        at_least(1, self, "filters")
 
 
 @dataclass(frozen=True)
@@ -48,15 +94,160 @@ class MedNeXtSizes:
     heads: tuple[tuple[str, int], ...] = ()  # name and channels of several heads; empty means one of out_channels
     head_blocks: int = 1  # blocks of each head
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "width")
+        at_least(0, self, "head_blocks")
+        if self.kernel % 2 == 0:
+            raise WrongSetting(f"kernel must be odd; got {self.kernel}")
+
 
 @dataclass(frozen=True)
-class Model:
-    name: Literal["rsunet", "unet_v1", "unetr", "unetr_light", "linear_head", "mednext"] = "rsunet"  # the net
+class Net:
+    """What every net has, and what others may ask of it."""
+
+    name: str = ""  # the net
     in_channels: int = 1  # of the image
+
+    gives_probabilities: ClassVar[bool] = False  # whether it ends in a sigmoid; else it gives logits
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "in_channels")
+
+    @property
+    def multiple(self) -> Triple:
+        """A patch must be a multiple of it along z, y and x."""
+        return 1, 1, 1
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        """Name and channels of its heads; empty where it has one alone."""
+        return {}
+
+    @property
+    def layers(self) -> int:
+        """How many layers its sizes ask for, at least: a file of weights has more tensors."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Predicting(Net):
+    """What a net has that predicts channels."""
+
     out_channels: int = 1  # of the prediction
-    deep_supervision: bool = False  # extra heads on coarser levels (rsunet, mednext)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "out_channels")
+
+
+@dataclass(frozen=True)
+class RSUNetModel(Predicting):
+    name: Literal["rsunet"] = "rsunet"  # residual symmetric U-Net for anisotropic volumes
+    deep_supervision: bool = False  # extra heads on coarser levels
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
-    rsunet: RSUNetSizes = RSUNetSizes()  # of name = "rsunet"
-    unet_v1: UNetV1Sizes = UNetV1Sizes()  # of name = "unet_v1"
-    transformer: TransformerSizes = TransformerSizes()  # of unetr, unetr_light, linear_head and of masked pretraining
-    mednext: MedNeXtSizes = MedNeXtSizes()  # of name = "mednext"
+    rsunet: RSUNetSizes = RSUNetSizes()  # its sizes
+
+    @property
+    def multiple(self) -> Triple:
+        z, y, x = self.rsunet.fold
+        for factor in self.rsunet.factors:
+            z, y, x = z * factor[0], y * factor[1], x * factor[2]
+        return z, y, x
+
+    @property
+    def layers(self) -> int:
+        return len(self.rsunet.width)
+
+
+@dataclass(frozen=True)
+class UNetV1Model(Predicting):
+    name: Literal["unet_v1"] = "unet_v1"  # the synapse net of 2019, which gives probabilities
+    unet_v1: UNetV1Sizes = UNetV1Sizes()  # its sizes
+
+    gives_probabilities: ClassVar[bool] = True
+
+    @property
+    def multiple(self) -> Triple:
+        return 2, 32, 32
+
+
+@dataclass(frozen=True)
+class Transformer(Net):
+    """What the nets have that begin with the transformer encoder."""
+
+    transformer: EncoderSizes = EncoderSizes()  # its sizes
+
+    @property
+    def multiple(self) -> Triple:
+        return self.transformer.patch
+
+    @property
+    def layers(self) -> int:
+        return self.transformer.depth
+
+
+@dataclass(frozen=True)
+class UNETRModel(Predicting, Transformer):
+    name: Literal["unetr"] = "unetr"  # transformer encoder, convolutional decoder for anisotropic tokens
+    transformer: UNETRSizes = UNETRSizes()  # its sizes
+
+    @property
+    def layers(self) -> int:
+        return self.transformer.depth + self.transformer.head_depth
+
+
+@dataclass(frozen=True)
+class LightUNETRModel(Predicting, Transformer):
+    name: Literal["unetr_light"] = "unetr_light"  # transformer encoder, small convolutional decoder
+    transformer: LightUNETRSizes = LightUNETRSizes()  # its sizes
+
+
+@dataclass(frozen=True)
+class LinearHeadModel(Predicting, Transformer):
+    name: Literal["linear_head"] = "linear_head"  # transformer encoder, one transposed convolution
+    transformer: LinearHeadSizes = LinearHeadSizes()  # its sizes
+
+
+@dataclass(frozen=True)
+class MedNeXtModel(Predicting):
+    name: Literal["mednext"] = "mednext"  # ConvNeXt-like U-Net
+    deep_supervision: bool = False  # extra heads on coarser levels
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    mednext: MedNeXtSizes = MedNeXtSizes()  # its sizes
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.deep_supervision and self.mednext.heads:
+            raise WrongSetting("deep_supervision does not go with several heads in mednext.heads; leave one of them "
+                               "out")
+
+    @property
+    def multiple(self) -> Triple:
+        return 16, 16, 16
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        return dict(self.mednext.heads)
+
+    @property
+    def layers(self) -> int:
+        return max(1, len(self.mednext.heads)) * self.mednext.head_blocks
+
+
+@dataclass(frozen=True)
+class MaskedAutoencoderModel(Transformer):
+    name: Literal["masked_autoencoder"] = "masked_autoencoder"  # what [pretrain] trains: it restores hidden patches
+
+
+Model = (RSUNetModel | UNetV1Model | UNETRModel | LightUNETRModel | LinearHeadModel | MedNeXtModel
+         | MaskedAutoencoderModel)
+
+
+def check_patch(multiple: Sequence[int], patch: Sequence[int]) -> None:
+    """Refuses a patch that the net's down-sampling does not divide, naming the two nearest sizes that fit."""
+    if any(p % m or p < m for p, m in zip(patch, multiple)):
+        lower = [max(m, p // m * m) for p, m in zip(patch, multiple)]
+        upper = [-(-p // m) * m for p, m in zip(patch, multiple)]
+        nearest = f"{lower} or {upper}" if lower != upper else f"{upper}"
+        raise InputError(f"a patch of {list(patch)} does not fit this net, which needs multiples of {list(multiple)}; "
+                         f"the nearest that fit are {nearest}")

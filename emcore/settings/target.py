@@ -1,37 +1,145 @@
 """[[target]]: what the net learns, made from the labels; channels are stacked in the order of the list."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
+
+from emcore.config.checks import above, at_least
 
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Target:
-    kind: Literal["affinity", "binary", "polarity", "boundary", "signed_distance", "foreground_distance",
-                  "instance_distance", "skeleton_distance", "lsd"] = "binary"  # see emcore/data/targets.py
-    # affinity: one signed z, y, x offset a channel, in voxels; voxel v tells whether v and v + offset belong together
+class Eroded:
+    """What every target has."""
+
+    kind: str = ""  # what is learned
+    erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, for this target only
+
+    is_mask: ClassVar[bool] = False  # whether each channel is a mask, as of clefts, mitochondria or membranes
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "erosion")
+
+    @property
+    def channels(self) -> list[str]:
+        """A short name for every channel."""
+        return [self.kind.replace("_", " ")]
+
+
+@dataclass(frozen=True)
+class BinaryTarget(Eroded):
+    kind: Literal["binary"] = "binary"  # foreground
+
+    is_mask: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class AffinityTarget(Eroded):
+    kind: Literal["affinity"] = "affinity"  # which pairs of voxels belong together
+    # one signed z, y, x offset a channel, in voxels; voxel v tells whether v and v + offset belong together
     offsets: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
     # edges that leave the patch: not counted, learned as the voxel's own foreground, learned as cuts
     border: Literal["ignore", "replicate", "zero"] = "ignore"
     background: Literal["negative", "ignore"] = "negative"  # edges that touch label 0: learned as cuts, or not counted
-    erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, for this target only
-    exclusive: bool = False  # polarity: one channel of classes 0, 1 pre, 2 post instead of pre, post, either
-    thickness: int = 1  # boundary: voxels
-    # boundary: at any change of label, where one side is an object, or between two objects only
+
+    @property
+    def channels(self) -> list[str]:
+        return ["affinity " + " ".join(map(str, offset)) for offset in self.offsets]
+
+
+@dataclass(frozen=True)
+class PolarityTarget(Eroded):
+    kind: Literal["polarity"] = "polarity"  # sides of synapses: odd ids are presynaptic, even ids postsynaptic
+    exclusive: bool = False  # one channel of classes 0, 1 pre, 2 post instead of pre, post, either
+
+    @property
+    def is_mask(self) -> bool:
+        return not self.exclusive
+
+    @property
+    def channels(self) -> list[str]:
+        return [self.kind] if self.exclusive else ["pre", "post", "synapse"]
+
+
+@dataclass(frozen=True)
+class BoundaryTarget(Eroded):
+    kind: Literal["boundary"] = "boundary"  # voxels beside a change of label
+    thickness: int = 1  # voxels
+    # at any change of label, where one side is an object, or between two objects only
     where: Literal["all", "foreground", "contacts"] = "foreground"
-    in_plane: bool = False  # boundary and instance_distance: per section
-    # instance_distance: 26-connected pieces of an id are objects of their own, and their holes are filled
-    relabel: bool = False
-    scale: float = 8.0  # signed_distance: tanh(distance / scale), distance in units of the x voxel size
-    alpha: float = 0.8  # skeleton_distance: exponent of the energy
-    levels: int = 0  # instance_distance, skeleton_distance: classes 0..levels instead of values; 0 keeps values
-    sigma: float = 80.0  # lsd: nm of the Gaussian window
+    in_plane: bool = False  # per section
+
+    is_mask: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, self, "thickness")
+
+
+@dataclass(frozen=True)
+class SignedDistanceTarget(Eroded):
+    kind: Literal["signed_distance"] = "signed_distance"  # distance to the border, negative outside of objects
+    scale: float = 8.0  # tanh(distance / scale), distance in units of the x voxel size
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above(0, self, "scale")
+
+
+@dataclass(frozen=True)
+class ForegroundDistanceTarget(Eroded):
+    kind: Literal["foreground_distance"] = "foreground_distance"  # distance to the border, flat outside
+
+
+@dataclass(frozen=True)
+class InstanceDistanceTarget(Eroded):
+    kind: Literal["instance_distance"] = "instance_distance"  # distance to the border of each object, -1 outside
+    in_plane: bool = False  # per section
+    relabel: bool = False  # 26-connected pieces of an id are objects of their own, and their holes are filled
+    levels: int = 0  # classes 0..levels instead of values; 0 keeps values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "levels")
+
+
+@dataclass(frozen=True)
+class SkeletonDistanceTarget(Eroded):
+    kind: Literal["skeleton_distance"] = "skeleton_distance"  # nearness to the skeleton of each object
+    alpha: float = 0.8  # exponent of the energy
+    levels: int = 0  # classes 0..levels instead of values; 0 keeps values
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "levels")
+
+
+@dataclass(frozen=True)
+class LsdTarget(Eroded):
+    kind: Literal["lsd"] = "lsd"  # local shape descriptors
+    sigma: float = 80.0  # nm of the Gaussian window
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above(0, self, "sigma")
+
+    @property
+    def channels(self) -> list[str]:
+        return [f"lsd {part}" for part in ("z", "y", "x", "zz", "yy", "xx", "zy", "zx", "yx", "size")]
+
+
+Target = (BinaryTarget | AffinityTarget | PolarityTarget | BoundaryTarget | SignedDistanceTarget
+          | ForegroundDistanceTarget | InstanceDistanceTarget | SkeletonDistanceTarget | LsdTarget)
+
+
+def channel_names(targets: tuple[Target, ...]) -> list[str]:
+    """A short name for every channel of all targets, in their order."""
+    return [name for target in targets for name in target.channels]
 
 
 def affinity_offsets(targets: tuple[Target, ...]) -> list[Triple] | None:
     """The offsets of all affinity channels, in their order; none where there are no affinities."""
-    return [offset for target in targets if target.kind == "affinity" for offset in target.offsets] or None
+    return [offset for target in targets if isinstance(target, AffinityTarget) for offset in target.offsets] or None
 
 
 @dataclass(frozen=True)
@@ -39,3 +147,6 @@ class Labels:
     erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, before every target
     split: bool = False  # give disconnected pieces of one id in a patch ids of their own (6-connected)
     smooth: bool = False  # smooth every section's outlines as the 2019 tutorial does; erases what is 3 pixels thin
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "erosion")

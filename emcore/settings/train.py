@@ -3,37 +3,131 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from emcore.config.checks import WrongSetting, above, at_least, within
+
 
 @dataclass(frozen=True)
-class Optimizer:
-    kind: Literal["adamw", "adam", "sgd"] = "adamw"  # adam couples weight decay to the gradient, adamw does not
+class Descent:
+    """What every optimizer has."""
+
+    kind: str = ""  # what moves the weights
     lr: float = 1e-3  # learning rate at the top of the schedule
     encoder_lr: float | None = None  # of the transformer encoder; none takes lr
     weight_decay: float = 0.01  # of everything but the norms
     decay_norms: bool = False  # decay the parameters of normalisations too
-    betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
-    amsgrad: bool = False  # of adam and adamw
-    momentum: float = 0.9  # of sgd
     clip: float = 1.0  # limit of the gradient's norm; 0 does not limit
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "lr", "encoder_lr")
+        at_least(0, self, "weight_decay", "clip")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    kind: Literal["constant", "cosine", "warmup_cosine", "stable_decay", "plateau"] = "cosine"  # of the learning rate
-    warmup: int = 0  # steps of linear warm-up (warmup_cosine, stable_decay)
-    warmup_factor: float = 1e-5  # learning rate of step 0 over lr
+class AdamW(Descent):
+    kind: Literal["adamw"] = "adamw"  # Adam with weight decay of its own
+    betas: tuple[float, float] = (0.9, 0.999)  # of the means of gradients and of their squares
+    amsgrad: bool = False  # divide by the largest mean of squares so far
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0, 1, self, "betas")
+
+
+@dataclass(frozen=True)
+class Adam(AdamW):
+    kind: Literal["adam"] = "adam"  # Adam, which couples weight decay to the gradient
+
+
+@dataclass(frozen=True)
+class Sgd(Descent):
+    kind: Literal["sgd"] = "sgd"  # stochastic gradient descent
+    momentum: float = 0.9  # share of the step before
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "momentum")
+
+
+Optimizer = AdamW | Adam | Sgd
+
+
+@dataclass(frozen=True)
+class ConstantSchedule:
+    kind: Literal["constant"] = "constant"  # the learning rate stays
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What every schedule has that is a function of the step."""
+
+    kind: str = ""  # how the learning rate changes
     least: float = 0.0  # learning rate at the end
-    decay: float = 0.2  # share of all steps that stable_decay spends going down
     every: int = 1  # steps between changes; a schedule in epochs says the steps of an epoch
-    factor: float = 0.1  # plateau: learning rate over the one before
-    patience: int = 1000  # plateau: windows without improvement
-    window: int = 10  # plateau: steps whose mean loss is one value
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "least")
+        at_least(1, self, "every")
+
+
+@dataclass(frozen=True)
+class CosineSchedule(Curve):
+    kind: Literal["cosine"] = "cosine"  # half a cosine down to the end
+
+
+@dataclass(frozen=True)
+class WarmedUp(Curve):
+    """What a schedule has that rises first."""
+
+    warmup: int = 0  # steps of linear warm-up
+    warmup_factor: float = 1e-5  # learning rate of step 0 over lr
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, self, "warmup")
+        within(0, 1, self, "warmup_factor")
+
+
+@dataclass(frozen=True)
+class WarmupCosineSchedule(WarmedUp):
+    kind: Literal["warmup_cosine"] = "warmup_cosine"  # the same after a rise
+
+
+@dataclass(frozen=True)
+class StableDecaySchedule(WarmedUp):
+    kind: Literal["stable_decay"] = "stable_decay"  # up, level, and a straight line down
+    decay: float = 0.2  # share of all steps that it spends going down
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0, 1, self, "decay")
+
+
+@dataclass(frozen=True)
+class PlateauSchedule:
+    kind: Literal["plateau"] = "plateau"  # lower whenever the loss has not improved for a while
+    least: float = 0.0  # learning rate at the end
+    factor: float = 0.1  # learning rate over the one before
+    patience: int = 1000  # windows without improvement
+    window: int = 10  # steps whose mean loss is one value
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "least", "patience")
+        at_least(1, self, "window")
+        within(0, 1, self, "factor")
+
+
+Schedule = CosineSchedule | ConstantSchedule | WarmupCosineSchedule | StableDecaySchedule | PlateauSchedule
 
 
 @dataclass(frozen=True)
 class Ema:
     decay: float = 0.0  # of the moving average of the weights; 0 keeps none
     warmup: int = 0  # updates that copy the weights before averaging starts
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "warmup")
+        if not 0 <= self.decay < 1:
+            raise WrongSetting(f"decay must be 0 or more and below 1; got {self.decay}")
 
 
 Monitor = Literal["loss/val", "loss/train", "jaccard/val", "voi/val", "rand/val"]
@@ -54,6 +148,10 @@ class Save:
     window: int = 1000
     at: tuple[int, ...] = ()  # steps whose checkpoint is kept for ever
 
+    def __post_init__(self) -> None:
+        at_least(1, self, "steps", "window")
+        at_least(0, self, "minutes", "last", "best", "at")
+
 
 @dataclass(frozen=True)
 class Validate:
@@ -61,6 +159,9 @@ class Validate:
     crops: int = 16  # patches of data.validation, the same ones every time; 0 covers the volumes, patch by patch
     # of the volumes, predicted by [infer] and decoded by [decode]: columns voi/val and rand/val of the log
     scores: tuple[Literal["voi", "rand"], ...] = ()
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "steps", "crops")
 
 
 @dataclass(frozen=True)
@@ -73,8 +174,8 @@ class Train:
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"  # memory layout; auto measures both
     deterministic: bool = False  # only algorithms that repeat bit for bit
     sync_batchnorm: bool = False  # batch statistics over all ranks
-    optimizer: Optimizer = Optimizer()  # what moves the weights
-    schedule: Schedule = Schedule()  # of the learning rate, a function of the step
+    optimizer: Optimizer = AdamW()  # what moves the weights
+    schedule: Schedule = CosineSchedule()  # of the learning rate, a function of the step
     ema: Ema = Ema()  # moving average of the weights, used by validation and prediction
     save: Save = Save()  # checkpoints
     validate: Validate = Validate()  # on data.validation
@@ -85,35 +186,76 @@ class Train:
     start_exclude: tuple[str, ...] = ()  # prefixes not to take
     freeze: tuple[str, ...] = ()  # prefixes of the weights that stay as they start
 
+    def __post_init__(self) -> None:
+        at_least(0, self, "preview_steps")
+        at_least(1, self, "steps", "batch", "accumulate", "log_steps")
+        if self.batch % self.accumulate:
+            raise WrongSetting(f"batch must be a multiple of accumulate, which is {self.accumulate}; got {self.batch}")
+
 
 @dataclass(frozen=True)
-class Policy:
-    kind: Literal["none", "patch", "adaptive"] = "none"  # decides nothing, every patch, or ratio and edge share
+class NoPolicy:
+    kind: Literal["none"] = "none"  # chance and [pretrain] decide
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What every policy has that is learned: an actor, a critic and a reward."""
+
+    kind: str = ""  # what it decides
     reward: Literal["reconstruction", "edge", "hard", "hard_edge"] = "reconstruction"  # easy or hard, edges or all
     lr: float = 5e-4  # learning rate of the policy
     weight_decay: float = 1e-4  # of the policy
     weight: float = 0.05  # of the policy loss
     hidden: int = 256  # numbers a patch in the policy
-    ratios: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875)  # mask ratios to choose from (adaptive)
-    edge_fractions: tuple[float, ...] = (0.25, 0.5, 0.75)  # edge shares to choose from (adaptive)
-    least_ratio: float = 0.35  # of hidden patches (patch)
-    most_ratio: float = 0.9  # of hidden patches (patch)
-    initial_ratio: float = 0.75  # the ratio preferred at the start
-    initial_edge_fraction: float = 0.5  # the edge share preferred at the start
-    initial_margin: float = 0.0  # by how many logits
-    prior_margin: float | None = None  # logits of the prior; none takes initial_margin
     edge_coefficient: float = 0.0  # reward of a unit of edge coverage gained
-    edge_fraction_target: float = 0.5  # edge share that costs nothing
-    edge_fraction_coefficient: float = 0.0  # cost of being off it
     ratio_coefficient: float = 0.25  # cost of being off the mask ratio
     reward_clip: float = 0.0  # limit of the reward; 0 none
     entropy_coefficient: float = 0.01  # of the policy's entropy
     value_coefficient: float = 0.5  # of the critic's error
-    prior_coefficient: float = 0.0  # of the distance from the prior
     normalise_advantage: bool = False  # over the batch
     warmup: int = 0  # steps before the policy is used
     freeze: int = 0  # step at which the policy stops learning; 0 never
     use_frozen: bool = False  # keep deciding by the frozen policy; else chance takes over again
+
+    def __post_init__(self) -> None:
+        above(0, self, "lr")
+        at_least(0, self, "weight_decay", "warmup", "freeze", "reward_clip")
+        at_least(1, self, "hidden")
+
+
+@dataclass(frozen=True)
+class PatchPolicy(Learned):
+    kind: Literal["patch"] = "patch"  # it decides for every patch whether it is hidden
+    least_ratio: float = 0.35  # of hidden patches
+    most_ratio: float = 0.9  # of hidden patches
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0, 1, self, "least_ratio", "most_ratio")
+
+
+@dataclass(frozen=True)
+class AdaptivePolicy(Learned):
+    kind: Literal["adaptive"] = "adaptive"  # it decides the mask ratio and the edge share
+    ratios: tuple[float, ...] = (0.5, 0.625, 0.75, 0.875)  # mask ratios to choose from
+    edge_fractions: tuple[float, ...] = (0.25, 0.5, 0.75)  # edge shares to choose from
+    initial_ratio: float = 0.75  # the ratio preferred at the start
+    initial_edge_fraction: float = 0.5  # the edge share preferred at the start
+    initial_margin: float = 0.0  # by how many logits
+    prior_margin: float | None = None  # logits of the prior; none takes initial_margin
+    edge_fraction_target: float = 0.5  # edge share that costs nothing
+    edge_fraction_coefficient: float = 0.0  # cost of being off it
+    prior_coefficient: float = 0.0  # of the distance from the prior
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0, 1, self, "ratios", "edge_fractions")
+        if not self.ratios or not self.edge_fractions:
+            raise WrongSetting("ratios and edge_fractions must not be empty: the policy chooses from them")
+
+
+Policy = NoPolicy | PatchPolicy | AdaptivePolicy
 
 
 @dataclass(frozen=True)
@@ -128,4 +270,10 @@ class Pretrain:
     membrane_weight: float = 1.35  # extra weight of patches with edges
     membrane_axis_weights: tuple[float, float, float] = (0.25, 1.0, 1.0)  # z, y, x
     membrane_clip: float = 5.0  # upper bound of the edge map, in multiples of its mean
-    policy: Policy = Policy()  # that decides the masks
+    policy: Policy = NoPolicy()  # that decides the masks
+
+    def __post_init__(self) -> None:
+        within(0, 1, self, "mask_ratio", "edge_fraction")
+        at_least(1, self, "decoder_width")
+        at_least(0, self, "edge_power", "edge_noise", "structure_weight", "membrane_weight", "structure_axis_weights",
+                 "membrane_axis_weights")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from emcore.config.checks import at_least
+
 
 def listed(*values: Any) -> Any:
     return field(default_factory=lambda: list(values))
@@ -15,7 +17,8 @@ class Space:
     Those from boundary on act after the cut: they need --tune-random.
     """
 
-    score: Any = listed("aff85_his256", "aff75_his256", "aff50_his256", "aff25_his256", "aff15_his256")  # of merges
+    # of merges
+    statistic: Any = listed("aff85_his256", "aff75_his256", "aff50_his256", "aff25_his256", "aff15_his256")
     low: Any = listed(0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # affinities at or below join nothing
     high: Any = listed(0.7, 0.8, 0.9, 1.0)  # affinities at or above always join
     threshold: Any = "every"  # that the tree can tell apart; {min, max}: every one between; or a list, {min, max, step}
@@ -38,3 +41,6 @@ class Tune:
     confirm: int = 3  # best points that are decoded for good, with all that [decode] does after the cut
     processes: int = 1  # side by side, each with its share of the cores and its own copy of a volume
     space: Space = Space()  # what is tried
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "confirm", "processes")

@@ -35,7 +35,7 @@ class Listed:
         return f"{self.name} {self.shape} {self.dtype}"
 
 
-class Listing(list):
+class Listing(list[Listed]):
     """The arrays of a file; where it has very many, the first of them, and the names of all."""
 
     def __init__(self, arrays: Iterable[Listed], names: list[str] | None = None):

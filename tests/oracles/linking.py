@@ -25,14 +25,14 @@ def groups(pairs):
     return name
 
 
-def face_pairs(first, second, affinities, min_overlap, iou, one_sided, one_sided_min_size, affinity):
+def face_pairs(first, second, affinities, min_overlap, iou, one_sided, one_sided_size, affinity):
     pairs = []
     for a, of_a in sorted(pixels(first).items()):
         for b, of_b in sorted(pixels(second).items()):
             common, smaller = of_a & of_b, min(len(of_a), len(of_b))
             if not common or len(common) < min_overlap or len(common) / len(of_a | of_b) < iou:
                 continue
-            if one_sided and (len(common) / smaller < one_sided or smaller < one_sided_min_size):
+            if one_sided and (len(common) / smaller < one_sided or smaller < one_sided_size):
                 continue
             if affinity and np.mean([float(affinities[p]) for p in sorted(common)]) < affinity:
                 continue
@@ -40,7 +40,7 @@ def face_pairs(first, second, affinities, min_overlap, iou, one_sided, one_sided
     return pairs
 
 
-def link_sections(labels, z_affinities, iou, best_buddy, one_sided, one_sided_min_size, affinity, min_size):
+def link_sections(labels, z_affinities, iou, best_buddy, one_sided, one_sided_size, affinity, min_size):
     sections = [pixels(section) for section in labels]
     where = {}
     for z, section in enumerate(sections):
@@ -58,7 +58,7 @@ def link_sections(labels, z_affinities, iou, best_buddy, one_sided, one_sided_mi
                 if a == b or not common or not (ends or begins):
                     continue
                 joined = bool(iou) and len(common) / len(of_a | of_b) >= iou
-                joined |= bool(one_sided) and len(common) / smaller >= one_sided and smaller >= one_sided_min_size
+                joined |= bool(one_sided) and len(common) / smaller >= one_sided and smaller >= one_sided_size
                 joined |= best_buddy and ends and begins and best_above[a][1] == -b and best_below[b][1] == -a
                 if joined and affinity:
                     joined = np.mean([float(z_affinities[z + 1][p]) for p in sorted(common)]) >= affinity

@@ -19,17 +19,19 @@ import numpy as np
 from torch import nn
 
 from emcore import config, metrics, results
-from emcore.decode.affinities import Affinities, make_fragments, make_graph, make_tree, read_affinities
+from emcore.decode.affinities import read_affinities, segmentation_of
 from emcore.engine import checkpoint, ranks, weights
-from emcore.engine.mode import fast_precision
-from emcore.engine.pages import keep_pages
+from emcore.engine.arithmetic.mode import fast_precision
+from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.metrics.placement import box, placed
 from emcore.prediction.streaming import predict
+from emcore.segment import Affinities
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.target import affinity_offsets
+from emcore.systems.dbmim import published
 from emcore.systems.dbmim.sweep import (
     CALIBRATION,
     KEYS,
@@ -98,12 +100,13 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
     labels = truth[box(truth_start, shape)]
     affs = read_affinities(stitched, settings.decode)
     clock = time.perf_counter()
-    fragments = make_fragments(affs, settings.decode)
+    segmentation = segmentation_of(affs, settings.decode)
+    fragments = segmentation.fragments
     fragment_seconds = time.perf_counter() - clock
     clock = time.perf_counter()
-    graph = make_graph(fragments, affs, settings.decode)
+    graph = segmentation.graph
     graph_seconds = time.perf_counter() - clock
-    tree = make_tree(graph, settings.decode)
+    tree = segmentation.tree
     spent = time.perf_counter() - clock + fragment_seconds
     inside = box(start, shape)
     blocks = settings.evaluate.blockwise
@@ -114,9 +117,10 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
     thresholds = sweep.thresholds if sweep else (settings.decode.threshold,)
     common = {"sample": name, "variant": variant, "seam_fraction": float(seams.mean()),
               "boundary_ignore_fraction": float((borders & (labels > 0)).mean()), "backend": "waterz",
-              "waterz_scoring": settings.decode.score, "boundary_threshold": seed_boundary(settings.decode),
+              "waterz_scoring": settings.decode.statistic, "boundary_threshold": seed_boundary(settings.decode),
               "inference_sec": made[1], "postprocess_sec": spent / len(thresholds),
-              **agreement(Affinities(affs.values[(slice(None), *inside)], affs.convention), true_affinities(labels))}
+              **agreement(Affinities(affs.values[(slice(None), *inside)], affs.offsets, table=affs.table),
+                          true_affinities(labels))}
     ignored = (0, *settings.data.background, *settings.data.ignore)
     records = []
     for region, left_out in zip(REGIONS, (borders, borders | ~seams, borders | seams)):
@@ -172,6 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    content = published.translated(content)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)
     folder = results.folder_of(settings, path, checkpoint.step_of(content))

@@ -17,18 +17,18 @@ from typing import Any
 import numpy as np
 
 import emcore
-from emcore import metrics
-from emcore.decode.affinities import Affinities, calibrate, make_fragments, make_graph, make_tree, read_affinities
+from emcore import metrics, segment
+from emcore.decode.affinities import calibrate, read_affinities, segmentation_of
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
 from emcore.metrics.placement import Borders, Place, box, placed, whole_table
 from emcore.metrics.tables import Contingency
 from emcore.prediction.parts import speed_file
-from emcore.segment.affinities import above, decode_affinities
+from emcore.segment.affinities import Affinities, above
 from emcore.segment.merge_tree import MergeTree
-from emcore.segment.scores import parse_score
+from emcore.segment.statistics import parse_statistic
 from emcore.settings import Settings
-from emcore.settings.predict import Decode
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 CALIBRATION = ("affinity_variant", "calibration_bias_z", "calibration_bias_y", "calibration_bias_x",
@@ -114,7 +114,7 @@ def check_sweep(settings: Settings) -> None:
 
 
 def merge_scores(settings: Settings) -> tuple[str, ...]:
-    return settings.evaluate.sweep.merges or (settings.decode.score,)
+    return settings.evaluate.sweep.statistics or (settings.decode.statistic,)
 
 
 def variants(settings: Settings) -> Iterator[Variant]:
@@ -145,7 +145,7 @@ def sweep_volume(settings: Settings, name: str, prediction: Volume, truth: Volum
     start, truth_start, shape = placed(prediction, truth, settings.evaluate.crop)
     plain = read_affinities(prediction, replace(settings.decode, bias=(0.0, 0.0, 0.0), temperature=1.0))
     region = (slice(None), *box(start, shape))
-    plain = Affinities(plain.values[region], plain.convention)
+    plain = Affinities(plain.values[region], plain.offsets, table=plain.table)
     labels = truth[box(truth_start, shape)]
     borders = (settings.evaluate.border_xy, settings.evaluate.border_z)
     target = true_affinities(labels, settings.evaluate.sweep.replicate)
@@ -174,9 +174,9 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     """One row for every merge score and threshold; times are shares of what they have in common."""
     names, thresholds = merge_scores(settings), settings.evaluate.sweep.thresholds
     clock = time.perf_counter()
-    fragments = make_fragments(affs, settings.decode)
-    demanding = max(names, key=lambda name: parse_score(name).every_contact)
-    graph = make_graph(fragments, affs, replace(settings.decode, score=demanding))
+    demanding = max(names, key=lambda name: parse_statistic(name).every_contact)
+    segmentation = segmentation_of(affs, replace(settings.decode, statistic=demanding))
+    fragments, graph = segmentation.fragments, segmentation.graph
     shared = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     clock = time.perf_counter()
     place = Place((0, 0, 0), tuple(truth_start), fragments.shape)
@@ -185,7 +185,7 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     counted = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     for name in names:
         clock = time.perf_counter()
-        tree = make_tree(graph, replace(settings.decode, score=name))
+        tree = segment.agglomerate(graph, name, ties=settings.decode.ties)
         merged = shared + (time.perf_counter() - clock) / len(thresholds)
         clock = time.perf_counter()
         rows = list(threshold_rows(table, tree, thresholds))
@@ -211,7 +211,7 @@ def threshold_rows(table: Contingency, tree: MergeTree,
             "n_gt": len(table.truth_ids), "n_voxels": table.voxels}
 
 
-def seed_boundary(decode: Decode) -> float | str:
+def seed_boundary(decode: AffinityDecode) -> float | str:
     """The boundary threshold of dbMiM's seeds, where it is they that make the fragments."""
     name, _, value = decode.fragments.partition("-")
     return float(value or 0.5) if name == "maxima_distance" else ""
@@ -236,7 +236,7 @@ def true_affinities(labels: np.ndarray, replicate: bool = False) -> np.ndarray:
 def at_later_voxel(affs: Affinities, axis: int) -> np.ndarray:
     """The channel of an axis with every edge at its later voxel, as codes or numbers."""
     values = affs.values[axis]
-    if sum(affs.convention["offsets"][axis]) < 0:
+    if sum(affs.offsets[axis]) < 0:
         return values
     moved = np.zeros_like(values)
     later, earlier = (tuple(part if a == axis else slice(None) for a in range(3))
@@ -249,7 +249,7 @@ def agreement(affs: Affinities, target: np.ndarray) -> dict[str, float | None]:
     """Dice and IoU of the affinities above one half with the true ones, the three channels together."""
     both = either = total = 0
     for axis in range(3):
-        ours = above(at_later_voxel(affs, axis), 0.5, affs.convention.get("table"))
+        ours = above(at_later_voxel(affs, axis), 0.5, affs.table)
         both += int((ours & target[axis]).sum())
         either += int((ours | target[axis]).sum())
         total += int(ours.sum()) + int(target[axis].sum())
@@ -261,7 +261,7 @@ def affinity_statistics(affs: Affinities) -> dict[str, float]:
     found = {}
     for axis, values in zip("zyx", affs.values):
         if values.dtype == np.uint8:
-            values = decode_affinities(values, affs.convention.get("table"))
+            values = affs.table[values]
         found[f"{axis}_mean"], found[f"{axis}_std"] = (float(value) for value in (
             values.mean(dtype=np.float64), values.std(dtype=np.float64)))
         for percent, value in zip(PERCENTILES, np.percentile(values, PERCENTILES)):

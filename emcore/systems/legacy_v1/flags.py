@@ -90,6 +90,8 @@ def _checked(flags: argparse.Namespace, mode: str) -> argparse.Namespace:
     if flags.iteration_total < 0 or flags.iteration_save < 1:
         raise InputError("--iteration-total must be 0 or more and --iteration-save 1 or more; got "
                          f"{flags.iteration_total} and {flags.iteration_save}")
+    if flags.lr <= 0:
+        raise InputError(f"-lr must be above 0; got {flags.lr}")
     flags.smooth_labels, flags.train_pad = (word(f"--{name.replace('_', '-')}", getattr(flags, name))
                                             for name in ("smooth_labels", "train_pad"))
     return flags

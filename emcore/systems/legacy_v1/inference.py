@@ -10,13 +10,13 @@ from torch import nn
 
 from emcore.data.sources import open_source
 from emcore.engine import ranks
-from emcore.engine.pages import keep_pages
+from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
-from emcore.models.build import check_patch
 from emcore.prediction.streaming import Job, as_given
-from emcore.settings.data import Data, Volume
-from emcore.settings.predict import Activation, Infer, Views
-from emcore.settings.target import Target
+from emcore.settings.data import Volume
+from emcore.settings.model import check_patch
+from emcore.settings.target import affinity_offsets
+from emcore.systems.legacy_v1 import recipe
 from emcore.systems.legacy_v1.flags import CHANNELS
 from emcore.systems.legacy_v1.training import build, task_of
 from emcore.systems.legacy_v1.weights import load_net
@@ -35,15 +35,10 @@ def positions(length: int, patch: int, stride: int) -> list[int]:
 
 def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
     """The prediction of one volume, piece by piece; the net gives probabilities."""
-    pad = flags.pad or tuple(n // 2 for n in flags.patch)
-    stride = flags.stride or tuple(max(1, n // 2) for n in flags.patch)
-    views = Views(flips=(0, 1, 2), turns=flags.patch[1] == flags.patch[2]) if flags.test_augmentation else Views()
-    infer = Infer(window=flags.patch, blend="gaussian", pad=pad, batch=flags.batch_size, views=views,
-                  activation=(Activation(kind="none"),), compile="off")
-    data = Data(normalise="divide", normalise_by="volume", storage="lazy")
-    offsets = Target("affinity").offsets if flags.task == "neuron" else None
+    settings, stride = recipe.prediction(flags), flags.stride or tuple(max(1, n // 2) for n in flags.patch)
+    infer, data = settings.infer, settings.data
     source = open_source(data, Volume(image), "test")
-    job = Job(net, source, infer, data, offsets, as_given(net, source, infer, "fp32"))
+    job = Job(net, source, infer, data, affinity_offsets(settings.target), as_given(net, source, infer, "fp32"))
     job.starts = [positions(n, w, s) for n, w, s in zip(job.padded, flags.patch, stride)]
     return job
 
@@ -75,7 +70,7 @@ def test(flags: argparse.Namespace) -> int:
         net, _ = build(flags)
         flags.task = flags.task or "neuron"
         print("without -lm True -pm FILE the weights are random, and so is what is predicted")
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     net.to(device).eval()
     gpus = min(flags.num_gpu, torch.cuda.device_count())
     runner = nn.DataParallel(net, list(range(gpus))) if gpus > 1 else net

@@ -4,7 +4,6 @@ A sample is cut larger than the patch, so that every step finds tissue. Steps ru
 misalignment, deleted sections, folds, grey values, then one interpolation for elastic, flip, scale and rotation.
 """
 
-import argparse
 import math
 from collections.abc import Mapping
 
@@ -15,19 +14,16 @@ from torch import Tensor
 from emcore.data.defects import contrast, fold, inner_sections
 from emcore.data.targets import IGNORE, prepare_labels
 from emcore.data.warps import Plan, deviation, move
+from emcore.settings import Settings
 from emcore.settings.augment import Contrast, Elastic, Fold
-from emcore.settings.data import Data, Volume
-from emcore.settings.target import Labels
 
 Triple = tuple[int, int, int]
 STREAM = 3  # of random numbers, apart from those that choose places
 SHIFT = 16  # places along y and x that sections are cut at
 DELETED = 2  # sections
-NEVER = 10_000  # draws until a sample is taken as it is
 FOLD = Fold(probability=0.9, width=40)
 GREY = Contrast(section_ratio=0.5, gain=(0.85, 1.15), bias=(-0.15, 0.15), gamma=(0.5, 2.0))
 ELASTIC = Elastic(sigma=(4.0, 4.0), magnitude=(12.0, 12.0), flat=True)
-RAW_CREMI = (2**64 - 1, 2**64 - 2)  # no cleft, and unlabelled, in files as the challenge gave them out
 
 
 def sample_size(patch: Triple) -> Triple:
@@ -37,28 +33,18 @@ def sample_size(patch: Triple) -> Triple:
     return z + DELETED, y, x
 
 
-def sampling(flags: argparse.Namespace) -> Data:
-    """[data] of the flags: places over all volumes alike, samples with little cleft mostly rejected."""
-    pad = flags.pad or (tuple(n // 2 for n in flags.patch) if flags.train_pad else (0, 0, 0))
-    volumes = tuple(Volume(f"{image}:main", f"{label}:main") for image, label in zip(flags.images, flags.labels))
-    rejected = flags.reject_voxels + 1 if flags.task == "synapse" else 0
-    return Data(train=volumes, patch=sample_size(flags.patch), pad=pad, choose="positions", normalise="divide",
-                background=RAW_CREMI, ignore=(-1,), reject_below=rejected, reject_probability=1 - flags.reject_keep,
-                reject_tries=NEVER)
-
-
-def augmented(batch: Mapping[str, Tensor], flags: argparse.Namespace) -> tuple[Tensor, Tensor]:
+def augmented(batch: Mapping[str, Tensor], settings: Settings, patch: Triple) -> tuple[Tensor, Tensor]:
     """Images (n, 1, z, y, x) in 0..1 and labels (n, z, y, x) of the patch's size, from samples as they were cut."""
     images, labels = [], []
     for image, label, number in zip(batch["image"], batch["label"], batch["number"].tolist()):
-        random = np.random.default_rng([flags.seed, STREAM, number])
-        moved = augment(image.float() / 255, label[None], flags.patch, random)
+        random = np.random.default_rng([settings.seed, STREAM, number])
+        moved = augment(image.float() / 255, label[None], patch, random)
         images.append(moved[0])
         labels.append(moved[1])
     label = torch.cat(labels)
-    if flags.task == "synapse":
+    if settings.target[0].kind == "binary":
         label = torch.where(label == IGNORE, IGNORE, (label > 0).long())
-    return torch.stack(images), prepare_labels(label, Labels(smooth=flags.smooth_labels))
+    return torch.stack(images), prepare_labels(label, settings.labels)
 
 
 def augment(image: Tensor, label: Tensor, patch: Triple, random: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,8 @@
-"""train: one loop over iterations, counted from 0, that writes volume_<iteration>.pth, a text log and events."""
+"""train: one loop over iterations, counted from 0, that writes volume_<iteration>.pth, a text log and events.
+
+The loop is its own, not that of train.py: a line a step, files named by iteration, statistics that are set before every
+step and a first window of eleven losses would each be a hook there that nothing else needs.
+"""
 
 import argparse
 import math
@@ -16,23 +20,20 @@ from emcore.data.sampler import Sampler, load, sample_numbers
 from emcore.data.sources import open_sources
 from emcore.data.targets import make_targets
 from emcore.engine import ranks
-from emcore.engine.pages import keep_pages
+from emcore.engine.memory import keep_pages
+from emcore.engine.optimizer import build_optimizer, set_rate
 from emcore.engine.schedule import Plateau
 from emcore.errors import InputError
 from emcore.files import append, reported
 from emcore.losses import LossPlan
-from emcore.models.build import check_patch
 from emcore.models.unet_v1 import UNetV1
-from emcore.settings.loss import Loss, Term
-from emcore.settings.target import Target
-from emcore.settings.train import Optimizer, Schedule
+from emcore.settings.model import UNetV1Model, check_patch
+from emcore.systems.legacy_v1 import recipe
 from emcore.systems.legacy_v1.flags import CHANNELS, NUMBERS
-from emcore.systems.legacy_v1.samples import augmented, sample_size, sampling
+from emcore.systems.legacy_v1.samples import augmented
 from emcore.systems.legacy_v1.weights import load_net, save_net, update_momentum
 
 WINDOW = 10  # iterations whose mean loss the schedule and the console see
-PLATEAU = Schedule(kind="plateau", factor=0.1, patience=1000, window=1, least=1e-7)
-BALANCE = {"A": "negative", "B": "positive"}
 
 
 def train(flags: argparse.Namespace, arguments: Sequence[str]) -> int:
@@ -59,7 +60,7 @@ def build(flags: argparse.Namespace) -> tuple[UNetV1, float]:
     """The net, fresh or from -pm, and the count behind its batch statistics."""
     outside = flags.out_channel or CHANNELS[flags.task or "neuron"]
     if not flags.load_model:
-        return UNetV1(out_channels=outside), 1.0
+        return UNetV1(UNetV1Model(out_channels=outside)), 1.0
     net, count = load_net(flags.pre_model)
     found = net.fconv[0][1].out_channels
     if found != outside:
@@ -84,27 +85,27 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
     say("1. setup data")
     torch.manual_seed(flags.seed)
     net, count = build(flags)
-    check_patch(net, flags.patch)
+    check_patch(net.multiple, flags.patch)
     if flags.batch_size // here.world * math.prod(n // m for n, m in zip(flags.patch, net.multiple)) < 2:
         raise InputError(f"batch norm learns nothing from one patch of {list(flags.patch)}, the smallest there is: "
                          "raise -b, or one side of -mi")
-    data = sampling(flags)
+    settings = recipe.training(flags)
+    train, data = settings.train, settings.data
     sources = open_sources(data, "train")
     for source in sources:
         say("volume shape:", source.size, "label shape:", source.arrays["label"].shape)
         if any(n + 2 * p < s for n, p, s in zip(source.size, data.pad, data.patch)):
             say(f"{source.name} is smaller than a sample and is mirrored beyond its edges")
-    say("sample size:", sample_size(flags.patch))
-    say("batch size:", flags.batch_size)
-    sampler = Sampler(sources, data, flags.seed)
-    numbers = sample_numbers(0, flags.iteration_total + 1, flags.batch_size, 1, here.rank, here.world)
-    batches = iter(load(sampler, numbers, flags.num_cpu, pin=here.device.type == "cuda"))
+    say("sample size:", data.patch)
+    say("batch size:", train.batch)
+    sampler = Sampler(sources, data, settings.seed)
+    numbers = sample_numbers(0, train.steps, train.batch, 1, here.rank, here.world)
+    batches = iter(load(sampler, numbers, data.workers, pin=here.device.type == "cuda"))
 
     say("2.0 setup model")
     say(type(net).__name__)
     say(f"2.1 weights of {flags.pre_model}" if flags.load_model else "2.1 new weights")
-    targets = (Target("binary"),) if flags.task == "synapse" else (Target("affinity"),)
-    plan = LossPlan(Loss((Term("legacy_bce", balance=BALANCE[flags.weight_rule]),)))
+    plan = LossPlan(settings.loss)
     net.to(here.device).train()
     module = net
     if here.world > 1:
@@ -113,16 +114,16 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
         module = DistributedDataParallel(net, [here.device] if here.device.type == "cuda" else None)
 
     say("3. setup optimizer")
-    optimizer = torch.optim.Adam(net.parameters(), flags.lr, weight_decay=1e-6, amsgrad=True)
-    plateau = Plateau(PLATEAU, Optimizer(lr=flags.lr))
+    optimizer = build_optimizer(net, train)
+    plateau = Plateau(train.schedule, train.optimizer.lr)
     log = Log(output) if here.leads else None
 
     say("4. start training")
     total, values = 0.0, 0
-    for iteration in range(flags.iteration_total + 1):
+    for iteration in range(train.steps):
         batch = {name: tensor.to(here.device, non_blocking=True) for name, tensor in next(batches).items()}
-        image, label = augmented(batch, flags)
-        target, valid = make_targets(label, targets)
+        image, label = augmented(batch, settings, flags.patch)
+        target, valid = make_targets(label, settings.target)
         count = update_momentum(net, count)
         output_values = module(image)
         loss = plan(output_values, target, valid).total
@@ -139,9 +140,8 @@ def run(flags: argparse.Namespace, here: ranks.Ranks) -> int:
             if log:
                 log.events(iteration, mean, {"Input": image, "Label": target, "Output": output_values})
             plateau.update(mean)
-            for group in optimizer.param_groups:
-                group["lr"] = plateau.lr
-        if here.leads and (iteration % flags.iteration_save == 0 or iteration == flags.iteration_total):
+            set_rate(optimizer, plateau.lr)
+        if here.leads and (iteration % flags.iteration_save == 0 or iteration + 1 == train.steps):
             save_net(net, output / f"volume_{iteration}.pth", count)
     here.wait()
     say("5. finish training")

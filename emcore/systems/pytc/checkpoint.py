@@ -17,6 +17,7 @@ from emcore.engine import checkpoint
 from emcore.errors import InputError
 from emcore.models.build import build_model
 from emcore.settings import Settings
+from emcore.settings.model import RSUNetModel
 
 PREFIXES = ("model.", "module.", "_orig_mod.", "net.")
 # inside a block of convolutions: its name there, its name here
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def import_checkpoint(path: str | Path, settings: Settings) -> dict[str, Any]:
     """Our checkpoint: model, ema, step and config."""
-    if settings.model.name != "rsunet":
+    if not isinstance(settings.model, RSUNetModel):
         raise InputError(f"import-checkpoint knows the key names of RSUNet alone; model.name is {settings.model.name}")
     sizes = settings.model.rsunet
     if sizes.up != "bilinear_yx" and any(factor[0] != 1 for factor in sizes.down):

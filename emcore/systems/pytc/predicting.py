@@ -5,15 +5,15 @@ from typing import Any
 
 from emcore.errors import InputError
 from emcore.settings.channels import channels_of
-from emcore.systems.pytc.profiles import with_template
+from emcore.systems.pytc.profiles import DECODING, with_template
 from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
 MOST_CHANNELS = 1000  # that are told one by one; a net of more is refused where it is built
 # a parameter of the search there -> here
-SPACE = {"merge_function": "score", "thresholds": "threshold", "aff_threshold_low": "low", "aff_threshold_high": "high",
-         "boundary_threshold": "boundary", "dust_merge_size": "dust_size", "dust_merge_affinity": "dust_affinity",
-         "dust_remove_size": "remove_size"}
+SPACE = {"merge_function": "statistic", "thresholds": "threshold", "aff_threshold_low": "low",
+         "aff_threshold_high": "high", "boundary_threshold": "boundary", "dust_merge_size": "dust_size",
+         "dust_merge_affinity": "dust_affinity", "dust_remove_size": "remove_size"}
 SCORES = {"adapted_rand": "rand", "voi": "voi", "jaccard": "jaccard", "cremi_distance": "clefts",
           "instance_matching": "instances"}
 
@@ -128,12 +128,11 @@ def decode(tree: Tree, select: list[int], offsets: list[list[int]], libraries: M
            notes: list[str]) -> Table:
     """[decode], from the one step that makes labels."""
     found: Table = {}
-    for place in ("decoding.steps", "decoding", "inference.decoding"):
+    for place in DECODING:
         for entry in tree.parts(place):
             steps = with_template(entry.values, libraries)
             if steps is None:
-                notes.append(f"the decoding template {entry.values.get('template')} is not known")
-                continue
+                continue  # import_config tells it
             entry.take(str, "template")
             for values in steps:
                 step = Tree(values, entry.where, tree.taken)
@@ -176,7 +175,7 @@ def _waterz(kwargs: Tree, select: list[int], offsets: list[list[int]], notes: li
             notes.append(f"of the thresholds {thresholds} the last is taken: infer.py --cut makes the others at once")
         thresholds = thresholds[-1] if thresholds else 0.3
     low, high = pair(kwargs.take(list, "aff_threshold", default=[1e-4, 0.9999]), kwargs.path("aff_threshold"))
-    out: Table = {"kind": "affinities", "score": kwargs.take(str, "merge_function", default="aff50_his256"),
+    out: Table = {"kind": "affinities", "statistic": kwargs.take(str, "merge_function", default="aff50_his256"),
                   "threshold": thresholds, "low": low, "high": high,
                   "boundary": kwargs.take(float, "boundary_threshold", default=0.0)}
     if kwargs.take(bool, "dust_merge", default=True):

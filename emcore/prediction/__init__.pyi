@@ -1,0 +1,1 @@
+from emcore.prediction.streaming import predict as predict

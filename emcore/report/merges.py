@@ -1,0 +1,28 @@
+"""The merge tree of labels for the page, which tells from it why the voxel under the cross has its label."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcore.report.grids import pack
+from emcore.segment import Segmentation, has_tree
+
+MOST_EDGES = 200_000  # of the region graph: two megabytes of the page
+
+
+def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:
+    """Fragments, merges and contacts; None where there is no tree, or where it is too large for a page."""
+    if not has_tree(labels) or not isinstance(threshold, int | float):
+        return None
+    segmentation = Segmentation.read(labels)
+    graph, tree = segmentation.graph, segmentation.tree
+    if len(graph.u) > MOST_EDGES:
+        return None
+    arrays = {"a": tree.a, "b": tree.b, "height": tree.score.astype(np.float64).view(np.uint32),
+              "sizes": segmentation.sizes, "u": graph.u, "v": graph.v, "count": graph.count,
+              "sum": graph.sum.astype(np.float64).view(np.uint32), "max": graph.max.view(np.uint32)}
+    packed = {name: {**pack(values.astype(np.uint32)), "length": len(values)} for name, values in arrays.items()}
+    made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))
+    return {**packed, "fragments": pack(segmentation.fragments.astype(np.uint32)), "made": made,
+            "threshold": float(f"{threshold:g}"), "statistic": str(segmentation.statistic)}

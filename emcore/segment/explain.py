@@ -1,0 +1,238 @@
+"""Why a voxel has its label: the merges that led from its fragment to it, and the link between two voxels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.kernels import merge_tree as kernel
+from emcore.segment.arrays import as_array
+from emcore.segment.graph import SUM_SCALE, RegionGraph
+from emcore.segment.merge_tree import MergeTree
+
+SHOWN = 12  # merges that are printed from either end of a long chain
+
+
+class Merge(NamedTuple):
+    """A cluster that joined the one of the voxel."""
+
+    height: float  # 1 - the statistic of the affinities between the two
+    partner: int  # the smallest fragment of what joined
+    fragments: int
+    voxels: int
+    contacts: int  # pairs of voxels with an affinity between the two clusters
+
+
+class Step(NamedTuple):
+    """A merge between two fragments that touch, on the way from one voxel to the other."""
+
+    first: int
+    second: int
+    height: float
+
+
+class Contact(NamedTuple):
+    """What lies between two segments that were not joined."""
+
+    contacts: int
+    mean: float  # of the affinities
+    largest: float
+
+
+class Place(NamedTuple):
+    voxel: tuple[int, int, int]
+    fragment: int
+    voxels: int  # of the fragment
+    label: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The fragment of a voxel, and every merge up to its label; `str` of it is a text for people.
+
+    other, path and joined_at are there where another voxel was asked about: path leads through touching fragments from
+    one to the other if they have one label, and its step of the largest height is their weakest link. If they have
+    not, joined_at is the height at which they would merge, and contact what lies between their segments.
+    """
+
+    place: Place
+    threshold: float
+    statistic: str
+    fragments: int  # of the label
+    voxels: int
+    merges: tuple[Merge, ...]
+    other: Place | None = None
+    path: tuple[Step, ...] = ()
+    joined_at: float | None = None
+    contact: Contact | None = None
+
+    @property
+    def weakest(self) -> Step | None:
+        """The step of the path that the smallest statistic allowed."""
+        return max(self.path, key=lambda step: step.height, default=None)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self, shown: int = SHOWN) -> list[str]:
+        lines = [told_place(self.place)]
+        if self.place.fragment == 0:
+            return [*lines, "it belongs to no fragment: no affinity towards it is above low, or it is masked out"]
+        lines.append(f"label {self.place.label} at threshold {self.threshold:g}: {self.fragments} fragments, "
+                     f"{self.voxels} voxels")
+        if not self.merges:
+            lines.append(f"nothing joins it below {self.threshold:g}")
+        else:
+            lines.append(f"what joined it, in order ({self.statistic} of the affinities at the contact):")
+        rows = [f"  {1 - merge.height:.6f}  the cluster of fragment {merge.partner}: {merge.fragments} fragments, "
+                f"{merge.voxels} voxels, {merge.contacts} contacts" for merge in self.merges]
+        lines += shortened(rows, shown)
+        if self.other is not None:
+            lines += self._about_other(shown)
+        return lines
+
+    def _about_other(self, shown: int) -> list[str]:
+        lines = [told_place(self.other)]
+        if self.other.fragment == 0:
+            return [*lines, "it belongs to no fragment, so nothing can join it"]
+        if self.other.fragment == self.place.fragment:
+            return [*lines, "both are in one fragment: the watershed joined them, before any merge"]
+        if self.path:
+            weakest = self.weakest
+            lines += [f"both have label {self.place.label}; the weakest link between them is the merge of fragments "
+                      f"{weakest.first} and {weakest.second} at {self.statistic} {1 - weakest.height:.6f}",
+                      "the way from one to the other:"]
+            return lines + shortened([f"  {step.first} - {step.second}  {1 - step.height:.6f}" for step in self.path],
+                                     shown)
+        lines.append(f"it has label {self.other.label}: they are not joined at threshold {self.threshold:g}")
+        if self.joined_at is not None:
+            lines.append(f"they join from thresholds above {self.joined_at:.6f} on ({self.statistic} "
+                         f"{1 - self.joined_at:.6f})")
+        else:
+            lines.append("no chain of merges joins them at any threshold that was computed")
+        if self.contact is None:
+            lines.append("their segments do not touch")
+        else:
+            lines.append(f"between their segments are {self.contact.contacts} contacts, of mean affinity "
+                         f"{self.contact.mean:.6f} and largest {self.contact.largest:.6f}")
+        return lines
+
+
+def told_place(place: Place) -> str:
+    z, y, x = place.voxel
+    return f"voxel {z} {y} {x}: fragment {place.fragment}" + (f", {place.voxels} voxels" if place.fragment else "")
+
+
+def shortened(rows: list[str], shown: int) -> list[str]:
+    """The first and the last rows of many."""
+    if len(rows) <= 2 * shown:
+        return rows
+    return [*rows[:shown], f"  ... {len(rows) - 2 * shown} more ...", *rows[-shown:]]
+
+
+def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statistic: str, voxel: Sequence[int],
+            threshold: float, other: Sequence[int] | None = None) -> Explanation:
+    """See Segmentation.explain; the graph needs the sizes of its fragments."""
+    sizes, table = graph.sizes, tree.table(threshold)
+    made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))  # merges up to the label
+    place, second = (None if one is None else place_of(fragments, one, sizes, table) for one in (voxel, other))
+    if place.fragment == 0:
+        return Explanation(place, threshold, statistic, 0, 0, (), second)
+    joined = joins(tree, place.fragment)
+    inside = joined < made
+    merges = tuple(chain(tree, graph, sizes, joined, made))
+    found = {"other": second}
+    if second is not None and second.fragment not in (0, place.fragment):
+        at = int(joined[second.fragment])
+        if at < made:
+            found["path"] = tuple(path(tree, made, table == place.label, place.fragment, second.fragment))
+        else:
+            found["joined_at"] = float(tree.score[at]) if at < len(tree.score) else None
+            found["contact"] = contact(graph, table, place.label, second.label)
+    return Explanation(place, threshold, statistic, int(inside[1:].sum()), int(sizes[inside].sum()), merges, **found)
+
+
+def place_of(fragments: np.ndarray, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Place:
+    position, shape = as_array("voxel", voxel), fragments.shape
+    if position.shape != (3,) or position.dtype.kind not in "iu" or not (
+            (position >= 0) & (position < shape)).all():
+        raise InputError(f"a voxel is three whole numbers z, y, x within {tuple(shape)}; got {voxel}")
+    voxel = tuple(position.tolist())
+    fragment = int(fragments[voxel])
+    return Place(voxel, fragment, int(sizes[fragment]), int(table[fragment]))
+
+
+def joins(tree: MergeTree, fragment: int) -> np.ndarray:
+    """With which merge every fragment came to the cluster of one of them.
+
+    It is -1 for that one, and the number of all merges for those that never came; 0, the background, never does.
+    """
+    parent = np.arange(tree.fragments + 1, dtype=np.uint32)
+    when = np.full(tree.fragments + 1, np.inf)
+    kernel.link(tree.a, tree.b, np.arange(len(tree.a), dtype=np.float64), parent, when)
+    # each fragment is the smallest of its cluster until that joins the cluster of its parent, with the merge `when`
+    latest = np.where(np.isfinite(when), when, len(tree.a)).astype(np.int64)
+    jump = parent.astype(np.int64)
+    at, came = fragment, -1
+    while True:  # up from the fragment: these the others are measured by
+        following, next_came = int(parent[at]), latest[at]
+        latest[at], jump[at] = came, at
+        if following == at:
+            break
+        at, came = following, int(next_came)
+    while not (jump == jump[jump]).all():  # the latest merge on the way to one of those, or to another root
+        latest = np.maximum(latest, latest[jump])
+        jump = jump[jump]
+    return np.maximum(latest, latest[jump])
+
+
+def chain(tree: MergeTree, graph: RegionGraph, sizes: np.ndarray, joined: np.ndarray, made: int) -> list[Merge]:
+    """What came to the cluster of a fragment with each of the merges up to its label."""
+    members = np.flatnonzero((joined >= 0) & (joined < made))
+    events, first, group = np.unique(joined[members], return_index=True, return_inverse=True)
+    count = np.bincount(group, minlength=len(events))
+    voxels = np.zeros(len(events), np.int64)
+    np.add.at(voxels, group, sizes[members])
+    ends = np.stack([joined[graph.u], joined[graph.v]])
+    latest = ends.max(0)
+    between = (ends[0] != ends[1]) & (latest < made)  # one end was there when the other came
+    contacts = np.zeros(len(events), np.int64)
+    np.add.at(contacts, np.searchsorted(events, latest[between]), graph.count[between])
+    return [Merge(float(tree.score[event]), int(members[at]), *numbers) for event, at, *numbers in zip(
+        events.tolist(), first.tolist(), count.tolist(), voxels.tolist(), contacts.tolist())]
+
+
+def path(tree: MergeTree, made: int, inside: np.ndarray, start: int, end: int) -> list[Step]:
+    """The merges between touching fragments that lead from one fragment of a label to another."""
+    numbers = np.flatnonzero(inside[tree.a[:made]])
+    neighbours: dict[int, list[tuple[int, int]]] = {}
+    for number, a, b in zip(numbers.tolist(), tree.a[numbers].tolist(), tree.b[numbers].tolist()):
+        neighbours.setdefault(a, []).append((b, number))
+        neighbours.setdefault(b, []).append((a, number))
+    before: dict[int, tuple[int, int]] = {start: (start, -1)}
+    waiting = [start]
+    while waiting and end not in before:
+        at = waiting.pop()
+        for following, number in neighbours.get(at, ()):
+            if following not in before:
+                before[following] = (at, number)
+                waiting.append(following)
+    steps = []
+    while end != start:
+        previous, number = before[end]
+        steps.append(Step(previous, end, float(tree.score[number])))
+        end = previous
+    return steps[::-1]
+
+
+def contact(graph: RegionGraph, table: np.ndarray, one: int, other: int) -> Contact | None:
+    """What lies between two segments; None where they do not touch."""
+    u, v = table[graph.u], table[graph.v]
+    between = ((u == one) & (v == other)) | ((u == other) & (v == one))
+    if not between.any():
+        return None
+    contacts = int(graph.count[between].sum())
+    return Contact(contacts, float(graph.sum[between].sum() / (contacts * SUM_SCALE)),
+                   float(graph.max[between].max()))

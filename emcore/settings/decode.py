@@ -1,0 +1,144 @@
+"""[decode]: how a prediction becomes labels; `kind` says which of these tables it is."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from emcore.config.checks import WrongSetting, above, at_least, within
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class NoDecode:
+    kind: Literal["none"] = "none"  # no labels are made
+
+
+@dataclass(frozen=True)
+class Link:
+    iou: float = 0.5  # overlap over union from which two segments are one, where one of them ends; 0: never
+    best_buddy: bool = True  # also where both end and each overlaps the other most
+    one_sided: float = 0.8  # also from this overlap over the smaller area; 0: never
+    one_sided_size: int = 100  # voxels that the smaller area needs then
+    affinity: float = 0.0  # mean z affinity over the overlap that every join needs
+    min_size: int = 0  # voxels in a section under which a segment joins nothing
+
+    def __post_init__(self) -> None:
+        within(0, 1, self, "iou", "one_sided", "affinity")
+        at_least(0, self, "one_sided_size", "min_size")
+
+
+@dataclass(frozen=True)
+class AffinityDecode:
+    kind: Literal["affinities"] = "affinities"  # watershed of the affinities along z, y, x, then agglomeration
+    # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
+    channels: tuple[int, ...] = ()
+    threshold: float = 0.5  # merge while 1 - statistic is below it
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
+    temperature: float = 1.0  # then divides the logits
+    fragments: str = "watershed"  # or floods of single sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
+    statistic: str = "mean"  # of the affinities between two regions: mean, max, min, aff85_his256, ...
+    # equal merges and plateaus: by a rule that holds for blocks and threads alike, or one by one as waterz takes them
+    ties: Literal["canonical", "waterz"] = "canonical"
+    low: float = 1e-4  # affinities at or below join nothing (watershed)
+    high: float = 0.9999  # affinities at or above always join (watershed)
+    boundary: float = 0.0  # voxels whose mean y and x affinity is below it are cleared
+    dust_size: int = 0  # voxels under which a segment joins its best neighbour
+    dust_affinity: float = 0.0  # that the neighbour needs
+    remove_size: int = 0  # voxels under which what is left is removed
+    link: Link | None = None  # join segments across sections in the end
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "dust_size", "remove_size")
+        within(0, 1, self, "threshold", "low", "high", "boundary", "dust_affinity")
+        above(0, self, "temperature")
+
+
+@dataclass(frozen=True)
+class ConnectedDecode:
+    kind: Literal["connected"] = "connected"  # voxels that affinities connect
+    # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
+    channels: tuple[int, ...] = ()
+    threshold: float = 0.5  # affinities above it connect
+    thresholds: tuple[float, ...] = ()  # in place of threshold: one each along z, y, x
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
+    temperature: float = 1.0  # then divides the logits
+    remove_size: int = 0  # voxels under which what is left is removed
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "remove_size")
+        within(0, 1, self, "threshold", "thresholds")
+        above(0, self, "temperature")
+        if len(self.thresholds) not in (0, 3):
+            raise WrongSetting(f"thresholds must be three for kind = connected, along z, y and x; "
+                               f"got {list(self.thresholds)}")
+
+
+@dataclass(frozen=True)
+class MutexDecode:
+    kind: Literal["mutex"] = "mutex"  # mutex watershed of affinities of any range
+    channels: tuple[int, ...] = ()  # that are used; empty: every one with an offset
+    strides: Triple = (1, 1, 1)  # only every so many voxels hold apart
+    remove_size: int = 0  # voxels under which what is left is removed
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "remove_size")
+        at_least(1, self, "strides")
+
+
+@dataclass(frozen=True)
+class ComponentsDecode:
+    kind: Literal["components"] = "components"  # pieces of foreground
+    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    threshold: float = 0.5  # what is above it is foreground
+    thresholds: tuple[float, ...] = ()  # in place of threshold: one for each channel
+    connectivity: Literal[4, 8, 6, 18, 26] = 26  # 4 and 8 take every section on its own
+    seed_threshold: float = 0.0  # pieces above it are grown over the foreground; 0: the pieces of the foreground
+    remove_size: int = 0  # voxels under which what is left is removed
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "remove_size")
+        within(0, 1, self, "threshold", "thresholds", "seed_threshold")
+        least = max(self.thresholds or (self.threshold,))
+        if 0 < self.seed_threshold < least:
+            raise WrongSetting(f"seed_threshold must not be below the foreground's threshold {least}; "
+                               f"got {self.seed_threshold}")
+
+
+@dataclass(frozen=True)
+class PolarityDecode:
+    kind: Literal["polarity"] = "polarity"  # pre- and postsynaptic sides of synapses
+    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    threshold: float = 0.5  # what is above it counts
+    small: int = 128  # voxels under which a pre or post part is removed
+    exclusive: bool = False  # classes instead of independent channels
+    remove_size: int = 0  # voxels under which what is left is removed
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "small", "remove_size")
+        within(0, 1, self, "threshold")
+
+
+@dataclass(frozen=True)
+class Contour:
+    binary: tuple[float, float] = (0.9, 0.85)  # seeds and foreground lie above it
+    contour: tuple[float, float] = (0.8, 1.1)  # seeds and foreground lie below it
+    distance: tuple[float, float] = (0.5, -0.5)  # seeds and foreground lie above it
+    min_seed: int = 5  # voxels under which a seed does not count
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "min_seed")
+
+
+@dataclass(frozen=True)
+class ContourDecode:
+    kind: Literal["contour"] = "contour"  # instances from foreground, contour and distance
+    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    contour: Contour = Contour()  # thresholds of the three
+    remove_size: int = 0  # voxels under which what is left is removed
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "remove_size")
+
+
+Decode = (NoDecode | AffinityDecode | ConnectedDecode | MutexDecode | ComponentsDecode | PolarityDecode
+          | ContourDecode)
