@@ -203,7 +203,7 @@ def test_a_stage_over_its_time_is_ended_and_marked_and_the_tune_goes_on(tmp_path
     kinds = [row.kind for row in rows]
     assert kinds.count("curve") == 6
     stopped = [row for row in rows if row.kind == "stopped"]
-    assert sorted((row.decode["low"], row.decode["score"]) for row in stopped) == [
+    assert sorted((row.decode["low"], row.decode["statistic"]) for row in stopped) == [
         (0.1, "mean"), (0.3, "aff85_his256"), (0.3, "mean")]  # the settings so far, and two scores of one watershed
     told = capsys.readouterr().out
     assert "3 points took longer than their stage had" in told

@@ -337,15 +337,11 @@ BETTER = ({number: "lower" for score in SCORES.values() for number in score.lowe
 
 
 def check_evaluate(settings: Evaluate) -> None:
-    """Refuses what could not be scored, before any work."""
+    """Refuses names that are in no table of scores, before any work."""
     if strange := [name for name in settings.scores if name not in SCORES]:
         raise InputError(f"evaluate.scores must be names of {', '.join(SCORES)}; got {strange[0]!r}")
     if settings.convention not in CONVENTIONS:
         raise InputError(f"evaluate.convention must be one of {', '.join(CONVENTIONS)}; got {settings.convention!r}")
-    if settings.border_nm and (settings.border_xy or settings.border_z):
-        raise InputError("evaluate.border_nm and evaluate.border_xy or border_z are two masks: set one of them to 0")
-    if not 0 <= settings.threshold <= 1:
-        raise InputError(f"evaluate.threshold must be between 0 and 1, where predictions lie; got {settings.threshold}")
 
 
 def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | None, prediction: Path,

@@ -62,3 +62,5 @@ class Evaluate:
         at_least(0, self, "border_nm", "border_xy", "border_z", "channel", "cleft_nm", "synapse_size",
                  "synapse_margin")
         within(0, 1, self, "threshold", "instance_iou", "synapse_iou")
+        if self.border_nm and (self.border_xy or self.border_z):
+            raise WrongSetting("border_nm and border_xy or border_z are two masks: set one of them to 0")
