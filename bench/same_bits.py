@@ -27,8 +27,8 @@ import h5py
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-DEMO = ["infer.layout=contiguous", "train.steps=40", "train.save.steps=20", "train.validate.steps=20",
-        "train.preview_steps=40"]
+DEMO = ["infer.layout=contiguous", "train.layout=contiguous", "train.steps=40", "train.save.steps=20",
+        "train.validate.steps=20", "train.preview_steps=40"]
 # [decode] of each volume; a recipe of its own is written for it
 AFFINITIES = {
     "plain": "", "dust": "dust_size = 80\ndust_affinity = 0.2\nremove_size = 20", "boundary": "boundary = 0.3",
@@ -132,7 +132,7 @@ def of_tensors(value: Any, name: str) -> Iterator[tuple[str, str]]:
         for number, item in enumerate(value):
             yield from of_tensors(item, f"{name}/{number}")
     elif isinstance(value, torch.Tensor):
-        plain = value.detach().cpu().contiguous()
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         yield name, digest(plain.view(torch.uint8).numpy() if plain.dim() else plain.numpy())
     elif isinstance(value, int | float | bool) or value is None:
         yield name, repr(value)

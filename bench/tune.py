@@ -1,6 +1,7 @@
 """evaluate.py --tune against 25 trials of its space through waterz: python -m bench.tune [--shape 32 512 512].
 
-Ours is the whole command: reading, 24 watersheds x 5 merge scores x every threshold, the file of stages, the confirmation.
+Ours is the whole command: reading, 24 watersheds x 5 merge statistics x every threshold, the file of stages, and the
+confirmation.
 A trial is what PyTC gives to Optuna: a merge score and a pair (low, high) are drawn, waterz sweeps nine thresholds, and
 the best adapted Rand error counts. The draws are random ones (Optuna's first ten are too); scoring is ours for both.
 The first half of the trials runs before ours, the second half after it. The affinities are rounded to float16, as a net

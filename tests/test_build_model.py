@@ -26,7 +26,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", list(SMALL))
 def test_every_net_gives_channels_at_the_size_of_its_patch(name):
-    model = config.from_table(Model, {"name": name, "out_channels": 3, **SMALL[name]}, stored=False)
+    model = config.from_table(Model, {"name": name, "out_channels": 3, **SMALL[name]})
     net = build_model(model, (16, 32, 64)).eval()
     assert len(net.state_dict()) >= model.layers
     with torch.no_grad():

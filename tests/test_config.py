@@ -31,11 +31,47 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Coarse:
+    size: int = 3  # of a brush
+
+
+@dataclasses.dataclass(frozen=True)
+class Fine(Coarse):
+    hairs: int = 9  # of a brush
+
+
+@dataclasses.dataclass(frozen=True)
+class Dull:
+    kind: Literal["dull"] = "dull"  # nothing is painted
+
+
+@dataclasses.dataclass(frozen=True)
+class Water:
+    kind: Literal["water"] = "water"  # thin
+    drops: int = 5  # at once
+    hue: float = 0.5  # of the colour
+    brush: Fine = Fine()  # that is taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Oil:
+    kind: Literal["oil"] = "oil"  # thick
+    hue: float = 0.25  # of the colour
+    brush: Coarse = Coarse()  # that is taken
+    layers: int | None = None  # dried one by one
+
+
+Paint = Dull | Water | Oil
+
+
+@dataclasses.dataclass(frozen=True)
 class Toy:
     name: str  # of the run; its folder in outputs/
     train: Train = Train()  # the training loop
     loss: tuple[Term, ...] = (Term("bce"), Term("dice", 0.5))  # summed
     extra: Train | None = None  # a second loop
+    paint: Paint = Dull()  # that is used
+    more: tuple[Paint, ...] = (Oil(),)  # that is mixed in
 
 
 def written(tmp_path, text):
@@ -79,7 +115,7 @@ def test_a_list_of_tables_in_the_file_replaces_the_default_list(tmp_path):
 def test_a_wrong_setting_is_told_in_one_sentence(tmp_path):
     refused("unknown setting train.pach; did you mean train.patch?", "train.pach=[1,2,3]")
     refused("unknown setting lr; did you mean train.lr?", "lr=1")
-    refused("unknown setting zzz; the top level has name, train, loss, extra", "zzz=1")
+    refused("unknown setting zzz; the top level has name, train, loss, extra, paint, more", "zzz=1")
     refused(r"train.patch needs 3 values, got 2: \[1, 2\]", "train.patch=[1, 2]")
     refused("train.steps must be int, got 1000.0", "train.steps=1000.0")
     refused("train.steps must be int, got True", "train.steps=true")
@@ -103,6 +139,50 @@ def test_a_wrong_setting_is_told_in_one_sentence(tmp_path):
         config.load(Toy, tmp_path)
 
 
+def test_a_setting_of_another_kind_is_refused_with_the_kind_it_belongs_to(tmp_path):
+    refused("^paint.drops belongs to paint.kind = water; here it is dull$", "paint.drops=3")
+    refused("^paint.hue belongs to paint.kind = water or oil; here it is dull$", "paint.hue=0.1")
+    refused("^more.0.drops belongs to more.0.kind = water; here it is oil$", "more.0.drops=3")
+    refused("^paint.brush.hairs belongs to paint.kind = water; here it is oil$", "paint.kind=oil",
+            "paint.brush.hairs=3")
+    refused("paint.kind must be one of 'dull', 'water', 'oil', got 'oils'; did you mean 'oil'?", "paint.kind=oils")
+    refused("unknown setting paint.drop; did you mean paint.drops?", "paint.kind=water", "paint.drop=3")
+    for text, says in (
+            ('[paint]\nkind = "oil"\ndrops = 3\n', "^paint.drops belongs to paint.kind = water; here it is oil$"),
+            ('[paint]\nkind = "oil"\n[paint.brush]\nhairs = 3\n', "^paint.brush.hairs belongs to paint.kind = water"),
+            ('[[more]]\nkind = "dull"\n[[more]]\ndrops = 1\n', "^more.1.drops belongs to more.1.kind = water")):
+        refused(says, path=written(tmp_path, f'name = "a"\n{text}'))
+
+
+def test_another_kind_keeps_what_both_have_and_drops_the_rest_of_the_base(tmp_path):
+    written(tmp_path, 'name = "a"\n[paint]\nkind = "water"\ndrops = 7\nhue = 0.75\n[paint.brush]\nsize = 4\n'
+            'hairs = 1\n[[more]]\nkind = "water"\ndrops = 7\nhue = 0.125\n').rename(tmp_path / "base.toml")
+    path = written(tmp_path, 'base = "base.toml"\n[paint]\nkind = "oil"\nlayers = 2\n')
+    assert config.load(Toy, path).paint == Oil(hue=0.75, brush=Coarse(4), layers=2)
+    base = tmp_path / "base.toml"
+    overrides = ["paint.layers=2", "paint.hue=0.5", "paint.kind=oil", "more.0.kind=oil"]
+    for order in (overrides, overrides[::-1]):
+        settings = config.load(Toy, base, order)
+        assert settings.paint == Oil(hue=0.5, brush=Coarse(4), layers=2)
+        assert settings.more == (Oil(hue=0.125),)
+    assert config.load(Toy, None, ["name=a", "paint.kind=water"]).paint == Water()  # the defaults are its own
+    assert config.load(Toy, None, ["name=a", "paint.kind=water", "paint.kind=oil"]).paint == Oil()
+    assert config.load(Toy, base, ["paint.brush.size=5", 'paint={kind = "oil"}']).paint == Oil()
+
+
+def test_tables_that_an_older_version_stored_whole_are_translated(tmp_path):
+    whole = {"kind": "oil", "drops": 5, "hue": 0.75, "brush": {"size": 4, "hairs": 9}}
+    stored = {"name": "a", "paint": whole, "more": [whole, {**whole, "kind": "dull"}]}
+    settings = Toy("a", paint=Oil(hue=0.75, brush=Coarse(4)),
+                   more=(Oil(hue=0.75, brush=Coarse(4)), Dull()))
+    assert config.from_table(Toy, stored) == settings
+    inline = '{kind = "oil", drops = 5, hue = 0.75, brush = {size = 4, hairs = 9}}'
+    path = written(tmp_path, f'name = "a"\npaint = {inline}\nmore = [{inline}, {inline.replace("oil", "dull")}]\n')
+    assert config.load(Toy, path) == settings
+    with pytest.raises(InputError, match=r"unknown setting paint\.dops; paint has kind, hue, brush, layers"):
+        config.from_table(Toy, {"name": "a", "paint": {**whole, "dops": 1}})
+
+
 def test_the_resolved_config_is_the_same_after_a_round_trip(tmp_path):
     settings = config.load(Toy, None, ['name=a "quoted" \\ name\té😀\x7f', "train.lr=1e-07", "train.sections=[0, 3]",
                                        "extra.lr=inf"])
@@ -121,6 +201,10 @@ def test_the_description_is_valid_toml_with_every_default_and_comment():
     assert "[train]  # the training loop" in text
     table = tomllib.loads(text)
     assert config.from_table(Toy, {"name": "x", **table}) == Toy("x")
+    for line in ('[paint]  # that is used', 'kind = "dull"  # nothing is painted', '# [paint]  # that is used',
+                 '# kind = "oil"  # thick', "# layers =  # dried one by one", "# [paint.brush]  # that is taken",
+                 "# hairs = 9  # of a brush", "[[more]]  # that is mixed in", "# [[more]]  # that is mixed in"):
+        assert f"\n{line}\n" in text, line
     assert "loss" not in tomllib.loads(config.describe(Toy, ["train"]))
 
 

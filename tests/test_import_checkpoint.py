@@ -15,14 +15,14 @@ from emcore import config
 from emcore.engine import checkpoint
 from emcore.errors import InputError
 from emcore.models.build import build_model
-from emcore.models.mae import MaskedAutoencoder
 from emcore.models.unetr import UNETR
 from emcore.settings import Settings
+from emcore.settings.model import UNETRModel, UNETRSizes
 from emcore.systems.checkpoints import load_model
 from emcore.systems.dbmim.published import translated
 from emcore.systems.pytc.checkpoint import BLOCK, import_checkpoint, main
 from emcore.volumes import create_volume, open_volume
-from tests.test_unetr_mae import fill
+from tests.test_unetr_mae import LARGE, autoencoder, fill
 
 LEVELS = 3
 SETTINGS = dict(name="t", data=dict(patch=[4, 16, 16]), model=dict(
@@ -233,16 +233,16 @@ DBMIM = {"model": {"architecture": "unetr_aniso_em", "in_channels": 1, "out_chan
 
 
 def test_the_published_pretraining_gives_77_tensors_to_a_net_of_any_size(tmp_path):
-    net = fill(MaskedAutoencoder())
+    net = fill(autoencoder())
     said = {**DBMIM, "model": {**DBMIM["model"], "architecture": "dbmim"}}
     torch.save({"model": net.state_dict(), "decision_module": None, "optimizer": {"state": {}}, "epoch": 1,
                 "policy_optimizer": None, "global_step": 160_000, "config": said}, tmp_path / "pretrained_latest.pt")
     path = tmp_path / "pretrained_latest.pt"
     content = translated(checkpoint.read(path))
-    taken = checkpoint.start_from(UNETR(), content, path, (), ())
+    taken = checkpoint.start_from(UNETR(UNETRModel(out_channels=3), LARGE), content, path, (), ())
     assert len(taken) == 77
     prefixes = ("patch_embed", "pos_embed", "encoder_blocks", "norm.")
-    small = UNETR(volume=(16, 64, 64))
+    small = UNETR(UNETRModel(out_channels=3), (16, 64, 64))
     assert len(checkpoint.start_from(small, content, path, prefixes, ())) == 77
     assert small.pos_embed.shape[1] == 4 * 4 * 4
     with pytest.raises(InputError, match=r"masked_autoencoder predicts nothing: .* are taken by train\.start_from"):
@@ -250,7 +250,7 @@ def test_the_published_pretraining_gives_77_tensors_to_a_net_of_any_size(tmp_pat
 
 
 def test_the_published_finetuned_net_predicts_as_it_is(tmp_path):
-    net = fill(UNETR())
+    net = fill(UNETR(UNETRModel(out_channels=3), LARGE))
     torch.save({"model": net.state_dict(), "postprocess": None, "optimizer": {}, "epoch": 9, "global_step": 12_000,
                 "best_score": 0.5, "config": DBMIM, "last_eval": {}}, tmp_path / "finetuned_latest.pt")
     loaded = load_model(tmp_path / "finetuned_latest.pt")
@@ -271,7 +271,8 @@ def test_the_other_published_architectures_are_known_by_all_their_names(tmp_path
 
 @pytest.mark.slow
 def test_infer_predicts_from_a_published_file_as_it_is(tmp_path):
-    net = UNETR(volume=(8, 32, 32), patch=(2, 8, 8), width=16, depth=4, heads=4, features=8)
+    sizes = UNETRSizes(patch=(2, 8, 8), width=16, depth=4, heads=4, features=8)
+    net = UNETR(UNETRModel(out_channels=3, transformer=sizes), (8, 32, 32))
     said = {"model": {"architecture": "unetr_aniso_em", "volume_size": [8, 32, 32], "patch_size": [2, 8, 8],
                       "embed_dim": 16, "depth": 4, "num_heads": 4, "feature_size": 8, "out_channels": 3}}
     torch.save({"model": net.state_dict(), "global_step": 12, "config": said}, tmp_path / "finetuned_latest.pt")

@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 
-from emcore import config
 from emcore.errors import InputError
-from emcore.losses import LossPlan, class_balance, shrink
+from emcore.losses import LOSSES, LossPlan, class_balance, shrink
 from emcore.models.unet_v1 import UNetV1
 from emcore.settings.channels import channels_of
 from emcore.settings.checks import check_terms
-from emcore.settings.loss import BceTerm, DiceTerm, LegacyBceTerm, Loss, Term
+from emcore.settings.loss import BceTerm, DiceTerm, LegacyBceTerm, Loss
 from emcore.settings.model import MedNeXtModel, MedNeXtSizes, RSUNetModel, UNETRModel, UNetV1Model
 
 
@@ -37,7 +36,8 @@ def test_golden_values(fixture, masked, value, options):
 
 
 def plan(**options):
-    return LossPlan(Loss((config.from_table(Term, options, stored=False),)))
+    kind = options.pop("kind", "bce")
+    return LossPlan(Loss((next(term for term in LOSSES if term.kind == kind)(**options),)))
 
 
 def test_automatic_weights_count_only_what_is_valid_and_are_capped():

@@ -1,12 +1,10 @@
 """Every command, config and setting that docs/tutorials and docs/settings.md name exists; their Python runs."""
 
 import ast
-import dataclasses
 import re
 import shlex
 import subprocess
 import sys
-import typing
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 
 from emcore import config
 from emcore.__main__ import SCRIPTS, TOOLS
+from emcore.config.schema import hints, items, tables
 from emcore.settings import Settings
 from emcore.synth import synthesize, write_layout
 from emcore.systems.legacy_v1.flags import read_flags
@@ -156,19 +155,15 @@ def rows():
     return table
 
 
-def kind_of(key):
-    """The type that a key such as loss.terms.0.kind has in Settings."""
-    kind = Settings
+def check_key(key):
+    """That some kind of settings has a key such as loss.terms.0.kind."""
+    kinds = [Settings]
     for step in key.split("."):
-        inner = [choice for choice in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(choice)]
-        assert inner, key
         if step.isdigit():
-            kind = inner[0]
-            continue
-        known = typing.get_type_hints(inner[0])
-        assert step in known, f"{key}: {inner[0].__name__} has no {step}"
-        kind = known[step]
-    return kind
+            kinds = [choice for kind in kinds for choice in items(kind)]
+        else:
+            kinds = [hints(choice)[step] for kind in kinds for choice in tables(kind) if step in hints(choice)]
+        assert kinds, key
 
 
 def test_every_key_of_the_table_of_settings_exists():
@@ -177,7 +172,7 @@ def test_every_key_of_the_table_of_settings_exists():
         keys = [key for key in re.findall(r"`([^`]+)`", row[1]) if re.fullmatch(r"[a-z_]+(\.\w+)+", key)]
         assert keys, row
         for key in keys:
-            kind_of(key)
+            check_key(key)
 
 
 def test_every_test_of_the_table_of_settings_exists():

@@ -66,14 +66,12 @@ def read_with_bases(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def from_table(schema: type[Schema] | Any, table: Mapping[str, Any], where: str = "", stored: bool = True) -> Schema:
-    """A checked dataclass from a plain table; schema: a dataclass, or a union of those of all kinds.
+def from_table(schema: type[Schema] | Any, table: Mapping[str, Any], where: str = "") -> Schema:
+    """A checked dataclass from a plain table, as this or an older version stored it in a run folder or a checkpoint.
 
-    stored: the table may be one that an older version stored in a run folder, a checkpoint or a record.
+    schema: a dataclass, or a union of those of all kinds.
     """
-    if stored:
-        table = translated(schema, table)
-    return _built(schema, table, where)
+    return _built(schema, translated(schema, table), where)
 
 
 def translated(schema: Any, table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.files import write_text
 from emcore.settings import Settings
 from emcore.systems.pytc import learning, predicting, training
-from emcore.systems.pytc.profiles import with_profiles
+from emcore.systems.pytc.profiles import unknown_templates, with_profiles
 from emcore.systems.pytc.tree import Tree, leaves
 from emcore.systems.pytc.yaml_files import filled, merged, read_chain
 
@@ -46,14 +46,18 @@ def import_config(path: str | Path) -> tuple[Settings, list[str], list[str]]:
     """Our settings, what was changed on the way, and every setting that could not be carried."""
     whole, missing = read_chain(Path(path))
     libraries = {name: value for name, value in whole.items() if name.endswith(("_profiles", "_templates"))}
-    notes = [f"{name} is not there; its profiles are taken as published in 2026" for name in missing]
+    notes = [f"{name}, which _base_ names, is not there" for name in missing]
     name = str(whole.get("experiment_name") or Path(path).stem).replace("/", "_")  # it becomes a folder
     trees = {}
     for stage in STAGES:
         resolved, unknown, followed = with_profiles(_stage(whole, stage), libraries)
         trees[stage] = Tree(filled(resolved, resolved))
         trees[stage].taken.update(followed)
-        notes += [f"{choice} names a profile that is not known" for choice in unknown]
+        unknown += unknown_templates(resolved, libraries)
+        if unknown and missing:
+            raise InputError(f"{path} chooses {unknown[0]}, which no file read here has, and {missing[0]}, which "
+                             "_base_ names, is not there: import it where it lies in its checkout")
+        notes += [f"{choice} is in none of the files that _base_ names" for choice in unknown]
     table = _table(trees, libraries, name, notes)
     try:
         settings = config.from_table(Settings, table)

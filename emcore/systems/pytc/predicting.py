@@ -5,7 +5,7 @@ from typing import Any
 
 from emcore.errors import InputError
 from emcore.settings.channels import channels_of
-from emcore.systems.pytc.profiles import with_template
+from emcore.systems.pytc.profiles import DECODING, with_template
 from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
@@ -128,12 +128,11 @@ def decode(tree: Tree, select: list[int], offsets: list[list[int]], libraries: M
            notes: list[str]) -> Table:
     """[decode], from the one step that makes labels."""
     found: Table = {}
-    for place in ("decoding.steps", "decoding", "inference.decoding"):
+    for place in DECODING:
         for entry in tree.parts(place):
             steps = with_template(entry.values, libraries)
             if steps is None:
-                notes.append(f"the decoding template {entry.values.get('template')} is not known")
-                continue
+                continue  # import_config tells it
             entry.take(str, "template")
             for values in steps:
                 step = Tree(values, entry.where, tree.taken)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emcore.config import LONGEST_PATH
+from emcore.config.reading import LONGEST_PATH
 from emcore.errors import InputError
 from emcore.reading import read_config, shown
 
