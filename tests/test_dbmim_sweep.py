@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +13,8 @@ from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.systems.dbmim import sweep as dbmim
 from emcore.volumes import create_volume, open_volume
+from tests.scripts import run_script
 from tests.test_slices import dbmim_fixture
-from tests.test_train import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 NEAREST = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
@@ -258,8 +256,7 @@ def test_evaluate_writes_the_sweep_and_pooled_scores_and_names_the_crop_of_anoth
     (tmp_path / "run.toml").write_text(config.to_toml(config.from_table(Settings, table)))
 
     def run(*more):
-        return subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--cfg", "run.toml", *more], cwd=tmp_path,
-                              capture_output=True, text=True, env=environment(), timeout=100)
+        return run_script("evaluate.py", "--cfg", "run.toml", *more, place=tmp_path)
 
     done = run()
     assert done.returncode == 0, done.stderr

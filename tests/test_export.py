@@ -14,6 +14,7 @@ from emcore.models.build import build_model
 from emcore.prediction import predict
 from emcore.prediction.export import export_model, load_exported
 from emcore.settings.model import MedNeXtModel, MedNeXtSizes, RSUNetModel, RSUNetSizes, UNETRModel, UNETRSizes
+from tests.scripts import run_script
 from tests.test_train import ROOT, environment, place, train  # noqa: F401 (place is a fixture)
 
 NETS = {
@@ -52,8 +53,7 @@ def test_only_pt2_files_are_exported(tmp_path):
 def test_the_example_of_the_page_predicts_segments_and_scores_without_model_code(place):  # noqa: F811
     done = train(place, "train.steps=2", "train.validate.steps=0")
     assert done.returncode == 0, done.stderr
-    exported = subprocess.run([sys.executable, str(ROOT / "infer.py"), "--cfg", "run.toml", "--export", "net.pt2"],
-                              cwd=place, capture_output=True, text=True, env=environment())
+    exported = run_script("infer.py", "--cfg", "run.toml", "--export", "net.pt2", place=place)
     assert exported.returncode == 0, exported.stderr
     (place / "vol.h5").rename(place / "volume.h5")
     code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "embedding.md").read_text(), re.DOTALL)[1]
@@ -66,11 +66,10 @@ def test_the_example_of_the_page_predicts_segments_and_scores_without_model_code
 def test_shared_weights_are_small_and_predict_like_the_checkpoint_they_come_from(place):  # noqa: F811
     done = train(place, "train.steps=3", "train.validate.steps=0", "train.ema.decay=0.5")
     assert done.returncode == 0, done.stderr
-    run = [sys.executable, str(ROOT / "infer.py"), "--cfg", "run.toml", "decode.kind=none",
-           'data.test=[{image="vol.h5:raw"}]']
+    options = ["--cfg", "run.toml", "decode.kind=none", 'data.test=[{image="vol.h5:raw"}]']
     predictions = []
     for extra in ([], ["--export", "net.pt"], ["--checkpoint", "net.pt"]):
-        done = subprocess.run([*run, *extra], cwd=place, capture_output=True, text=True, env=environment())
+        done = run_script("infer.py", *options, *extra, place=place)
         assert done.returncode == 0, done.stderr
         if "--export" not in extra:
             folder = "tiny_weights=net" if extra else "tiny/results_step=3"
@@ -84,7 +83,7 @@ def test_shared_weights_are_small_and_predict_like_the_checkpoint_they_come_from
 
 
 def test_prediction_does_not_need_the_model_code():
-    subprocess.run([sys.executable, "-c", "import emcore.prediction, sys; "
+    subprocess.run([sys.executable, "-c", "import emcore.prediction.streaming, sys; "
                     "assert not [m for m in sys.modules if m.startswith(('emcore.models', 'emcore.losses'))]"],
                    check=True, cwd=ROOT)
 

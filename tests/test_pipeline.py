@@ -1,8 +1,6 @@
 """infer.py and evaluate.py as a user runs them after train.py."""
 
 import json
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -14,7 +12,8 @@ from emcore.metrics.evaluation import score_volume
 from emcore.settings.decode import AffinityDecode, ComponentsDecode, PolarityDecode
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import create_volume, open_volume
-from tests.test_train import CONFIG, ROOT, environment
+from tests.scripts import run_script
+from tests.test_train import CONFIG
 
 TEST = """
 [[data.test]]
@@ -109,8 +108,7 @@ def test_the_scripts_lead_from_a_checkpoint_to_scores(tmp_path):
     (tmp_path / "run.toml").write_text(CONFIG + TEST)
 
     def run(script, *arguments):
-        return subprocess.run([sys.executable, str(ROOT / script), "--cfg", "run.toml", *arguments], cwd=tmp_path,
-                              capture_output=True, text=True, env=environment(), timeout=200)
+        return run_script(script, "--cfg", "run.toml", *arguments, place=tmp_path)
 
     for script in ("infer.py", "evaluate.py"):
         done = run(script)

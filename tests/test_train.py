@@ -18,8 +18,8 @@ import torch
 
 from emcore.engine import checkpoint
 from emcore.report.page import read_log, training_plots
+from tests.scripts import ROOT, environment, run_script
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 name = "tiny"
 [data]
@@ -84,11 +84,6 @@ def place(tmp_path):
     return tmp_path
 
 
-def environment():
-    found = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return {name: value for name, value in found.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER"))}
-
-
 def command(*overrides, ranks=1, config="run.toml"):
     script = [str(ROOT / "train.py"), "--cfg", config, *overrides]
     if ranks == 1:
@@ -97,6 +92,8 @@ def command(*overrides, ranks=1, config="run.toml"):
 
 
 def train(place, *overrides, ranks=1, config="run.toml"):
+    if ranks == 1:
+        return run_script("train.py", "--cfg", config, *overrides, place=place)
     return subprocess.run(command(*overrides, ranks=ranks, config=config), cwd=place, capture_output=True, text=True,
                           env=environment(), timeout=280)
 
