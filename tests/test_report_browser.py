@@ -294,17 +294,19 @@ def test_the_page_says_why_a_voxel_has_its_label_in_the_words_of_the_command(bro
     for _ in range(60):
         one, other = (random.integers(0, segmentation.fragments.shape).tolist() for _ in range(2))
         wanted = "\n".join(segmentation.explain(one, 0.62, other).lines())
+        wanted = re.sub(r", of mean affinity .*$", "", wanted, flags=re.MULTILINE)  # only the command says that
         assert browser.run(f"explained({one}, {other}).join('\\n')") == wanted
         told += wanted
     for words in ("what joined it, in order", "the way from one to the other", "they are not joined", "do not touch",
-                  "contacts, of mean affinity", "it belongs to no fragment"):
+                  "between their segments are", "it belongs to no fragment"):
         assert words in told
     browser.run("document.getElementById('why').open = true")
     browser.press("m", ".")
     shown = browser.run("document.getElementById('merges').textContent")
     middle = [length // 2 for length in segmentation.fragments.shape]
     below = [middle[0] + 1, *middle[1:]]
-    assert shown == "\n".join(segmentation.explain(below, 0.62, middle).lines())
+    wanted = "\n".join(segmentation.explain(below, 0.62, middle).lines())
+    assert shown == re.sub(r", of mean affinity .*$", "", wanted, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("dark", [False, True])

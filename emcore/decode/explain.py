@@ -65,6 +65,10 @@ def after_the_cut(path: Path, found: Explanation, made_by: float | None) -> list
                          "dust after the cut")
         else:
             lines.append(f"in the file voxel {where} has the number {label}")
+        if label and place is found.place and found.voxels < labels.attrs["decode"].get("dust_size", 0):
+            lines.append(f"its segment of {found.voxels} voxels is dust (decode.dust_size is "
+                         f"{labels.attrs['decode']['dust_size']}): after the cut it was merged across its best border, "
+                         "if that is above decode.dust_affinity")
     if len(names) == 2 and 0 not in names and found.other.label != found.place.label and names[0] == names[1]:
         lines.append("the two have one number in the file: they were joined after the cut, as dust or across sections")
     return lines

@@ -10,13 +10,12 @@ async function openTree() {
   [tree, marked] = [null, null];
   find("why").hidden = !packed;
   if (!packed) return;
-  const names = ["fragments", "a", "b", "height", "sizes", "u", "v", "count", "sum", "max"];
+  const names = ["fragments", "a", "b", "height", "sizes", "u", "v", "count"];
   const arrays = await Promise.all(names.map(async (name) =>
     (await unpack(packed[name], name === "fragments" ? opened.shape[2] : packed[name].length)).values));
   if (volume !== opened) return; // another volume was chosen meanwhile
   const found = {...packed, ...Object.fromEntries(names.map((name, place) => [name, arrays[place]]))};
-  for (const name of ["height", "sum"]) found[name] = new Float64Array(found[name].buffer);
-  found.max = new Float32Array(found.max.buffer);
+  found.height = new Float64Array(found.height.buffer);
   [found.parent, found.when] = forest(found.a, found.b, found.sizes.length);
   tree = found;
   explain();
@@ -92,21 +91,20 @@ function labelOf(fragment) {
 
 function contact(one, other) {
   const came = [joins(one), joins(other)], inside = (which, fragment) => came[which][fragment] < tree.made;
-  let [contacts, sum, largest] = [0, 0, 0];
+  let contacts = 0;
   for (let e = 0; e < tree.u.length; e++) {
     const [u, v] = [tree.u[e], tree.v[e]];
-    if (!(inside(0, u) && inside(1, v)) && !(inside(0, v) && inside(1, u))) continue;
-    contacts += tree.count[e];
-    sum += tree.sum[e];
-    largest = Math.max(largest, tree.max[e]);
+    if ((inside(0, u) && inside(1, v)) || (inside(0, v) && inside(1, u))) contacts += tree.count[e];
   }
-  return contacts ? `between their segments are ${contacts} contacts, of mean affinity ` +
-    `${(sum / (contacts * 2 ** 24)).toFixed(6)} and largest ${largest.toFixed(6)}` : "their segments do not touch";
+  return contacts ? `between their segments are ${contacts} contacts` : "their segments do not touch";
 }
 
 const similarity = (merge) => (1 - tree.height[merge]).toFixed(6);
 const shortened = (rows) => rows.length <= 2 * SHOWN ? rows
   : [...rows.slice(0, SHOWN), `  ... ${rows.length - 2 * SHOWN} more ...`, ...rows.slice(-SHOWN)];
+
+const row = (statistic, ...columns) =>
+  `  ${statistic.padStart(12)}` + columns.map((column) => `  ${String(column).padStart(10)}`).join("");
 
 function place(point) {
   const fragment = tree.fragments[(point[0] * volume.shape[1] + point[1]) * volume.shape[2] + point[2]];
@@ -121,11 +119,12 @@ function explained(point, other) {
   let fragments = 0, voxels = 0;
   came.forEach((merge, i) => { if (i && merge < tree.made) { fragments++; voxels += tree.sizes[i]; } });
   lines.push(`label ${labelOf(here.fragment)} at threshold ${tree.threshold}: ${fragments} fragments, ${voxels} voxels`);
-  lines.push(rows.length ? `what joined it, in order (${tree.statistic} of the affinities at the contact):`
-    : `nothing joins it below ${tree.threshold}`);
-  lines.push(...shortened(rows.map(([m, row]) => `  ${similarity(m)}  the cluster of fragment ${row.partner}: ` +
-    `${row.fragments} fragments, ${row.voxels} voxels, ${row.contacts} contacts`)));
-  return other ? [...lines, ...compared(came, here, place(other))] : lines;
+  if (!rows.length) lines.push(`nothing joins it below ${tree.threshold}`);
+  else lines.push("what joined it, in order, by the statistic of the affinities at the contact:",
+    row(tree.statistic, "cluster of", "fragments", "voxels", "contacts"));
+  lines.push(...shortened(rows.map(([m, merge]) =>
+    row(similarity(m), merge.partner, merge.fragments, merge.voxels, merge.contacts))));
+  return other ? [...lines, "", ...compared(came, here, place(other))] : lines;
 }
 
 function compared(came, here, there) {

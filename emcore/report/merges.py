@@ -8,7 +8,7 @@ import numpy as np
 from emcore.report.grids import pack
 from emcore.segment import Segmentation, has_tree
 
-MOST_EDGES = 200_000  # of the region graph: two megabytes of the page
+MOST_EDGES = 500_000  # of the region graph: about three megabytes of the page
 
 
 def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:
@@ -20,8 +20,7 @@ def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:
     if len(graph.u) > MOST_EDGES:
         return None
     arrays = {"a": tree.a, "b": tree.b, "height": tree.score.astype(np.float64).view(np.uint32),
-              "sizes": segmentation.sizes, "u": graph.u, "v": graph.v, "count": graph.count,
-              "sum": graph.sum.astype(np.float64).view(np.uint32), "max": graph.max.view(np.uint32)}
+              "sizes": segmentation.sizes, "u": graph.u, "v": graph.v, "count": graph.count}
     packed = {name: {**pack(values.astype(np.uint32)), "length": len(values)} for name, values in arrays.items()}
     made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))
     return {**packed, "fragments": pack(segmentation.fragments.astype(np.uint32)), "made": made,

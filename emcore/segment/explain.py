@@ -85,12 +85,12 @@ class Explanation:
         if not self.merges:
             lines.append(f"nothing joins it below {self.threshold:g}")
         else:
-            lines.append(f"what joined it, in order ({self.statistic} of the affinities at the contact):")
-        rows = [f"  {1 - merge.height:.6f}  the cluster of fragment {merge.partner}: {merge.fragments} fragments, "
-                f"{merge.voxels} voxels, {merge.contacts} contacts" for merge in self.merges]
+            lines += ["what joined it, in order, by the statistic of the affinities at the contact:",
+                      row(self.statistic, "cluster of", "fragments", "voxels", "contacts")]
+        rows = [row(f"{1 - merge.height:.6f}", *merge[1:]) for merge in self.merges]
         lines += shortened(rows, shown)
         if self.other is not None:
-            lines += self._about_other(shown)
+            lines += ["", *self._about_other(shown)]
         return lines
 
     def _about_other(self, shown: int) -> list[str]:
@@ -118,6 +118,10 @@ class Explanation:
             lines.append(f"between their segments are {self.contact.contacts} contacts, of mean affinity "
                          f"{self.contact.mean:.6f} and largest {self.contact.largest:.6f}")
         return lines
+
+
+def row(statistic: str, *columns: object) -> str:
+    return f"  {statistic:>12}" + "".join(f"  {column:>10}" for column in columns)
 
 
 def told_place(place: Place) -> str:
