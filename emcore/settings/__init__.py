@@ -67,5 +67,5 @@ READS = {
     "train": ("name", "outputs", "seed", "device", "data", "augment", "labels", "target", "loss", "model", "train",
               "pretrain"),
     "infer": ("name", "outputs", "device", "data", "target", "train.precision", "infer", "decode"),
-    "evaluate": ("name", "outputs", "data", "infer", "decode", "evaluate", "tune"),
+    "evaluate": ("name", "outputs", "seed", "data", "target", "infer", "decode", "evaluate", "tune"),
 }
