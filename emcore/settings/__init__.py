@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from emcore.config import translated
 from emcore.files import check_name
 from emcore.settings.augment import Augment
 from emcore.settings.checks import check_settings
@@ -59,7 +60,7 @@ class Settings:
         name = model.get("name", before.get("model", {}).get("name"))
         if name == "masked_autoencoder":
             return None
-        return {**given, "model": {**model, "name": "masked_autoencoder"}}
+        return {**given, "model": translated(Model, {**model, "name": "masked_autoencoder"})}
 
 
 # script -> the tables that it reads
