@@ -178,7 +178,7 @@ def export(settings: Settings, path: Path, content: dict, out: Path) -> int:
     notes = {"offsets": affinity_offsets(settings.target), "normalise": data.normalise, "percentiles": data.percentiles,
              "divide": data.divide, "activation": [vars(activation) for activation in settings.infer.activation],
              "checkpoint": str(path)}
-    print(export_model(model, out, settings.infer.window or data.patch, settings.model.in_channels, notes))
+    print(export_model(model, out, settings.infer.window or data.patch, model.in_channels, notes))
     return 0
 
 

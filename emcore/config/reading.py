@@ -122,7 +122,7 @@ def _merged(choices: tuple[type, ...], before: Mapping[str, Any], given: Mapping
     before = _kept(schema, siblings, before)
     if hasattr(schema, "older") and (older := schema.older(before, given)):
         tell(schema.OLDER)
-        given = _translated((schema,), older, ())
+        given = older
     if _is_whole(choices, given):
         given = _translated(choices, given, ())
     found = dict(before)

@@ -46,7 +46,7 @@ class MedNeXt(nn.Module):
         super().__init__()
         width, kernel, out_channels = model.mednext.width, model.mednext.kernel, model.out_channels
         widening, blocks = SIZES[model.mednext.size]
-        self.checkpointing, self.multiple = model.checkpointing, model.multiple
+        self.in_channels, self.checkpointing, self.multiple = model.in_channels, model.checkpointing, model.multiple
         widths = [width * 2**level for level in range(5)]
 
         def stage(channels: int, index: int) -> nn.Sequential:

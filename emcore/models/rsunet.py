@@ -107,7 +107,7 @@ class RSUNet(nn.Module):
         super().__init__()
         sizes, width = model.rsunet, model.rsunet.width
         self.down, self.fold, self.multiple = sizes.factors, sizes.fold, model.multiple
-        self.up, self.checkpointing = sizes.up, model.checkpointing
+        self.in_channels, self.up, self.checkpointing = model.in_channels, sizes.up, model.checkpointing
         depth = len(self.down)
         in_channels, out_channels = model.in_channels * prod(self.fold), model.out_channels * prod(self.fold)
         kernels = [(sizes.kernel,) * 3] * len(width) if isinstance(sizes.kernel, int) else list(sizes.kernel)

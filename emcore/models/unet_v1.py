@@ -62,7 +62,7 @@ class UNetV1(nn.Module):
 
     def __init__(self, model: UNetV1Model = UNetV1Model()):  # noqa: B008 (frozen)
         super().__init__()
-        self.multiple = model.multiple
+        self.in_channels, self.multiple = model.in_channels, model.multiple
         a, b, c, d, e = model.unet_v1.filters
         gates = {1: (2, (1, 16, 16)), 2: (4, (1, 8, 8)), 3: (8, (1, 4, 4)), 4: (16, (2, 2, 2))}
 

@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
         if any(v % p for v, p in zip(volume, patch)):
             raise InputError(f"the volume {list(volume)} must be a multiple of the token patch {list(patch)} on "
                              "every axis")
-        self.volume, self.patch, self.width = tuple(volume), patch, width
+        self.in_channels, self.volume, self.patch, self.width = in_channels, tuple(volume), patch, width
         self.grid = tuple(v // p for v, p in zip(volume, patch))
         tokens = self.grid[0] * self.grid[1] * self.grid[2]
         self.patch_embed = PatchEmbed(in_channels, width, patch)

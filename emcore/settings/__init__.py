@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from emcore.config import translated
 from emcore.files import check_name
 from emcore.settings.augment import Augment
 from emcore.settings.checks import check_settings
@@ -59,7 +60,7 @@ class Settings:
         name = model.get("name", before.get("model", {}).get("name"))
         if name == "masked_autoencoder":
             return None
-        return {**given, "model": {**model, "name": "masked_autoencoder"}}
+        return {**given, "model": translated(Model, {**model, "name": "masked_autoencoder"})}
 
 
 # script -> the tables that it reads
@@ -67,5 +68,5 @@ READS = {
     "train": ("name", "outputs", "seed", "device", "data", "augment", "labels", "target", "loss", "model", "train",
               "pretrain"),
     "infer": ("name", "outputs", "device", "data", "target", "train.precision", "infer", "decode"),
-    "evaluate": ("name", "outputs", "data", "infer", "decode", "evaluate", "tune"),
+    "evaluate": ("name", "outputs", "seed", "data", "target", "infer", "decode", "evaluate", "tune"),
 }

@@ -18,8 +18,8 @@ class Descent:
     clip: float = 1.0  # limit of the gradient's norm; 0 does not limit
 
     def __post_init__(self) -> None:
-        at_least(0, self, "lr", "encoder_lr")
-        at_least(0, self, "weight_decay", "clip")
+        above(0, self, "lr")
+        at_least(0, self, "encoder_lr", "weight_decay", "clip")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def decide(settings: Settings, model: nn.Module, windows: int) -> Arithmetic:
     """What the settings and this machine make best; windows: how many there are to predict (windows.passes)."""
     device = ranks.choose_device(settings.device)
     precision = fast_precision(settings.train.precision, device.type)
-    window, channels, infer = window_of(settings), settings.model.in_channels, settings.infer
+    window, channels, infer = window_of(settings), model.in_channels, settings.infer
     model.to(device)
     layout = infer.layout
     if layout == "auto":
