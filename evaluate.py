@@ -12,13 +12,14 @@ scores, and refuses results of another prediction, volume or truth than the reco
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from emcore import config, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.data import result_names
+from emcore.volumes import open_volume
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,34 +59,42 @@ def score(settings: Settings, folder: Path, again: bool) -> int:
     from emcore.report.page import write_report
     from emcore.report.scores import with_others, write_scores
 
-    found, scored, data = {}, [], settings.data
-    for number, (prediction, labels) in enumerate(results.files_of(settings, folder)):
-        volume, name = data.test[number], result_names(data)[number]
-        if volume.label is None:
-            print(f"{name}: no truth (data.test label), not scored")
-            continue
-        has_labels = labels.exists() and settings.decode.kind != "none"
-        if labels.exists() and not has_labels:
-            print(f"{name}: {labels.name} is not scored, because decode.kind is none")
-        lines, made_by = results.check_scored(settings, number, labels if has_labels else None, prediction, again)
-        print("\n".join(f"{name}: {line}" for line in lines))
-        truth, mask = (path and os.path.join(data.folder, path) for path in (volume.label, volume.mask))
-        scored.append((name, prediction, truth))
-        found[name] = score_volume(settings.evaluate, truth, labels if has_labels else None, prediction, data, mask)
-        found[name] |= {"made": lines, "made_by": made_by, "evaluate": config.to_table(settings.evaluate)}
-    if not found:
+    chosen, found = list(scorable(settings, folder, again)), {}  # all are checked before the first is scored
+    if not chosen:
         raise InputError("nothing could be scored: no volume of data.test has a label")
+    for name, prediction, labels, truth, mask, told in chosen:
+        found[name] = score_volume(settings.evaluate, truth, labels, prediction, settings.data, mask) | told
     if len(found) > 1:
         found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
     print(write_scores(folder, settings.evaluate, found))
     if settings.evaluate.sweep is not None:
         from emcore.systems.dbmim.sweep import write_sweep
 
-        print(write_sweep(folder, settings, scored))
+        print(write_sweep(folder, settings, [(name, prediction, truth) for name, prediction, _, truth, *_ in chosen]))
     own = results.run_folder(settings)
     page = own if folder.resolve().parent == own.resolve() else folder
     print(write_report(page, folder, settings, with_others(folder, found)))
     return 0
+
+
+def scorable(settings: Settings, folder: Path, again: bool) -> Iterator[tuple]:
+    """(name, prediction, labels if they count, truth, mask, what made them) of every volume that has a truth."""
+    data = settings.data
+    for number, (prediction, labels) in enumerate(results.files_of(settings, folder)):
+        volume, name = data.test[number], result_names(data)[number]
+        if volume.label is None:
+            print(f"{name}: no truth (data.test label), not scored")
+            continue
+        truth, mask = (path and os.path.join(data.folder, path) for path in (volume.label, volume.mask))
+        for path in filter(None, (truth, mask)):
+            open_volume(path)  # says what is wrong with it
+        counted = labels if labels.exists() and settings.decode.kind != "none" else None
+        if labels.exists() and not counted:
+            print(f"{name}: {labels.name} is not scored, because decode.kind is none")
+        lines, made_by = results.check_scored(settings, number, counted, prediction, again)
+        print("\n".join(f"{name}: {line}" for line in lines))
+        yield name, prediction, counted, truth, mask, {
+            "made": lines, "made_by": made_by, "evaluate": config.to_table(settings.evaluate)}
 
 
 def tune_decoding(settings: Settings, folder: Path, options: argparse.Namespace) -> int:

@@ -62,6 +62,8 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
+    for volume in settings.data.test:
+        record.of_volume(settings, volume)  # says which is not there, before a net is built
     keep_pages(ranks.choose_device(settings.device).type)
     choice = settings.infer.weights
     model = checkpoint.model_of(content, path, choice=choice)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from emcore import config, metrics, segment
-from emcore.errors import InputError
 from emcore.prediction import predict
 from emcore.settings import Settings
 from emcore.systems.dbmim import blockwise
@@ -111,12 +110,6 @@ def test_regions_are_scored_with_the_other_voxels_of_the_truth_ignored(tmp_path)
     assert found["best_full_by_voi_sum"]["voi_sum"] == min(full)
     assert found["best_seam_by_adapted_rand"]["region"] == "seam"
     assert blockwise.summarised(settings, records, [speed], 2)["best_full_by_voi_sum"] is None
-
-
-def test_a_block_of_nothing_is_one_sentence():
-    with pytest.raises(InputError, match=r"chunk must be at least 1 .*got \[0, 4, 4\]"):
-        blockwise.predict_blocks(Thrice(), open_volume(np.zeros((4, 4, 4), np.float32)), settings_of([0, 4, 4]),
-                                 (0, 0, 0))
 
 
 def test_the_offsets_of_the_channels_that_are_kept_are_named():

@@ -57,9 +57,6 @@ def predict_blocks(model: nn.Module, image: Volume, settings: Settings, halo: Tr
                    precision: str = "fp32") -> tuple[np.ndarray, int, float]:
     """(stitched prediction (c, z, y, x), number of blocks, seconds) of blocks that know nothing of each other."""
     shape, chunk = image.shape[-3:], settings.evaluate.blockwise.chunk
-    if min(chunk) < 1 or min(halo) < 0:
-        raise InputError("evaluate.blockwise.chunk must be at least 1 and halo at least 0 voxels; "
-                         f"got {list(chunk)} and {list(halo)}")
     infer, out, count, start = replace(settings.infer, dtype="float32"), None, 0, time.perf_counter()
     for corner in product(*(range(0, n, c) for n, c in zip(shape, chunk))):
         core = [(low, min(low + c, n)) for low, c, n in zip(corner, chunk, shape)]
