@@ -6,7 +6,7 @@ All stages are kept in tune.jsonl, so that a killed tune goes on where it stoppe
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -147,34 +147,19 @@ def digests(task: Task) -> dict[str, str]:
 
 
 def curve_jobs(task: Task, points: list[AffinityDecode], thresholds: Thresholds, known: set[str]) -> list[Job]:
-    """A job for every watershed that still lacks a merge score."""
-    groups: dict[AffinityDecode, list[str]] = {}
-    for point in map(tree_of, points):
+    """A job for every watershed that still lacks a merge statistic."""
+    groups: dict[AffinityDecode, list[AffinityDecode]] = {}
+    for point in dict.fromkeys(map(tree_of, points)):
         if curve_key(point, thresholds) not in known:
-            scores = groups.setdefault(replace(point, statistic=AffinityDecode.statistic), [])
-            scores += [point.statistic] if point.statistic not in scores else []
-
-    def rows_of(point: AffinityDecode, scores: list[str]) -> Callable[[Any, float], list[Row]]:
-        def rows(found: dict[str, Any] | None, seconds: float) -> list[Row]:
-            if found is None:
-                late = [replace(point, statistic=score) for score in scores]
-                return [Row(curve_key(one, thresholds), STOPPED, config.to_table(one), {}, seconds) for one in late]
-            every = [(replace(point, statistic=score), values) for score, values in found.items()]
-            return [Row(curve_key(one, thresholds), "curve", config.to_table(one), values, seconds / len(every))
-                    for one, values in every]
-        return rows
-
-    return [Job(curve_stage, (task, point, tuple(scores), thresholds), rows_of(point, scores))
-            for point, scores in groups.items()]
+            groups.setdefault(replace(point, statistic=AffinityDecode.statistic), []).append(point)
+    return [Job("curve", curve_stage, (task, shared, tuple(point.statistic for point in group), thresholds),
+                [(curve_key(point, thresholds), config.to_table(point)) for point in group])
+            for shared, group in groups.items()]
 
 
 def decoded_jobs(task: Task, points: list[AffinityDecode], known: set[str]) -> list[Job]:
-    def rows_of(point: AffinityDecode) -> Callable[[Any, float], list[Row]]:
-        return lambda found, seconds: [Row(decoded_key(point), STOPPED if found is None else "decoded",
-                                           config.to_table(point), found or {}, seconds)]
-
-    return [Job(decoded_stage, (task, point), rows_of(point)) for point in dict.fromkeys(points)
-            if decoded_key(point) not in known]
+    return [Job("decoded", decoded_stage, (task, point), [(decoded_key(point), config.to_table(point))])
+            for point in dict.fromkeys(points) if decoded_key(point) not in known]
 
 
 def curve_key(point: AffinityDecode, thresholds: Thresholds) -> str:

@@ -8,7 +8,7 @@ from multiprocessing import connection, get_context, parent_process, process
 from threading import Thread
 from typing import Any, NamedTuple
 
-from emcore.decode.tune_store import Row
+from emcore.decode.tune_store import STOPPED, Row
 from emcore.errors import InputError
 from emcore.progress import Progress
 
@@ -16,11 +16,19 @@ TOO_LONG = 1  # the exit code of a process whose stage took too long
 
 
 class Job(NamedTuple):
-    """A piece of work for one process, and how its result and its seconds become rows; the result None: given up."""
+    """A stage for one process: what it calls, and the points that this finds something of, each by its key."""
 
-    function: Callable
+    kind: str
+    function: Callable[..., list]
     arguments: tuple
-    rows: Callable[[Any, float], list[Row]]
+    points: list[tuple[str, dict[str, Any]]]
+
+    def rows(self, found: list | None, seconds: float) -> list[Row]:
+        """A row for every point; found: what of each, or None where the stage was given up."""
+        if found is None:
+            return [Row(key, STOPPED, decode, {}, seconds) for key, decode in self.points]
+        return [Row(key, self.kind, decode, values, seconds / len(found))
+                for (key, decode), values in zip(self.points, found)]
 
 
 class Worker(NamedTuple):

@@ -53,23 +53,23 @@ class Truth(NamedTuple):
     mask: np.ndarray | None
 
 
-def curve_stage(task: Task, point: AffinityDecode, scores: Sequence[str], thresholds: Thresholds) -> dict[str, Found]:
-    """What each merge score finds at its best thresholds, before anything is done after the cut.
+def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], thresholds: Thresholds) -> list[Found]:
+    """What each merge statistic finds at its best thresholds, before anything is done after the cut.
 
-    One watershed and one graph a volume serve all scores; one tree of each score serves every threshold.
+    One watershed and one graph a volume serve all statistics; one tree of each serves every threshold.
     """
-    curves: dict[str, list[ThresholdCurve]] = {score: [] for score in scores}
-    demanding = max(scores, key=lambda score: parse_statistic(score).every_contact)
+    curves: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
+    demanding = max(statistics, key=lambda statistic: parse_statistic(statistic).every_contact)
     for source in task.sources:
         segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
         table, graph = compared(task, source, segmentation.fragments), segmentation.graph
         del segmentation
-        for score in scores:
-            curves[score].append(metrics.fold(table, segment.agglomerate(graph, score, ties=point.ties)))
-    return {score: best_thresholds(task, curves[score], thresholds) for score in scores}
+        for statistic in statistics:
+            curves[statistic].append(metrics.fold(table, segment.agglomerate(graph, statistic, ties=point.ties)))
+    return [best_thresholds(task, curves[statistic], thresholds) for statistic in statistics]
 
 
-def decoded_stage(task: Task, point: AffinityDecode) -> Found:
+def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
     """The scores of one full decoding, with everything that happens after the cut."""
     volumes = {}
     for source in task.sources:
@@ -78,7 +78,7 @@ def decoded_stage(task: Task, point: AffinityDecode) -> Found:
         scores = named_scores(agreement(table, task.convention))
         volumes[source.name] = {name: float(value) for name, value in scores.items()}
     entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes}
-    return dict.fromkeys(OBJECTIVES, entry)
+    return [dict.fromkeys(OBJECTIVES, entry)]
 
 
 def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds) -> Found:
