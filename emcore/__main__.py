@@ -22,7 +22,7 @@ TOOLS = {
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
     "explain": ("emcore.decode.explain", "say why a voxel has its label, and what joins it to another one"),
     "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
-    "prepare": ("emcore.volumes.prepare", "put public volumes where the recipes look for them, with a manifest"),
+    "prepare": ("emcore.systems.dbmim.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score a label file, or clefts, against the truth"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),

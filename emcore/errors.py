@@ -15,6 +15,11 @@ def run_command(main: Callable[[Sequence[str]], int | None], arguments: Sequence
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print("error: this command needs torch, which is not installed here: pip install torch", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         sys.stderr.close()
         return 0

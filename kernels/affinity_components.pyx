@@ -4,30 +4,14 @@ An edge along an axis joins voxel v and the one before it, and lies at v - shift
 joins gets a component of its own only if one of its own three values is above the cut (its partner is outside).
 """
 
-from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t
+from libc.stdint cimport int16_t, int64_t, uint8_t, uint32_t, uint64_t
+
+include "forest.pxi"
 
 ctypedef fused affinity_t:
     uint8_t
     int16_t
     float
-
-ctypedef fused node_t:
-    uint32_t
-    int64_t
-
-
-cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
-    """Joins two trees; the smaller root stays, so that forest[node] <= node always."""
-    while forest[a] != a:
-        forest[a] = forest[forest[a]]
-        a = forest[a]
-    while forest[b] != b:
-        forest[b] = forest[forest[b]]
-        b = forest[b]
-    if a < b:
-        forest[b] = a
-    else:
-        forest[a] = b
 
 
 cdef inline bint active(const affinity_t[:, :, :]& alongz, const affinity_t[:, :, :]& alongy,
@@ -65,12 +49,12 @@ def scan(const affinity_t[:, :, :] alongz, const affinity_t[:, :, :] alongy, con
                         corner = right and up and alongx[z, y - 1, x - sx] > cut
                         up = alongy[z, y - sy, x] > cut
                         if up and not corner:
-                            unite(forest, <uint32_t>node, <uint32_t>(node - nx))
+                            join_trees(forest, <uint32_t>node, <uint32_t>(node - nx))
                     if z > start:
                         corner = right and before and alongx[z - 1, y, x - sx] > cut
                         before = alongz[z - sz, y, x] > cut
                         if before and not corner:
-                            unite(forest, <uint32_t>node, <uint32_t>(node - nx * ny))
+                            join_trees(forest, <uint32_t>node, <uint32_t>(node - nx * ny))
         for z in range(start, stop):
             for y in range(ny):
                 for x in range(nx):
@@ -93,4 +77,5 @@ def join(const affinity_t[:, :] seam, affinity_t cut, const uint32_t[:, ::1] upp
         for y in range(seam.shape[0]):
             for x in range(seam.shape[1]):
                 if seam[y, x] > cut:
-                    unite(&forest[0], offset_below + <int64_t>lower[y, x] - 1, offset + <int64_t>upper[y, x] - 1)
+                    join_trees(&forest[0], offset_below + <int64_t>lower[y, x] - 1,
+                               offset + <int64_t>upper[y, x] - 1)

@@ -21,6 +21,7 @@ cdef enum Kind:
 
 cdef int64_t SCALE = 1 << 24  # units of a sum, as in region_graph.pyx; differences of sums are taken before rounding
 
+include "prefetch.pxi"
 include "queue.pxi"
 include "histograms.pxi"
 include "adjacency.pxi"
@@ -126,7 +127,7 @@ cdef class Queue:
         cdef uint32_t number = self.buckets[self.current], following
         for i in range(self.starts[self.current], end):
             if i + 4 * AHEAD < end:
-                EMCORE_PREFETCH(&self.clusters.edges[self.order[i + 4 * AHEAD]])
+                prefetch(&self.clusters.edges[self.order[i + 4 * AHEAD]])
             self.make_ready(self.order[i])
         while number != NONE:
             following = self.clusters.edges[number].next
@@ -147,20 +148,20 @@ cdef class Queue:
         if self.ready.size() < 4 * AHEAD:
             return
         edge = self.ahead(4 * AHEAD)
-        EMCORE_PREFETCH(&nodes[edge.a])
-        EMCORE_PREFETCH(&nodes[edge.b])
+        prefetch(&nodes[edge.a])
+        prefetch(&nodes[edge.b])
         edge = self.ahead(3 * AHEAD)
-        EMCORE_PREFETCH(nodes[edge.a].neighbours)
-        EMCORE_PREFETCH(nodes[edge.b].neighbours)
+        prefetch(nodes[edge.a].neighbours)
+        prefetch(nodes[edge.b].neighbours)
         node = self.clusters.smaller_end(self.ahead(2 * AHEAD))
         if not node.table:
             for i in range(node.size):
-                EMCORE_PREFETCH(&nodes[node.neighbours[i].node])
-                EMCORE_PREFETCH(&self.clusters.edges[node.neighbours[i].edge])
+                prefetch(&nodes[node.neighbours[i].node])
+                prefetch(&self.clusters.edges[node.neighbours[i].edge])
         node = self.clusters.smaller_end(self.ahead(AHEAD))
         if not node.table and not node.frozen:  # a frozen one may have neighbours that another thread is changing
             for i in range(node.size):
-                EMCORE_PREFETCH(nodes[node.neighbours[i].node].neighbours)
+                prefetch(nodes[node.neighbours[i].node].neighbours)
 
     cdef int handle(self, Rank rank) except -1 nogil:
         """Merges across the best edge there is, or puts it back where its present score belongs."""

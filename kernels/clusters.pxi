@@ -14,12 +14,12 @@ cdef class Clusters:
 
     def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[:] u, const uint32_t[:] v, const uint64_t[:] key):
         cdef Py_ssize_t i
-        cdef Neighbour* place
+        cdef Entry* place
         self.kind = {"mean": MEAN, "max": MAX, "min": MIN, "quantile": QUANTILE}[kind]
         self.memory = []
         self.nodes = <Node*>self.reserve(nodes * sizeof(Node))
         self.edges = <Edge*>self.reserve(u.shape[0] * sizeof(Edge))
-        place = <Neighbour*>self.reserve(2 * u.shape[0] * sizeof(Neighbour))
+        place = <Entry*>self.reserve(2 * u.shape[0] * sizeof(Entry))
         self.node_count, self.edge_count = nodes, u.shape[0]  # not before there is something to free
         with nogil:
             memset(self.nodes, 0, nodes * sizeof(Node))
@@ -138,17 +138,17 @@ cdef class Clusters:
         cdef uint32_t large = merging.b if small == merging.a else merging.a
         cdef Node* into = &self.nodes[large]
         cdef Node* third
-        cdef Neighbour* own
-        cdef Neighbour* shared
-        cdef Neighbour moving
+        cdef Entry* own
+        cdef Entry* shared
+        cdef Entry moving
         cdef uint32_t i, slots = from_.room if from_.table else from_.size
         cdef Edge* edge
         merging.a = merging.b
         remove(into, find(into, small))
         for i in range(slots):
             if from_.neighbours[i].node != NONE:
-                EMCORE_PREFETCH(&self.nodes[from_.neighbours[i].node])
-                EMCORE_PREFETCH(&self.edges[from_.neighbours[i].edge])
+                prefetch(&self.nodes[from_.neighbours[i].node])
+                prefetch(&self.edges[from_.neighbours[i].edge])
         for i in range(slots):
             moving = from_.neighbours[i]
             if moving.node == NONE or moving.node == large:

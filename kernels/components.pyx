@@ -7,15 +7,13 @@ every step is one overlap. Roots are the smallest run, so components are numbere
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libcpp.vector cimport vector
 
+include "forest.pxi"
+
 ctypedef fused label_t:
     uint8_t
     uint16_t
     uint32_t
     uint64_t
-
-ctypedef fused node_t:
-    uint32_t
-    int64_t
 
 ctypedef fused out_t:
     uint32_t
@@ -42,25 +40,6 @@ cdef struct Piece:  # voxels of one run
     int32_t left  # the voxels from here to right - 1 of nearby rows may belong to it, and nothing else ties them to it
     int32_t right
     uint64_t value
-
-
-cdef inline node_t root(node_t* forest, node_t node) noexcept nogil:
-    while forest[node] != node:
-        forest[node] = forest[forest[node]]
-        node = forest[node]
-    return node
-
-
-cdef inline void unite(node_t* forest, node_t a, node_t b) noexcept nogil:
-    """Joins two trees; the smaller root stays, so that forest[node] <= node always."""
-    if forest[a] == forest[b]:
-        return  # by far the most frequent case
-    a = root(forest, a)
-    b = root(forest, b)
-    if a < b:
-        forest[b] = a
-    else:
-        forest[a] = b
 
 
 cdef int64_t corners(Row two, const Piece* pieces, int64_t apart, Pair* pairs) noexcept nogil:
@@ -134,7 +113,8 @@ cdef class Slab:
         cdef int64_t i
         self.match(row, two, diagonal)
         for i in range(self.found):
-            unite(self.nodes.data(), self.pairs[i].a, self.pairs[i].b)
+            if self.nodes[self.pairs[i].a] != self.nodes[self.pairs[i].b]:  # seldom
+                join_trees(self.nodes.data(), self.pairs[i].a, self.pairs[i].b)
 
 
 cdef int read_row(Slab slab, const label_t[:, :, :]& labels, int64_t z, int64_t y, vector[uint32_t]& ends,
@@ -178,7 +158,7 @@ cdef void reach(Slab slab, Row row, const uint32_t* where, int64_t nx) noexcept 
         stop = min(<int64_t>slab.pieces[i].right, nx)
         while x < stop:
             if row.values[where[x]] == slab.pieces[i].value:
-                unite(slab.nodes.data(), slab.pieces[i].node, row.first + where[x])
+                join_trees(slab.nodes.data(), slab.pieces[i].node, row.first + where[x])
             x = row.ends[where[x]]
 
 
@@ -203,20 +183,6 @@ cdef int join_row(Slab slab, int64_t plane, int64_t y, const uint64_t* values, c
     for dy in range(low, high if last != NULL else low):
         if dy == 0 or axes > 1:
             slab.join(row, slab.row(above + y + dy, above, last), axes > 1 + (dy != 0))
-
-
-cdef int64_t number_trees(node_t* forest, int64_t length) noexcept nogil:
-    """Replaces nodes by the number of their tree, from 1 in order of the roots, background (-1) by 0; their number."""
-    cdef int64_t node, number = 0
-    for node in range(length):
-        if forest[node] == <node_t>-1:
-            forest[node] = 0
-        elif forest[node] == <node_t>node:
-            number += 1
-            forest[node] = <node_t>number
-        else:
-            forest[node] = forest[forest[node]]  # a smaller node: already a number
-    return number
 
 
 def scan(const label_t[:, :, :] labels, int axes):
@@ -251,7 +217,7 @@ def scan(const label_t[:, :, :] labels, int axes):
                 join_row(slab, plane, y, values.data(), last.data() if z > 0 else NULL, where.data(), before.data(), nx,
                          axes)
         slab.bottom.swap(values)
-        slab.count = number_trees(slab.nodes.data(), <int64_t>slab.nodes.size())
+        slab.count = number_trees(slab.nodes.data(), <int64_t>slab.nodes.size(), <uint32_t>1)
     return slab
 
 
@@ -265,15 +231,15 @@ def join(Slab above, Slab below, int axes, int64_t[::1] forest, int64_t offset, 
                     below.match(below.row(y, 0, below.top.data()),
                                 above.row(last + y + dy, last, above.bottom.data()), axes > 1 + (dy != 0))
                     for i in range(below.found):
-                        unite(&forest[0], offset_below + below.nodes[below.pairs[i].a] - 1,
-                              offset + above.nodes[below.pairs[i].b] - 1)
+                        join_trees(&forest[0], offset_below + below.nodes[below.pairs[i].a] - 1,
+                                   offset + above.nodes[below.pairs[i].b] - 1)
 
 
 def number_components(int64_t[::1] forest):
     """Replaces every component of all slabs by its final number, from 1 in order of the first; their number."""
     cdef int64_t number
     with nogil:
-        number = number_trees(&forest[0], forest.shape[0])
+        number = number_trees(&forest[0], forest.shape[0], <int64_t>1)
     return number
 
 

@@ -1,5 +1,5 @@
-# Records of edges in the order of first touch, so that those in use lie close together, and an open-addressing index of
-# 4-byte slots that finds them. Part of region_graph.pyx.
+# Records of edges in the order of first touch, so that those in use lie close together, and an index that finds them:
+# open addressing too, but of 4-byte slots that say where a record lies. Part of region_graph.pyx.
 
 cdef enum:
     CHUNK_BITS = 14
@@ -26,9 +26,24 @@ cdef inline void pool(Edge* into, const Edge* other) noexcept nogil:
     into.key = max(into.key, other.key)
 
 
-cdef inline uint64_t mix(uint64_t value) noexcept nogil:
-    value *= 0x9E3779B97F4A7C15ULL
-    return value ^ (value >> 32)
+cdef struct Entry:
+    uint64_t key  # record number * BINS + bin
+    int64_t count  # 0: a free place
+
+
+cdef inline bint taken(const Entry& bin) noexcept nogil:
+    return bin.count != 0
+
+
+cdef inline bint same(const Entry& bin, const Entry& other) noexcept nogil:
+    return bin.key == other.key
+
+
+cdef inline uint64_t home(const Entry& bin) noexcept nogil:
+    return mix(bin.key)
+
+
+include "table.pxi"
 
 
 cdef class EdgeTable:
@@ -39,8 +54,7 @@ cdef class EdgeTable:
     cdef vector[Edge] recent  # sums of the pairs met lately, by hash: they stay in the nearest cache
     cdef vector[Edge] pending  # the first pending_count left recent in this row and are not yet in the records
     cdef size_t pending_count
-    cdef vector[uint64_t] bin_keys  # record number * 256 + bin + 1, 0 where free; at most half full
-    cdef vector[int64_t] bin_counts
+    cdef vector[Entry] bins  # at most half full
     cdef readonly int64_t size
     cdef readonly int64_t filled_bins
     cdef readonly bint histograms
@@ -53,8 +67,7 @@ cdef class EdgeTable:
         self.recent.resize(1 << RECENT_BITS)
         self.histograms = histograms
         if histograms:
-            self.bin_keys.resize(FIRST_SLOTS)
-            self.bin_counts.resize(FIRST_SLOTS)
+            self.bins.resize(FIRST_SLOTS)
 
     cdef inline Edge* record(self, int64_t number) noexcept nogil:
         return &self.chunks[number >> CHUNK_BITS][number & (CHUNK - 1)]
@@ -103,7 +116,7 @@ cdef class EdgeTable:
 
     cdef inline Edge* meet(self, uint32_t lower, uint32_t upper) noexcept nogil:
         """Where to add a contact of a pair: its recent sum, or a new one in place of another, which gets pending."""
-        cdef Edge* edge = &self.recent[mix((<uint64_t>lower << 32) | upper) >> (64 - RECENT_BITS)]
+        cdef Edge* edge = &self.recent[mix((<uint64_t>lower << 32) | upper) & ((1 << RECENT_BITS) - 1)]
         if edge.lower != lower or edge.upper != upper:
             if edge.count:
                 self.pending[self.pending_count] = edge[0]
@@ -124,11 +137,11 @@ cdef class EdgeTable:
         cdef size_t i
         cdef uint32_t found
         for i in range(self.pending_count):
-            EMCORE_PREFETCH(&self.slots[self.home(self.pending[i].lower, self.pending[i].upper)])
+            prefetch(&self.slots[self.home(self.pending[i].lower, self.pending[i].upper)])
         for i in range(self.pending_count):
             found = self.slots[self.home(self.pending[i].lower, self.pending[i].upper)]
             if found:
-                EMCORE_PREFETCH(self.record(found - 1))
+                prefetch(self.record(found - 1))
         for i in range(self.pending_count):
             self.add(&self.pending[i])
         self.pending_count = 0
@@ -149,32 +162,11 @@ cdef class EdgeTable:
         cdef vector[uint32_t] nothing
         self.slots.swap(nothing)
 
-    cdef inline uint64_t bin_slot(self, uint64_t key) noexcept nogil:
-        cdef uint64_t mask = self.bin_keys.size() - 1
-        cdef uint64_t slot = mix(key) & mask
-        while self.bin_keys[slot] and self.bin_keys[slot] != key:
-            slot = (slot + 1) & mask
-        return slot
-
     cdef int add_bin(self, int64_t number, float value) except -1 nogil:
-        cdef uint64_t key = <uint64_t>number * BINS + <uint64_t>min(<int>(value * BINS), BINS - 1) + 1
-        cdef uint64_t slot = self.bin_slot(key)
-        cdef vector[uint64_t] keys
-        cdef vector[int64_t] counts
-        cdef size_t i
-        if not self.bin_keys[slot]:
-            self.bin_keys[slot] = key
-            self.filled_bins += 1
-        self.bin_counts[slot] += 1
-        if 2 * self.filled_bins <= <int64_t>self.bin_keys.size():
-            return 0
-        keys.swap(self.bin_keys)
-        counts.swap(self.bin_counts)
-        self.bin_keys.resize(2 * keys.size())
-        self.bin_counts.resize(2 * keys.size())
-        for i in range(keys.size()):
-            if keys[i]:
-                slot = self.bin_slot(keys[i])
-                self.bin_keys[slot] = keys[i]
-                self.bin_counts[slot] = counts[i]
+        cdef uint64_t key = <uint64_t>number * BINS + <uint64_t>min(<int>(value * BINS), BINS - 1)
+        cdef Entry* bin = place_of(self.bins.data(), self.bins.size(), Entry(key, 0))
+        self.filled_bins += not taken(bin[0])
+        bin[0] = Entry(key, bin.count + 1)
+        if 2 * self.filled_bins > <int64_t>self.bins.size():
+            resize_table(self.bins, 2 * self.bins.size())
         return 0

@@ -3,17 +3,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libcpp.utility cimport pair
 
+include "prefetch.pxi"
 include "queue.pxi"
-
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define EMCORE_PREFETCH(address) __builtin_prefetch(address)
-    #else
-    #define EMCORE_PREFETCH(address) ((void)0)
-    #endif
-    """
-    void prefetch "EMCORE_PREFETCH"(const void* address) noexcept nogil
 
 ctypedef fused label_t:
     uint32_t

@@ -5,32 +5,15 @@ slab's parents lie at the front of its own part of the label volume: run r start
 be written over the parents from the back. Roots are always the smallest run, so fragments come out in raster order.
 """
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from libcpp.vector cimport vector
+
+include "forest.pxi"
 
 ctypedef fused label:
     uint32_t
     uint64_t
-
-cdef enum:
-    BACKGROUND = 0xFFFFFFFF
-
-
-cdef inline uint32_t find(uint32_t *parent, uint32_t run) noexcept nogil:
-    while parent[run] != run:
-        parent[run] = parent[parent[run]]
-        run = parent[run]
-    return run
-
-
-cdef inline void join(uint32_t *parent, uint32_t a, uint32_t b) noexcept nogil:
-    a = find(parent, a)
-    b = find(parent, b)
-    if a < b:
-        parent[b] = a
-    else:
-        parent[a] = b
 
 
 cdef inline void link_row(const uint8_t *row, const uint8_t *before_y, const uint8_t *before_z, uint8_t *links,
@@ -65,7 +48,7 @@ cdef inline void wanted_row(const uint8_t *links, const uint8_t *before_y, const
 def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane, Py_ssize_t begin, Py_ssize_t end):
     """(runs, roots) of the slab marks[begin:end], whose marks become links; edges into earlier slabs are left alone.
 
-    parents[r] becomes the number of r's root among the slab's roots, or BACKGROUND; plane the runs of the last plane.
+    parents[r] becomes the number of r's root among the slab's roots, from 1, or 0; plane the runs of the last plane.
     """
     cdef Py_ssize_t ny = marks.shape[1], nx = marks.shape[2], z, y, x, i, joins_y, joins_z
     cdef vector[uint8_t] bytes_of_row
@@ -81,8 +64,8 @@ def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane
     cdef uint32_t *at_z = runs + 2 * nx
     cdef uint32_t *parent
     cdef uint32_t *before
-    cdef uint32_t run = BACKGROUND  # one before 0
-    cdef uint32_t count, roots = 0, p
+    cdef uint32_t run = <uint32_t>-1  # one before 0
+    cdef int64_t roots
     cdef const uint8_t *before_y
     cdef const uint8_t *before_z
     cdef uint8_t *row
@@ -101,7 +84,7 @@ def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane
                 for x in range(nx):
                     run += not (links[x] & 4)
                     runs[x] = run
-                    parent[run] = run | (0 - <uint32_t> (row[x] == 0))
+                    parent[run] = run | (0 - <uint32_t> (row[x] == 0))  # background becomes -1
                     at_y[joins_y] = <uint32_t> x
                     joins_y += along_y[x]
                     at_z[joins_z] = <uint32_t> x
@@ -109,22 +92,15 @@ def link(uint8_t[:, :, ::1] marks, uint32_t[::1] parents, uint32_t[:, ::1] plane
                 memcpy(row, links, nx)
                 before = &plane[y - 1, 0] if y > 0 else NULL
                 for i in range(joins_y):
-                    join(parent, runs[at_y[i]], before[at_y[i]])
+                    join_trees(parent, runs[at_y[i]], before[at_y[i]])
                 before = &plane[y, 0]
                 if z == begin:
                     joins_z = 0  # these edges are the seam's
                 for i in range(joins_z):
-                    join(parent, runs[at_z[i]], before[at_z[i]])
+                    join_trees(parent, runs[at_z[i]], before[at_z[i]])
                 memcpy(before, runs, nx * sizeof(uint32_t))
-        count = run + 1
-        for run in range(count):  # parents are smaller, so they hold their root's number already
-            p = parent[run]
-            if p == run:
-                parent[run] = roots
-                roots += 1
-            elif p != BACKGROUND:
-                parent[run] = parent[p]
-    return count, roots
+        roots = number_trees(parent, <int64_t>run + 1, <uint32_t>1)
+    return <int64_t>run + 1, roots
 
 
 def join_seam(const uint8_t[:, :, ::1] marks, Py_ssize_t z, const uint32_t[:, ::1] plane, const uint32_t[::1] earlier,
@@ -138,36 +114,19 @@ def join_seam(const uint8_t[:, :, ::1] marks, Py_ssize_t z, const uint32_t[:, ::
                 run += not (marks[z, y, x] & 4)
                 if not (marks[z, y, x] | marks[z - 1, y, x] >> 5) & 1:
                     continue
-                a = <label> (earlier_base + earlier[plane[y, x]])
-                b = <label> (later_base + later[run])
+                a = <label> (earlier_base + earlier[plane[y, x]] - 1)
+                b = <label> (later_base + later[run] - 1)
                 if a == last_a and b == last_b:
                     continue
                 last_a, last_b = a, b
-                while table[a] != a:
-                    table[a] = table[table[a]]
-                    a = table[a]
-                while table[b] != b:
-                    table[b] = table[table[b]]
-                    b = table[b]
-                joins += a != b
-                if a < b:
-                    table[b] = a
-                else:
-                    table[a] = b
+                joins += join_trees(&table[0], a, b)
     return joins
 
 
 def number(label[::1] table, label first):
     """Every entry of table becomes the label of its root: first, first + 1, ... in order."""
-    cdef Py_ssize_t i
-    cdef label count = 0
     with nogil:
-        for i in range(table.shape[0]):
-            if table[i] == <label> i:
-                table[i] = first + count
-                count += 1
-            else:
-                table[i] = table[<Py_ssize_t> table[i]]
+        number_trees(&table[0], table.shape[0], first)
 
 
 def spread(const uint8_t[:, :, ::1] links, const uint32_t[::1] parents, Py_ssize_t runs, const label[::1] table,
@@ -190,7 +149,7 @@ def spread(const uint8_t[:, :, ::1] links, const uint32_t[::1] parents, Py_ssize
                     count += not (row[x] & 4)
                 runs -= count
                 for i in range(count):
-                    of_run[i] = 0 if parents[runs + i] == BACKGROUND else table[parents[runs + i]]
+                    of_run[i] = 0 if parents[runs + i] == 0 else table[parents[runs + i] - 1]
                 out = &labels[z, y, 0]
                 i = -1
                 for x in range(nx):

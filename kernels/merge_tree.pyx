@@ -2,16 +2,11 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+include "forest.pxi"
+
 ctypedef fused label_t:
     uint32_t
     uint64_t
-
-
-cdef inline uint32_t root_of(uint32_t[::1] parent, uint32_t node) noexcept nogil:
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
 
 
 def link(const uint32_t[:] a, const uint32_t[:] b, const double[:] score, uint32_t[::1] parent, double[::1] height):
@@ -21,7 +16,7 @@ def link(const uint32_t[:] a, const uint32_t[:] b, const double[:] score, uint32
     cdef uint32_t x, y
     with nogil:
         for i in range(a.shape[0]):
-            x, y = root_of(shortcut, a[i]), root_of(shortcut, b[i])
+            x, y = root_of(&shortcut[0], a[i]), root_of(&shortcut[0], b[i])
             if x == y:
                 continue
             if x > y:
@@ -99,7 +94,7 @@ def link_by_size(const uint32_t[:] u, const uint32_t[:] v, const int64_t[:] orde
     cdef uint32_t x, y
     with nogil:
         for i in range(order.shape[0]):
-            x, y = root_of(parent, u[order[i]]), root_of(parent, v[order[i]])
+            x, y = root_of(&parent[0], u[order[i]]), root_of(&parent[0], v[order[i]])
             if x == y or min(sizes[x], sizes[y]) >= limit:
                 continue
             if x > y:

@@ -18,7 +18,27 @@ cdef struct Link:  # in a cluster's list of clusters to stay apart from; merges 
     uint32_t next
 
 
-cdef inline uint64_t pair(uint32_t u, uint32_t v) noexcept nogil:
+# the two clusters of a pair that must stay apart, the larger number below the smaller one
+ctypedef uint64_t Entry
+
+
+cdef inline bint taken(Entry pair) noexcept nogil:
+    return pair != 0
+
+
+cdef inline bint same(Entry pair, Entry other) noexcept nogil:
+    return pair == other
+
+
+cdef inline uint64_t home(Entry pair) noexcept nogil:
+    return mix(pair)
+
+
+include "forest.pxi"
+include "table.pxi"
+
+
+cdef inline Entry pair(uint32_t u, uint32_t v) noexcept nogil:
     return (<uint64_t>u << 32 | v) if u < v else (<uint64_t>v << 32 | u)
 
 
@@ -52,16 +72,14 @@ cdef class MutexForest:
     cdef uint32_t[::1] parent
     cdef vector[uint32_t] head, length
     cdef vector[Link] links
-    cdef vector[uint64_t] pairs  # open addressing, 0 is free
+    cdef vector[Entry] pairs
     cdef uint64_t used
-    cdef int shift
 
     def __init__(self, uint32_t[::1] parent):
         """parent points where edges grow along every path: only two nodes can point at each other."""
         cdef int64_t v
         self.parent = parent
         self.pairs.resize(1024)
-        self.shift = 64 - 10
         with nogil:
             for v in range(parent.shape[0]):
                 if v < parent[v] and parent[parent[v]] == v:
@@ -76,18 +94,14 @@ cdef class MutexForest:
             self.parent[v] = self.find(<uint32_t>v)
 
     cdef inline uint32_t find(self, uint32_t v) noexcept nogil:
-        cdef uint32_t* parent = &self.parent[0]
-        while parent[v] != v:
-            parent[v] = parent[parent[v]]
-            v = parent[v]
-        return v
+        return root_of(&self.parent[0], v)
 
     def live(self, uint32_t[:, ::1] edges):
         """Moves the edges whose ends are not yet held apart to the front; their number."""
         cdef int64_t i, kept = 0
         with nogil:
             for i in range(edges.shape[0]):
-                if not self.pairs[self.slot(pair(edges[i, 1], edges[i, 2]))]:
+                if not self.place(edges[i, 1], edges[i, 2])[0]:
                     edges[kept, 0], edges[kept, 1], edges[kept, 2] = edges[i, 0], edges[i, 1], edges[i, 2]
                     kept += 1
         return kept
@@ -116,25 +130,21 @@ cdef class MutexForest:
                     if self.hold_apart(u, v):
                         self.note(u, v)
                         self.note(v, u)
-                elif not self.pairs[self.slot(pair(u, v))]:
+                elif not self.place(u, v)[0]:
                     if self.length[u] < self.length[v]:
                         u, v = v, u
                     self.merge(u, v)
             self.flatten()
 
-    cdef inline uint64_t slot(self, uint64_t key) noexcept nogil:
-        """The place of key in pairs, or the free place where it belongs."""
-        cdef uint64_t at = (key * <uint64_t>0x9E3779B97F4A7C15) >> self.shift
-        while self.pairs[at] and self.pairs[at] != key:
-            at = (at + 1) & (self.pairs.size() - 1)
-        return at
+    cdef inline Entry* place(self, uint32_t u, uint32_t v) noexcept nogil:
+        return place_of(self.pairs.data(), self.pairs.size(), pair(u, v))
 
     cdef int hold_apart(self, uint32_t u, uint32_t v) except -1 nogil:
         """Whether the pair is new."""
-        cdef uint64_t at = self.slot(pair(u, v))
-        if self.pairs[at]:
+        cdef Entry* place = self.place(u, v)
+        if place[0]:
             return False
-        self.pairs[at] = pair(u, v)
+        place[0] = pair(u, v)
         self.used += 1
         if self.used * 8 > self.pairs.size() * 5:
             self.rehash()
@@ -142,19 +152,13 @@ cdef class MutexForest:
 
     cdef int rehash(self) except -1 nogil:
         """Drops the pairs of clusters that were merged away, and doubles the table if that is not enough."""
-        cdef vector[uint64_t] live
-        cdef uint64_t key, size = self.pairs.size()
-        for key in self.pairs:
-            if key and self.parent[key >> 32] == key >> 32 and self.parent[<uint32_t>key] == <uint32_t>key:
-                live.push_back(key)
-        if live.size() * 4 > size:
-            size *= 2
-            self.shift -= 1
-        self.pairs.clear()
-        self.pairs.resize(size, 0)
-        self.used = live.size()
-        for key in live:
-            self.pairs[self.slot(key)] = key
+        cdef uint64_t i, key, size = self.pairs.size()
+        for i in range(size):
+            key = self.pairs[i]
+            if key and (self.parent[key >> 32] != key >> 32 or self.parent[<uint32_t>key] != <uint32_t>key):
+                self.pairs[i] = 0
+                self.used -= 1
+        resize_table(self.pairs, 2 * size if 4 * self.used > size else size)
         return 0
 
     cdef int note(self, uint32_t u, uint32_t v) except -1 nogil:

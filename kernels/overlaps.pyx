@@ -5,6 +5,8 @@ from libcpp.vector cimport vector
 
 import numpy as np
 
+include "forest.pxi"
+
 ctypedef fused label_t:
     uint32_t
     uint64_t
@@ -80,21 +82,11 @@ def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[
 
 def unite(const int64_t[:, ::1] pairs, int64_t[::1] parent):
     """Joins the two indices of every pair; afterwards parent holds the smallest index of each one's group."""
-    cdef int64_t i, side, other, swap
+    cdef int64_t i
     with nogil:
         for i in range(parent.shape[0]):
             parent[i] = i
         for i in range(pairs.shape[0]):
-            side, other = pairs[i, 0], pairs[i, 1]
-            while parent[side] != side:
-                parent[side] = parent[parent[side]]
-                side = parent[side]
-            while parent[other] != other:
-                parent[other] = parent[parent[other]]
-                other = parent[other]
-            if side < other:
-                parent[other] = side
-            else:
-                parent[side] = other
+            join_trees(&parent[0], pairs[i, 0], pairs[i, 1])
         for i in range(parent.shape[0]):
             parent[i] = parent[parent[i]]

@@ -8,16 +8,7 @@ from libc.string cimport memcpy, memset
 from libcpp.algorithm cimport sort
 from libcpp.vector cimport vector
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define EMCORE_PREFETCH(p) __builtin_prefetch(p)
-    #else
-    #define EMCORE_PREFETCH(p) ((void)0)
-    #endif
-    """
-    void EMCORE_PREFETCH(const void*) noexcept nogil
-
+include "prefetch.pxi"
 include "edge_table.pxi"
 
 cdef float SCALE = <float>16777216.0  # a sum counts units of 2**-24: exact for affinities from 1/2 on, else cut below
@@ -51,7 +42,7 @@ cdef inline int find_contacts(const label_t* later, const label_t* earlier, Py_s
             for i in range(8):
                 contacts[found] = x + i
                 found += marks[x + i]
-            EMCORE_PREFETCH(values + x * value_stride)
+            prefetch(values + x * value_stride)
         x += 8
     return found
 
@@ -242,14 +233,12 @@ def capacity(EdgeTable table):
 
 def collect_bins(EdgeTable table, int64_t[::1] numbers, int64_t[::1] bins, int64_t[::1] counts):
     """Fills in (record number, bin, count) for every bin of a table that is not empty."""
-    cdef size_t slot
+    cdef Entry bin
     cdef int64_t i = 0
     with nogil:
-        for slot in range(table.bin_keys.size()):
-            if table.bin_keys[slot]:
-                numbers[i] = (table.bin_keys[slot] - 1) // BINS
-                bins[i] = (table.bin_keys[slot] - 1) % BINS
-                counts[i] = table.bin_counts[slot]
+        for bin in table.bins:
+            if taken(bin):
+                numbers[i], bins[i], counts[i] = bin.key // BINS, bin.key % BINS, bin.count
                 i += 1
 
 

@@ -28,47 +28,40 @@ cdef enum:
 
 cdef struct Entry:
     uint64_t key
-    int64_t place  # -1: free
+    int64_t number  # of the key in order of first appearance, from 1; 0: a free place
 
 
-cdef inline int64_t slot_of(const vector[Entry]& entries, uint64_t key) noexcept nogil:
-    """Where key is, or the free entry where it belongs (open addressing, never more than half full)."""
-    cdef uint64_t mask = entries.size() - 1
+cdef inline bint taken(const Entry& entry) noexcept nogil:
+    return entry.number != 0
+
+
+cdef inline bint same(const Entry& entry, const Entry& other) noexcept nogil:
+    return entry.key == other.key
+
+
+cdef inline uint64_t home(const Entry& entry) noexcept nogil:
     # the upper half folded in first: ids that are multiples of a large power of two (blocks) would all meet
-    cdef uint64_t slot = (((key ^ (key >> 32)) * <uint64_t>0x9E3779B97F4A7C15) >> 32) & mask
-    while entries[slot].place >= 0 and entries[slot].key != key:
-        slot = (slot + 1) & mask
-    return <int64_t>slot
+    return mix(entry.key ^ (entry.key >> 32))
 
 
-cdef int reserve(vector[Entry]& entries, const vector[uint64_t]& keys, size_t number) except -1 nogil:
-    """Makes room for number keys and enters those there are, each at its place."""
-    cdef size_t size = 64, place
-    cdef Entry entry
-    while size < 2 * number:
-        size *= 2
-    entry.key = 0
-    entry.place = -1
-    entries.clear()
-    entries.resize(size, entry)
-    for place in range(keys.size()):
-        entry.key = keys[place]
-        entry.place = <int64_t>place
-        entries[slot_of(entries, entry.key)] = entry
-    return 0
+include "table.pxi"
 
 
-cdef inline int64_t place_of(vector[Entry]& entries, vector[uint64_t]& keys, uint64_t key) except -1 nogil:
-    """The place of key among the keys, appended if it is new."""
-    cdef int64_t slot = slot_of(entries, key), place = entries[slot].place
-    if place < 0:
-        place = <int64_t>keys.size()
-        entries[slot].key = key
-        entries[slot].place = place
-        keys.push_back(key)
-        if 2 * keys.size() > entries.size():
-            reserve(entries, keys, 2 * keys.size())
-    return place
+cdef int64_t append(vector[Entry]& table, vector[uint64_t]& keys, uint64_t key) except -1 nogil:
+    """Appends a key that is new; its number."""
+    cdef int64_t number
+    keys.push_back(key)
+    number = <int64_t>keys.size()
+    if 2 * keys.size() > table.size():
+        resize_table(table, 4 * table.size())
+    place_of(table.data(), table.size(), Entry(key, 0))[0] = Entry(key, number)
+    return number
+
+
+cdef inline int64_t number_of(vector[Entry]& table, vector[uint64_t]& keys, uint64_t key) except -1 nogil:
+    """The number of key, which is appended to the keys if it is new."""
+    cdef int64_t number = place_of(table.data(), table.size(), Entry(key, 0)).number
+    return number if number else append(table, keys, key)
 
 
 cdef inline int64_t find_ends(const label_t* row, int64_t length, int32_t* ends) noexcept nogil:
@@ -108,7 +101,7 @@ def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
 
     Fills out with each voxel's place among them, unless out is empty.
     """
-    cdef vector[Entry] entries
+    cdef vector[Entry] table
     cdef vector[uint64_t] keys
     cdef vector[int64_t] counts
     cdef int64_t p, z, y, x, k, start, stop, place, runs, length, nx = labels.shape[2]
@@ -119,9 +112,9 @@ def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
     cdef const label_t* row
     cdef out_t* target = NULL
     with nogil:
-        keys.push_back(0)
+        table.resize(64)
+        number_of(table, keys, 0)
         counts.push_back(0)
-        reserve(entries, keys, 1)
         for p in range(labels.shape[0] * labels.shape[1] * pieces):
             x = p % pieces * PIECE
             y = p // pieces % labels.shape[1]
@@ -134,7 +127,7 @@ def number(const label_t[:, :, :] labels, out_t[:, :, ::1] out, uint64_t limit):
             start = 0
             for k in range(runs):
                 stop = ends[k]
-                place = place_of(entries, keys, row[start])
+                place = number_of(table, keys, row[start]) - 1
                 if place == <int64_t>counts.size():
                     counts.push_back(0)
                 counts[place] += stop - start
@@ -170,17 +163,19 @@ def renumber(out_t[:, :, ::1] out, const int64_t[::1] places):
 cdef class Lookup:
     """A table from old labels to new ones; `conflict` is an old label that was given two new ones, or None."""
 
-    cdef vector[Entry] entries
+    cdef vector[Entry] table
     cdef vector[uint64_t] keys
     cdef vector[uint64_t] values
     cdef readonly object conflict
 
     def __init__(self, const uint64_t[:] old, const uint64_t[:] new):
-        cdef int64_t i, place, bad = -1
+        cdef int64_t i, place, bad = -1, places = 64
         with nogil:
-            reserve(self.entries, self.keys, old.shape[0])
+            while places < 2 * old.shape[0]:
+                places *= 2
+            self.table.resize(places)
             for i in range(old.shape[0]):
-                place = place_of(self.entries, self.keys, old[i])
+                place = number_of(self.table, self.keys, old[i]) - 1
                 if place == <int64_t>self.values.size():
                     self.values.push_back(new[i])
                 elif self.values[place] != new[i]:
@@ -215,9 +210,9 @@ def remap(const label_t[:, :, :] labels, out_t[:, :, ::1] out, Lookup table, int
             for k in range(runs):
                 stop = ends[k]
                 value = row[start]
-                place = table.entries[slot_of(table.entries, value)].place
-                if place >= 0:
-                    value = table.values[place]
+                place = place_of(table.table.data(), table.table.size(), Entry(value, 0)).number
+                if place > 0:
+                    value = table.values[place - 1]
                 elif missing == FIND_MISSING:
                     lost = value
                     found = True

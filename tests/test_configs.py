@@ -13,6 +13,7 @@ from emcore.data.augment import augment_batch, check_augment, margin
 from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.optimizer import build_optimizer
 from emcore.engine.steps import Masked, Supervised
+from emcore.errors import InputError
 from emcore.settings import READS, Settings
 from emcore.smoke import reduced
 
@@ -50,6 +51,15 @@ def test_the_commands_of_the_readme_name_settings_that_exist():
                  and not word.startswith("--")]
     assert overrides
     config.load(Settings, ROOT / "configs" / "demo.toml", overrides)
+
+
+def test_a_path_from_before_recipes_had_folders_says_where_the_recipe_is():
+    moved = [path for path in SHIPPED if path.parent.name != "configs"]
+    assert len(moved) == len(SHIPPED) - 1
+    for path in moved:
+        with pytest.raises(InputError) as error:
+            config.load(Settings, ROOT / "configs" / path.name)
+        assert str(error.value) == f"no config file {ROOT / 'configs' / path.name}; of that name there is {path}"
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError, run_command
-from emcore.volumes import download, prepare
+from emcore.systems.dbmim import prepare
+from emcore.volumes import download
 from emcore.volumes.download import SOURCES, Source, check_address, fetch, main, unpack
 
 CONTENT = bytes(range(256)) * 9000

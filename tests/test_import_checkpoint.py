@@ -256,7 +256,7 @@ def test_the_published_finetuned_net_predicts_as_it_is(tmp_path):
     loaded = load_model(tmp_path / "finetuned_latest.pt")
     assert len(loaded.state_dict()) == 214
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.state_dict().items())
-    assert checkpoint.step_of(checkpoint.read(tmp_path / "finetuned_latest.pt")) == 12_000
+    assert checkpoint.step_of(translated(checkpoint.read(tmp_path / "finetuned_latest.pt"))) == 12_000
 
 
 @pytest.mark.parametrize("architecture, tensors", [("paper_unetr", 192), ("unetr", 124), ("mae_head", 79)])

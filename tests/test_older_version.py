@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from emcore import config, record, results
-from emcore.engine import checkpoint, mode
+from emcore.engine import checkpoint
+from emcore.engine.arithmetic.machine import surroundings
 from emcore.settings import Settings
 from emcore.settings.decode import AffinityDecode
 from emcore.settings.model import MaskedAutoencoderModel, RSUNetModel
@@ -56,7 +57,7 @@ def test_training_is_done_or_resumes_to_the_same_checkpoint(place):
     assert "step 4 of 6" in done.stdout
     now = checkpoint.read(newest)
     assert (now["step"], now["rng"]) == (was["step"], was["rng"])
-    here = mode.surroundings()
+    here = surroundings()
     stored = json.loads((place / "outputs/older/arithmetic.json").read_text())
     same = all(here[name] == stored[name] for name in ("torch", "processor"))
     before, after = dict(tensors(was)), dict(tensors(now))

@@ -15,7 +15,7 @@ from emcore import config
 from emcore.data.sources import open_sources
 from emcore.errors import run_command
 from emcore.settings.data import Data
-from emcore.volumes import prepare
+from emcore.systems.dbmim import prepare
 
 tifffile = pytest.importorskip("tifffile", reason="TIFF needs tifffile")
 

@@ -7,6 +7,8 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -14,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from emcore import config, record
+from emcore import config, record, results
 from emcore.engine import checkpoint
-from emcore.errors import run_command
+from emcore.errors import InputError, run_command
 from emcore.models.build import build_model
 from emcore.report import main as report
 from emcore.settings import Settings
@@ -153,6 +155,27 @@ def test_other_settings_of_decode_decode_the_stored_prediction_again_and_say_why
     run("infer.py", "--cut", "0.5")
     assert np.array_equal(values(place / "test_im_labels_0.5.h5", "labels"), first)
     assert open_volume(place / "test_im_labels_0.5.h5", "labels").attrs["record"]["decode"]["threshold"] == 0.5
+
+
+def test_another_cut_finds_its_results_by_the_name_of_the_checkpoint_and_reads_no_weights(place):
+    settings, place = config.load(Settings, "run.toml"), place.relative_to(Path.cwd())
+    run_folder = place.parent
+    with pytest.raises(InputError, match=r"has no results: run infer\.py first"):
+        results.of_checkpoint(settings, "")
+    with pytest.raises(InputError, match=r"best\.json names no checkpoint that is there: name the folder"):
+        results.of_checkpoint(settings, "best")
+    place.mkdir()
+    (run_folder / "best.json").write_text('{"monitor": "loss/val", "best": [[3, 0.1], [7, 0.2]]}')  # 3 is deleted
+    named = {"": place, "best": place, str(run_folder / "checkpoints" / "step_000000007.pt"): place,
+             "elsewhere/net.pt": Path("outputs/tiny_weights=net")}
+    assert {choice: results.of_checkpoint(settings, choice) for choice in named} == named
+    code = ("import runpy, sys; sys.modules['torch'] = None\nfrom emcore.errors import run_command\n"
+            f"sys.exit(run_command(runpy.run_path({str(ROOT / 'infer.py')!r})['main'], sys.argv[1:]))")
+    for more, told in (((), "this command needs torch, which is not installed here: pip install torch"),
+                       (("--cut", "0.5"), f"there is no {named['']}/test_im_labels.h5: run infer.py without --cut")):
+        done = subprocess.run([sys.executable, "-c", code, "--cfg", "run.toml", *more], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert (done.returncode, told in done.stderr) == (2, True), done.stderr
 
 
 def test_labels_of_a_prediction_that_was_replaced_are_made_again_or_refused(place):

@@ -1,5 +1,6 @@
 """Limits of numbers in settings, for the __post_init__ of their dataclasses."""
 
+from collections.abc import Callable
 from typing import Any
 
 from emcore.errors import InputError
@@ -20,6 +21,16 @@ def above(limit: float, table: Any, *names: str) -> None:
 
 def within(low: float, high: float, table: Any, *names: str) -> None:
     _check(table, names, lambda number: low <= number <= high, f"between {low} and {high}")
+
+
+def parsed(table: Any, name: str, parse: Callable[[Any], Any]) -> None:
+    """Refuses a setting that a parser refuses; of a list every entry counts."""
+    value = getattr(table, name)
+    for one in value if isinstance(value, tuple) else [value]:
+        try:
+            parse(one)
+        except InputError as error:
+            raise WrongSetting(f"{name}: {error}") from None
 
 
 def _check(table: Any, names: tuple[str, ...], fits: Any, wanted: str) -> None:

@@ -250,8 +250,8 @@ def grid_of(config: Any) -> tuple[int, int, int] | None:
 
 
 def step_of(content: Mapping[str, Any]) -> int:
-    """How many steps a checkpoint was trained, under our name or that of published files."""
-    step = content.get("step", content.get("global_step", 0))
+    """How many steps a checkpoint was trained."""
+    step = content.get("step", 0)
     if not isinstance(step, int):
         raise InputError(f"the step of the checkpoint must be a whole number; it is a {type(step).__name__}")
     return step

@@ -18,7 +18,8 @@ from emcore.segment.fragments import watershed
 from emcore.segment.graph import RegionGraph, check_size, label_view, largest_label, measure, region_graph
 from emcore.segment.linking import LinkRule, link_sections
 from emcore.segment.merge_tree import MergeTree, cut, look_up
-from emcore.segment.slices import SEEDS, seeded_slices
+from emcore.segment.seeds import check_fragments
+from emcore.segment.slices import seeded_slices
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.segment.storage import (
     FRAGMENTS,
@@ -76,9 +77,8 @@ class Segmentation:
     def __init__(self, affs: np.ndarray | Affinities | None, *, low: float = 1e-4, high: float = 0.9999,
                  fragments: str | np.ndarray = "watershed", statistic: str | Statistic = "mean",
                  ties: str = "canonical", mask: np.ndarray | None = None, threads: int | None = None):
-        if isinstance(fragments, str) and fragments != "watershed" and fragments.partition("-")[0] not in SEEDS:
-            raise InputError(f"fragments must be watershed, {', '.join(SEEDS)}, the last four with a number after a "
-                             f"dash if wanted; got {fragments!r}")
+        if isinstance(fragments, str):
+            check_fragments(fragments)
         if ties not in ("canonical", "waterz"):
             raise InputError(f"ties must be 'canonical' or 'waterz'; got {ties!r}")
         parse_statistic(statistic)

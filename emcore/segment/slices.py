@@ -11,9 +11,8 @@ from emcore.kernels import sections
 from emcore.segment.affinities import Affinities, as_affinities
 from emcore.segment.arrays import as_array, as_numbers
 from emcore.segment.distance import distance_transform
+from emcore.segment.seeds import parse_seeds
 from emcore.threads import run_parallel, slabs, thread_count
-
-SEEDS = {"maxima_distance": 0.5, "minima": np.inf, "hminima": 0.1, "grid": 10.0}  # and what "-value" sets
 
 
 def slice_watershed(affs: np.ndarray | Affinities, *, boundary_threshold: float = 0.5,
@@ -112,14 +111,7 @@ def _later(affs: Affinities, axis: int, z: int) -> np.ndarray:
 
 def _seed_finder(seeds: str) -> Callable[[np.ndarray, np.ndarray], int]:
     """A function that writes the seeds of a boundary map into labels and returns their number."""
-    name, dash, text = str(seeds).partition("-")
-    try:
-        value = float(text) if dash else SEEDS[name]
-    except (KeyError, ValueError):
-        value = np.nan
-    if name not in SEEDS or np.isnan(value) or (name == "grid" and not (value >= 1 and value.is_integer())):
-        raise InputError(f"seeds must be one of {', '.join(SEEDS)}, with a number after a dash if wanted; "
-                         f"got {seeds!r}")
+    name, value = parse_seeds(seeds)
 
     def maxima_distance(boundary: np.ndarray, labels: np.ndarray) -> int:
         return sections.label_maxima(distance_transform(boundary < value, squared=True, threads=1), labels)

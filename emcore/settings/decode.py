@@ -3,9 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from emcore.config.checks import WrongSetting, above, at_least, within
+from emcore.config.checks import WrongSetting, above, at_least, parsed, within
+from emcore.segment.seeds import check_fragments
+from emcore.segment.statistics import parse_statistic
 
 Triple = tuple[int, int, int]
+
+
+def check_three(channels: tuple[int, ...]) -> None:
+    if channels and (len(channels) != 3 or len(set(channels)) != 3 or min(channels) < 0):
+        raise WrongSetting("channels must be three different channels, those along z, y and x, or none; "
+                           f"got {list(channels)}")
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,12 @@ class AffinityDecode:
     link: Link | None = None  # join segments across sections in the end
 
     def __post_init__(self) -> None:
-        at_least(0, self, "channels", "dust_size", "remove_size")
+        check_three(self.channels)
+        at_least(0, self, "dust_size", "remove_size")
         within(0, 1, self, "threshold", "low", "high", "boundary", "dust_affinity")
         above(0, self, "temperature")
+        parsed(self, "fragments", check_fragments)
+        parsed(self, "statistic", parse_statistic)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,8 @@ class ConnectedDecode:
     remove_size: int = 0  # voxels under which what is left is removed
 
     def __post_init__(self) -> None:
-        at_least(0, self, "channels", "remove_size")
+        check_three(self.channels)
+        at_least(0, self, "remove_size")
         within(0, 1, self, "threshold", "thresholds")
         above(0, self, "temperature")
         if len(self.thresholds) not in (0, 3):

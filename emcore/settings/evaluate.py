@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from emcore.config.checks import WrongSetting, above, at_least, within
+from emcore.config.checks import WrongSetting, above, at_least, parsed, within
+from emcore.segment.statistics import parse_statistic
 
 Triple = tuple[int, int, int]
 
@@ -19,6 +20,7 @@ class Sweep:
     def __post_init__(self) -> None:
         within(0, 1, self, "thresholds")
         above(0, self, "temperatures")
+        parsed(self, "statistics", parse_statistic)
         if not self.thresholds:
             raise WrongSetting("thresholds must not be empty: every merge tree is scored at them")
 

@@ -1,1 +1,1 @@
-"""What is of dbMiM alone: the files of its evaluation, and its rehearsal of blocks."""
+"""What is of dbMiM alone: its data, its published checkpoints, the files of its evaluation, its rehearsal of blocks."""

@@ -17,7 +17,7 @@ SIZES = {"patch": ("patch_size", (4, 16, 16)), "width": ("embed_dim", 192), "dep
 
 
 def translated(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What was read from a checkpoint, with a config of ours if dbMiM wrote it; a net without a head was pretrained."""
+    """What was read from a checkpoint, with our config and step if dbMiM wrote it; other nets were pretrained."""
     config = content.get("config")
     if not is_published(config):
         return dict(content)
@@ -30,7 +30,8 @@ def translated(content: Mapping[str, Any]) -> dict[str, Any]:
     table = {"name": found.split()[0] if found else "masked_autoencoder", "in_channels": model.get("in_channels", 1),
              "out_channels": model.get("out_channels", 3), "transformer": sizes}
     patch = model.get("volume_size") or (data.get("volume_size") if isinstance(data, Mapping) else None)
-    return {**content, "config": {"model": table, "data": {"patch": patch or (16, 64, 64)}}}
+    ours = {"model": table, "data": {"patch": patch or (16, 64, 64)}}
+    return {"step": content.get("global_step", 0), **content, "config": ours}
 
 
 def is_published(config: Any) -> bool:

@@ -12,8 +12,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import write_text
 from emcore.progress import Progress
+from emcore.systems.dbmim.fullem import prepare_full, told
 from emcore.volumes import create_volume, open_volume
-from emcore.volumes.fullem import prepare_full, told
 
 MANIFEST = "public_em_manifest.json"
 BLOCK_BYTES = 64 << 20
