@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 LOADED = ["numba", "h5py", "torch", "emcore.prediction.validation", "emcore.report.page", "emcore.engine.resume"]
@@ -26,6 +28,8 @@ def environment() -> dict[str, str]:
 def server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
+    with patch.dict(os.environ, environment()):  # torch reads the number of threads when it is imported
+        forkserver.ensure_running()
     return context
 
 

@@ -23,7 +23,7 @@ kind = "affinities"
 low = 0.1
 high = 0.9
 [tune.space]
-score = ["mean"]
+statistic = ["mean"]
 low = [0.1]
 high = [0.9]
 """
@@ -101,18 +101,25 @@ def test_the_core_and_its_commands_need_numpy_h5py_and_numba_alone(run, python, 
         assert "--cfg" in run("-m", "emcore", script, "--help")
 
 
-def test_a_stored_prediction_is_decoded_cut_scored_and_tuned(run, tmp_path):
+def test_a_stored_prediction_is_decoded_cut_scored_tuned_and_shown(run, tmp_path):
     truth = blocks()
     with h5py.File(tmp_path / "truth.h5", "w") as file:
         file["labels"] = truth
-    with h5py.File(tmp_path / "test_im_prediction.h5", "w") as file:
+    with h5py.File(tmp_path / "raw.h5", "w") as file:
+        file["raw"] = (truth * 37 % 200).astype(np.uint8)
+    results = Path("outputs", "made", "results_step=1")
+    (tmp_path / results).mkdir(parents=True)
+    with h5py.File(tmp_path / results / "test_im_prediction.h5", "w") as file:
         file["main"] = exact_affinities(truth)
         file["main"].attrs["offsets"] = np.array([[-1, 0, 0], [0, -1, 0], [0, 0, -1]])
     (tmp_path / "made.toml").write_text(CONFIG)
-    stored = ("--cfg", "made.toml", "--from", "test_im_prediction.h5")
-    run("-m", "emcore", "infer", *stored)
-    run("-m", "emcore", "infer", *stored, "--cut", "0.3")
-    with h5py.File(tmp_path / "test_im_labels.h5") as whole, h5py.File(tmp_path / "test_im_labels_0.3.h5") as other:
-        assert whole["labels"].shape == other["labels"].shape == truth.shape
-    run("-m", "emcore", "evaluate", *stored, "--tune")
-    assert (tmp_path / "best_params.toml").exists()
+    stored = ("--from", str(results / "test_im_prediction.h5"))
+    made = []
+    for script, *options in (("infer", *stored), ("infer", *stored, "--cut", "0.3"), ("infer", "--cut", "0.4"),
+                             ("evaluate",), ("evaluate", "--tune")):
+        run("-m", "emcore", script, "--cfg", "made.toml", *options)
+        made.append({path.name for path in (tmp_path / results).iterdir()})
+    for name, files in zip(("test_im_labels.h5", "test_im_labels_0.3.h5", "test_im_labels_0.4.h5", "scores.json",
+                            "best_params.toml"), made):
+        assert name in files
+    assert (tmp_path / "outputs" / "made" / "report.html").exists()
