@@ -19,7 +19,7 @@ FLOOR = {
     "config": GROUND,
     "settings": GROUND | {"config"},
     "volumes": GROUND | {"config"},
-    "synth": GROUND | {"config", "volumes"},
+    "synth": GROUND | {"config", "volumes", "segment"},
     "segment": GROUND | {"kernels", "config", "volumes"},
     "metrics": GROUND | {"kernels", "config", "volumes", "segment"},
 }
