@@ -168,7 +168,7 @@ def test_misaligned_sections_move_raw_and_labels_together():
 
 
 def test_the_parts_can_be_chosen():
-    t = synthesize((10, 48, 48), neurites=0, somata=0, synapses=0, noise=0.0)
+    t = synthesize((10, 48, 48), neurites=0, somata=0, synapses=0, defects=Defects(noise=0.0))
     assert t.neuron_ids.max() == 1
     assert not t.membranes.any()
     assert t.synapses == []

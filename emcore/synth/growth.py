@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emcore.cache import compiled
+from emcore.segment.components import connected_components
+from emcore.segment.distance import distance_transform
 
 GRID_NM = 20.0
 PAD = 6  # grid voxels around the volume, so that its faces cut the tissue like anything else
@@ -18,14 +20,25 @@ PIECE = 20.0  # length of a piece in grid voxels, at least three of its radii
 
 
 class Growth(NamedTuple):
-    """The grown tissue: piece numbers on the grid and the tubes that they came from."""
+    """Tissue as it grows: piece numbers on the grid and the tubes that they come from."""
 
-    grid: np.ndarray  # (z, y, x) int32 piece, 1.. everywhere
+    grid: np.ndarray  # (z, y, x) int32 piece, 1.. everywhere in the end
     parent: np.ndarray  # piece -> the piece it grew from, 0 for the first of a neuron
     neuron: np.ndarray  # piece -> neuron, 1..
     nodes: np.ndarray  # (n, 4) float32 z, y, x, radius in grid voxels, in the order of growth
     node_piece: np.ndarray  # (n,) int32
+    used: np.ndarray  # nodes and pieces there are so far
     somata: np.ndarray  # (m, 4) float32 z, y, x, radius
+
+
+class Tube(NamedTuple):
+    """The shape of a tube; lengths in grid voxels."""
+
+    radius: float
+    wander: float
+    swelling: float  # factor of a bouton, 1 = none
+    longest: float
+    head: float  # factor of the radius over the last third: a spine
 
 
 @compiled(None)
@@ -73,25 +86,22 @@ def _direction(rng):
 
 
 @compiled(None)
-def _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, heading, origin, owner, shape):
-    """The length of a tube grown from `start` until it leaves the grid, is stuck or long enough.
-
-    counts = nodes and pieces in use, both advanced. shape = radius, wander, swelling (factor of a bouton, 1 = none),
-    greatest length, head (factor of the radius over the last third: a spine).
-    """
-    base, wander, swelling, longest, head = shape[0], shape[1], shape[2], shape[3], shape[4]
+def _walk(growth, rng, start, heading, origin, owner, tube):
+    """The length of a tube grown from `start` until it leaves the grid, is stuck or long enough."""
+    grid, parent, neuron, nodes, node_piece, used, _ = growth
+    base, wander, swelling, longest, head = tube
     z, y, x = start[0], start[1], start[2]
     length = piece_length = 0.0
     drift = rng.standard_normal() * 0.2
     bouton_at = rng.exponential(60.0)
     bouton_length = 16.0 + 14.0 * rng.random()
     piece = 0
-    while length < longest and counts[0] < len(nodes) and counts[1] + 1 < len(parent):
+    while length < longest and used[0] < len(nodes) and used[1] + 1 < len(parent):
         if piece == 0 or piece_length > max(PIECE, 3.0 * base):
-            counts[1] += 1
-            parent[counts[1]] = origin if piece == 0 else piece
-            neuron[counts[1]] = owner
-            piece, piece_length = counts[1], 0.0
+            used[1] += 1
+            parent[used[1]] = origin if piece == 0 else piece
+            neuron[used[1]] = owner
+            piece, piece_length = used[1], 0.0
         wish = base * np.exp(drift)
         drift = 0.93 * drift + 0.09 * rng.standard_normal()
         if swelling > 1 and length > bouton_at:
@@ -118,58 +128,56 @@ def _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, heading, 
         if not (0 <= z < grid.shape[0] and 0 <= y < grid.shape[1] and 0 <= x < grid.shape[2]):
             break
         _paint(grid, z, y, x, radius, 0, piece)
-        nodes[counts[0]] = (z, y, x, radius)
-        node_piece[counts[0]] = piece
-        counts[0] += 1
+        nodes[used[0]] = (z, y, x, radius)
+        node_piece[used[0]] = piece
+        used[0] += 1
         length += step
         piece_length += step
     return length
 
 
 @compiled(None)
-def _branches(grid, parent, neuron, nodes, node_piece, counts, rng, first, owner, every, twig, shape):
+def _branches(growth, rng, first, owner, every, twig, tube):
     """Grow side branches from the nodes first.. of one neuron, one in `every` grid voxels of length."""
-    last = counts[0]
+    nodes = growth.nodes
+    last = growth.used[0]
     total = (last - first) * 1.2
     for _ in range(rng.poisson(total / every)):
         at = first + int(rng.random() * (last - first))
         base = nodes[at, 3]
-        side = shape.copy()
         if rng.random() < twig:
-            side[:] = (THINNEST, 0.25, 1.0, base + 14.0 + 26.0 * rng.random(), 1.6 + 1.6 * rng.random())
+            side = Tube(THINNEST, 0.25, 1.0, base + 14.0 + 26.0 * rng.random(), 1.6 + 1.6 * rng.random())
         else:
-            side[0] = max(THINNEST, base * (0.5 + 0.4 * rng.random()))
-        _walk(grid, parent, neuron, nodes, node_piece, counts, rng, nodes[at, :3].astype(np.float64), _direction(rng),
-              node_piece[at], owner, side)
+            side = Tube(max(THINNEST, base * (0.5 + 0.4 * rng.random())), *tube[1:])
+        _walk(growth, rng, nodes[at, :3].astype(np.float64), _direction(rng), growth.node_piece[at], owner, side)
 
 
 @compiled(None)
-def _neurite(grid, parent, neuron, nodes, node_piece, counts, rng, owner, shape, grain, every, twig):
+def _neurite(growth, rng, owner, tube, grain, every, twig):
     """Whether a neurite of this shape found a place: both ways from a free voxel, along `grain` if not zero."""
-    size = grid.shape
-    before_nodes, before_pieces = counts[0], counts[1]
+    grid, nodes, used = growth.grid, growth.nodes, growth.used
+    before_nodes, before_pieces = used[0], used[1]
     start = np.empty(3)
     found = False
     for attempt in range(60):
         for axis in range(3):
-            start[axis] = rng.random() * (size[axis] - 1)
-        room = max(THINNEST, shape[0] * 0.97**attempt) + CLEARANCE
-        if _free(grid, start[0], start[1], start[2], room, 0, parent):
+            start[axis] = rng.random() * (grid.shape[axis] - 1)
+        room = max(THINNEST, tube.radius * 0.97**attempt) + CLEARANCE
+        if _free(grid, start[0], start[1], start[2], room, 0, growth.parent):
             found = True
             break
     if not found:
         return False
     heading = grain + _direction(rng) * 0.45 if (grain**2).sum() > 0 else _direction(rng)
-    length = _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, heading, 0, owner, shape)
-    if counts[0] > before_nodes:
-        root = before_pieces + 1
-        length += _walk(grid, parent, neuron, nodes, node_piece, counts, rng, start, -heading, root, owner, shape)
-        _branches(grid, parent, neuron, nodes, node_piece, counts, rng, before_nodes, owner, every, twig, shape)
+    length = _walk(growth, rng, start, heading, 0, owner, tube)
+    if used[0] > before_nodes:
+        length += _walk(growth, rng, start, -heading, before_pieces + 1, owner, tube)
+        _branches(growth, rng, before_nodes, owner, every, twig, tube)
     if length < 16.0:  # 320 nm: crumbs are not neurites
-        for node in range(before_nodes, counts[0]):
-            for piece in range(before_pieces + 1, counts[1] + 1):
+        for node in range(before_nodes, used[0]):
+            for piece in range(before_pieces + 1, used[1] + 1):
                 _paint(grid, nodes[node, 0], nodes[node, 1], nodes[node, 2], nodes[node, 3], piece, 0)
-        counts[0], counts[1] = before_nodes, before_pieces
+        used[0], used[1] = before_nodes, before_pieces
         return False
     return True
 
@@ -211,77 +219,38 @@ def _spread(grid, until):
     return free
 
 
-@compiled(None)
-def _pockets(grid, parent, neuron, counts, owner, smallest):
-    """The last neuron after each large pocket of free space became a neuron of its own (irregular, like glia)."""
-    depth, height, width = grid.shape
-    queue = np.empty(grid.size, np.int64)
-    for seed in range(grid.size):
-        if grid[seed // (height * width), seed // width % height, seed % width] != 0 or counts[1] + 1 >= len(parent):
-            continue
-        piece = counts[1] + 1
-        queue[0] = seed
-        grid[seed // (height * width), seed // width % height, seed % width] = piece
-        begin, stop = 0, 1
-        while begin < stop:
-            i, j, k = queue[begin] // (height * width), queue[begin] // width % height, queue[begin] % width
-            begin += 1
-            for a, b, c in ((i - 1, j, k), (i + 1, j, k), (i, j - 1, k), (i, j + 1, k), (i, j, k - 1), (i, j, k + 1)):
-                if 0 <= a < depth and 0 <= b < height and 0 <= c < width and grid[a, b, c] == 0:
-                    grid[a, b, c] = piece
-                    queue[stop] = (a * height + b) * width + c
-                    stop += 1
-        if stop >= smallest:
-            owner += 1
-            counts[1] = piece
-            parent[piece], neuron[piece] = 0, owner
-        else:
-            for at in range(stop):
-                grid[queue[at] // (height * width), queue[at] // width % height, queue[at] % width] = -1
-    for seed in range(grid.size):
-        i, j, k = seed // (height * width), seed // width % height, seed % width
-        if grid[i, j, k] == -1:
-            grid[i, j, k] = 0
-    return owner
+def _pockets(growth: Growth, owner: int, smallest: int, threads: int) -> None:
+    """Make each large pocket of free space a neuron of its own behind `owner` (irregular, like glia)."""
+    pockets = connected_components(growth.grid == 0, threads=threads)
+    pieces = int(growth.used[1]) + 1
+    large = np.flatnonzero(np.bincount(pockets.ravel())[1:] >= smallest)[: len(growth.parent) - pieces] + 1
+    names = np.zeros(int(pockets.max()) + 1, np.int32)
+    names[large] = np.arange(pieces, pieces + len(large))
+    np.add(growth.grid, names[pockets], out=growth.grid)
+    growth.parent[names[large]] = 0
+    growth.neuron[names[large]] = np.arange(owner + 1, owner + 1 + len(large))
+    growth.used[1] += len(large)
 
 
-@compiled(None)
-def rooms(grid, neuron, nodes, most):
+def rooms(growth: Growth, most: float, threads: int) -> np.ndarray:
     """For each node the radius in grid voxels of the largest ball around it within its neuron, at most `most`."""
-    result = np.zeros(len(nodes))
-    depth, height, width = grid.shape
-    for n in range(len(nodes)):
-        i, j, k = int(nodes[n, 0] + 0.5), int(nodes[n, 1] + 0.5), int(nodes[n, 2] + 0.5)
-        if not (0 <= i < depth and 0 <= j < height and 0 <= k < width):
-            continue
-        own = neuron[grid[i, j, k]]
-        nearest = most * most
-        reach = int(most)
-        shell = 1
-        while shell <= reach and shell * shell <= nearest:  # cubes of growing size: most nodes need only small ones
-            for a in range(max(0, i - shell), min(depth, i + shell + 1)):
-                for b in range(max(0, j - shell), min(height, j + shell + 1)):
-                    inner = abs(a - i) < shell and abs(b - j) < shell
-                    for c in range(max(0, k - shell), min(width, k + shell + 1)):
-                        if inner and abs(c - k) < shell:
-                            continue
-                        away = (a - i) ** 2 + (b - j) ** 2 + (c - k) ** 2
-                        if away < nearest and neuron[grid[a, b, c]] != own:
-                            nearest = away
-            shell += 1
-        result[n] = np.sqrt(nearest) - 0.5
+    squared = distance_transform(growth.neuron[growth.grid], squared=True, threads=threads)
+    at = np.floor(growth.nodes[:, :3].astype(np.float64) + 0.5).astype(int)
+    inside = ((at >= 0) & (at < growth.grid.shape)).all(1)
+    result = np.zeros(len(at))
+    result[inside] = np.sqrt(np.minimum(squared[tuple(at[inside].T)].astype(np.float64), most * most)) - 0.5
     return result
 
 
-def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator) -> Growth:
+def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator, threads: int) -> Growth:
     """Tissue that fills a box of extent_nm (z, y, x) with `neurites` trees of tubes and `somata` cell bodies."""
     size = tuple(int(np.ceil(length / GRID_NM)) + 2 * PAD for length in extent_nm)
     grid = np.zeros(size, np.int32)
     capacity = grid.size // 30 + 5000
-    nodes, node_piece = np.zeros((capacity, 4), np.float32), np.zeros(capacity, np.int32)
-    parent, neuron = np.zeros(capacity, np.int32), np.zeros(capacity, np.int32)
-    counts = np.zeros(2, np.int64)
-    state = (grid, parent, neuron, nodes, node_piece, counts, rng)
+    growth = Growth(grid, np.zeros(capacity, np.int32), np.zeros(capacity, np.int32),
+                    np.zeros((capacity, 4), np.float32), np.zeros(capacity, np.int32), np.zeros(2, np.int64),
+                    np.zeros((0, 4), np.float32))
+    used = growth.used
     owner, bodies = 0, []
 
     for _ in range(somata):  # centred near a face: whole cell bodies are larger than most volumes
@@ -290,11 +259,11 @@ def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator)
         axis = rng.integers(3)
         centre[axis] = rng.choice([0.1, 0.9]) * size[axis]
         owner += 1
-        counts[1] += 1
-        piece = int(counts[1])
-        neuron[piece] = owner
-        if not _free(grid, *centre, radius + CLEARANCE, piece, parent):
-            counts[1] -= 1
+        used[1] += 1
+        piece = int(used[1])
+        growth.neuron[piece] = owner
+        if not _free(grid, *centre, radius + CLEARANCE, piece, growth.parent):
+            used[1] -= 1
             owner -= 1
             continue
         _paint(grid, *centre, radius, 0, piece)
@@ -302,11 +271,11 @@ def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator)
         for _ in range(4):
             way = rng.standard_normal(3)
             way /= np.linalg.norm(way)
-            shape = np.array([radius * 0.25, 0.08, 1.0, 400.0, 1.0])
-            first = int(counts[0])
-            _walk(*state, centre + way * radius * 0.85, way, piece, owner, shape)
-            if counts[0] > first:
-                _branches(*state, first, owner, 25.0, 0.8, shape)
+            tube = Tube(radius * 0.25, 0.08, 1.0, 400.0, 1.0)
+            first = int(used[0])
+            _walk(growth, rng, centre + way * radius * 0.85, way, piece, owner, tube)
+            if used[0] > first:
+                _branches(growth, rng, first, owner, 25.0, 0.8, tube)
 
     grains = np.stack([way / np.linalg.norm(way) for way in rng.standard_normal((3, 3))])
     misses = 0
@@ -314,13 +283,13 @@ def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator)
         share = rng.random()
         grain = grains[rng.integers(3)] if rng.random() < 0.6 else np.zeros(3)
         if share < 0.03:  # dendrites: thick, straight, spiny
-            shape, every, twig = np.array([rng.uniform(8, 15), 0.06, 1.0, 1e9, 1.0]), 22.0, 0.85
+            tube, every, twig = Tube(rng.uniform(8, 15), 0.06, 1.0, 1e9, 1.0), 22.0, 0.85
         elif share < 0.5:  # axons: with boutons
             radius, bouton = rng.lognormal(np.log(3.6), 0.3), rng.uniform(1.5, 2.6)
-            shape, every, twig = np.array([radius, 0.12, bouton, 1e9, 1.0]), 70.0, 0.5
+            tube, every, twig = Tube(radius, 0.12, bouton, 1e9, 1.0), 70.0, 0.5
         else:  # thin processes between the others
-            shape, every, twig = np.array([rng.uniform(THINNEST, 3.0), 0.2, 1.5, 1e9, 1.0]), 50.0, 0.3
-        if _neurite(*state, owner + 1, shape, grain, every, twig):
+            tube, every, twig = Tube(rng.uniform(THINNEST, 3.0), 0.2, 1.5, 1e9, 1.0), 50.0, 0.3
+        if _neurite(growth, rng, owner + 1, tube, grain, every, twig):
             owner += 1
             neurites -= 1
             misses = 0
@@ -328,8 +297,9 @@ def grow(extent_nm: tuple, neurites: int, somata: int, rng: np.random.Generator)
             misses += 1
 
     _spread(grid, grid.size // 16)
-    _pockets(grid, parent, neuron, counts, owner, 300)
+    _pockets(growth, owner, 300, threads)
     _spread(grid, 0)
-    used, pieces = int(counts[0]), int(counts[1]) + 1
-    return Growth(grid, parent[:pieces].copy(), neuron[:pieces].copy(), nodes[:used].copy(), node_piece[:used].copy(),
-                  np.array(bodies, np.float32).reshape(-1, 4))
+    nodes, pieces = int(used[0]), int(used[1]) + 1
+    return growth._replace(parent=growth.parent[:pieces].copy(), neuron=growth.neuron[:pieces].copy(),
+                           nodes=growth.nodes[:nodes].copy(), node_piece=growth.node_piece[:nodes].copy(),
+                           somata=np.array(bodies, np.float32).reshape(-1, 4))

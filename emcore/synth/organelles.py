@@ -28,11 +28,11 @@ class Organelles(NamedTuple):
     points: np.ndarray  # (m, 3) float32 nm
 
 
-def nodes_nm(growth: Growth) -> np.ndarray:
+def nodes_nm(growth: Growth, threads: int) -> np.ndarray:
     """Places of all tube nodes in nm from the corner of the volume, and how far the next neuron is from there."""
     nodes = growth.nodes.astype(np.float64) * GRID_NM
     nodes[:, :3] += (0.5 - PAD) * GRID_NM
-    nodes[:, 3] = rooms(growth.grid, growth.neuron, growth.nodes, WIDEST) * GRID_NM
+    nodes[:, 3] = rooms(growth, WIDEST, threads) * GRID_NM
     return nodes
 
 
@@ -176,11 +176,12 @@ def _shade(kind, inside, z, y, x, grain):
 
 
 @compiled(None)
-def draw(which, kind, owner, radius, grain, first, points, ids, depths, resolution, dark, mitochondria, distance):
+def draw(which, organelles, ids, depths, resolution, dark, mitochondria, distance):
     """Draw the organelles `which` over the darkness of one section, and number the mitochondria.
 
     depths: z in nm of the optical slices. distance: scratch, (slices, y, x) float32 full of FAR, and left so.
     """
+    kind, owner, radius, grain, first, points = organelles
     slices, height, width = distance.shape
     for n in which:
         r = radius[n]

@@ -5,9 +5,12 @@ votes owns it; the lead over the runner-up is a smooth function of the distance 
 table turns into nm. So surfaces are smooth at any resolution, and borders are exact where labels change.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
 from emcore.cache import compiled
+from emcore.segment.components import connected_components
 from emcore.synth.growth import GRID_NM, PAD, Growth, joined
 from emcore.threads import run_parallel
 
@@ -17,13 +20,20 @@ DEPTH_NM = 20.0  # electrons see at least this deep, however thin the section
 LEADS = 1024  # entries of the distance table
 
 
-def spline_weights(voxels: int, voxel_nm: float, shift_nm: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """The first of four grid voxels around each voxel centre along one axis, and their four weights."""
+class Spline(NamedTuple):
+    """For each voxel along one axis the first of four grid voxels around its centre, and their four weights."""
+
+    first: np.ndarray
+    weights: np.ndarray
+
+
+def spline(voxels: int, voxel_nm: float, shift_nm: float = 0.0) -> Spline:
+    """The Spline of an axis of the volume, which may be shifted along it."""
     at = ((np.arange(voxels) + 0.5) * voxel_nm + shift_nm) / GRID_NM - 0.5 + PAD
     first = np.floor(at).astype(np.int64)
     t = at - first
     weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], 1) / 6
-    return first - 1, weights.astype(np.float32)
+    return Spline(first - 1, weights.astype(np.float32))
 
 
 def distance_table() -> np.ndarray:
@@ -48,8 +58,10 @@ def membrane_profile(distance_nm: np.ndarray) -> np.ndarray:
 
 
 @compiled(None)
-def _section(grid, parent, neuron, darkness, rows, row_weights, columns, column_weights, first, weights, ids, share):
+def _section(growth, darkness, along_y, along_x, first, weights, ids, share):
     """Vote one optical slice: ids where given (non-empty), and 255 * darkness added into share."""
+    grid, parent, neuron = growth.grid, growth.parent, growth.neuron
+    (rows, row_weights), (columns, column_weights) = along_y, along_x
     height, width = share.shape
     span = grid.shape[2]
     found = np.zeros(span, np.int64)  # pieces among the 4 x 4 voxels above each grid x, and their summed weights
@@ -140,117 +152,65 @@ def vote(growth: Growth, shape: tuple, resolution: tuple, threads: int) -> tuple
     """Neuron of every voxel (uint32) and its membrane coverage (uint8, 255 = all of it is membrane)."""
     offsets = slice_offsets(resolution[0])
     slices = len(offsets)
-    rows, row_weights = spline_weights(shape[1], resolution[1])
-    columns, column_weights = spline_weights(shape[2], resolution[2])
+    rows, columns = spline(shape[1], resolution[1]), spline(shape[2], resolution[2])
     darkness = (membrane_profile(distance_table()) * 255 / slices).astype(np.float32)
     ids, membrane = np.empty(shape, np.uint32), np.empty(shape, np.uint8)
     nothing = np.empty((0, 0), np.uint32)
-    depths = [spline_weights(shape[0], resolution[0], offset) for offset in offsets]
+    depths = [spline(shape[0], resolution[0], offset) for offset in offsets]
 
     def one(z: int) -> None:
         share = np.zeros(shape[1:], np.float32)
         for s, (first, weights) in enumerate(depths):
-            _section(growth.grid, growth.parent, growth.neuron, darkness, rows, row_weights, columns, column_weights,
-                     first[z], weights[z], ids[z] if s == slices // 2 else nothing, share)
+            _section(growth, darkness, rows, columns, first[z], weights[z], ids[z] if s == slices // 2 else nothing,
+                     share)
         membrane[z] = share + 0.5
     run_parallel(one, [(z,) for z in range(shape[0])], threads)
     return ids, membrane
 
 
-@compiled(None)
-def _root(up, a):
-    while up[a] != a:
-        up[a] = up[up[a]]
-        a = up[a]
-    return a
+def _contacts(objects: np.ndarray, crumb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a crumb touches another object: (crumb, other), each pair once, in the order of the first contacts.
 
-
-@compiled(None)
-def _components(ids, smallest):
-    """Rewrite ids in place: every 6-connected object its own id, 1.. in raster order, crumbs given to a neighbour.
-
-    Returns the id that each new id had before. Works on runs along x.
+    Contacts are taken row by row: those along y first, then along z, then along x.
     """
-    depth, height, width = ids.shape
-    starts = np.empty(depth * height + 1, np.int64)
-    runs = 0
-    for i in range(depth):
-        for j in range(height):
-            starts[i * height + j] = runs
-            for k in range(width):
-                if k == 0 or ids[i, j, k] != ids[i, j, k - 1]:
-                    runs += 1
-    starts[depth * height] = runs
-    begin, end, value = np.empty(runs, np.int32), np.empty(runs, np.int32), np.empty(runs, np.uint32)
-    at = 0
-    for i in range(depth):
-        for j in range(height):
-            for k in range(width):
-                if k == 0 or ids[i, j, k] != ids[i, j, k - 1]:
-                    begin[at], value[at] = k, ids[i, j, k]
-                    at += 1
-                end[at - 1] = k + 1
-    up, size = np.arange(runs), np.zeros(runs, np.int64)
-    for crumbs_join in range(3):
-        # The first pass joins runs of one id; the others give what is still a crumb to its largest neighbour.
-        wish, contact = np.full(runs, -1), np.zeros(runs, np.int64)
-        for line in range(depth * height):
-            for back in (1, height):
-                if (back == 1 and line % height == 0) or line < back:
-                    continue
-                other = starts[line - back]
-                for run in range(starts[line], starts[line + 1]):
-                    while end[other] <= begin[run]:
-                        other += 1
-                    near = other
-                    while near < starts[line - back + 1] and begin[near] < end[run]:
-                        if crumbs_join == 0:
-                            if value[near] == value[run]:
-                                a, b = _root(up, near), _root(up, run)
-                                up[max(a, b)] = min(a, b)
-                        else:
-                            _weigh(up, size, wish, contact, near, run, smallest)
-                        near += 1
-            if crumbs_join:
-                for run in range(starts[line] + 1, starts[line + 1]):
-                    _weigh(up, size, wish, contact, run - 1, run, smallest)
-        if crumbs_join:
-            for run in range(runs):
-                if up[run] == run and size[run] < smallest and wish[run] >= 0:
-                    target = _root(up, wish[run])
-                    if target != run:
-                        value[run] = value[target]
-                        up[run] = target
-        size[:] = 0
-        for run in range(runs):
-            size[_root(up, run)] += end[run] - begin[run]
-    name = np.zeros(runs, np.uint32)
-    was = np.zeros(runs + 1, np.uint32)
-    names = 0
-    for run in range(runs):
-        root = _root(up, run)
-        if name[root] == 0:
-            names += 1
-            name[root] = names
-            was[names] = value[root]
-        name[run] = name[root]
-    for line in range(depth * height):
-        for run in range(starts[line], starts[line + 1]):
-            for k in range(begin[run], end[run]):
-                ids[line // height, line % height, k] = name[run]
-    return was[:names + 1].copy()
+    flat, width = objects.ravel(), objects.shape[2]
+    voxels = np.flatnonzero(crumb[flat])
+    places = np.unravel_index(voxels, objects.shape)
+    found = []
+    for kind, axis in enumerate((1, 0, 2)):
+        step = int(np.prod(objects.shape[axis + 1:]))
+        for side, inside in ((-step, places[axis] > 0), (step, places[axis] < objects.shape[axis] - 1)):
+            here = voxels[inside]
+            later = np.maximum(here, here + side)
+            found.append(((later // width * 3 + kind) * width + later % width, flat[here], flat[here + side]))
+    order, small, other = (np.concatenate(part) for part in zip(*found))
+    kept = np.flatnonzero(small != other)
+    kept = kept[np.argsort(order[kept], kind="stable")]
+    _, first = np.unique(np.stack([small[kept], other[kept]], 1), axis=0, return_index=True)
+    kept = kept[np.sort(first)]
+    return small[kept], other[kept]
 
 
-@compiled(None)
-def _weigh(up, size, wish, contact, a, b, smallest):
-    """Remember for each crumb the larger neighbour."""
-    a, b = _root(up, a), _root(up, b)
-    if a == b:
-        return
-    if size[a] < smallest and size[b] > contact[a]:
-        wish[a], contact[a] = b, size[b]
-    if size[b] < smallest and size[a] > contact[b]:
-        wish[b], contact[b] = a, size[a]
+def _join_crumbs(objects: np.ndarray, count: int, smallest: int) -> np.ndarray:
+    """The object that each of 0..count becomes part of: a crumb joins its largest neighbour, and what stays small too."""
+    size, up = np.bincount(objects.ravel(), minlength=count + 1), np.arange(count + 1)
+
+    def root(a: int) -> int:
+        while up[a] != a:
+            a = up[a]
+        return int(a)
+
+    small, other = _contacts(objects, size < smallest)
+    for _ in range(2):
+        wish: dict[int, int] = {}
+        top = np.array([root(a) for a in range(count + 1)])
+        size = np.bincount(top, size, count + 1)
+        for a, b in zip(top[small], top[other]):
+            if a != b and size[a] < smallest and (a not in wish or size[b] > size[wish[a]]):
+                wish[a] = b
+        for a in sorted(wish):
+            up[a] = root(wish[a])  # itself again where its neighbour has just joined it
+    return np.array([root(a) for a in range(count + 1)])
 
 
 @compiled(None)
@@ -269,9 +229,12 @@ def _seal(ids, membrane, level):
                         membrane[i, j, k] = max(membrane[i, j, k], level)
 
 
-def separate(ids: np.ndarray, membrane: np.ndarray, resolution: tuple) -> np.ndarray:
-    """The neuron of each id; ids and membrane are changed in place: every id 6-connected, every border sealed."""
+def separate(ids: np.ndarray, membrane: np.ndarray, resolution: tuple, threads: int) -> None:
+    """Change both in place: every id one 6-connected object, numbered in raster order, and every border sealed."""
     smallest = max(8, int(110**3 / np.prod(resolution)))  # voxels in a cube of 110 nm
-    was = _components(ids, smallest)
+    objects, count = connected_components(ids, 6, count=True, threads=threads)
+    top = _join_crumbs(objects, count, smallest)
+    _, first, names = np.unique(top[1:], return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first)) + 1
+    np.take(np.append(0, numbers[names]).astype(ids.dtype), objects, out=ids)
     _seal(ids, membrane, SEALED)
-    return was

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emcore.cache import compiled
+from emcore.segment.components import connected_components
 
 REACH_NM = 80.0  # how far from the cleft a synapse is looked at
 CLEFT_NM = 11.0  # half the thickness of a labelled cleft
@@ -42,52 +43,37 @@ def _meet(ids, start, way, resolution, reach_nm):
     return np.empty(0, np.int64)
 
 
+def _patch(before: np.ndarray, after: np.ndarray, centre: np.ndarray, radius_nm: float,
+           resolution: np.ndarray) -> np.ndarray:
+    """The voxels on both sides of the contact of two masks that hang together around `centre`."""
+    away = sum((((np.arange(n) - at) * nm) ** 2).reshape([-1 if a == axis else 1 for a in range(3)])
+               for axis, (n, at, nm) in enumerate(zip(before.shape, centre, resolution)))
+    touching = np.zeros(before.shape, bool)
+    for axis in range(3):
+        lower = tuple(slice(None, -1) if a == axis else slice(None) for a in range(3))
+        upper = tuple(slice(1, None) if a == axis else slice(None) for a in range(3))
+        meet = (before[lower] & after[upper]) | (after[lower] & before[upper])
+        touching[lower] |= meet
+        touching[upper] |= meet
+    touching &= away <= radius_nm**2
+    if not touching.any():
+        return touching
+    patches = connected_components(touching, 26, threads=1)
+    return patches == patches.flat[np.where(touching, away, np.inf).argmin()]
+
+
 @compiled(None)
-def _distance(box, pre, post, centre, radius_nm, resolution):
-    """The distance in nm of each voxel of a box to the faces between pre and post in one patch around `centre`."""
-    depth, height, width = box.shape
-    touching = np.zeros(box.shape, np.uint8)
-    nearest, seed = FAR, 0
-    for i in range(depth):
-        for j in range(height):
-            for k in range(width):
-                if box[i, j, k] != pre and box[i, j, k] != post:
-                    continue
-                away = (((i - centre[0]) * resolution[0]) ** 2 + ((j - centre[1]) * resolution[1]) ** 2
-                        + ((k - centre[2]) * resolution[2]) ** 2)
-                if away > radius_nm**2:
-                    continue
-                other = post if box[i, j, k] == pre else pre
-                if ((i and box[i - 1, j, k] == other) or (i + 1 < depth and box[i + 1, j, k] == other)
-                        or (j and box[i, j - 1, k] == other) or (j + 1 < height and box[i, j + 1, k] == other)
-                        or (k and box[i, j, k - 1] == other) or (k + 1 < width and box[i, j, k + 1] == other)):
-                    touching[i, j, k] = 1
-                    if away < nearest:
-                        nearest, seed = away, (i * height + j) * width + k
-    distance = np.full(box.shape, FAR, np.float32)
-    if nearest == FAR:
-        return distance
-    queue = np.empty(box.size, np.int64)
-    queue[0], stop, begin = seed, 1, 0
-    touching[seed // (height * width), seed // width % height, seed % width] = 2
-    while begin < stop:
-        i, j, k = queue[begin] // (height * width), queue[begin] // width % height, queue[begin] % width
-        begin += 1
-        for a in range(max(0, i - 1), min(depth, i + 2)):
-            for b in range(max(0, j - 1), min(height, j + 2)):
-                for c in range(max(0, k - 1), min(width, k + 2)):
-                    if touching[a, b, c] == 1:
-                        touching[a, b, c] = 2
-                        queue[stop] = (a * height + b) * width + c
-                        stop += 1
+def _distance(patch, before, resolution):
+    """The distance in nm of each voxel of a box to the faces between the two sides of a patch."""
+    depth, height, width = patch.shape
+    distance = np.full(patch.shape, FAR, np.float32)
     reach_z = int(REACH_NM / resolution[0]) + 1
     reach_y, reach_x = int(REACH_NM / resolution[1]) + 1, int(REACH_NM / resolution[2]) + 1
-    for at in range(stop):
-        i, j, k = queue[at] // (height * width), queue[at] // width % height, queue[at] % width
+    for i, j, k in np.argwhere(patch):
         for axis in range(3):
             a, b, c = i + (axis == 0), j + (axis == 1), k + (axis == 2)
-            if (a >= depth or b >= height or c >= width or touching[a, b, c] != 2
-                    or box[a, b, c] == box[i, j, k]):
+            if (a >= depth or b >= height or c >= width or not patch[a, b, c]
+                    or before[a, b, c] == before[i, j, k]):
                 continue
             for u in range(max(0, i - reach_z), min(depth, i + reach_z + 1)):
                 # half a section is taken off in depth: the label of a section stands for all of its thickness
@@ -137,8 +123,8 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
         corner = np.maximum(0, ((place - radius_nm - REACH_NM) / scale).astype(int))
         end = np.minimum(ids.shape, ((place + radius_nm + REACH_NM) / scale).astype(int) + 2)
         part = tuple(slice(a, b) for a, b in zip(corner, end))
-        distance = _distance(ids[part], np.uint32(pre), np.uint32(post), place / scale - corner - 0.5, radius_nm, scale)
         before, after = ids[part] == pre, ids[part] == post
+        distance = _distance(_patch(before, after, place / scale - corner - 0.5, radius_nm, scale), before, scale)
         cleft = (distance <= half_thickness) & (before | after)
         sides = (distance <= SIDE_NM) & (before | after)
         if min((cleft & before).sum(), (cleft & after).sum()) < least / 2 or polarity[part][distance < FAR].any():

@@ -23,6 +23,7 @@ class Defects:
     missing_sections: int = 0  # black in raw, with their labels kept
     misaligned_sections: int = 0  # places where sections jump: half of them one section only, half all that follow
     largest_shift: int = 12  # voxels in y and x; raw and labels move together, so nothing is lost but continuity
+    noise: float = 17.0  # standard deviation in grey values
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ class Tissue:
 
 
 def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, float] = (30.0, 6.0, 6.0), seed: int = 0, *,
-               neurites: int | None = None, somata: int | None = None, synapses: int | None = None, noise: float = 17.0,
+               neurites: int | None = None, somata: int | None = None, synapses: int | None = None,
                defects: Defects = Defects(), threads: int | None = None) -> Tissue:
     """Tissue of `shape` voxels; the same arguments give the same bytes, whatever the number of threads.
 
     Without misaligned sections every neuron id is one object connected through faces of voxels. `neurites` are grown
     (default 16 a cubic micron), `somata` placed (default 1 for 30 cubic microns) and at most `synapses` made (default
-    1.6 a cubic micron); noise is the standard deviation in grey values.
+    1.6 a cubic micron).
     """
     shape, resolution = _checked(shape, resolution, defects, neurites=neurites, somata=somata, synapses=synapses,
-                                 noise=noise, seed=seed)
+                                 seed=seed)
     margin = defects.largest_shift if defects.misaligned_sections else 0
     whole = (shape[0], shape[1] + 2 * margin, shape[2] + 2 * margin)
     extent = tuple(n * nm for n, nm in zip(whole, resolution))
@@ -62,10 +63,10 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     threads = thread_count(threads)
     rng = np.random.default_rng(seed)
 
-    growth = grow(extent, neurites, somata, rng)
+    growth = grow(extent, neurites, somata, rng, threads)
     ids, membranes = vote(growth, whole, resolution, threads)
-    separate(ids, membranes, resolution)
-    nodes = nodes_nm(growth)
+    separate(ids, membranes, resolution, threads)
+    nodes = nodes_nm(growth, threads)
     found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng)
     organelles = make_organelles(growth, nodes, ids, resolution, found, rng)
     start, which = by_section(organelles, whole[0], resolution[0])
@@ -79,9 +80,9 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
 
     def one(z: int) -> None:
         dark = np.maximum(membranes[z], stain[z]).astype(np.float32) / 255
-        draw(which[start[z]:start[z + 1]], *organelles, ids[z], (z + 0.5) * resolution[0] + offsets,
+        draw(which[start[z]:start[z + 1]], organelles, ids[z], (z + 0.5) * resolution[0] + offsets,
              np.array(resolution), dark, mitochondria[z], np.full((len(offsets), *whole[1:]), FAR, np.float32))
-        image = photograph(dark, tint[ids[z]], z, resolution, seed, noise)
+        image = photograph(dark, tint[ids[z]], z, resolution, seed, defects.noise)
         raw[z] = 0 if z in missing else _moved(image, shifts[z], margin)
     run_parallel(one, [(z,) for z in range(whole[0])], threads)
 
@@ -148,7 +149,7 @@ def _checked(shape: Sequence[int], resolution: Sequence[float], defects: Defects
     if not 0 <= defects.largest_shift <= min(shape[1:]) // 2:
         raise InputError(f"largest_shift must be 0 to {min(shape[1:]) // 2} voxels for shape {shape}; "
                          f"got {defects.largest_shift}")
-    for name, count in counts.items():
+    for name, count in (counts | {"noise": defects.noise}).items():
         if count is not None and count < 0:
             raise InputError(f"{name} must be 0 or more; got {count}")
     return shape, resolution
