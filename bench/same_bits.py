@@ -167,18 +167,21 @@ def of_table(path: Path) -> Iterator[tuple[str, str]]:
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
     kept = [number for number, name in enumerate(rows[0]) if not name.endswith(("seconds", "_sec", "per_sec"))]
+    rows[0] = [RENAMED.get(name, name) for name in rows[0]]
     lines = [[row[number] for number in kept if number < len(row)] for row in rows]
     yield "", hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:16]
 
 
 def of_parameters(path: Path) -> Iterator[tuple[str, str]]:
     table = tomllib.loads(path.read_text())["decode"]
-    for name in ("threshold", "score", "low", "high"):
+    table = {RENAMED.get(name, name): value for name, value in table.items()}
+    for name in ("threshold", "statistic", "low", "high"):
         yield name, repr(table.get(name))
 
 
 READERS = {"checkpoints/step_*.pt": of_checkpoint, "*.h5": of_hdf5, "scores.json": of_scores,
            "best_params.toml": of_parameters, "*.csv": of_table}
+RENAMED = {"score": "statistic"}  # columns and settings that older versions called otherwise
 CLOCKS = ("speed.csv", "scores.csv")  # the second says what scores.json says
 
 

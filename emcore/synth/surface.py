@@ -192,7 +192,7 @@ def _contacts(objects: np.ndarray, crumb: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _join_crumbs(objects: np.ndarray, count: int, smallest: int) -> np.ndarray:
-    """The object that each of 0..count becomes part of: a crumb joins its largest neighbour, and what stays small too."""
+    """The object that each of 0..count becomes part of: a crumb joins its largest neighbour, what stays small too."""
     size, up = np.bincount(objects.ravel(), minlength=count + 1), np.arange(count + 1)
 
     def root(a: int) -> int:
