@@ -337,8 +337,3 @@ def test_a_compiler_that_stumbles_costs_nothing_but_the_speed(monkeypatch, capsy
     found = predict(Blurred(), image, window=(4, 12, 12), infer=replace(infer, compile="on"), data=RAW)
     assert np.array_equal(found, expected)
     assert "not compiled: no compiler here\n" in capsys.readouterr().out
-
-
-def test_a_batch_below_zero_is_refused():
-    with pytest.raises(InputError, match=r"infer\.batch counts windows.*got -1"):
-        predict(Same(), np.zeros((4, 8, 8), np.uint8), window=(4, 8, 8), infer=Infer(batch=-1), data=RAW)

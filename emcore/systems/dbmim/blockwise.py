@@ -30,6 +30,7 @@ from emcore.prediction.streaming import predict
 from emcore.segment import Affinities
 from emcore.settings import Settings
 from emcore.settings.data import result_name
+from emcore.settings.decode import AffinityDecode
 from emcore.settings.target import affinity_offsets
 from emcore.systems.dbmim import published
 from emcore.systems.dbmim.sweep import (
@@ -169,6 +170,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.blockwise.halo=[0,0,0]")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    if not isinstance(settings.decode, AffinityDecode):
+        raise InputError(f"blockwise agglomerates affinities; decode.kind is {settings.decode.kind}")
     scored = [number for number, volume in enumerate(settings.data.test) if volume.label is not None]
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
