@@ -88,7 +88,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     """Whether the prediction is there at the end; if not, other processes are at work on it."""
     from emcore.engine.arithmetic.mode import Arithmetic
     from emcore.engine.arithmetic.prediction import comply, decide
-    from emcore.prediction import parts, predict
+    from emcore.prediction import Output, parts, predict
     from emcore.prediction.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]
@@ -107,10 +107,9 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     infer = replace(settings.infer, batch=decided.pop("batch"))
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
-    predict(comply(arithmetic, settings, model), volume, prediction, window=window, infer=infer, data=settings.data,
-            offsets=affinity_offsets(settings.target), arithmetic=arithmetic,
-            provenance={record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"],
-                        "step": plan["weights"]["step"]})
+    said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
+    predict(comply(arithmetic, settings, model), volume, Output(prediction, said), window=window, infer=infer,
+            data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
     if prediction.exists():
         print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
     return prediction.exists()
