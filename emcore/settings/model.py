@@ -108,6 +108,7 @@ class Net:
     name: str = ""  # the net
     in_channels: int = 1  # of the image
 
+    net: ClassVar[str] = ""  # its class in emcore/models, file.Class; nothing where it predicts nothing
     gives_probabilities: ClassVar[bool] = False  # whether it ends in a sigmoid; else it gives logits
 
     def __post_init__(self) -> None:
@@ -147,6 +148,8 @@ class RSUNetModel(Predicting):
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
     rsunet: RSUNetSizes = RSUNetSizes()  # its sizes
 
+    net: ClassVar[str] = "rsunet.RSUNet"
+
     @property
     def multiple(self) -> Triple:
         z, y, x = self.rsunet.fold
@@ -164,6 +167,7 @@ class UNetV1Model(Predicting):
     name: Literal["unet_v1"] = "unet_v1"  # the synapse net of 2019, which gives probabilities
     unet_v1: UNetV1Sizes = UNetV1Sizes()  # its sizes
 
+    net: ClassVar[str] = "unet_v1.UNetV1"
     gives_probabilities: ClassVar[bool] = True
 
     @property
@@ -191,6 +195,8 @@ class UNETRModel(Predicting, Transformer):
     name: Literal["unetr"] = "unetr"  # transformer encoder, convolutional decoder for anisotropic tokens
     transformer: UNETRSizes = UNETRSizes()  # its sizes
 
+    net: ClassVar[str] = "unetr.UNETR"
+
     @property
     def layers(self) -> int:
         return self.transformer.depth + self.transformer.head_depth
@@ -201,11 +207,15 @@ class LightUNETRModel(Predicting, Transformer):
     name: Literal["unetr_light"] = "unetr_light"  # transformer encoder, small convolutional decoder
     transformer: LightUNETRSizes = LightUNETRSizes()  # its sizes
 
+    net: ClassVar[str] = "unetr.LightUNETR"
+
 
 @dataclass(frozen=True)
 class LinearHeadModel(Predicting, Transformer):
     name: Literal["linear_head"] = "linear_head"  # transformer encoder, one transposed convolution
     transformer: LinearHeadSizes = LinearHeadSizes()  # its sizes
+
+    net: ClassVar[str] = "unetr.LinearHead"
 
 
 @dataclass(frozen=True)
@@ -214,6 +224,8 @@ class MedNeXtModel(Predicting):
     deep_supervision: bool = False  # extra heads on coarser levels
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
     mednext: MedNeXtSizes = MedNeXtSizes()  # its sizes
+
+    net: ClassVar[str] = "mednext.MedNeXt"
 
     def __post_init__(self) -> None:
         super().__post_init__()

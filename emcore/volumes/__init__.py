@@ -15,18 +15,16 @@ imports torch, and a volume may be pickled and may cross a fork: every process o
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from os import PathLike, fspath
 from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.reading import open_regular
 from emcore.volumes import metadata
+from emcore.volumes.formats import format_of, named, refuse_dataset
 from emcore.volumes.volume import (
     KEYS,
     Listed,
@@ -51,29 +49,6 @@ __all__ = [
     "split_reference",
 ]
 
-SUFFIXES = {
-    ".h5": "hdf5",
-    ".hdf5": "hdf5",
-    ".hdf": "hdf5",
-    ".npy": "npy",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".zarr": "zarr_format",
-    ".precomputed": "precomputed",
-}
-SIGNATURES = {
-    b"\x89HDF\r\n\x1a\n": "hdf5",
-    b"\x93NUMPY": "npy",
-    b"II*\0": "tiff",
-    b"MM\0*": "tiff",
-    b"II+\0": "tiff",
-    b"MM\0+": "tiff",
-}
-ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
-CONTAINERS = ("hdf5", "zarr_format")
-FORMATS = "HDF5 (.h5), npy, TIFF (a stack, or a folder of slices), zarr and Neuroglancer precomputed"
-
-
 def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None) -> Volume:
     """The volume that `path`, `path:dataset` or an array (shape, dtype, slicing) refers to; reads no voxel.
 
@@ -96,27 +71,17 @@ def open_volume(reference: Any, dataset: str | None = None, kind: str | None = N
 def open_path(path: Path, dataset: str | None, kind: str | None) -> Volume:
     found = format_of(path)
     refuse_dataset(path, dataset, found)
-    return format_module(found).open_file(path, dataset, kind)
+    return found.code.open_file(path, dataset, kind)
 
 
 def list_datasets(path: str | PathLike) -> Listing:
     """The arrays of a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
     path = Path(path)
     found = format_of(path)
-    if found in (*CONTAINERS, "precomputed"):
-        return format_module(found).list_file(path)
+    if found.several:
+        return found.code.list_file(path)
     volume = open_path(path, None, None)
     return Listing([Listed("", volume.shape, volume.dtype, volume.chunks)])
-
-
-def format_module(name: str) -> ModuleType:
-    """The module that reads and writes a format: tifffile and zarr are not imported for the others."""
-    return import_module(f"emcore.volumes.{name}")
-
-
-def refuse_dataset(path: Path, dataset: str | None, found: str) -> None:
-    if dataset and found not in (*CONTAINERS, "precomputed"):  # whose datasets are its scales
-        raise InputError(f"{path} is a single volume, it has no dataset {dataset!r}; only HDF5 and zarr hold several")
 
 
 def from_array(array: Any) -> Volume:
@@ -147,31 +112,10 @@ def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
     text = fspath(reference)
     head, colon, dataset = text.rpartition(":")
     # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
-    is_container = Path(head).suffix.lower() in SUFFIXES or isfile(head)
+    is_container = named(Path(head)) is not None or isfile(head)
     if not colon or exists(text) or not (is_container or isdir(head)):
         return Path(text), None
     return Path(head), dataset or None
-
-
-def format_of(path: Path) -> str:
-    """The format of an existing file or folder, by its first bytes, else by its name."""
-    if isdir(path):
-        if path.suffix.lower() == ".zarr" or any(isfile(path / name) for name in ZARR_FILES):
-            return "zarr_format"
-        return "precomputed" if isfile(path / "info") or path.suffix.lower() == ".precomputed" else "tiff"
-    try:
-        with open_regular(path) as file:
-            begins = file.read(8)
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
-    for signature, name in SIGNATURES.items():
-        if begins.startswith(signature):
-            return name
-    if path.suffix.lower() in SUFFIXES:
-        return SUFFIXES[path.suffix.lower()]
-    raise InputError(f"{path} is in no format known here, which are {FORMATS}; it begins with {begins!r}")
 
 
 @contextmanager
@@ -195,13 +139,13 @@ def create_volume(
     path, dataset = split_reference(reference)
     shape, dtype = tuple(int(length) for length in shape), native(dtype)
     check_volume(str(path), shape, dtype)
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None:
+    found = named(path)
+    if found is None:
         raise InputError(f"{path} ends in no format to write; there are .h5, .npy, .tif, .zarr and .precomputed")
     if compression not in ("auto", "gzip", None):
         raise InputError(f'compression is "auto", "gzip" or None; got {compression!r}')
-    refuse_dataset(path, dataset, kind)
-    if compression == "gzip" and kind not in CONTAINERS:
+    refuse_dataset(path, dataset, found)
+    if compression == "gzip" and not found.compresses:
         raise InputError(f"{path} is written uncompressed, so that it can be mapped; for gzip choose .h5 or .zarr")
     if chunks is not None:
         if len(chunks) != len(shape) or min(chunks) < 1:
@@ -210,6 +154,6 @@ def create_volume(
     stored = metadata.written(resolution, offset, attributes)
     if compression == "auto":
         compression = "gzip" if dtype.kind in "iu" and dtype.itemsize > 1 else None
-    opened = format_module(kind).create_file(path, dataset, shape, dtype, stored, chunks, compression)
+    opened = found.code.create_file(path, dataset, shape, dtype, stored, chunks, compression)
     with opened as (target, used_chunks):
         yield Writer(path, shape, dtype, used_chunks, target)

@@ -12,7 +12,8 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.progress import quantity
-from emcore.volumes import Volume, format_of, list_datasets, open_volume, split_reference
+from emcore.volumes import Volume, list_datasets, open_volume, split_reference
+from emcore.volumes.formats import format_of
 from emcore.volumes.metadata import shortened
 from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
@@ -20,7 +21,6 @@ RECORD = "record"  # the attribute of results that says what made them
 SAMPLE = (16, 512, 512)
 SAMPLE_BYTES = 32 << 20
 MOST_CHUNK_BYTES = 1 << 30
-FORMAT_NAMES = {"hdf5": "HDF5", "tiff": "TIFF", "zarr_format": "zarr"}
 
 
 def inspect(reference: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def inspect(reference: str) -> dict[str, Any]:
                 entry["error"] = str(error)
         entries.append(entry)
     more = {} if dataset or len(whole.names) <= MOST_LISTED else {"total": len(whole.names)}
-    return {"path": str(path), "format": FORMAT_NAMES.get(found, found), "datasets": entries, **more}
+    return {"path": str(path), "format": found.name, "datasets": entries, **more}
 
 
 def facts(volume: Volume) -> dict[str, Any]:

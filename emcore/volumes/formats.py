@@ -1,0 +1,104 @@
+"""The formats of volumes: one row each, and what the module of a format offers.
+
+A new format is a module of this folder with the functions of Format, and a row of FORMATS.
+"""
+
+from contextlib import AbstractContextManager
+from importlib import import_module
+from os.path import isdir, isfile
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.reading import open_regular
+from emcore.volumes.volume import Listing, Volume
+
+Attributes = dict[str, Any]  # resolution and offset (nm, z y x) among them
+Shape = tuple[int, ...]
+
+
+class Target(Protocol):
+    """What takes blocks while a volume is written; a box has a slice of step 1 for each axis."""
+
+    def __setitem__(self, box: tuple[slice, ...], block: np.ndarray) -> None: ...
+
+
+class Format(Protocol):
+    """The functions of a format's module; what they cannot do is an InputError that names the path."""
+
+    def open_file(self, path: Path, dataset: str | None, kind: str | None) -> Volume:
+        """The volume of a file or folder, without a voxel read; kind says which keys are looked for first."""
+
+    def list_file(self, path: Path) -> Listing:
+        """The arrays in a file or folder; only formats that hold several have this."""
+
+    def create_file(
+        self, path: Path, dataset: str | None, shape: Shape, dtype: np.dtype, attributes: Attributes,
+        chunks: Shape | None, compression: str | None
+    ) -> AbstractContextManager[tuple[Target, Shape | None]]:
+        """What takes the blocks, and the blocks in which it stores them (None: any are as good).
+
+        All is written under a temporary name; the path gets it when the context ends without an error.
+        """
+
+
+class Row(NamedTuple):
+    """How a format is known, and what it can do."""
+
+    module: str
+    name: str
+    title: str  # with what it is told by
+    suffixes: tuple[str, ...]
+    signatures: tuple[bytes, ...] = ()  # how its files begin
+    markers: tuple[str, ...] = ()  # files of which one stands in each of its folders
+    several: bool = False  # it holds several arrays, which have names
+    compresses: bool = False
+
+    @property
+    def code(self) -> Format:
+        """The module, imported only now: tifffile and zarr are not needed for the others."""
+        return import_module(f"emcore.volumes.{self.module}")
+
+
+FORMATS = (
+    Row("hdf5", "HDF5", "HDF5 (.h5)", (".h5", ".hdf5", ".hdf"), (b"\x89HDF\r\n\x1a\n",), several=True,
+        compresses=True),
+    Row("npy", "npy", "npy", (".npy",), (b"\x93NUMPY",)),
+    Row("tiff", "TIFF", "TIFF (a stack, or a folder of slices)", (".tif", ".tiff"),
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    Row("zarr_format", "zarr", "zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup"), several=True,
+        compresses=True),
+    Row("precomputed", "precomputed", "Neuroglancer precomputed", (".precomputed",), markers=("info",), several=True),
+)
+SLICES = next(row for row in FORMATS if row.module == "tiff")  # a folder without a marker holds slices
+TITLES = ", ".join(row.title for row in FORMATS[:-1]) + f" and {FORMATS[-1].title}"
+
+
+def named(path: Path) -> Row | None:
+    """The format that a name promises."""
+    return next((row for row in FORMATS if path.suffix.lower() in row.suffixes), None)
+
+
+def format_of(path: Path) -> Row:
+    """The format of an existing file or folder, by its first bytes, else by its name."""
+    if isdir(path):
+        return next((row for row in FORMATS if row.markers and (
+            path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), SLICES)
+    try:
+        with open_regular(path) as file:
+            begins = file.read(8)
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened: {error.strerror}") from error
+    found = next((row for row in FORMATS if begins.startswith(row.signatures)), None) or named(path)
+    if found is None:
+        raise InputError(f"{path} is in no format known here, which are {TITLES}; it begins with {begins!r}")
+    return found
+
+
+def refuse_dataset(path: Path, dataset: str | None, row: Row) -> None:
+    if dataset and not row.several:
+        raise InputError(f"{path} is a single volume, it has no dataset {dataset!r}; only HDF5 and zarr hold several")
