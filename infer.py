@@ -39,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
+    aside = [flag for flag, given in (("--checkpoint", options.checkpoint), ("--results", options.results),
+                                      ("--again", options.again), ("--export", options.export)) if given]
+    if options.stored and aside:
+        raise InputError(f"--from decodes the file that it names, beside that file; {' and '.join(aside)} would do "
+                         "nothing: leave it out")
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
     choice = options.checkpoint or settings.infer.checkpoint
