@@ -64,7 +64,7 @@ def predict_blocks(model: nn.Module, image: Volume, settings: Settings, halo: Tr
         wide = [(max(0, low - h), min(high + h, n)) for (low, high), h, n in zip(core, halo, shape)]
         block = image[tuple(slice(*span) for span in wide)]
         values = predict(model, block, window=settings.infer.window or settings.data.patch, infer=infer,
-                         data=settings.data, offsets=affinity_offsets(settings.target), precision=precision)
+                         data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=precision)
         if out is None:
             out = np.empty((len(values), *shape), np.float32)
         inner = tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(core, wide))
