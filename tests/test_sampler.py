@@ -248,7 +248,7 @@ def test_everything_wrong_with_the_files_is_said_at_once(files):
     assert "data.train.2: label" in text
     assert "offset attribute" in text
     for box in ((0, 13, 0, 20, 0, 24), (3, 3, 0, 20, 0, 24)):
-        with pytest.raises(InputError, match="does not fit the image"):
+        with pytest.raises(InputError, match=r"does not fit the image|each end above its start"):
             open_sources(settings(files, train=(Volume("a.h5:raw", box=box),)), "train")
     with pytest.raises(InputError, match="leaves nothing of the 12 voxels"):
         open_sources(settings(files, train_part=(0.0, 0.01)), "train")
