@@ -18,7 +18,7 @@ import numpy as np
 from bench.data_rows import Result
 from emcore.data.sampler import Sampler, load
 from emcore.data.sources import open_sources
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 
 PATCH = (18, 256, 256)
 CHUNK = (16, 128, 128)
@@ -119,7 +119,7 @@ def _zarr_crops(path: Path, crops: list) -> None:
 def rows(path: Path, storage: str, job: Callable[[list], None], samples: int, repeats: int, workers: tuple[int, ...],
          peer: str, goal: str) -> Iterator[Result]:
     """One line for each number of workers; ours and bare reads in turns, the best of each."""
-    data = Data(train=(Volume(str(path)),), patch=PATCH, storage=storage)
+    data = Data(train=(VolumeFiles(str(path)),), patch=PATCH, storage=storage)
     sampler = Sampler(open_sources(data, "train"), data, 0)
     crops = []
     for number in range(samples):
@@ -143,7 +143,7 @@ def loader(folder: Path, gigavoxels: float, samples: int, repeats: int) -> Itera
     path.unlink()
     memory = folder / "memory.h5"
     make_hdf5(memory, (small, wide, wide))
-    data = Data(train=(Volume(str(memory)),), patch=PATCH)
+    data = Data(train=(VolumeFiles(str(memory)),), patch=PATCH)
     source = open_sources(data, "train")[0]
 
     def sliced(crops: list) -> None:

@@ -20,7 +20,7 @@ from bench.compare import Row, measure, print_header, print_row, quiet
 from emcore import metrics
 from emcore.decode.tune import tune
 from emcore.settings import Settings
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.decode import AffinityDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume
@@ -87,7 +87,7 @@ def main() -> None:
         del stored
         with create_volume(f"{folder / 'truth.h5'}:labels", truth.shape, truth.dtype) as out:
             out[...] = truth
-        settings = Settings("bench", data=Data(folder=name, test=(Volume("truth.h5", "truth.h5:labels"),)),
+        settings = Settings("bench", data=Data(folder=name, test=(VolumeFiles("truth.h5", "truth.h5:labels"),)),
                             decode=AffinityDecode(statistic="aff85_his256", low=0.1, high=0.999),
                             tune=Tune(space=space, processes=arguments.processes))
         print_header()

@@ -16,7 +16,7 @@ import emcore
 from emcore import config
 from emcore.errors import InputError
 from emcore.settings import Settings
-from emcore.settings.data import Volume
+from emcore.settings.data import VolumeFiles
 from emcore.settings.decode import Decode
 from emcore.settings.model import Model
 from emcore.settings.predict import Infer
@@ -58,7 +58,7 @@ def asked(settings: Settings) -> dict[str, Any]:
     return {"infer": table, "data": scaling, "offsets": [list(offset) for offset in offsets]}
 
 
-def of_volume(settings: Settings, volume: Volume) -> dict[str, Any]:
+def of_volume(settings: Settings, volume: VolumeFiles) -> dict[str, Any]:
     """Where an image is, what it looks like and the stamp of its files; `with_content` adds a digest of its voxels."""
     reference = os.path.join(settings.data.folder, volume.image)
     image = open_volume(reference, kind="image")

@@ -21,7 +21,7 @@ from emcore.files import remove, reported, write_text
 from emcore.locks import RUN_LOCK, only_training
 from emcore.segment import skeleton_volume
 from emcore.settings import Settings
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.model import LightUNETRSizes, MedNeXtModel, Model, RSUNetModel, UNetV1Model, check_patch
 from emcore.settings.target import BinaryTarget, PolarityTarget
 from emcore.settings.train import Curve, NoPolicy, Schedule, Train, WarmedUp
@@ -147,7 +147,7 @@ def grid_of(data: Data) -> tuple[float, float, float]:
     return data.resolution or GRAIN
 
 
-def placed(volume: Volume) -> Volume:
+def placed(volume: VolumeFiles) -> VolumeFiles:
     """The volume with paths that stay inside the folder of the data, and without a box of the real one."""
     paths = {place: inside(getattr(volume, place)) for place in PLACES if getattr(volume, place) is not None}
     return replace(volume, box=None, **paths)

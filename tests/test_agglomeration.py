@@ -44,7 +44,7 @@ def test_the_tree_is_that_of_the_best_edge_first_with_ties_by_key(name):
         events, _ = oracle.agglomerate(oracle.first_edges(found, start, bins), score)
         graph = segment.region_graph(fragments, affs, statistic=name)
         tree = segment.agglomerate(graph, name)
-        np.testing.assert_allclose(tree.score, [float(s) for s, _ in events], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(tree.height, [float(s) for s, _ in events], rtol=0, atol=1e-15)
         owner = {key: pair for pair, seen in found.items() for _, key in seen}
         assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
         for threshold in (0, .25, .26, .5, .9, 1):
@@ -62,7 +62,7 @@ def test_merging_mutually_best_pairs_in_any_order_gives_the_same_tree(name):
         shuffled, _ = oracle.agglomerate(edges, score, rng)
         graph = segment.region_graph(fragments, affs, statistic=name)
         tree = segment.agglomerate(graph, name)
-        np.testing.assert_allclose(tree.score, [float(s) for s, _ in shuffled], rtol=0, atol=1e-15)
+        np.testing.assert_allclose(tree.height, [float(s) for s, _ in shuffled], rtol=0, atol=1e-15)
         assert oracle.agglomerate(edges, score)[0] == shuffled
 
 
@@ -90,7 +90,7 @@ def test_graphs_with_hubs_agree_with_the_oracle(name):
              for u, v, x, k in zip(graph.u, graph.v, values, graph.key)}
     events, _ = oracle.agglomerate(edges, score)
     tree = segment.agglomerate(graph, name)
-    np.testing.assert_allclose(tree.score, [float(s) for s, _ in events], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(tree.height, [float(s) for s, _ in events], rtol=0, atol=1e-15)
     owner = {int(k): (int(u), int(v)) for u, v, k in zip(graph.u, graph.v, graph.key)}
     assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
 
@@ -115,7 +115,7 @@ def test_raising_the_threshold_only_merges():
     affs = rng.random((3, 12, 13, 14)).astype(np.float32)
     for name in SCORES:
         tree = segment.agglomerate(segment.region_graph(fragments, affs, statistic=name), name)
-        assert (np.diff(tree.score) >= 0).all()
+        assert (np.diff(tree.height) >= 0).all()
         before = fragments
         for labels in segment.cut(fragments, tree, np.linspace(0, 1, 9)):
             pairs = np.unique(np.stack([before.ravel(), labels.ravel()]), axis=1)
@@ -128,7 +128,7 @@ def test_a_tree_up_to_a_threshold_is_the_beginning_of_the_whole_tree():
     graph = random_graph(rng, 300, 2000, levels=40)
     for name in ("mean", "max", "min", "aff85_his256"):
         whole, part = segment.agglomerate(graph, name), segment.agglomerate(graph, name, threshold=.4)
-        below = whole.score < .4
+        below = whole.height < .4
         for field in ("a", "b", "score"):
             np.testing.assert_array_equal(getattr(part, field), getattr(whole, field)[below])
         np.testing.assert_array_equal(part.table(.4), whole.table(.4))
@@ -163,8 +163,8 @@ def test_a_star_and_two_hubs_sharing_all_neighbours_take_no_quadratic_time():
                                most[leaves:], graph.key[leaves:])
     for name in ("mean", "max", "min", "aff85_his256"):
         start = time.perf_counter()
-        assert len(segment.agglomerate(star, name).score) == leaves
-        assert len(segment.agglomerate(graph, name).score) == leaves + 1
+        assert len(segment.agglomerate(star, name).height) == leaves
+        assert len(segment.agglomerate(graph, name).height) == leaves + 1
         assert time.perf_counter() - start < 5  # a second at the very most; quadratic would be minutes
 
 
@@ -203,7 +203,7 @@ def test_graphs_without_edges_leave_everything_apart():
         fragments, affs = np.full(shape, 1, np.uint32), np.ones((3, *shape), np.float32)
         for name in SCORES:
             tree = segment.agglomerate(segment.region_graph(fragments, affs, statistic=name), name)
-            assert len(tree.score) == 0
+            assert len(tree.height) == 0
             np.testing.assert_array_equal(segment.cut(fragments, tree, .5), fragments)
 
 
@@ -216,7 +216,7 @@ def test_size_linkage_joins_small_regions_along_their_largest_affinities():
         tree = segment.size_linkage(graph, size, affinity)
         wanted = np.array(oracle.size_linkage(oracle.contacts(fragments, affs), graph.sizes, size, affinity))
         np.testing.assert_array_equal(canonical(tree.table(1 - affinity)[fragments]), canonical(wanted[fragments]))
-        assert (np.diff(tree.score) >= 0).all()
+        assert (np.diff(tree.height) >= 0).all()
 
 
 def test_bad_input_is_answered_with_a_sentence():

@@ -173,7 +173,7 @@ import numpy as np
 from types import SimpleNamespace
 from emcore import metrics
 ids = np.arange(1, 9).reshape(1, 2, 4)
-tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), score=np.array([0.5]), fragments=8)
+tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), height=np.array([0.5]), fragments=8)
 print(metrics.rand(metrics.contingency(ids, ids)), metrics.threshold_curve(ids, tree, ids).voi.merge[1])
 metrics.neuron_border_mask(ids, (40, 4, 4))
 import emcore, numba

@@ -14,7 +14,7 @@ from emcore.data import sources
 from emcore.data.sampler import Sampler
 from emcore.data.sources import open_sources
 from emcore.errors import InputError
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.volumes import create_volume, open_volume
 from tests.disks import disk
 
@@ -36,7 +36,7 @@ def written(path, labels=LABELS):
 
 
 def opened(reference):
-    volume = Volume(str(reference), str(reference))
+    volume = VolumeFiles(str(reference), str(reference))
     return open_sources(Data(train=(volume,), patch=(4, 8, 8)), "train")
 
 
@@ -108,7 +108,7 @@ def test_a_volume_written_again_in_place_is_copied_again_after_a_kill(tmp_path, 
         written(path, LABELS[::-1].copy())
     wanted = open_volume(path)[...]
     assert (wanted != LABELS).any()
-    sample = Sampler(opened(path), Data(train=(Volume(str(path), str(path)),), patch=SHAPE), 0)[0]
+    sample = Sampler(opened(path), Data(train=(VolumeFiles(str(path), str(path)),), patch=SHAPE), 0)[0]
     assert (np.asarray(sample["label"]).reshape(SHAPE) == wanted).all()
     assert not left.exists(), "the copy of the old labels goes"
 

@@ -25,7 +25,7 @@ def random_tree(random, fragments, levels):
         clusters[one] += clusters[other]
         del clusters[other]
     score = np.sort(random.integers(0, levels, len(a)) / levels)
-    return SimpleNamespace(a=np.array(a, np.uint64), b=np.array(b, np.int64), score=score, fragments=fragments)
+    return SimpleNamespace(a=np.array(a, np.uint64), b=np.array(b, np.int64), height=score, fragments=fragments)
 
 
 def assert_equals_scoring_the_cut(curve, fragments, tree, truth, threshold, mask=None):
@@ -47,7 +47,7 @@ def test_the_curve_equals_brute_force_at_every_threshold_of_random_trees():
         tree = random_tree(random, count, int(random.integers(1, 6)))
         mask = random.random(truth.shape) < 0.2
         curve = metrics.threshold_curve(fragments, tree, truth, mask=mask)
-        for threshold in {-1.0, 2.0, *tree.score, *(tree.score + 1e-9)}:
+        for threshold in {-1.0, 2.0, *tree.height, *(tree.height + 1e-9)}:
             assert_equals_scoring_the_cut(curve, fragments, tree, truth, threshold, mask)
 
 
@@ -56,12 +56,12 @@ def test_the_curve_equals_brute_force_where_rows_are_long():
     truth = random.integers(0, 60, (30, 40, 50))
     fragments = np.repeat(random.integers(0, 301, (30, 40, 10)), 5, axis=2)
     clusters = random_tree(random, 300, 299)
-    tree = SimpleNamespace(a=clusters.a, b=clusters.b, fragments=300, score=clusters.score)
+    tree = SimpleNamespace(a=clusters.a, b=clusters.b, fragments=300, height=clusters.height)
     curve = metrics.threshold_curve(fragments, tree, truth)
     assert len(tree.a) > 20
-    for threshold in np.quantile(tree.score, np.linspace(0, 1, 12)):
+    for threshold in np.quantile(tree.height, np.linspace(0, 1, 12)):
         assert_equals_scoring_the_cut(curve, fragments, tree, truth, threshold)
-    chain = SimpleNamespace(a=np.arange(1, 300), b=np.arange(2, 301), score=np.arange(299.0), fragments=300)
+    chain = SimpleNamespace(a=np.arange(1, 300), b=np.arange(2, 301), height=np.arange(299.0), fragments=300)
     curve = metrics.threshold_curve(fragments, chain, truth)
     for threshold in (1, 9, 10, 11, 57, 150, 299):
         assert_equals_scoring_the_cut(curve, fragments, chain, truth, threshold)
@@ -73,7 +73,7 @@ def test_rounding_does_not_grow_along_a_hundred_thousand_merges():
     fragments = random.permutation(np.repeat(np.arange(1, count + 1), 5))
     truth = np.where(random.random(fragments.size) < 0.05, random.integers(1, 400, fragments.size), fragments % 400 + 1)
     order = np.lexsort((random.random(count), np.arange(1, count + 1) % 400))  # most merges are right ones
-    tree = SimpleNamespace(a=order[:-1] + 1, b=order[1:] + 1, score=np.arange(count - 1.0), fragments=count)
+    tree = SimpleNamespace(a=order[:-1] + 1, b=order[1:] + 1, height=np.arange(count - 1.0), fragments=count)
     curve = metrics.threshold_curve(fragments, tree, truth)
     for threshold in (1_000, 50_000, count - 401, count):
         start = np.arange(count) > min(threshold, count - 1)
@@ -101,7 +101,7 @@ def test_squares_beyond_64_bits_are_carried_along_the_curve():
         return type(empty)(np.array([k[0] for k in keys], np.uint64), np.array([k[1] for k in keys], np.uint64),
                            np.array([joined[k] for k in keys], np.int64), sum(joined.values()), 0, (0,), ())
 
-    tree = SimpleNamespace(a=np.array([1, 3, 4]), b=np.array([2, 4, 2]), score=np.array([0.1, 0.2, 0.3]), fragments=4)
+    tree = SimpleNamespace(a=np.array([1, 3, 4]), b=np.array([2, 4, 2]), height=np.array([0.1, 0.2, 0.3]), fragments=4)
     curve = metrics.fold(table({1: 1, 2: 2, 3: 3, 4: 4}), tree)
     for state, names in enumerate(({1: 1, 2: 2, 3: 3, 4: 4}, {1: 1, 2: 1, 3: 3, 4: 4}, {1: 1, 2: 1, 3: 3, 4: 3},
                                    {1: 1, 2: 1, 3: 1, 4: 1})):
@@ -115,7 +115,7 @@ def test_squares_beyond_64_bits_are_carried_along_the_curve():
 def test_the_worst_merge_is_the_wrong_one_and_the_best_threshold_stops_before_it():
     fragments = np.repeat([1, 2, 3, 4], 10)
     truth = np.repeat([1, 1, 2, 2], 10)
-    tree = SimpleNamespace(a=np.array([1, 3, 2]), b=np.array([2, 4, 3]), score=np.array([0.1, 0.2, 0.6]), fragments=4)
+    tree = SimpleNamespace(a=np.array([1, 3, 2]), b=np.array([2, 4, 3]), height=np.array([0.1, 0.2, 0.6]), fragments=4)
     curve = metrics.threshold_curve(fragments, tree, truth)
     assert list(curve.worst_merges(1)) == [2]
     assert curve.costs() == pytest.approx([-0.5, -0.5, 1.0])
@@ -130,7 +130,7 @@ def test_the_worst_merge_is_the_wrong_one_and_the_best_threshold_stops_before_it
 
 def test_best_offers_no_state_between_equal_scores():
     fragments, truth = np.repeat([1, 2, 3], 10), np.repeat([1, 1, 2], 10)
-    tree = SimpleNamespace(a=np.array([1, 2]), b=np.array([2, 3]), score=np.array([0.5, 0.5]), fragments=3)
+    tree = SimpleNamespace(a=np.array([1, 2]), b=np.array([2, 3]), height=np.array([0.5, 0.5]), fragments=3)
     curve = metrics.threshold_curve(fragments, tree, truth)
     best = curve.best("voi")
     assert curve.criterion("voi")[1] == 0
@@ -139,7 +139,7 @@ def test_best_offers_no_state_between_equal_scores():
     for merges in (0, 2):
         assert curve.merges_below(curve.threshold_of(merges)) == merges
     apart = np.nextafter(0.5, 1)
-    tree.score = np.array([0.5, apart])
+    tree.height = np.array([0.5, apart])
     curve = metrics.threshold_curve(fragments, tree, truth)
     assert [curve.merges_below(curve.threshold_of(merges)) for merges in (0, 1, 2)] == [0, 1, 2]
 
@@ -167,17 +167,17 @@ def test_the_curve_of_a_merge_tree_of_ours_equals_scoring_its_cuts():
 
 def test_no_state_beyond_the_largest_threshold_is_offered():
     fragments, truth = np.array([1, 2, 3]), np.array([1, 1, 1])
-    tree = SimpleNamespace(a=np.array([1, 2]), b=np.array([2, 3]), score=np.array([0.5, 1.0]), fragments=3)
+    tree = SimpleNamespace(a=np.array([1, 2]), b=np.array([2, 3]), height=np.array([0.5, 1.0]), fragments=3)
     best = metrics.threshold_curve(fragments, tree, truth).best()
     assert (best.merges, best.threshold) == (1, 0.75)
-    tree.score, tree.complete_below = np.array([0.5, 0.5]), 0.6
+    tree.height, tree.complete_below = np.array([0.5, 0.5]), 0.6
     best = metrics.threshold_curve(fragments, tree, truth).best()
     assert (best.merges, best.value) == (2, 0)
     assert best.threshold == pytest.approx(0.55)
 
 
 def test_thresholds_are_rounded_to_the_scores_of_the_tree():
-    tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), score=np.array([0.3], np.float32), fragments=2)
+    tree = SimpleNamespace(a=np.array([1]), b=np.array([2]), height=np.array([0.3], np.float32), fragments=2)
     curve = metrics.threshold_curve(np.array([1, 2]), tree, np.array([1, 1]))
     assert np.float64(np.float32(0.3)) > 0.3
     assert curve.merges_below(float(np.float32(0.3))) == 0
@@ -199,26 +199,26 @@ def test_merging_more_never_splits_and_threads_change_nothing():
 
 
 def test_an_empty_tree_and_nothing_but_ignored_voxels_are_fine():
-    none = SimpleNamespace(a=np.zeros(0, int), b=np.zeros(0, int), score=np.zeros(0), fragments=2)
+    none = SimpleNamespace(a=np.zeros(0, int), b=np.zeros(0, int), height=np.zeros(0), fragments=2)
     curve = metrics.threshold_curve(np.array([1, 2]), none, np.array([1, 1]))
     assert curve.best() == (0.0, 1.0, 0)
-    one = SimpleNamespace(a=np.array([1]), b=np.array([2]), score=np.array([0.5]), fragments=2)
+    one = SimpleNamespace(a=np.array([1]), b=np.array([2]), height=np.array([0.5]), fragments=2)
     curve = metrics.threshold_curve(np.array([1, 2]), one, np.array([0, 0]))
     assert np.isnan(curve.voi).all()
     assert math.isnan(curve.best("cremi").threshold)
 
 
 @pytest.mark.parametrize("change, sentence", [
-    ({"score": np.array([0.5, 0.4])}, "must not decrease"),
-    ({"score": np.array([0.5, math.nan])}, "must not decrease"),
-    ({"score": np.array([0.5])}, "must be equally long; got 2, 2, 1"),
+    ({"height": np.array([0.5, 0.4])}, "must not decrease"),
+    ({"height": np.array([0.5, math.nan])}, "must not decrease"),
+    ({"height": np.array([0.5])}, "must be equally long; got 2, 2, 1"),
     ({"a": np.array([0, 1])}, "must name ids 1 to 3; got 0 to 1"),
     ({"b": np.array([2, 4])}, "must name ids 1 to 3; got 2 to 4"),
     ({"fragments": 2}, "must name ids 1 to 2"),
     ({"a": np.array([1, 1]), "b": np.array([2, 2]), "fragments": 2}, "holds id 3"),
 ])
 def test_bad_input_is_refused_in_a_sentence(change, sentence):
-    tree = SimpleNamespace(a=np.array([1, 1]), b=np.array([2, 3]), score=np.array([0.1, 0.2]), fragments=3)
+    tree = SimpleNamespace(a=np.array([1, 1]), b=np.array([2, 3]), height=np.array([0.1, 0.2]), fragments=3)
     tree.__dict__.update(change)
     with pytest.raises(InputError, match=sentence):
         metrics.threshold_curve(np.array([1, 2, 3]), tree, np.array([1, 1, 2]))

@@ -369,7 +369,7 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
 @pytest.mark.parametrize("dataset, values, attributes, sentence", [
     ("merges", np.array([[1, 2], [2, 99], [0.1, 0.2]]), {"fragments": 20, "merges": 2}, "names fragments that are not"),
     ("merges", np.array([[1, 0], [2, 3], [0.1, 0.2]]), {"fragments": 20, "merges": 2}, "names fragments that are not"),
-    ("merges", np.array([[1, 2], [2, 3], [0.2, 0.1]]), {"fragments": 20, "merges": 2}, "scores of its merges fall"),
+    ("merges", np.array([[1, 2], [2, 3], [0.2, 0.1]]), {"fragments": 20, "merges": 2}, "heights of its merges fall"),
     ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20, "merges": 3}, "not one that was stored"),
     ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20}, "not one that was stored"),
     ("merges", np.array([[1], [2], [0.1]]), {"fragments": 2**40, "merges": 1}, "but it has 360 voxels"),

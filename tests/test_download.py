@@ -15,7 +15,7 @@ import pytest
 from emcore.errors import InputError, run_command
 from emcore.systems.dbmim import prepare
 from emcore.volumes import download
-from emcore.volumes.download import SOURCES, Source, check_address, fetch, main, unpack
+from emcore.volumes.download import SOURCES, Download, check_address, fetch, main, unpack
 
 CONTENT = bytes(range(256)) * 9000
 
@@ -83,7 +83,7 @@ def server(monkeypatch):
 
 
 def test_a_file_arrives_whole_under_its_final_name_and_its_checksum_is_kept(server, tmp_path, capsys):
-    source = Source(f"{server}/a.bin", "x", "")
+    source = Download(f"{server}/a.bin", "x", "")
     path = fetch(source, tmp_path / "x")
     assert path.read_bytes() == CONTENT
     assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_a_file_arrives_whole_under_its_final_name_and_its_checksum_is_kept(serv
 
 def test_breaks_are_survived_within_a_run(server, tmp_path):
     Handler.cuts = [1000, 70_000, 0, 5]
-    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert fetch(Download(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
     assert Handler.seen == [None, "bytes=1000-", "bytes=71000-", "bytes=71000-", "bytes=71005-"]
 
 
@@ -106,33 +106,33 @@ def test_the_next_run_goes_on_where_the_last_one_was_stopped(server, tmp_path):
     Handler.cuts = [1000, *[0] * 20]
     with pytest.raises(InputError, match=r"cannot be reached \(the connection broke off\); 1000 bytes are kept in .*"
                                          r"a\.bin\.part, the same command goes on"):
-        fetch(Source(f"{server}/a.bin", "", ""), tmp_path)
+        fetch(Download(f"{server}/a.bin", "", ""), tmp_path)
     assert not (tmp_path / "a.bin").exists()
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
     Handler.cuts, Handler.seen = [], []
-    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert fetch(Download(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
     assert Handler.seen == ["bytes=1000-"]
 
 
 def test_a_part_that_is_already_whole_is_taken(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(CONTENT)
-    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
+    assert fetch(Download(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_part_of_another_version_or_a_server_without_ranges_begins_anew(server, tmp_path, ranges):
     Handler.cuts, Handler.ranges = [1000, *[0] * 20], ranges
     with pytest.raises(InputError, match="cannot be reached"):
-        fetch(Source(f"{server}/a.bin", "", ""), tmp_path)
+        fetch(Download(f"{server}/a.bin", "", ""), tmp_path)
     Handler.cuts, Handler.files = [], {"/a.bin": CONTENT[::-1]}
-    assert fetch(Source(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT[::-1]
+    assert fetch(Download(f"{server}/a.bin", "", ""), tmp_path).read_bytes() == CONTENT[::-1]
 
 
 def test_a_wrong_checksum_leaves_nothing_under_the_final_name(server, tmp_path):
     with pytest.raises(InputError, match=f"sha256 is {hashlib.sha256(CONTENT).hexdigest()}, not {'0' * 64}"):
-        fetch(Source(f"{server}/a.bin", "", "", sha256="0" * 64), tmp_path)
+        fetch(Download(f"{server}/a.bin", "", "", sha256="0" * 64), tmp_path)
     assert not list(tmp_path.glob("a.bin")) + list(tmp_path.glob("*.part"))
-    right = Source(f"{server}/a.bin", "", "", sha256=hashlib.sha256(CONTENT).hexdigest())
+    right = Download(f"{server}/a.bin", "", "", sha256=hashlib.sha256(CONTENT).hexdigest())
     assert fetch(right, tmp_path).read_bytes() == CONTENT
 
 
@@ -145,13 +145,13 @@ def test_only_https_addresses_are_asked_unless_the_bytes_are_known_or_come_from_
     for address in ("http://example.org/a.bin", "http://127.0.0.1.example.org/a.bin", "ftp://localhost/a.bin",
                     "file:///etc/passwd", "http://[::1/a.bin", "//example.org/a.bin"):
         with pytest.raises(InputError, match=r"\A[^\n]+ is not https[^\n]*\Z"):
-            fetch(Source(address, "", ""), tmp_path)
+            fetch(Download(address, "", ""), tmp_path)
     Handler.moved = {"/a.bin": "http://example.org/a.bin", "/b.bin": "ftp://localhost/a", "/c.bin": f"{server}/d.bin"}
     Handler.files = {"/d.bin": CONTENT}
     for name in ("a.bin", "b.bin"):
         with pytest.raises(InputError, match=r"is not https|cannot be reached|answers 302"):
-            fetch(Source(f"{server}/{name}", "", ""), tmp_path)
-    assert fetch(Source(f"{server}/c.bin", "", ""), tmp_path).read_bytes() == CONTENT
+            fetch(Download(f"{server}/{name}", "", ""), tmp_path)
+    assert fetch(Download(f"{server}/c.bin", "", ""), tmp_path).read_bytes() == CONTENT
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.bin", "c.bin.source.json"]
 
 
@@ -160,15 +160,15 @@ def test_a_file_that_is_larger_than_it_can_be_is_not_taken(server, tmp_path, mon
     Handler.lengths = lengths
     monkeypatch.setattr(download, "CHUNK", 1000)
     with pytest.raises(InputError, match=r"2304000 bytes; a\.bin has at most 5000|gives more than 5000 bytes"):
-        fetch(Source(f"{server}/a.bin", "", "", size=5000), tmp_path)
+        fetch(Download(f"{server}/a.bin", "", "", size=5000), tmp_path)
     assert not (tmp_path / "a.bin").exists()
     monkeypatch.setattr(download, "LARGEST", 5000)
     with pytest.raises(InputError, match="5000"):
-        fetch(Source(f"{server}/a.bin", "", ""), tmp_path / "other")
+        fetch(Download(f"{server}/a.bin", "", ""), tmp_path / "other")
 
 
 def test_the_checksum_of_the_first_download_holds_ever_after(server, tmp_path):
-    source = Source(f"{server}/a.bin", "", "")
+    source = Download(f"{server}/a.bin", "", "")
     path = fetch(source, tmp_path)
     path.unlink()
     Handler.files = {"/a.bin": CONTENT[::-1]}
@@ -196,13 +196,13 @@ def test_a_link_planted_beside_a_download_is_not_written_through(server, tmp_pat
     folder.mkdir()
     getattr(folder / name, plant)(kept)
     with pytest.raises(InputError, match=f"{name} is a link, or no file at all"):
-        fetch(Source(f"{server}/a.bin", "", ""), folder)
+        fetch(Download(f"{server}/a.bin", "", ""), folder)
     assert kept.read_bytes() == b"kept"
 
 
 def test_what_is_not_there_and_no_network_end_in_one_sentence_and_exit_code_2(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(SOURCES, "gone", (Source(f"{server}/gone.zip", "", ""),))
-    monkeypatch.setitem(SOURCES, "away", (Source("http://127.0.0.1:9/a.zip", "", ""),))
+    monkeypatch.setitem(SOURCES, "gone", (Download(f"{server}/gone.zip", "", ""),))
+    monkeypatch.setitem(SOURCES, "away", (Download("http://127.0.0.1:9/a.zip", "", ""),))
     for name, sentence in (("gone", "answers 404"), ("away", "cannot be reached"), ("fullem", "to accounts only"),
                            ("nothing", "there is no data set 'nothing'; there are cremi, ")):
         assert run_command(main, [name, "--folder", str(tmp_path)]) == 2
@@ -222,7 +222,7 @@ def archive(files):
 
 def test_archives_are_unpacked_beside_themselves(server, tmp_path, monkeypatch, capsys):
     Handler.files = {"/d.zip": archive({"im_A.h5": b"abc", "sub/syn_A.h5": b"de"})}
-    monkeypatch.setitem(SOURCES, "d", (Source(f"{server}/d.zip", "datasets/d", "things"),))
+    monkeypatch.setitem(SOURCES, "d", (Download(f"{server}/d.zip", "datasets/d", "things"),))
     assert main(["d", "--folder", str(tmp_path)]) == 0
     folder = tmp_path / "datasets" / "d"
     assert capsys.readouterr().out.split() == [str(folder / "im_A.h5"), str(folder / "sub" / "syn_A.h5")]

@@ -13,7 +13,7 @@ from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.metrics.evaluation import BETTER, SCORES, check_evaluate, pooled, score_volume
 from emcore.metrics.partitions import CONVENTIONS, OBJECTIVES
-from emcore.metrics.placement import Borders, Place, whole_table
+from emcore.metrics.placement import Borders, Shared, whole_table
 from emcore.report.scores import write_scores
 from emcore.settings.data import Data
 from emcore.settings.decode import AffinityDecode, PolarityDecode
@@ -81,7 +81,7 @@ def test_borders_in_voxels_are_the_same_in_blocks(decoded, monkeypatch, box_bord
     truth = decoded[3]
     labels = open_volume(decoded[1], "labels")[...]
     monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", block_bytes)
-    place = Place((0, 0, 0), (0, 0, 0), truth.shape)
+    place = Shared((0, 0, 0), (0, 0, 0), truth.shape)
     table = whole_table(open_volume(labels), open_volume(truth), place, Borders(None, *box_border))
     wanted = metrics.contingency(truth, labels, mask=metrics.box_border_mask(truth, *box_border))
     assert table.masked == wanted.masked > 0

@@ -71,13 +71,13 @@ def test_a_damaged_graph_is_named_before_a_kernel_sees_it(sentence):
 @pytest.mark.parametrize("change, sentence", [
     ({"a": np.array([1, 2**32 - 1], np.uint32)}, "must name ids 1 to 4; they name 1 to 4294967295"),
     ({"b": np.array([0, 3], np.uint32)}, "must name ids 1 to 4; they name 0 to 3"),
-    ({"b": np.array([2], np.uint32)}, "a, b and score must be equally long"),
-    ({"score": np.array([0.5, np.nan])}, "scores must be numbers that never fall"),
-    ({"score": np.array([0.5, 0.4])}, "scores must be numbers that never fall"),
-    ({"a": np.array([1, 2])}, "a, b and score must be uint32, uint32 and float64"),
+    ({"b": np.array([2], np.uint32)}, "a, b and height must be equally long"),
+    ({"height": np.array([0.5, np.nan])}, "heights must be numbers that never fall"),
+    ({"height": np.array([0.5, 0.4])}, "heights must be numbers that never fall"),
+    ({"a": np.array([1, 2])}, "a, b and height must be uint32, uint32 and float64"),
     ({"fragments": 2**33}, "it numbers fragments up to 8589934592"),
     ({"fragments": -3}, "it numbers fragments up to -3"),
-    ({"score": [[0.1], [0.2, 0.3]]}, "score must be an array"),
+    ({"height": [[0.1], [0.2, 0.3]]}, "height must be an array"),
 ])
 def test_a_damaged_tree_is_named_before_a_kernel_sees_it(change, sentence):
     tree = segment.MergeTree(4, np.array([1, 2], np.uint32), np.array([2, 3], np.uint32), np.array([0.1, 0.2]))
@@ -245,7 +245,7 @@ def test_scores_of_sums_above_53_bits_are_differences_of_whole_numbers():
     total = count * 2**24 - 1
     graph = segment.RegionGraph(2, np.array([1], np.uint32), np.array([2], np.uint32), np.array([count]),
                                 np.array([total]), *np.ones((2, 1), np.float32), np.zeros(1, np.uint64))
-    assert segment.agglomerate(graph).score.tolist() == [2.0**-61]
+    assert segment.agglomerate(graph).height.tolist() == [2.0**-61]
 
 
 def test_rand_along_a_curve_is_that_of_the_table_to_the_last_bit():
@@ -253,7 +253,7 @@ def test_rand_along_a_curve_is_that_of_the_table_to_the_last_bit():
     counts = np.array([size, size + 1, 7, 1])
     ids = np.arange(1, 5, dtype=np.uint64)
     table = metrics.Contingency(ids, ids, counts, int(counts.sum()), 0, (0,), ())
-    tree = SimpleNamespace(a=np.array([3]), b=np.array([4]), score=np.array([0.5]), fragments=4)
+    tree = SimpleNamespace(a=np.array([3]), b=np.array([4]), height=np.array([0.5]), fragments=4)
     curve = metrics.fold(table, tree)
     merged = metrics.Contingency(ids, np.array([1, 2, 3, 3], np.uint64), counts, int(counts.sum()), 0, (0,), ())
     for convention in metrics.partitions.CONVENTIONS:

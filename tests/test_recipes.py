@@ -440,17 +440,17 @@ def test_synth_writes_the_files_that_a_recipe_names(layout, recipes, tmp_path):
 
 def test_a_pattern_takes_every_file_that_it_names(tmp_path):
     from emcore.data.sources import open_sources
-    from emcore.settings.data import Data, Volume
+    from emcore.settings.data import Data, VolumeFiles
 
     for place, value in (("b/two", 2), ("one", 1), ("b/c/three", 3)):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         with create_volume(f"{tmp_path / place}.h5:raw", (4, 8, 8), "uint8") as out:
             out[...] = value
-    data = Data(folder=str(tmp_path), storage="lazy", train=(Volume("**/*.h5:raw", weight=2.0),))
+    data = Data(folder=str(tmp_path), storage="lazy", train=(VolumeFiles("**/*.h5:raw", weight=2.0),))
     found = open_sources(data, "train")
     assert [(source.name, source.weight, int(source.arrays["image"][0, 0, 0])) for source in found] == [
         ("three", 2.0, 3), ("two", 2.0, 2), ("one", 2.0, 1)]
     with pytest.raises(InputError, match="no file is named like"):
-        open_sources(Data(folder=str(tmp_path), train=(Volume("*.tif"),)), "train")
+        open_sources(Data(folder=str(tmp_path), train=(VolumeFiles("*.tif"),)), "train")
     with pytest.raises(InputError, match="names many files, so nothing can belong to it"):
-        open_sources(Data(folder=str(tmp_path), train=(Volume("*.h5", label="one.h5"),)), "train")
+        open_sources(Data(folder=str(tmp_path), train=(VolumeFiles("*.h5", label="one.h5"),)), "train")

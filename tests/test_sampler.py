@@ -18,7 +18,7 @@ from emcore.data import sources as sources_module
 from emcore.data.sampler import Sampler, load, read, sample_numbers
 from emcore.data.sources import open_sources
 from emcore.errors import InputError
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 
 SHAPE = (12, 20, 24)
 
@@ -41,7 +41,7 @@ def files(tmp_path):
 
 
 def settings(files, **options):
-    volumes = (Volume("a.h5:raw", "a.h5:labels"), Volume("b.h5:raw", "b.h5:labels"))
+    volumes = (VolumeFiles("a.h5:raw", "a.h5:labels"), VolumeFiles("b.h5:raw", "b.h5:labels"))
     return dataclasses.replace(Data(folder=str(files), train=volumes, patch=(4, 6, 8)), **options)
 
 
@@ -107,7 +107,7 @@ def test_spawned_workers_draw_the_same_samples(files):
 
 
 def test_a_margin_is_real_context_inside_and_mirrored_outside(files):
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:labels"),))
     raw = h5py.File(files / "a.h5")["raw"][...]
     margin = ((1, 2), (3, 0), (5, 5))
     mirrored = np.pad(raw, ((15, 15), (15, 15), (15, 15)), mode="reflect")
@@ -117,7 +117,7 @@ def test_a_margin_is_real_context_inside_and_mirrored_outside(files):
 
 
 def test_labels_are_unknown_where_the_image_goes_on_without_them(files):
-    data = settings(files, train=(Volume("b.h5:raw", "b.h5:labels"),))
+    data = settings(files, train=(VolumeFiles("b.h5:raw", "b.h5:labels"),))
     raw = h5py.File(files / "b.h5")["raw"][...]
     for batch in drawn(data, [[n] for n in range(10)], margin=((2, 1), (2, 2), (2, 2))):
         z, y, x = batch["corner"][0].tolist()
@@ -130,10 +130,10 @@ def test_labels_are_unknown_where_the_image_goes_on_without_them(files):
 
 
 def test_padding_extends_a_volume_and_a_small_volume_fills_the_patch(files):
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), pad=(0, 4, 0))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:labels"),), pad=(0, 4, 0))
     rows = [int(batch["corner"][0, 1]) for batch in drawn(data, [[n] for n in range(200)])]
     assert (min(rows), max(rows)) == (-4, 18)
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), patch=(30, 6, 8))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:labels"),), patch=(30, 6, 8))
     batch = drawn(data, [[0]])[0]
     assert batch["image"].shape == (1, 1, 30, 6, 8)
     assert int(batch["corner"][0, 0]) == -9
@@ -144,7 +144,7 @@ def test_padding_extends_a_volume_and_a_small_volume_fills_the_patch(files):
 
 
 def test_reading_anywhere_equals_reading_from_the_mirrored_volume(files):
-    data = settings(files, train=(Volume("a.h5:raw", box=(2, 7, 0, 20, 3, 24)),), storage="lazy")
+    data = settings(files, train=(VolumeFiles("a.h5:raw", box=(2, 7, 0, 20, 3, 24)),), storage="lazy")
     source = open_sources(data, "train")[0]
     raw = h5py.File(files / "a.h5")["raw"][2:7, :, 3:24]
     far = np.pad(raw, ((30, 30), (30, 30), (30, 30)), mode="reflect")
@@ -163,8 +163,8 @@ def test_reading_anywhere_equals_reading_from_the_mirrored_volume(files):
 def test_volumes_are_chosen_by_weight_size_or_positions(files):
     for choose, weight, expected in (("uniform", 3.0, 0.75), ("size", 1.0, 5760 / (5760 + 4800)),
                                      ("positions", 1.0, 9 * 15 * 17 / (9 * 15 * 17 + 3 * 5 * 5))):
-        data = settings(files, choose=choose, train=(Volume("a.h5:raw", "a.h5:labels", weight=weight),
-                                                     Volume("b.h5:raw", "b.h5:labels")))
+        data = settings(files, choose=choose, train=(VolumeFiles("a.h5:raw", "a.h5:labels", weight=weight),
+                                                     VolumeFiles("b.h5:raw", "b.h5:labels")))
         sampler = Sampler(open_sources(data, "train"), data, 0)
         share = np.mean([sampler.place(n)[0] == 0 for n in range(1500)])
         assert share == pytest.approx(expected, abs=0.04)
@@ -175,7 +175,7 @@ def test_patches_with_little_foreground_are_rejected_with_the_given_chance(files
         labels = np.zeros(SHAPE, np.uint8)
         labels[:, :, :8] = 1
         f["half"] = labels
-    volume = (Volume("a.h5:raw", "a.h5:half"),)
+    volume = (VolumeFiles("a.h5:raw", "a.h5:half"),)
     shares, most = {}, 0
     for chance in (0.0, 0.5, 1.0):
         data = settings(files, train=volume, reject_below=24, reject_probability=chance)
@@ -196,7 +196,7 @@ def test_masks_keep_patches_where_they_may_be_used(files):
         mask = np.zeros(SHAPE, np.uint8)
         mask[:, :10] = 1
         f["mask"] = mask
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels", "a.h5:mask"),))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:labels", "a.h5:mask"),))
     for batch in drawn(data, [[n] for n in range(50)]):
         assert int(batch["corner"][0, 1]) + 3 < 10
         assert batch["mask"].dtype == torch.bool
@@ -208,7 +208,7 @@ def test_ids_that_mean_background_or_unknown_are_configured(files):
         labels[:, :10] = 2**64 - 2
         labels[:, 15:] = 2**53 + 1
         f["clefts"] = labels
-    volume = (Volume("a.h5:raw", "a.h5:clefts"),)
+    volume = (VolumeFiles("a.h5:raw", "a.h5:clefts"),)
     data = settings(files, train=volume, background=(2**64 - 1,), ignore=(2**64 - 2,), patch=(4, 20, 8))
     label = drawn(data, [[0]])[0]["label"][0, 0, :, 0]
     assert label.tolist() == [-1] * 10 + [0] * 5 + [2**53 + 1] * 5
@@ -218,7 +218,7 @@ def test_ids_that_mean_background_or_unknown_are_configured(files):
 
 
 def test_parts_along_an_axis_do_not_overlap(files):
-    volume = (Volume("a.h5:raw", "a.h5:labels"),)
+    volume = (VolumeFiles("a.h5:raw", "a.h5:labels"),)
     data = settings(files, train=volume, validation=volume, patch=(2, 6, 8), train_part=(0, 0.5),
                     validation_part=(0.5, 1))
     for which, low, high in (("train", 0, 4), ("validation", 6, 10)):
@@ -229,7 +229,7 @@ def test_parts_along_an_axis_do_not_overlap(files):
 
 def test_statistics_of_a_volume_travel_with_the_sample(files):
     raw = h5py.File(files / "a.h5")["raw"][...]
-    volume = (Volume("a.h5:raw", "a.h5:labels"),)
+    volume = (VolumeFiles("a.h5:raw", "a.h5:labels"),)
     for options, expected in (
             (dict(normalise="range", percentiles=(1, 99)), np.diff([0, *np.percentile(raw, (1, 99))])),
             (dict(normalise="score"), (raw.mean(), raw.std())), (dict(normalise="divide"), (0, 255)),
@@ -239,7 +239,8 @@ def test_statistics_of_a_volume_travel_with_the_sample(files):
 
 
 def test_everything_wrong_with_the_files_is_said_at_once(files):
-    data = settings(files, train=(Volume("absent.h5"), Volume("a.h5:nothing"), Volume("a.h5:raw", "b.h5:raw")))
+    wrong = VolumeFiles("absent.h5"), VolumeFiles("a.h5:nothing"), VolumeFiles("a.h5:raw", "b.h5:raw")
+    data = settings(files, train=wrong)
     with pytest.raises(InputError) as caught:
         open_sources(data, "train")
     text = str(caught.value)
@@ -247,25 +248,27 @@ def test_everything_wrong_with_the_files_is_said_at_once(files):
     assert "data.train.1:" in text
     assert "data.train.2: label" in text
     assert "offset attribute" in text
-    for box in ((0, 13, 0, 20, 0, 24), (3, 3, 0, 20, 0, 24)):
-        with pytest.raises(InputError, match=r"does not fit the image|each end above its start"):
-            open_sources(settings(files, train=(Volume("a.h5:raw", box=box),)), "train")
+    too_deep = settings(files, train=(VolumeFiles("a.h5:raw", box=(0, 13, 0, 20, 0, 24)),))
+    with pytest.raises(InputError, match="does not fit the image"):
+        open_sources(too_deep, "train")
+    with pytest.raises(InputError, match="each end above its start"):
+        VolumeFiles("a.h5:raw", box=(3, 3, 0, 20, 0, 24))
     with pytest.raises(InputError, match="leaves nothing of the 12 voxels"):
         open_sources(settings(files, train_part=(0.0, 0.01)), "train")
     with pytest.raises(InputError, match="there are no volumes"):
         Sampler([], data, 0)
-    mixed = settings(files, train=(Volume("a.h5:raw"), Volume("a.h5:raw", "a.h5:labels")))
+    mixed = settings(files, train=(VolumeFiles("a.h5:raw"), VolumeFiles("a.h5:raw", "a.h5:labels")))
     with pytest.raises(InputError, match="with and without labels"):
         drawn(mixed, [list(range(8))])
     with h5py.File(files / "a.h5", "a") as f:
         f["bad"] = np.full(SHAPE, np.nan, np.float32)
     with pytest.raises(InputError, match="NaN or infinite"):
-        open_sources(settings(files, train=(Volume("a.h5:bad"),), normalise_by="volume"), "train")
+        open_sources(settings(files, train=(VolumeFiles("a.h5:bad"),), normalise_by="volume"), "train")
 
 
 def test_every_missing_file_of_both_lists_is_told_before_any_is_read(files):
-    data = settings(files, train=(Volume("no1.h5", "no2.h5:labels", "no3.h5"), Volume("a.h5:raw")),
-                    validation=(Volume("a.h5:raw", "no4.h5"),))
+    data = settings(files, train=(VolumeFiles("no1.h5", "no2.h5:labels", "no3.h5"), VolumeFiles("a.h5:raw")),
+                    validation=(VolumeFiles("a.h5:raw", "no4.h5"),))
     with pytest.raises(InputError) as caught:
         open_sources(data, "train")
     assert all(f"no{number}.h5" in str(caught.value) for number in (1, 2, 3, 4))
@@ -278,7 +281,7 @@ def test_every_missing_file_of_both_lists_is_told_before_any_is_read(files):
 def test_an_image_that_is_not_finite_is_told_in_one_sentence(files, value, storage, workers):
     with h5py.File(files / "a.h5", "a") as f:
         f["bad"] = np.full(SHAPE, value, np.float32)
-    data = settings(files, train=(Volume("a.h5:bad"),), storage=storage)
+    data = settings(files, train=(VolumeFiles("a.h5:bad"),), storage=storage)
     with pytest.raises(InputError, match=r"^the image of a holds NaN or infinite values in the patch at \[.*finite$"):
         drawn(data, [[0], [1]], workers)
 
@@ -288,13 +291,14 @@ def test_labels_without_any_object_are_told_where_patches_need_some(files):
         f["none"] = np.zeros(SHAPE, np.uint8)
         f["one"] = np.zeros(SHAPE, np.uint8)
         f["one"][11, 19, 23] = 1
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:none"),))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:none"),))
     assert len(drawn(data, [[0]])) == 1
     needy = dataclasses.replace(data, reject_below=1)
     with pytest.raises(InputError, match=r"reject_below = 1 asks for labelled voxels, but the labels of a hold none"):
         Sampler(open_sources(needy, "train"), needy, 0)
     for part in ((0.0, 0.9), (0.9, 1.0)):  # the one labelled voxel is in the last section
-        some = dataclasses.replace(needy, train=(Volume("a.h5:raw", "a.h5:one"),), train_part=part, patch=(1, 6, 8))
+        labelled = (VolumeFiles("a.h5:raw", "a.h5:one"),)
+        some = dataclasses.replace(needy, train=labelled, train_part=part, patch=(1, 6, 8))
         if part[0] == 0:
             with pytest.raises(InputError, match="hold none in the part that is used"):
                 Sampler(open_sources(some, "train"), some, 0)
@@ -305,7 +309,7 @@ def test_labels_without_any_object_are_told_where_patches_need_some(files):
 def test_minus_one_means_unknown_only_where_that_is_configured(files):
     with h5py.File(files / "a.h5", "a") as f:
         f["signed"] = np.full(SHAPE, -1, np.int32)
-    volume = (Volume("a.h5:raw", "a.h5:signed"),)
+    volume = (VolumeFiles("a.h5:raw", "a.h5:signed"),)
     with pytest.raises(InputError, match="hold -1, which is no object: name it in"):
         drawn(settings(files, train=volume), [[0]])
     assert (drawn(settings(files, train=volume, ignore=(-1,)), [[0]])[0]["label"] == -1).all()
@@ -313,11 +317,11 @@ def test_minus_one_means_unknown_only_where_that_is_configured(files):
 
 
 def test_a_patch_larger_than_its_volume_on_every_axis_is_mirrored_around_it(files):
-    data = settings(files, train=(Volume("a.h5:raw", "a.h5:labels"),), patch=(31, 50, 70))
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:labels"),), patch=(31, 50, 70))
     batch = drawn(data, [[0]])[0]
     assert batch["image"].shape == (1, 1, 31, 50, 70)
     assert (batch["label"] >= 0).all()
-    flat = settings(files, train=(Volume("a.h5:raw", box=(3, 4, 0, 20, 0, 24)),), patch=(5, 8, 8))
+    flat = settings(files, train=(VolumeFiles("a.h5:raw", box=(3, 4, 0, 20, 0, 24)),), patch=(5, 8, 8))
     image = drawn(flat, [[0]])[0]["image"]
     assert torch.equal(image, image[:, :, :1].expand_as(image))
 
@@ -356,7 +360,7 @@ def test_all_processes_share_one_copy_and_the_last_removes_it(files, tmp_path):
 def test_a_volume_too_large_for_memory_is_told_before_it_is_copied(files, monkeypatch):
     monkeypatch.setattr(sources_module.shutil, "disk_usage", lambda folder: shutil_usage(free=100))
     with pytest.raises(InputError, match=r"free: set data.storage = \"lazy\""):
-        open_sources(settings(files, train=(Volume("a.h5:labels"),)), "train")
+        open_sources(settings(files, train=(VolumeFiles("a.h5:labels"),)), "train")
 
 
 def shutil_usage(free):

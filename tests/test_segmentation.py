@@ -37,7 +37,7 @@ def test_an_agglomeration_that_pauses_makes_the_merges_of_one_that_does_not(ties
             tree = run.tree()
             assert len(tree.a) >= at
             at = len(tree.a)
-            for name in ("a", "b", "score"):
+            for name in ("a", "b", "height"):
                 np.testing.assert_array_equal(getattr(tree, name), getattr(whole, name)[:at])
             apart = segment.Agglomeration(graph, statistic, ties)
             apart.advance(threshold, 1)
@@ -86,8 +86,8 @@ def test_a_segmentation_read_from_its_file_gives_the_same_labels_and_explanation
 def replayed(whole, threshold, start):
     """What came to the cluster of a fragment with each merge below the threshold, by sets of fragments."""
     tree, graph, clusters, found = whole.tree, whole.graph, {}, []
-    for height, a, b in zip(tree.score, tree.a.tolist(), tree.b.tolist()):
-        if not height < tree.score.dtype.type(threshold):
+    for height, a, b in zip(tree.height, tree.a.tolist(), tree.b.tolist()):
+        if not height < tree.height.dtype.type(threshold):
             break
         one, other = clusters.get(a, {a}), clusters.get(b, {b})
         if start in one | other:
@@ -134,7 +134,7 @@ def test_an_explanation_is_the_replay_of_the_merges():
 
 def check_path(whole, found, start, end):
     at, tree = start, whole.tree
-    edges = {frozenset(pair): float(height) for *pair, height in zip(tree.a.tolist(), tree.b.tolist(), tree.score)}
+    edges = {frozenset(pair): float(height) for *pair, height in zip(tree.a.tolist(), tree.b.tolist(), tree.height)}
     for step in found.path:
         assert step.first == at
         assert edges[frozenset((step.first, step.second))] == step.height

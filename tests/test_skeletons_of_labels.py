@@ -14,7 +14,7 @@ from emcore.data.sources import open_sources
 from emcore.errors import InputError
 from emcore.segment import skeleton_volume
 from emcore.settings import Settings
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.target import SkeletonDistanceTarget
 from emcore.volumes import open_volume
 
@@ -90,7 +90,7 @@ def test_of_many_at_once_one_traces_and_all_read_it(place, traced):
 def test_a_recipe_whose_skeleton_file_is_missing_traces_it_and_keeps_it_new(place, traced, capsys):
     settings = Settings(name="x", outputs=str(place / "run"), target=(SkeletonDistanceTarget(),))
     for name in ("vol_skeleton.h5:labels", "elsewhere.h5"):
-        volume = Volume("vol.h5:raw", "vol.h5:labels", skeleton=name)
+        volume = VolumeFiles("vol.h5:raw", "vol.h5:labels", skeleton=name)
         data = Data(folder=str(place), train=(volume,), validation=(volume,), patch=(6, 24, 40))
         for which in ("train", "validation", "train"):
             source = open_sources(data, which, skeleton_folder(settings))[0]
@@ -99,14 +99,15 @@ def test_a_recipe_whose_skeleton_file_is_missing_traces_it_and_keeps_it_new(plac
         assert ("elsewhere.h5: the skeletons are traced from" in capsys.readouterr().out) == ("elsewhere" in name)
     with h5py.File(place / "vol.h5", "r+") as f:
         f["labels"][:, 12:] = 0
-    data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5:labels"),))
+    files = VolumeFiles("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5:labels")
+    data = Data(folder=str(place), train=(files,))
     source = open_sources(data, "train", skeleton_folder(settings))[0]
     assert set(np.unique(source.arrays["skeleton"][...])) == {0, 7}
     assert traced == ["labels", "labels"]
+    without = Data(folder=str(place), train=(VolumeFiles("vol.h5:raw", "nothing.h5", skeleton="b.h5"),))
     with pytest.raises(InputError, match=r"there is no file \S*nothing\.h5"):  # labels cannot be traced from nothing
-        open_sources(Data(folder=str(place), train=(Volume("vol.h5:raw", "nothing.h5", skeleton="b.h5"),)), "train",
-                     skeleton_folder(settings))
-    wrong = (Volume("vol.h5:raw", "nothing.h5"), Volume("vol.h5:raw", "vol.h5:others", skeleton="b.h5"))
+        open_sources(without, "train", skeleton_folder(settings))
+    wrong = (VolumeFiles("vol.h5:raw", "nothing.h5"), VolumeFiles("vol.h5:raw", "vol.h5:others", skeleton="b.h5"))
     with pytest.raises(InputError, match=r"^data\.train\.0: there is no file \S*nothing\.h5$"):
         open_sources(Data(folder=str(place), train=wrong), "train", skeleton_folder(settings))
     assert traced == ["labels", "labels"]
@@ -119,7 +120,7 @@ def test_skeletons_that_somebody_else_made_are_used_as_they_are_or_left_alone(pl
     assert set(np.unique(found(place)[...])) == {0, 7, 9}  # nobody named the file: traced, but apart
     found(place)
     assert (traced, (place / "vol_skeleton.h5").read_bytes()) == (["labels"], before)
-    data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5"),))
+    data = Data(folder=str(place), train=(VolumeFiles("vol.h5:raw", "vol.h5:labels", skeleton="vol_skeleton.h5"),))
     source = open_sources(data, "train", place / "run")[0]
     assert np.unique(source.arrays["skeleton"][...]).tolist() == [3]
 
@@ -127,7 +128,7 @@ def test_skeletons_that_somebody_else_made_are_used_as_they_are_or_left_alone(pl
 def test_a_run_asks_for_skeletons_only_where_a_target_needs_them(place):
     assert skeleton_folder(Settings(name="x")) is None
     settings = Settings(name="x", outputs=str(place), target=(SkeletonDistanceTarget(),))
-    data = Data(folder=str(place), train=(Volume("vol.h5:raw", "vol.h5:labels"),), patch=(6, 24, 40))
+    data = Data(folder=str(place), train=(VolumeFiles("vol.h5:raw", "vol.h5:labels"),), patch=(6, 24, 40))
     source = open_sources(data, "train", skeleton_folder(settings))[0]
     sample = Sampler([source], data, 0)[0]
     assert set(sample["skeleton"].unique().tolist()) == {0, 7, 9}

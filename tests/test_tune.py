@@ -24,7 +24,7 @@ from emcore.decode.tune_store import opened
 from emcore.errors import InputError
 from emcore.report.heat_map import FRAME, GREY, write_heat_map
 from emcore.settings import Settings
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.decode import AffinityDecode, ComponentsDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
@@ -49,7 +49,7 @@ def stored_volume(folder, name, seed=0, noise=1.0):
 
 
 def settings_of(folder, names=("a",), space=None, **tuned):
-    volumes = tuple(Volume(f"{name}.h5", f"{name}.h5:labels", name=name) for name in names)
+    volumes = tuple(VolumeFiles(f"{name}.h5", f"{name}.h5:labels", name=name) for name in names)
     space = Space(statistic=["aff85_his256", "mean"], low=[0.0, 0.3], high=[0.8, 1.0]) if space is None else space
     return Settings("run", outputs=str(folder), data=Data(folder=str(folder), test=volumes),
                     decode=AffinityDecode(low=0.1, high=0.9), tune=Tune(space=space, **tuned))
@@ -305,7 +305,7 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
     settings = settings_of(tmp_path)
     with pytest.raises(InputError, match=r"there is no .*a_prediction.h5: run infer.py first"):
         tune(settings, tmp_path)
-    without = replace(settings.data, test=(Volume("a.h5"),))
+    without = replace(settings.data, test=(VolumeFiles("a.h5"),))
     with pytest.raises(InputError, match=r"there is no truth to tune by: no volume of data.test has a label"):
         tune(replace(settings, data=without), tmp_path)
     with pytest.raises(InputError, match=r"--from must be given once for each of the 1 volumes"):

@@ -22,7 +22,7 @@ from emcore.data.skeletons import is_to_trace, skeletons_of
 from emcore.errors import InputError
 from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
 from emcore.locks import NoLocks, take
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.volumes import check_labels, open_volume, split_reference
 from emcore.volumes.stamp import stamp
 
@@ -78,7 +78,7 @@ def missing_files(data: Data, lists: Sequence[str], skeletons: Path | None = Non
             for number, volume in enumerate(getattr(data, name)) if (absent := _absent(data, volume, skeletons))]
 
 
-def expanded(data: Data, volume: Volume) -> list[Volume]:
+def expanded(data: Data, volume: VolumeFiles) -> list[VolumeFiles]:
     """The volume, or one for each file that its image names with * or **, in the order of their names."""
     pattern, colon, dataset = volume.image.partition(":") if isinstance(volume.image, str) else ("", "", "")
     if "*" not in pattern:
@@ -92,7 +92,7 @@ def expanded(data: Data, volume: Volume) -> list[Volume]:
     return [replace(volume, image=os.path.abspath(path) + colon + dataset) for path in found]
 
 
-def _absent(data: Data, volume: Volume, skeletons: Path | None) -> list[str]:
+def _absent(data: Data, volume: VolumeFiles, skeletons: Path | None) -> list[str]:
     """The paths of a volume at which there is nothing, but for what can be traced."""
     named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)
              and not (role == "skeleton" and skeletons is not None and isinstance(volume.label, str))]
@@ -100,7 +100,7 @@ def _absent(data: Data, volume: Volume, skeletons: Path | None) -> list[str]:
     return list(dict.fromkeys(str(path) for path in paths if "*" not in str(path) and not path.exists()))
 
 
-def open_source(data: Data, volume: Volume, which: str, skeletons: Path | None = None) -> Source:
+def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | None = None) -> Source:
     """One place; volume.image may also be an array."""
     opened, origins = {}, {}
     for role in ROLES:
@@ -156,7 +156,7 @@ def _start(image: Any, other: Any, resolution: Sequence[float], role: str) -> tu
     return tuple(int(s) for s in shift.round())
 
 
-def _box(data: Data, volume: Volume, which: str, whole: Sequence[int]) -> Box:
+def _box(data: Data, volume: VolumeFiles, which: str, whole: Sequence[int]) -> Box:
     given = volume.box or tuple(edge for length in whole for edge in (0, length))
     box = [(given[2 * axis], given[2 * axis + 1]) for axis in range(3)]
     for (low, high), length in zip(box, whole):

@@ -187,18 +187,18 @@ def prepare_labels(labels: Tensor, settings: Labels) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Place:
+class Surroundings:
     """What some targets need besides the labels."""
 
     resolution: Sequence[float]  # nm, z y x
     skeleton: Tensor | None  # ids on the skeletons of the labels
 
 
-def _of_instances(target: InstanceDistanceTarget, labels: Tensor, place: Place) -> Tensor:
+def _of_instances(target: InstanceDistanceTarget, labels: Tensor, place: Surroundings) -> Tensor:
     return quantise_energy(instance_distance(labels, place.resolution, target.in_plane, target.relabel), target.levels)
 
 
-def _of_skeletons(target: SkeletonDistanceTarget, labels: Tensor, place: Place) -> Tensor:
+def _of_skeletons(target: SkeletonDistanceTarget, labels: Tensor, place: Surroundings) -> Tensor:
     return quantise_energy(skeleton_distance(labels, place.resolution, target.alpha, place.skeleton), target.levels)
 
 
@@ -225,7 +225,7 @@ def make_targets(labels: Tensor, targets: Sequence[Target], resolution: Sequence
     """
     if labels.dtype != torch.int64 or labels.dim() != 4:
         raise InputError(f"labels must be int64 (n, z, y, x); got {labels.dtype} {tuple(labels.shape)}")
-    place, known = Place(resolution, skeleton), labels != IGNORE
+    place, known = Surroundings(resolution, skeleton), labels != IGNORE
     values, counts = [], []
     for target in targets:
         made = MAKERS[type(target)](target, erode_borders(labels, target.erosion), place)

@@ -15,7 +15,7 @@ import numpy as np
 
 import emcore
 from emcore import config
-from emcore.decode.tune_processes import Job, run
+from emcore.decode.tune_processes import Stage, run
 from emcore.decode.tune_space import (
     AFTER,
     BEFORE,
@@ -26,7 +26,7 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import Source, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_stages import Scored, Task, curve_stage, decoded_stage, identity
 from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
@@ -64,7 +64,7 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     if (results / OLD_FILE).exists():
         print(f"{results / OLD_FILE} is of an older version and is not read: its stages are done again; delete it")
     with opened(results / "tune.jsonl", digests(task)) as stages:
-        def work(jobs: list[Job], deadline: float | None = None) -> None:
+        def work(jobs: list[Stage], deadline: float | None = None) -> None:
             if not jobs:
                 return
             with Progress(len(jobs), "tune", "stages") as progress:
@@ -111,7 +111,7 @@ def check(settings: Settings, draws: int | None, limit: float | None) -> None:
         raise InputError(f"--tune-trial-seconds must be a number of seconds above 0; got {limit:g}")
 
 
-def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Source, ...]:
+def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Scored, ...]:
     """The volumes with a label, each with its prediction."""
     kind = settings.tune.volumes
     data = replace(settings.data, test=getattr(settings.data, kind))
@@ -127,7 +127,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
         prediction = stored[place] if stored else str(results / f"{name}_prediction.h5")
         if not stored and not Path(prediction).exists():
             raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
-        sources.append(Source(name, prediction, os.path.join(data.folder, data.test[number].label)))
+        sources.append(Scored(name, prediction, os.path.join(data.folder, data.test[number].label)))
     if len({source.name for source in sources}) < len(sources):
         raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")
     return tuple(sources)
@@ -146,19 +146,19 @@ def digests(task: Task) -> dict[str, str]:
 # ---- stages
 
 
-def curve_jobs(task: Task, points: list[AffinityDecode], thresholds: Thresholds, known: set[str]) -> list[Job]:
+def curve_jobs(task: Task, points: list[AffinityDecode], thresholds: Thresholds, known: set[str]) -> list[Stage]:
     """A job for every watershed that still lacks a merge statistic."""
     groups: dict[AffinityDecode, list[AffinityDecode]] = {}
     for point in dict.fromkeys(map(tree_of, points)):
         if curve_key(point, thresholds) not in known:
             groups.setdefault(replace(point, statistic=AffinityDecode.statistic), []).append(point)
-    return [Job("curve", curve_stage, (task, shared, tuple(point.statistic for point in group), thresholds),
+    return [Stage("curve", curve_stage, (task, shared, tuple(point.statistic for point in group), thresholds),
                 [(curve_key(point, thresholds), config.to_table(point)) for point in group])
             for shared, group in groups.items()]
 
 
-def decoded_jobs(task: Task, points: list[AffinityDecode], known: set[str]) -> list[Job]:
-    return [Job("decoded", decoded_stage, (task, point), [(decoded_key(point), config.to_table(point))])
+def decoded_jobs(task: Task, points: list[AffinityDecode], known: set[str]) -> list[Stage]:
+    return [Stage("decoded", decoded_stage, (task, point), [(decoded_key(point), config.to_table(point))])
             for point in dict.fromkeys(points) if decoded_key(point) not in known]
 
 

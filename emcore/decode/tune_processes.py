@@ -15,7 +15,7 @@ from emcore.progress import Progress
 TOO_LONG = 1  # the exit code of a process whose stage took too long
 
 
-class Job(NamedTuple):
+class Stage(NamedTuple):
     """A stage for one process: what it calls, and the points that this finds something of, each by its key."""
 
     kind: str
@@ -39,7 +39,7 @@ class Worker(NamedTuple):
     pipe: connection.Connection
 
 
-def run(jobs: list[Job], processes: int, deadline: float | None, limit: float | None,
+def run(jobs: list[Stage], processes: int, deadline: float | None, limit: float | None,
         progress: Progress) -> Iterator[Row]:
     """The rows of every job as it ends; no job is begun after the deadline, and none takes more seconds than the limit.
 

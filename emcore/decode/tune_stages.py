@@ -15,7 +15,7 @@ from emcore.decode.tune_space import Thresholds
 from emcore.errors import InputError
 from emcore.metrics.curves import ThresholdCurve
 from emcore.metrics.partitions import ALONG_CURVES, OBJECTIVES, Agreement, agreement, ignored_truth
-from emcore.metrics.placement import Place, overlap
+from emcore.metrics.placement import Shared, overlap
 from emcore.metrics.tables import Contingency
 from emcore.segment import Affinities
 from emcore.segment.statistics import parse_statistic
@@ -27,7 +27,7 @@ HASHED_BYTES = 64 << 20  # of a volume at a time
 Found = dict[str, dict[str, Any]]  # objective -> threshold, its scores, and those of every volume
 
 
-class Source(NamedTuple):
+class Scored(NamedTuple):
     """A volume that is scored: its name, its prediction and its truth."""
 
     name: str
@@ -39,7 +39,7 @@ class Source(NamedTuple):
 class Task:
     """What all stages of a tune share."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[Scored, ...]
     convention: str  # of adapted_rand
     border_nm: float
     resolution: tuple[float, float, float] | None  # where the files do not say it
@@ -49,7 +49,7 @@ class Truth(NamedTuple):
     """What labels are compared with, where it lies in the prediction, and the voxels that are left out."""
 
     labels: np.ndarray
-    place: Place
+    place: Shared
     mask: np.ndarray | None
 
 
@@ -86,9 +86,9 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
     tried = np.array(thresholds.listed)
     if not thresholds.listed:  # the state changes just above a score, so that scores and both ends show every state
         ends = np.array([thresholds.low, thresholds.high])
-        inner = np.concatenate([curve.score for curve in curves])
+        inner = np.concatenate([curve.height for curve in curves])
         tried = np.unique(np.concatenate([ends, inner[(inner > ends[0]) & (inner < ends[1])]]))
-    states = [np.searchsorted(curve.score, tried, side="left") for curve in curves]
+    states = [np.searchsorted(curve.height, tried, side="left") for curve in curves]
     along = [named_scores(curve.agreement(task.convention)) for curve in curves]
     found = {}
     for objective in OBJECTIVES:
@@ -113,7 +113,7 @@ def mean_scores(volumes: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: float(sum(scores[name] for scores in volumes.values()) / len(volumes)) for name in names}
 
 
-def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
+def compared(task: Task, source: Scored, labels: np.ndarray) -> Contingency:
     """(labels x truth), with the rule of the convention about ids that do not count."""
     truth = read_truth(task, source)
     table = metrics.contingency(truth.labels, labels[truth.place.ours], ignored_truth(task.convention), (),
@@ -123,7 +123,7 @@ def compared(task: Task, source: Source, labels: np.ndarray) -> Contingency:
     return table
 
 
-def affinities(source: Source, point: AffinityDecode) -> Affinities:
+def affinities(source: Scored, point: AffinityDecode) -> Affinities:
     """Those of one volume, calibrated; what was read is kept for the next stage."""
     return calibrate(stored_affinities(source.prediction, point.channels), point.bias, point.temperature)
 
@@ -136,7 +136,7 @@ def stored_affinities(prediction: str, channels: tuple[int, ...]) -> Affinities:
 
 
 @lru_cache(maxsize=1)
-def read_truth(task: Task, source: Source) -> Truth:
+def read_truth(task: Task, source: Scored) -> Truth:
     prediction, truth = open_volume(source.prediction), open_volume(source.truth, kind="labels")
     place = overlap(replace(prediction, shape=prediction.shape[-3:]), truth)
     labels, mask = truth[...], None

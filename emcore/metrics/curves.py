@@ -227,7 +227,7 @@ def _running_sum(changes, start, scale, sums):
         sums[index + 1] = start + scale * (total + lost)
 
 
-class Best(NamedTuple):
+class BestThreshold(NamedTuple):
     """The lowest value of a criterion that a threshold can reach, that threshold, and the merges below it."""
 
     threshold: float
@@ -239,12 +239,12 @@ class Best(NamedTuple):
 class ThresholdCurve:
     """Every score after 0, 1, ..., all merges of a tree: arrays one longer than its merges (index k: k merges done).
 
-    A threshold t does the merges with score < t. Merges of equal score come together, and no threshold goes beyond the
+    A threshold t does the merges of heights < t. Merges of equal height come together, and no threshold goes beyond the
     `end`; the states that no threshold reaches are in the arrays, but `best` does not offer them.
     """
 
-    score: NDArray  # of each merge, non-decreasing; thresholds are rounded to its type, as in segment.cut
-    end: float  # the largest threshold: 1 for scores up to 1, or what the tree was computed up to
+    height: NDArray  # of each merge, non-decreasing; thresholds are rounded to its type, as in segment.cut
+    end: float  # the largest threshold: 1 for heights up to 1, or what the tree was computed up to
     voi: Voi  # two arrays, bits
     split_gain: NDArray[np.float64]  # bits that each merge takes off VOI split
     merge_cost: NDArray[np.float64]  # bits that it adds to VOI merge
@@ -252,7 +252,7 @@ class ThresholdCurve:
 
     def merges_below(self, threshold: float) -> int:
         """The number of merges that a threshold does: the index of its state in every array."""
-        return int(np.searchsorted(self.score, self.score.dtype.type(threshold), side="left"))
+        return int(np.searchsorted(self.height, self.height.dtype.type(threshold), side="left"))
 
     def rand(self, convention: str = "cremi") -> Rand:
         """Error, precision and recall along the curve, three arrays."""
@@ -266,23 +266,23 @@ class ThresholdCurve:
         """Values along the curve, lower is better: "voi", "cremi_score", or the Rand error by the named convention."""
         return ALONG_CURVES[name](self.agreement()) if name in ALONG_CURVES else self.rand(name).error
 
-    def best(self, criterion: str = "voi") -> Best:
+    def best(self, criterion: str = "voi") -> BestThreshold:
         """The best state that some threshold reaches; the first of equals. nan when no voxel has a truth."""
         values = self.criterion(criterion)
         if np.isnan(values).all():
-            return Best(math.nan, math.nan, 0)
+            return BestThreshold(math.nan, math.nan, 0)
         reachable = np.ones(len(values), bool)
-        reachable[1:] = self.score < np.append(self.score[1:], self.end)
+        reachable[1:] = self.height < np.append(self.height[1:], self.end)
         merges = int(np.nanargmin(np.where(reachable, values, np.nan)))
-        return Best(self.threshold_of(merges), float(values[merges]), merges)
+        return BestThreshold(self.threshold_of(merges), float(values[merges]), merges)
 
     def threshold_of(self, merges: int) -> float:
-        """A threshold that does this many merges, midway between two scores where it can be."""
-        if len(self.score) == 0:
+        """A threshold that does this many merges, midway between two heights where it can be."""
+        if len(self.height) == 0:
             return 0.0
         if merges == 0:
-            return float(self.score[0])
-        below, above = self.score[merges - 1], np.append(self.score[merges:], self.end)[0]
+            return float(self.height[0])
+        below, above = self.height[merges - 1], np.append(self.height[merges:], self.end)[0]
         if np.isinf(above):
             return float(np.nextafter(below, above))
         middle = below / 2 + above / 2
@@ -301,7 +301,7 @@ def threshold_curve(fragments: ArrayLike, tree, truth: ArrayLike, ignore_truth: 
                     mask: ArrayLike | None = None, threads: int | None = None) -> ThresholdCurve:
     """The exact curve of a fragment volume, its merge tree and the truth: one pass over the voxels for all thresholds.
 
-    tree: arrays a, b (fragment ids; merge i joins the clusters that hold a[i] and b[i]) and score, non-decreasing;
+    tree: arrays a, b (fragment ids; merge i joins the clusters that hold a[i] and b[i]) and height, non-decreasing;
     `fragments`, the number of fragments. Fragment 0 never merges and is one segment, label 0, as in `contingency`:
     VOI and funlib's, skimage's, dbmim's and gala's Rand take it as it is, cremi's as background, isbi's as singles.
     """
@@ -311,7 +311,7 @@ def threshold_curve(fragments: ArrayLike, tree, truth: ArrayLike, ignore_truth: 
 @of_table
 def fold(table: Contingency, tree) -> ThresholdCurve:
     """The curve of a fragment x truth table, for instance one pooled from blocks, along a merge tree."""
-    a, b, score = _checked_tree(tree)
+    a, b, height = _checked_tree(tree)
     fragments = int(tree.fragments)
     labels = table.labels[table.kept]
     if len(labels) and int(labels.max()) > fragments:
@@ -346,9 +346,9 @@ def fold(table: Contingency, tree) -> ThresholdCurve:
     np.maximum(curves, 0, out=curves)
     sums = first._replace(pairs=_as_integers(pair_squares), labels=_as_integers(label_squares))
     end = float(getattr(tree, "complete_below", math.inf))
-    if len(score) == 0 or score[-1] <= 1:
+    if len(height) == 0 or height[-1] <= 1:
         end = min(end, 1.0)
-    return ThresholdCurve(score, end, Voi(*curves), split_gain * scale, merge_cost * scale, sums)
+    return ThresholdCurve(height, end, Voi(*curves), split_gain * scale, merge_cost * scale, sums)
 
 
 def _as_integers(wide: NDArray[np.uint64]) -> NDArray:
@@ -357,26 +357,26 @@ def _as_integers(wide: NDArray[np.uint64]) -> NDArray:
 
 
 def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
-    if not all(hasattr(tree, name) for name in ("a", "b", "score", "fragments")):
+    if not all(hasattr(tree, name) for name in ("a", "b", "height", "fragments")):
         raise InputError(f"a curve needs the merge tree that segment.agglomerate returns; got {type(tree).__name__}")
-    a, b, score = (as_array(name, getattr(tree, name)) for name in ("a", "b", "score"))
-    if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or score.dtype.kind not in "fiu" or not (
-            a.ndim == b.ndim == score.ndim == 1):
-        raise InputError("a and b of a merge tree must be lists of whole numbers and score one of numbers; they are "
-                         f"{a.shape} {a.dtype}, {b.shape} {b.dtype} and {score.shape} {score.dtype}")
+    a, b, height = (as_array(name, getattr(tree, name)) for name in ("a", "b", "height"))
+    if a.dtype.kind not in "iu" or b.dtype.kind not in "iu" or height.dtype.kind not in "fiu" or not (
+            a.ndim == b.ndim == height.ndim == 1):
+        raise InputError("a and b of a merge tree must be lists of whole numbers and height one of numbers; they are "
+                         f"{a.shape} {a.dtype}, {b.shape} {b.dtype} and {height.shape} {height.dtype}")
     if not isinstance(tree.fragments, int | np.integer) or not 0 <= tree.fragments < 2**32:
         raise InputError(f"a merge tree must have 0 to 2**32 - 1 fragments; got {tree.fragments}")
     if not within(end := getattr(tree, "complete_below", math.inf), -math.inf, math.inf):
         raise InputError(f"complete_below of a merge tree must be a number; got {end!r}")
-    if score.dtype.kind != "f":
-        score = score.astype(np.float64)
-    if not len(a) == len(b) == len(score):
-        raise InputError(f"a, b and score of a merge tree must be equally long; got {len(a)}, {len(b)}, {len(score)}")
-    if np.isnan(score).any() or (score[1:] < score[:-1]).any():
-        raise InputError("the scores of a merge tree must not decrease from merge to merge, and none may be nan; "
-                         "make it with segment.agglomerate, or sort its merges by score")
+    if height.dtype.kind != "f":
+        height = height.astype(np.float64)
+    if not len(a) == len(b) == len(height):
+        raise InputError(f"a, b and height of a merge tree must be equally long; got {len(a)}, {len(b)}, {len(height)}")
+    if np.isnan(height).any() or (height[1:] < height[:-1]).any():
+        raise InputError("the heights of a merge tree must not decrease from merge to merge, and none may be nan; "
+                         "make it with segment.agglomerate, or sort its merges by height")
     for ids in (a, b):
         if len(ids) and not 1 <= int(ids.min()) <= int(ids.max()) <= int(tree.fragments):
             raise InputError(f"the merges of a tree of {tree.fragments} fragments must name ids 1 to {tree.fragments}; "
                              f"got {int(ids.min())} to {int(ids.max())}")
-    return np.ascontiguousarray(a, np.int64), np.ascontiguousarray(b, np.int64), score
+    return np.ascontiguousarray(a, np.int64), np.ascontiguousarray(b, np.int64), height

@@ -24,7 +24,7 @@ from emcore.metrics.partitions import (
     scores_by,
     square_sums,
 )
-from emcore.metrics.placement import Borders, Place, placed, whole_table
+from emcore.metrics.placement import Borders, Shared, placed, whole_table
 from emcore.metrics.tables import Contingency
 from emcore.segment.affinities import above, stored_table
 from emcore.settings.data import Data
@@ -66,7 +66,7 @@ class Case:
         return open_volume(self.labels_file, "labels")
 
     @cached_property
-    def place(self) -> Place:
+    def place(self) -> Shared:
         return placed(self.labels, self.truth, self.settings.crop)
 
     @cached_property
@@ -170,10 +170,10 @@ def curve(case: Case) -> list[Row]:
         return []
     convention, tree = case.settings.convention, segment.read_tree(case.labels_file)
     whole = metrics.fold(case.neurons(open_volume(case.labels_file, "fragments")), tree)
-    states = np.unique(np.linspace(0, len(tree.score), POINTS).astype(int))
+    states = np.unique(np.linspace(0, len(tree.height), POINTS).astype(int))
     chosen = case.labels.attrs.get("decode")
     best = {name: whole.best(name)._asdict() for name in ("voi", convention)}
-    numbers = {"threshold": np.append(0.0, tree.score)[states], "voi_split": whole.voi.split[states],
+    numbers = {"threshold": np.append(0.0, tree.height)[states], "voi_split": whole.voi.split[states],
                "voi_merge": whole.voi.merge[states], "rand_error": whole.rand(convention).error[states]}
     case.found["curve"] = {
         **{name: [finite(value) for value in values] for name, values in numbers.items()},

@@ -17,7 +17,7 @@ POOL_EVERY = 16  # blocks: their tables are added up now and then, so that the i
 Box = tuple[slice, ...]
 
 
-class Place(NamedTuple):
+class Shared(NamedTuple):
     """Where the part that is compared begins in the prediction and in the truth, and its shape."""
 
     start: tuple[int, ...]
@@ -64,7 +64,7 @@ class Borders(NamedTuple):
 NO_BORDERS = Borders()
 
 
-def overlap(prediction: Volume, truth: Volume) -> Place:
+def overlap(prediction: Volume, truth: Volume) -> Shared:
     """Where the part that both volumes cover starts in either of them, and its shape."""
     resolution = prediction.resolution or truth.resolution
     known = truth.resolution or resolution
@@ -73,7 +73,7 @@ def overlap(prediction: Volume, truth: Volume) -> Place:
                          f"of {known} nm; resample one of them")
     same_place = prediction.offset == truth.offset
     if same_place and prediction.shape == truth.shape:
-        return Place((0, 0, 0), (0, 0, 0), truth.shape)
+        return Shared((0, 0, 0), (0, 0, 0), truth.shape)
     if not resolution or (same_place and not any(truth.offset)):
         raise InputError(f"the prediction {prediction.name} has the shape {prediction.shape}, the truth {truth.name} "
                          f"{truth.shape}, and the files do not say how they lie; store resolution and offset (nm, "
@@ -89,10 +89,10 @@ def overlap(prediction: Volume, truth: Volume) -> Place:
         raise InputError(f"the volumes do not overlap: the prediction {prediction.name} covers the voxels "
                          f"{tuple(whole.tolist())} to {tuple((whole + prediction.shape).tolist())} (z, y, x) of the "
                          f"truth {truth.name}, which ends at {truth.shape}")
-    return Place(*(tuple(int(length) for length in triple) for triple in (truth_start - whole, truth_start, shape)))
+    return Shared(*(tuple(int(length) for length in triple) for triple in (truth_start - whole, truth_start, shape)))
 
 
-def placed(ours: Volume, truth: Volume, crop: Sequence[int] | None) -> Place:
+def placed(ours: Volume, truth: Volume, crop: Sequence[int] | None) -> Shared:
     """Where what is scored begins in either volume, and its shape: by evaluate.crop, or by the volumes' offsets."""
     shape, theirs = ours.shape[-3:], truth.shape
     names = f"the prediction {ours.name} has the shape {shape}, the truth {truth.name} {theirs}"
@@ -114,11 +114,11 @@ def placed(ours: Volume, truth: Volume, crop: Sequence[int] | None) -> Place:
         return all(0 <= low < low + n <= length for low, n, length in zip(start, size, whole))
 
     if min(size) > 0 and shape == theirs and fits(shape):
-        return Place(start, start, size)
+        return Shared(start, start, size)
     if size == theirs and fits(shape):
-        return Place(start, (0, 0, 0), size)
+        return Shared(start, (0, 0, 0), size)
     if size == shape and fits(theirs):
-        return Place((0, 0, 0), start, size)
+        return Shared((0, 0, 0), start, size)
     raise InputError(f"evaluate.crop {list(crop)} is a box of {size} voxels and does not fit: {names}; it must lie in "
                      "the larger one and be as large as the smaller one")
 
@@ -131,7 +131,7 @@ def moved(box: Box, start: Sequence[int]) -> Box:
     return tuple(slice(span.start + at, span.stop + at) for span, at in zip(box, start))
 
 
-def whole_table(prediction: Volume, truth: Volume, place: Place, borders: Borders = NO_BORDERS,
+def whole_table(prediction: Volume, truth: Volume, place: Shared, borders: Borders = NO_BORDERS,
                 usable: Volume | None = None, threads: int | None = None) -> Contingency:
     """The table of the part that both cover, read in blocks; the border mask sees past each block's edge.
 

@@ -13,7 +13,7 @@ from emcore.metrics.cleft_distances import clefts
 from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.label_files import described, listed, one_channel, open_labels
 from emcore.metrics.pairs import boxes
-from emcore.metrics.placement import Place, moved, overlap
+from emcore.metrics.placement import Shared, moved, overlap
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
 
@@ -99,7 +99,7 @@ def _named(reference: Any) -> Any:
     return reference
 
 
-def _of_prediction(volume: Volume, place: Place, threshold: float) -> tuple[Part, str]:
+def _of_prediction(volume: Volume, place: Shared, threshold: float) -> tuple[Part, str]:
     """Which voxels are predicted to be cleft, and the rule in words."""
     probabilities = Part(volume, place.start, place.shape, threshold)
     if volume.dtype.kind == "f":

@@ -32,7 +32,7 @@ from emcore.prediction.windows import (
 )
 from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.channels import channels_of
-from emcore.settings.data import Data, Volume
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Infer
 from emcore.volumes import split_reference
 
@@ -54,7 +54,7 @@ def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, wi
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
     replaced = path is not None and split_reference(path)[0].exists()
-    source = open_source(data, volume if isinstance(volume, Volume) else Volume(image=volume), "test")
+    source = open_source(data, volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume), "test")
     infer = replace(infer, window=tuple(window))
     job = Job(model, source, infer, data, offsets, arithmetic or as_given(model, source, infer, precision))
     if path is None:

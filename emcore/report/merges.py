@@ -19,9 +19,9 @@ def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:
     graph, tree = segmentation.graph, segmentation.tree
     if len(graph.u) > MOST_EDGES:
         return None
-    arrays = {"a": tree.a, "b": tree.b, "height": tree.score.astype(np.float64).view(np.uint32),
+    arrays = {"a": tree.a, "b": tree.b, "height": tree.height.astype(np.float64).view(np.uint32),
               "sizes": segmentation.sizes, "u": graph.u, "v": graph.v, "count": graph.count}
     packed = {name: {**pack(values.astype(np.uint32)), "length": len(values)} for name, values in arrays.items()}
-    made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))
+    made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))
     return {**packed, "fragments": pack(segmentation.fragments.astype(np.uint32)), "made": made,
             "threshold": float(f"{threshold:g}"), "statistic": str(segmentation.statistic)}

@@ -41,7 +41,7 @@ class Contact(NamedTuple):
     largest: float
 
 
-class Place(NamedTuple):
+class Site(NamedTuple):
     voxel: tuple[int, int, int]
     fragment: int
     voxels: int  # of the fragment
@@ -57,13 +57,13 @@ class Explanation:
     not, joined_at is the height at which they would merge, and contact what lies between their segments.
     """
 
-    place: Place
+    place: Site
     threshold: float
     statistic: str
     fragments: int  # of the label
     voxels: int
     merges: tuple[Merge, ...]
-    other: Place | None = None
+    other: Site | None = None
     path: tuple[Step, ...] = ()
     joined_at: float | None = None
     contact: Contact | None = None
@@ -124,7 +124,7 @@ def row(statistic: str, *columns: object) -> str:
     return f"  {statistic:>12}" + "".join(f"  {column:>10}" for column in columns)
 
 
-def told_place(place: Place) -> str:
+def told_place(place: Site) -> str:
     z, y, x = place.voxel
     return f"voxel {z} {y} {x}: fragment {place.fragment}" + (f", {place.voxels} voxels" if place.fragment else "")
 
@@ -140,7 +140,7 @@ def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statisti
             threshold: float, other: Sequence[int] | None = None) -> Explanation:
     """See Segmentation.explain; the graph needs the sizes of its fragments."""
     sizes, table = graph.sizes, tree.table(threshold)
-    made = int(np.searchsorted(tree.score, tree.score.dtype.type(threshold), side="left"))  # merges up to the label
+    made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))  # merges up to the label
     place, second = (None if one is None else place_of(fragments, one, sizes, table) for one in (voxel, other))
     if place.fragment == 0:
         return Explanation(place, threshold, statistic, 0, 0, (), second)
@@ -153,19 +153,19 @@ def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statisti
         if at < made:
             found["path"] = tuple(path(tree, made, table == place.label, place.fragment, second.fragment))
         else:
-            found["joined_at"] = float(tree.score[at]) if at < len(tree.score) else None
+            found["joined_at"] = float(tree.height[at]) if at < len(tree.height) else None
             found["contact"] = contact(graph, table, place.label, second.label)
     return Explanation(place, threshold, statistic, int(inside[1:].sum()), int(sizes[inside].sum()), merges, **found)
 
 
-def place_of(fragments: np.ndarray, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Place:
+def place_of(fragments: np.ndarray, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Site:
     position, shape = as_array("voxel", voxel), fragments.shape
     if position.shape != (3,) or position.dtype.kind not in "iu" or not (
             (position >= 0) & (position < shape)).all():
         raise InputError(f"a voxel is three whole numbers z, y, x within {tuple(shape)}; got {voxel}")
     voxel = tuple(position.tolist())
     fragment = int(fragments[voxel])
-    return Place(voxel, fragment, int(sizes[fragment]), int(table[fragment]))
+    return Site(voxel, fragment, int(sizes[fragment]), int(table[fragment]))
 
 
 def joins(tree: MergeTree, fragment: int) -> np.ndarray:
@@ -204,7 +204,7 @@ def chain(tree: MergeTree, graph: RegionGraph, sizes: np.ndarray, joined: np.nda
     between = (ends[0] != ends[1]) & (latest < made)  # one end was there when the other came
     contacts = np.zeros(len(events), np.int64)
     np.add.at(contacts, np.searchsorted(events, latest[between]), graph.count[between])
-    return [Merge(float(tree.score[event]), int(members[at]), *numbers) for event, at, *numbers in zip(
+    return [Merge(float(tree.height[event]), int(members[at]), *numbers) for event, at, *numbers in zip(
         events.tolist(), first.tolist(), count.tolist(), voxels.tolist(), contacts.tolist())]
 
 
@@ -226,7 +226,7 @@ def path(tree: MergeTree, made: int, inside: np.ndarray, start: int, end: int) -
     steps = []
     while end != start:
         previous, number = before[end]
-        steps.append(Step(previous, end, float(tree.score[number])))
+        steps.append(Step(previous, end, float(tree.height[number])))
         end = previous
     return steps[::-1]
 

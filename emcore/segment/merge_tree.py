@@ -21,8 +21,8 @@ class MergeTree:
     fragments: int  # ids are 1 to fragments
     a: np.ndarray  # uint32
     b: np.ndarray
-    score: np.ndarray  # float64, 1 - statistic of the affinities, never falling
-    complete_below: float = np.inf  # merges of this score and above were not computed
+    height: np.ndarray  # float64, 1 - statistic of the affinities, never falling
+    complete_below: float = np.inf  # merges at this height and above were not computed
 
     @cached_property
     def _forest(self) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +30,7 @@ class MergeTree:
         tree = check_tree(self, "cut")
         parent = np.arange(tree.fragments + 1, dtype=np.uint32)
         height = np.full(tree.fragments + 1, np.inf)
-        tree_kernel.link(tree.a, tree.b, tree.score.astype(np.float64), parent, height)
+        tree_kernel.link(tree.a, tree.b, tree.height.astype(np.float64), parent, height)
         return parent, height
 
     def table(self, threshold: float) -> np.ndarray:
@@ -42,8 +42,8 @@ class MergeTree:
             raise InputError(f"the merge tree was computed up to {self.complete_below}; "
                              f"it cannot be cut at {threshold}")
         table = np.empty(len(parent), np.uint32)
-        # a tree of waterz has its float32 scores, and waterz rounds the threshold to that too
-        tree_kernel.number(parent, height, float(self.score.dtype.type(threshold)), table)
+        # a tree of waterz has float32 heights, and waterz rounds the threshold to that too
+        tree_kernel.number(parent, height, float(self.height.dtype.type(threshold)), table)
         return table
 
 
@@ -57,24 +57,24 @@ def require_tree(tree: MergeTree, name: str) -> None:
 def check_tree(tree: MergeTree, name: str) -> MergeTree:
     """The tree with plain arrays, if `name` can work with it: every kernel trusts what this has looked at."""
     require_tree(tree, name)
-    a, b, score = (as_array(field, getattr(tree, field)) for field in ("a", "b", "score"))
+    a, b, height = (as_array(field, getattr(tree, field)) for field in ("a", "b", "height"))
     wrong = None
     if not isinstance(tree.fragments, int | np.integer) or not 0 <= tree.fragments <= LARGEST_LABEL:
         wrong = f"it numbers fragments up to {tree.fragments}, not up to a number below 2**32 - 1"
-    elif a.dtype != np.uint32 or b.dtype != np.uint32 or score.dtype not in (np.float32, np.float64):
-        wrong = f"a, b and score must be uint32, uint32 and float64; they are {a.dtype}, {b.dtype} and {score.dtype}"
-    elif not a.shape == b.shape == score.shape == (score.size,):
-        wrong = f"a, b and score must be equally long; they have the shapes {a.shape}, {b.shape} and {score.shape}"
+    elif a.dtype != np.uint32 or b.dtype != np.uint32 or height.dtype not in (np.float32, np.float64):
+        wrong = f"a, b and height must be uint32, uint32 and float64; they are {a.dtype}, {b.dtype} and {height.dtype}"
+    elif not a.shape == b.shape == height.shape == (height.size,):
+        wrong = f"a, b and height must be equally long; they have the shapes {a.shape}, {b.shape} and {height.shape}"
     elif len(a) and not (min(a.min(), b.min()) >= 1 and max(a.max(), b.max()) <= tree.fragments):
         wrong = f"its merges must name ids 1 to {tree.fragments}; they name {min(a.min(), b.min())} to " \
                 f"{max(a.max(), b.max())}"
-    elif not np.isfinite(score).all() or (score[1:] < score[:-1]).any():
-        wrong = "its scores must be numbers that never fall"
+    elif not np.isfinite(height).all() or (height[1:] < height[:-1]).any():
+        wrong = "its heights must be numbers that never fall"
     elif not within(tree.complete_below, -np.inf, np.inf):
         wrong = f"it says that it was computed up to {tree.complete_below!r}"
     if wrong:
         raise InputError(f"the merge tree is damaged: {wrong}; make it anew with agglomerate")
-    return replace(tree, fragments=int(tree.fragments), a=a, b=b, score=score)
+    return replace(tree, fragments=int(tree.fragments), a=a, b=b, height=height)
 
 
 def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
@@ -92,8 +92,8 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
     candidates = np.flatnonzero(graph.max > affinity)
     order = candidates[np.lexsort((graph.key[candidates], -graph.max[candidates]))]
     edges = link_by_size(graph.u, graph.v, order, graph.sizes, size)
-    scores = 1.0 - graph.max[edges].astype(np.float64)
-    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], scores, 1 - affinity)
+    heights = 1.0 - graph.max[edges].astype(np.float64)
+    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], heights, 1 - affinity)
 
 
 def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from emcore.segment.merge_tree import MergeTree, check_tree
 from emcore.volumes import create_volume, list_datasets, open_volume
 
 FRAGMENTS = "fragments"  # dataset (z, y, x)
-MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the score of every merge
+MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the height of every merge
 GRAPH = "graph"  # dataset (7 or 8, 1, 1, edges): these fields, of float32 the bits; the last one where there is one
 FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
           "max": np.float32, "min": np.float32, "running_mean": np.float32}
@@ -21,9 +21,9 @@ HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where
 def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = None) -> None:
     """Adds the tree to an HDF5 file; made_by: the statistic and the ties of the agglomeration."""
     tree = check_tree(tree, "write_tree")
-    merges = np.stack([tree.a, tree.b, tree.score]).astype(np.float64)
+    merges = np.stack([tree.a, tree.b, tree.height]).astype(np.float64)
     _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
-                                       "single": int(tree.score.dtype == np.float32), **(made_by or {})})
+                                       "single": int(tree.height.dtype == np.float32), **(made_by or {})})
 
 
 def has_tree(path: Path) -> bool:
@@ -34,12 +34,12 @@ def read_tree(path: Path) -> MergeTree:
     """The tree that write_tree stored."""
     if not has_tree(path):
         raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
-    (a, b, score), attributes = _read_rows(path, MERGES, "merges", (3,))
+    (a, b, height), attributes = _read_rows(path, MERGES, "merges", (3,))
     _check_ids(path, MERGES, attributes["fragments"], a, b)
-    if np.isnan(score).any() or (np.diff(score) < 0).any():
-        raise InputError(f"{path}: the scores of its merges fall; the file is damaged, decode the prediction again")
+    if np.isnan(height).any() or (np.diff(height) < 0).any():
+        raise InputError(f"{path}: the heights of its merges fall; the file is damaged, decode the prediction again")
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
-                     score.astype(np.float32) if attributes.get("single") else score)
+                     height.astype(np.float32) if attributes.get("single") else height)
 
 
 def read_made_by(path: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Volume:
+class VolumeFiles:
     image: str  # path, or path:dataset; without labels also a pattern with * or **, one volume each file
     label: str | None = None  # labels of the same place; none for pretraining and prediction
     mask: str | None = None  # voxels that may be used (not 0); none means all
@@ -32,9 +32,9 @@ class Volume:
 @dataclass(frozen=True)
 class Data:
     folder: str = ""  # put before every relative path
-    train: tuple[Volume, ...] = ()  # volumes to learn from
-    validation: tuple[Volume, ...] = ()  # volumes to validate on
-    test: tuple[Volume, ...] = ()  # volumes to predict and score
+    train: tuple[VolumeFiles, ...] = ()  # volumes to learn from
+    validation: tuple[VolumeFiles, ...] = ()  # volumes to validate on
+    test: tuple[VolumeFiles, ...] = ()  # volumes to predict and score
     patch: Triple = (18, 256, 256)  # z, y, x, voxels of one sample
     pad: Triple = (0, 0, 0)  # voxels by which a volume is extended on every side, mirrored
     resolution: tuple[float, float, float] | None = None  # nm, z y x, where the files do not say it

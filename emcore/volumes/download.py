@@ -50,7 +50,7 @@ HARVARD = "https://rhoana.rc.fas.harvard.edu/dataset"
 
 
 @dataclass(frozen=True)
-class Source:
+class Download:
     address: str
     folder: str  # where the recipes look for it, below --folder
     about: str
@@ -62,28 +62,28 @@ class Source:
         return self.address.split("?")[0].rsplit("/", 1)[1]
 
 
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "cremi": (Source(f"{HARVARD}/cremi.zip", "datasets/corrected",
+SOURCES: dict[str, tuple[Download, ...]] = {
+    "cremi": (Download(f"{HARVARD}/cremi.zip", "datasets/corrected",
                      "CREMI realigned, crack-free: im_A.h5, syn_A.h5 ... (recipes cremi_clefts*)"),),
-    "cremi-mirror": (Source("https://huggingface.co/datasets/pytc/tutorial/resolve/main/CREMI.zip",
+    "cremi-mirror": (Download("https://huggingface.co/datasets/pytc/tutorial/resolve/main/CREMI.zip",
                             "datasets/corrected", "the same from another server"),),
     "cremi-original": tuple(
-        Source(f"https://cremi.org/static/data/sample_{letter}_20160501.hdf", "data/CREMI",
+        Download(f"https://cremi.org/static/data/sample_{letter}_20160501.hdf", "data/CREMI",
                f"CREMI sample {letter} as the challenge gives it: raw, neuron_ids, clefts (recipes dbmim_*)")
         for letter in "ABC"),
-    "snemi": (Source(f"{HARVARD}/snemi.zip", "datasets/SNEMI",
+    "snemi": (Download(f"{HARVARD}/snemi.zip", "datasets/SNEMI",
                      "SNEMI3D: train-input.tif, train-labels.tif, test-input.tif (recipes snemi_*)"),),
-    "snemi-zenodo": (Source("https://zenodo.org/records/7142003/files/snemi.zip", "datasets/SNEMI",
+    "snemi-zenodo": (Download("https://zenodo.org/records/7142003/files/snemi.zip", "datasets/SNEMI",
                             "SNEMI3D from Zenodo: image/train-input.tif, image/test-input.tif"),),
     "isbi2012": tuple(
-        Source(f"https://raw.githubusercontent.com/alexklibisz/isbi-2012/master/data/{stack}-volume.tif",
+        Download(f"https://raw.githubusercontent.com/alexklibisz/isbi-2012/master/data/{stack}-volume.tif",
                "downloads/isbi2012", f"ISBI 2012, the {stack} stack, as dbMiM fetches it; then `python -m emcore "
                                      "prepare isbi2012 downloads/isbi2012` (recipes dbmim_pretrain_*)")
         for stack in ("train", "test")),
-    "emr50": (Source(f"{HARVARD}/jwr15_synapse.zip", "datasets/jwr15",
+    "emr50": (Download(f"{HARVARD}/jwr15_synapse.zip", "datasets/jwr15",
                      "EM-R50: synapses of rat cortex with their sides (recipes emr50_*)"),),
     **{f"dbmim-{short}": tuple(
-        Source(f"{DBMIM}/{long}/{kind}_latest.pt", f"outputs/hf_weights/weights/{long}", f"dbMiM weights, {kind}")
+        Download(f"{DBMIM}/{long}/{kind}_latest.pt", f"outputs/hf_weights/weights/{long}", f"dbMiM weights, {kind}")
         for kind in ("pretrained", "finetuned"))
        for short, long in (("r17", "publicem_dbmim_r17"), ("r33", "fullem_mixedmask_dbmim_r33"))},
 }
@@ -124,7 +124,7 @@ def listing(sizes: bool) -> str:
     return "\n".join(lines)
 
 
-def remote_size(source: Source) -> int:
+def remote_size(source: Download) -> int:
     """Bytes that the server says the file has; 0 where it does not answer."""
     try:
         request = urllib.request.Request(source.address, method="HEAD")
@@ -162,12 +162,12 @@ class CheckedRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(request, file, code, message, headers, address)
 
 
-def opener(source: Source) -> urllib.request.OpenerDirector:
+def opener(source: Download) -> urllib.request.OpenerDirector:
     check_address(source.address, source.sha256)
     return urllib.request.build_opener(CheckedRedirects(source.sha256))
 
 
-def fetch(source: Source, folder: Path) -> Path:
+def fetch(source: Download, folder: Path) -> Path:
     """The path of the whole, checked file; what an earlier run left is continued."""
     target, part = folder / source.file, folder / f"{source.file}.part"
     try:
@@ -216,7 +216,7 @@ def tag_of(part: Path) -> Path:
     return part.with_name(f"{part.name}.tag")
 
 
-def read_all(source: Source, part: Path) -> None:
+def read_all(source: Download, part: Path) -> None:
     """Appends to the part until the server has no more, and starts again where the connection broke."""
     breaks = 0
     with Progress(source.size or None, f"download {source.file}", "bytes") as progress:
@@ -239,7 +239,7 @@ def read_all(source: Source, part: Path) -> None:
                 raise InputError(f"{source.address} cannot be reached ({reason}){kept}")
 
 
-def read_on(source: Source, part: Path, start: int, progress: Progress) -> bool:
+def read_on(source: Download, part: Path, start: int, progress: Progress) -> bool:
     """Reads from byte `start`; whether the file is whole now."""
     tag = tag_of(part)
     headers = {"Range": f"bytes={start}-"} if start else {}
@@ -312,7 +312,7 @@ def known(target: Path) -> str:
     return found
 
 
-def remember(path: Path, source: Source, found: str, target: Path | None = None) -> None:
+def remember(path: Path, source: Download, found: str, target: Path | None = None) -> None:
     facts = {"address": source.address, "sha256": found, "bytes": path.stat().st_size}
     write_text(record(target or path), json.dumps(facts, indent=1) + "\n")
 

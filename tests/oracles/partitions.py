@@ -88,7 +88,7 @@ def box_mask(truth, xy, z):
 def cut(fragments, tree, threshold):
     """The labels after all merges with score < threshold: the smallest fragment id of each cluster."""
     smallest = list(range(tree.fragments + 1))
-    for a, b, score in zip(tree.a, tree.b, tree.score):
+    for a, b, score in zip(tree.a, tree.b, tree.height):
         if score < threshold:
             keep, gone = sorted((smallest[a], smallest[b]))
             smallest = [keep if label == gone else label for label in smallest]

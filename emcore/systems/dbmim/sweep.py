@@ -21,7 +21,7 @@ from emcore import metrics, segment
 from emcore.decode.affinities import calibrate, read_affinities, segmentation_of
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
-from emcore.metrics.placement import Borders, Place, box, placed, whole_table
+from emcore.metrics.placement import Borders, Shared, box, placed, whole_table
 from emcore.metrics.tables import Contingency
 from emcore.prediction.parts import speed_file
 from emcore.segment.affinities import Affinities, above
@@ -179,7 +179,7 @@ def scored(settings: Settings, affs: Affinities, truth: Volume, truth_start: Seq
     fragments, graph = segmentation.fragments, segmentation.graph
     shared = (time.perf_counter() - clock) / (len(names) * len(thresholds))
     clock = time.perf_counter()
-    place = Place((0, 0, 0), tuple(truth_start), fragments.shape)
+    place = Shared((0, 0, 0), tuple(truth_start), fragments.shape)
     table = whole_table(open_volume(fragments), truth, place, Borders(None, *borders))
     table = table.ignoring((0, *settings.data.background, *settings.data.ignore))
     counted = (time.perf_counter() - clock) / (len(names) * len(thresholds))

@@ -13,7 +13,7 @@ from emcore.engine import ranks
 from emcore.engine.memory import keep_pages
 from emcore.errors import InputError
 from emcore.prediction.streaming import Job, as_given
-from emcore.settings.data import Volume
+from emcore.settings.data import VolumeFiles
 from emcore.settings.model import check_patch
 from emcore.settings.target import affinity_offsets
 from emcore.systems.legacy_v1 import recipe
@@ -37,7 +37,7 @@ def prediction(net: nn.Module, image: str, flags: argparse.Namespace) -> Job:
     """The prediction of one volume, piece by piece; the net gives probabilities."""
     settings, stride = recipe.prediction(flags), flags.stride or tuple(max(1, n // 2) for n in flags.patch)
     infer, data = settings.infer, settings.data
-    source = open_source(data, Volume(image), "test")
+    source = open_source(data, VolumeFiles(image), "test")
     job = Job(net, source, infer, data, affinity_offsets(settings.target), as_given(net, source, infer, "fp32"))
     job.starts = [positions(n, w, s) for n, w, s in zip(job.padded, flags.patch, stride)]
     return job
