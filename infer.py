@@ -39,6 +39,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
+    aside = [flag for flag, given in (("--checkpoint", options.checkpoint), ("--results", options.results),
+                                      ("--again", options.again), ("--export", options.export)) if given]
+    if options.stored and aside:
+        raise InputError(f"--from decodes the file that it names, beside that file; {' and '.join(aside)} would do "
+                         "nothing: leave it out")
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
     choice = options.checkpoint or settings.infer.checkpoint
@@ -88,7 +93,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     """Whether the prediction is there at the end; if not, other processes are at work on it."""
     from emcore.engine.arithmetic.mode import Arithmetic
     from emcore.engine.arithmetic.prediction import comply, decide
-    from emcore.prediction import parts, predict
+    from emcore.prediction import Output, parts, predict
     from emcore.prediction.windows import passes
 
     start, volume = time.monotonic(), settings.data.test[number]
@@ -107,10 +112,9 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     infer = replace(settings.infer, batch=decided.pop("batch"))
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
-    predict(comply(arithmetic, settings, model), volume, prediction, window=window, infer=infer, data=settings.data,
-            offsets=affinity_offsets(settings.target), arithmetic=arithmetic,
-            provenance={record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"],
-                        "step": plan["weights"]["step"]})
+    said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
+    predict(comply(arithmetic, settings, model), volume, Output(prediction, said), window=window, infer=infer,
+            data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
     if prediction.exists():
         print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
     return prediction.exists()

@@ -10,7 +10,7 @@ import torch
 from emcore import config
 from emcore.data.augment import augment_batch, check_augment, margin
 from emcore.data.defects import DEFECTS, INTENSITY
-from emcore.data.targets import channels, make_targets, prepare_labels
+from emcore.data.targets import make_targets, prepare_labels
 from emcore.data.warps import draw_plan
 from emcore.settings import Settings
 from emcore.settings import augment as steps
@@ -46,7 +46,7 @@ def test_a_published_set_runs_and_gives_finite_images_and_targets(name):
     assert torch.isfinite(out["image"]).all()
     assert out["image"].std() > 0.05
     target, valid = make_targets(prepare_labels(out["label"], settings.labels), settings.target)
-    assert target.shape == (3, channels(settings.target), 8, 32, 32)
+    assert target.shape == (3, sum(len(target.channels) for target in settings.target), 8, 32, 32)
     assert torch.isfinite(target).all()
     assert valid.any()
 

@@ -28,7 +28,7 @@ ROOMS = ("ground", *NO_TORCH, *TORCH)
 TOPMOST = ("__main__", "legacy_v1", "scripts")  # commands, which may start anything
 FACES = ("emcore", "emcore.volumes", "emcore.segment", "emcore.metrics", "emcore.decode", "emcore.prediction")
 # functions of a face that still take more than eight parameters
-TOO_MANY = {"predict"}
+TOO_MANY: set[str] = set()
 
 
 def room(module: str) -> str:

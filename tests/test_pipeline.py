@@ -129,3 +129,6 @@ def test_the_scripts_lead_from_a_checkpoint_to_scores(tmp_path):
     assert run("infer.py", "--from", str(results / "test_im_prediction.h5")).returncode == 0
     assert run("infer.py", "--from", str(results / "test_im_prediction.h5"), "--cut", "0.4").returncode == 0
     assert open_volume(results / "test_im_labels_0.4.h5", "labels").attrs["decode"]["threshold"] == 0.4
+    refused = run("infer.py", "--from", str(results / "test_im_prediction.h5"), "--checkpoint", "best")
+    assert refused.returncode == 2
+    assert "--checkpoint would do nothing: leave it out" in refused.stderr

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from emcore.errors import InputError
-from emcore.prediction import predict
+from emcore.prediction import Output, predict
 from emcore.prediction.windows import channel_plan, forward_view, inverse_view, starts, views_of, weights
 from emcore.settings.data import Data
 from emcore.settings.predict import Activation, Infer, Views
@@ -167,8 +167,8 @@ def test_files_say_what_they_hold(tmp_path, dtype):
         raw.attrs["offset"] = (80, 0, 0)
     offsets = OFFSETS["nearest"]
     infer = Infer(dtype=dtype, slab=3, select=(2, 0), activation=PLAIN)
-    path = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), tmp_path / "out.h5", window=(4, 8, 8),
-                   offsets=offsets, infer=infer, provenance={"step": 7})
+    path = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), Output(tmp_path / "out.h5", {"step": 7}),
+                   window=(4, 8, 8), offsets=offsets, infer=infer)
     out = open_volume(path)
     assert out.shape == (2, 11, 20, 23)
     assert out.dtype == np.dtype({"affinity8": "uint8"}.get(dtype, dtype))
@@ -337,8 +337,3 @@ def test_a_compiler_that_stumbles_costs_nothing_but_the_speed(monkeypatch, capsy
     found = predict(Blurred(), image, window=(4, 12, 12), infer=replace(infer, compile="on"), data=RAW)
     assert np.array_equal(found, expected)
     assert "not compiled: no compiler here\n" in capsys.readouterr().out
-
-
-def test_a_batch_below_zero_is_refused():
-    with pytest.raises(InputError, match=r"infer\.batch counts windows.*got -1"):
-        predict(Same(), np.zeros((4, 8, 8), np.uint8), window=(4, 8, 8), infer=Infer(batch=-1), data=RAW)

@@ -81,7 +81,7 @@ def test_a_layout_is_measured_once_and_taken_by_all(monkeypatch, capsys):
     np.testing.assert_allclose(predict(other, image, window=WINDOW, arithmetic=found), before, atol=1e-5)
     assert np.array_equal(predict(comply(PLAIN, settings(), other), image, window=WINDOW, arithmetic=PLAIN), before)
     assert np.array_equal(predict(small_net(), image, window=WINDOW, arithmetic=replace(PLAIN, precision="bf16")),
-                          predict(small_net(), image, window=WINDOW, precision="bf16"))
+                          predict(small_net(), image, window=WINDOW, arithmetic="bf16"))
 
 
 def test_the_layout_of_a_net_that_takes_no_smaller_window_is_measured_on_a_whole_one():

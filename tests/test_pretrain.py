@@ -107,6 +107,7 @@ def test_a_run_without_its_pretraining_says_at_once_how_to_begin_without_it(tmp_
     assert run_command(main, ["--cfg", "recipes/dbmim_finetune_r33.toml"]) == 2
     told = capsys.readouterr().err
     assert "there is no file outputs/dbmim_pretrain_r33/checkpoints/step_000160000.pt" in told
+    assert "data.train.0: there is no file" in told  # and not when the arithmetic is chosen
     assert "`python train.py --cfg recipes/dbmim_pretrain_r33.toml` makes it" in told
     assert 'add `train.start_from=""`' in told
     assert told.count("\n") == 1

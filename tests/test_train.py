@@ -210,8 +210,9 @@ def test_masked_pretraining_learns_and_its_encoder_starts_a_finetuning(place):
         assert all(low <= float(row[table[0].index(name)]) <= high for row in table[1:])
         assert f">{name}<" in plots
     assert float(table[-1][2]) < float(table[1][2])
-    own = CONFIG.replace('[model.rsunet]\nwidth = [4, 8]\nnorm = "batch"', 'name = "unetr"')
-    (place / "tune.toml").write_text(own + PRETRAIN[PRETRAIN.index("[model.transformer]"):])
+    transformer = CONFIG.replace('[model]\n', '[model]\nname = "unetr"\n').replace(
+        '[model.rsunet]\nwidth = [4, 8]\nnorm = "batch"\n', PRETRAIN[PRETRAIN.index("[model.transformer]"):])
+    (place / "tune.toml").write_text(transformer)
     start = "outputs/pre/checkpoints/step_000000020.pt"
     done = train(place, "name=fine", "model.transformer.features=4", f"train.start_from={start}",
                  "train.freeze=[\"patch_embed\"]", "train.optimizer.encoder_lr=1e-5", config="tune.toml")

@@ -103,10 +103,8 @@ def check(settings: Settings, draws: int | None, limit: float | None) -> None:
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
     if settings.tune.objective not in OBJECTIVES:
         raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
-    numbers = {"--tune-random": draws, "tune.confirm": settings.tune.confirm, "tune.processes": settings.tune.processes}
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise InputError(f"{name} must be at least 1; got {number}")
+    if draws is not None and draws < 1:
+        raise InputError(f"--tune-random must be at least 1; got {draws}")
     if limit is not None and not 0 < limit < float("inf"):
         raise InputError(f"--tune-trial-seconds must be a number of seconds above 0; got {limit:g}")
 

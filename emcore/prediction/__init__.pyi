@@ -1,1 +1,2 @@
+from emcore.prediction.streaming import Output as Output
 from emcore.prediction.streaming import predict as predict

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,28 +41,38 @@ PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
 DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
 
 
-def predict(model: nn.Module, volume: Any, path: str | Path | None = None, *, window: Triple,
+class Output(NamedTuple):
+    """Where a prediction is written, and what its file says besides."""
+
+    path: str | Path
+    attributes: dict[str, Any]
+
+
+def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = None, *, window: Triple,
             infer: Infer | None = None, data: Data | None = None, offsets: Sequence[Triple] | None = None,
-            precision: str = "fp32", provenance: dict[str, Any] | None = None,
-            arithmetic: Arithmetic | None = None) -> np.ndarray | Path:
+            arithmetic: str | Arithmetic = "fp32") -> np.ndarray | Path:
     """Activated predictions (c, z, y, x): an array, or the path of the file they were written to.
 
     volume: a path, path:dataset or an array; window: voxels of one pass; infer and data: the tables [infer] and [data]
     (blending, test-time augmentation, how intensities are scaled); offsets: of the channels, if they are affinities;
-    arithmetic: what was decided for a result that several processes or starts make; it stands in place of precision.
+    arithmetic: bf16, fp16 or fp32 for a model that stands where and as it is, or what was decided for a result that
+    several processes or starts make.
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
+    path, attributes = out if isinstance(out, Output) else (out, {})
     replaced = path is not None and split_reference(path)[0].exists()
     source = open_source(data, volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume), "test")
     infer = replace(infer, window=tuple(window))
-    job = Job(model, source, infer, data, offsets, arithmetic or as_given(model, source, infer, precision))
+    if isinstance(arithmetic, str):
+        arithmetic = as_given(model, source, infer, arithmetic)
+    job = Job(model, source, infer, data, offsets, arithmetic)
     if path is None:
         out = np.empty((len(job.channels), *job.shape), DTYPES[infer.dtype])
         for low, high, values in job.pieces(job.spans):
             out[:, low:high] = values()
         return out
-    return write_in_parts(job, Path(path), provenance or {}, replaced)
+    return write_in_parts(job, Path(path), attributes, replaced)
 
 
 def as_given(model: nn.Module, source: Source, infer: Infer, precision: str) -> Arithmetic:

@@ -128,7 +128,7 @@ class Validation:
                 prediction, labels = Path(place) / "prediction.h5", Path(place) / "labels.h5"
                 predict(self.task.net, replace(data.validation[number], box=box), prediction,
                         window=settings.infer.window or data.patch, infer=settings.infer, data=data,
-                        offsets=affinity_offsets(settings.target), precision=self.task.mode.precision)
+                        offsets=affinity_offsets(settings.target), arithmetic=self.task.mode.precision)
                 decode(open_volume(prediction), settings.decode, labels)
                 ours = open_volume(labels, "labels")[...]
             truth = self.sampler.labels(source, source.box)

@@ -63,8 +63,6 @@ def window_of(settings: Settings) -> Triple:
 
 def batch_size(infer: Infer, device: str) -> int:
     """Windows in one pass; on a CPU several at once are no faster, and take as many times the memory."""
-    if infer.batch < 0:
-        raise InputError(f"infer.batch counts windows, 0 lets the device choose; got {infer.batch}")
     return infer.batch or (4 if device == "cuda" else 1)
 
 

@@ -30,6 +30,7 @@ from emcore.prediction.streaming import predict
 from emcore.segment import Affinities
 from emcore.settings import Settings
 from emcore.settings.data import result_name
+from emcore.settings.decode import AffinityDecode
 from emcore.settings.target import affinity_offsets
 from emcore.systems.dbmim import published
 from emcore.systems.dbmim.sweep import (
@@ -63,7 +64,7 @@ def predict_blocks(model: nn.Module, image: Volume, settings: Settings, halo: Tr
         wide = [(max(0, low - h), min(high + h, n)) for (low, high), h, n in zip(core, halo, shape)]
         block = image[tuple(slice(*span) for span in wide)]
         values = predict(model, block, window=settings.infer.window or settings.data.patch, infer=infer,
-                         data=settings.data, offsets=affinity_offsets(settings.target), precision=precision)
+                         data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=precision)
         if out is None:
             out = np.empty((len(values), *shape), np.float32)
         inner = tuple(slice(low - first, high - first) for (low, high), (first, _) in zip(core, wide))
@@ -169,6 +170,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.blockwise.halo=[0,0,0]")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    if not isinstance(settings.decode, AffinityDecode):
+        raise InputError(f"blockwise agglomerates affinities; decode.kind is {settings.decode.kind}")
     scored = [number for number, volume in enumerate(settings.data.test) if volume.label is not None]
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")

@@ -102,15 +102,11 @@ def seconds_of(path: Path, prediction: Volume) -> float | str:
 
 
 def check_sweep(settings: Settings) -> None:
-    sweep = settings.evaluate.sweep
-    if settings.decode.kind not in ("none", "affinities"):
+    if not isinstance(settings.decode, AffinityDecode):
         raise InputError(f"evaluate.sweep agglomerates affinities; decode.kind is {settings.decode.kind}")
     if settings.evaluate.border_nm:
         raise InputError("evaluate.sweep leaves out borders by evaluate.border_xy and border_z, in voxels as dbMiM "
                          f"does; set evaluate.border_nm, which is {settings.evaluate.border_nm:g}, to 0")
-    if not sweep.thresholds or not all(0 <= threshold <= 1 for threshold in sweep.thresholds):
-        raise InputError("evaluate.sweep.thresholds must be numbers from 0 to 1, where all scores lie; "
-                         f"got {list(sweep.thresholds)}")
 
 
 def merge_scores(settings: Settings) -> tuple[str, ...]:
