@@ -105,7 +105,7 @@ def test_the_tree_is_the_same_bits_for_any_number_of_threads(name):
         one = segment.agglomerate(graph, name, threshold=threshold, threads=1)
         for threads in (2, 3, 7, 50):
             many = segment.agglomerate(graph, name, threshold=threshold, threads=threads)
-            for field in ("a", "b", "score"):
+            for field in ("a", "b", "height"):
                 np.testing.assert_array_equal(getattr(many, field), getattr(one, field))
 
 
@@ -129,7 +129,7 @@ def test_a_tree_up_to_a_threshold_is_the_beginning_of_the_whole_tree():
     for name in ("mean", "max", "min", "aff85_his256"):
         whole, part = segment.agglomerate(graph, name), segment.agglomerate(graph, name, threshold=.4)
         below = whole.height < .4
-        for field in ("a", "b", "score"):
+        for field in ("a", "b", "height"):
             np.testing.assert_array_equal(getattr(part, field), getattr(whole, field)[below])
         np.testing.assert_array_equal(part.table(.4), whole.table(.4))
         with pytest.raises(InputError, match=r"computed up to 0.4; it cannot be cut at 0.5"):
