@@ -19,7 +19,7 @@ from pathlib import Path
 from emcore import config
 from emcore.engine.arithmetic import verdict
 from emcore.engine.start import check_start
-from emcore.errors import run_command
+from emcore.errors import death_of_worker, run_command
 from emcore.locks import only_training
 from emcore.settings import Settings
 
@@ -50,9 +50,7 @@ def start(settings: Settings) -> int:
     try:
         return run(settings, mode, here)
     except RuntimeError as error:
-        from emcore.data.sampler import death_of_worker
-
-        raise death_of_worker(error) from None
+        raise death_of_worker(error) or error from None
     finally:
         ranks.stop()
 

@@ -29,7 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from emcore.errors import InputError
+from emcore.errors import InputError, death_of_worker
 
 REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -71,8 +71,8 @@ def reported(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 and torch report some failures of the disk as RuntimeError
-        if "DataLoader worker" in str(error):  # torch tells of a process that died wherever the program happens to be
-            raise
+        if died := death_of_worker(error):
+            raise died from error
         failure = error
         while getattr(failure, "errno", None) is None and (failure.__cause__ or failure.__context__):
             failure = failure.__cause__ or failure.__context__  # torch complains of what its file object raised

@@ -159,3 +159,17 @@ def test_room_is_taken_when_it_is_asked_for(tmp_path):
     status = (tmp_path / "a").stat()
     assert status.st_size == 1 << 20
     assert status.st_blocks * 512 >= 1 << 20
+
+
+def test_a_death_of_a_loader_that_comes_out_of_writing_is_told_as_what_it_is(tmp_path):
+    """Torch raises it wherever the program is, and what writes may make another error of it."""
+    def write():
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        except RuntimeError:
+            raise RuntimeError("[enforce fail at inline_container.cc:859] . unexpected pos 64 vs 0")  # noqa: B904
+
+    with pytest.raises(InputError, match=r"a process that reads patches died: DataLoader worker \(pid 7\) is killed"), (
+            files.writing(tmp_path / "a.pt")):
+        write()
+    assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from emcore.data.sources import Source
 from emcore.data.targets import IGNORE
-from emcore.errors import InputError
+from emcore.errors import InputError, death_of_worker
 from emcore.settings.data import Data
 
 Margin = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -275,12 +275,4 @@ def _plainly(batches: Iterator[dict[str, Tensor | np.ndarray]]) -> Iterator[dict
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("emcore.errors.InputError: ")) from None
     except RuntimeError as error:
-        raise death_of_worker(error) from None
-
-
-def death_of_worker(error: RuntimeError) -> Exception:
-    """The sentence for a reading process that died, which torch raises wherever the program is; else the error."""
-    if "DataLoader worker" not in str(error):
-        return error
-    return InputError(f"a process that reads patches died: {str(error).splitlines()[0]} If memory ran out, lower "
-                      "data.workers or data.prefetch")
+        raise death_of_worker(error) or error from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, death_of_worker
 from emcore.volumes.metadata import Triple
 
 IMAGE_KEYS = ("main", "raw", "volumes/raw", "image", "stack", "data")
@@ -93,6 +93,8 @@ class Volume:
         except InputError:
             raise
         except BROKEN as error:
+            if died := death_of_worker(error):
+                raise died from error
             where = ", ".join(f"{span.start}:{span.stop}" for span in box)
             reason = "there is too little memory" if isinstance(error, MemoryError) else first_line(error)
             raise InputError(f"{self.name} cannot be read at [{where}]: {reason}") from error
