@@ -398,10 +398,15 @@ def test_an_error_in_a_loader_process_is_told_as_its_own_sentence(place):
 @pytest.mark.slow
 def test_a_killed_loader_process_ends_the_run_with_one_sentence(place):
     process = subprocess.Popen(command("train.steps=100000", "data.workers=2", "data.storage=lazy"), cwd=place,
-                               env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               env={**environment(), "PYTHONFAULTHANDLER": "1"}, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
     wait_for_rows(place)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    _, errors = process.communicate(timeout=60)
+    readers = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
+    os.kill(int(readers.stdout.split()[-1]), signal.SIGKILL)
+    try:
+        _, errors = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it then says where it stands
+        pytest.fail(f"the run goes on without its reader:\n{process.communicate()[1]}")
     assert process.returncode == 2, errors
     assert re.search(r"error: a process that reads patches died: .*(killed by signal|exited unexpectedly)", errors)
