@@ -96,8 +96,7 @@ def augment_batch(batch: Mapping[str, Tensor], augment: Augment, data: Data, see
             step = getattr(augment, name)
             if step.probability <= 0 or (name in DEFECTS and name not in chosen):
                 continue
-            chance = step.patches if name == "fold" else step.probability  # a fold draws for every section
-            if random.random() < chance:
+            if random.random() < step.chance:
                 out["image"][i] = function(out["image"][i], step, random, generator)
         if "label" in moved and random.random() < augment.copy_paste.probability:
             out["image"][i], out["label"][i] = _copy_paste(out["image"][i], out["label"][i], augment.copy_paste, random)

@@ -14,6 +14,11 @@ class Step:
     def __post_init__(self) -> None:
         within(0, 1, self, "probability")
 
+    @property
+    def chance(self) -> float:
+        """The chance that a patch is changed; a step that draws for every section has another one for that."""
+        return self.probability
+
 
 @dataclass(frozen=True)
 class Flip(Step):
@@ -127,6 +132,10 @@ class Fold(Step):
     probability: float = 0.0  # of a band across a section; after one, two sections are spared
     patches: float = 1.0  # share of the patches that have such sections at all
     width: int = 40  # half its width
+
+    @property
+    def chance(self) -> float:
+        return self.patches
 
 
 @dataclass(frozen=True)
