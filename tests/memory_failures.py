@@ -43,7 +43,7 @@ def calls() -> dict:
         "remap": lambda: segment.remap(labels, {number: number + 1 for number in range(30)}),
         "flood": lambda: segment.flood(fine[0], np.where(dense < 9, dense, 0)),
         "seeded_slices": lambda: segment.seeded_slices(affs, "hminima", threads=1),
-        "link_sections": lambda: segment.link_sections(dense, fine, affinity=0.1, threads=1),
+        "link_sections": lambda: segment.link_sections(dense, fine, segment.LinkRule(affinity=0.1), threads=1),
         "skeletonize": lambda: segment.skeletonize(labels, (30, 8, 8), threads=2),
     }
 
