@@ -60,7 +60,7 @@ class Grid:
         return self.number(place, level) if 0 <= place[axis] < self.counts(level)[axis] else None
 
     def grown(self, number: int, low: int, high: int) -> tuple[Box, Box]:
-        """A block with `low` more voxels before it and `high` behind it, cut at the volume; and where it lies in that."""
+        """A block with `low` voxels before it and `high` behind it, cut at the volume; and where it lies in that."""
         core = self.box(number)
         window = tuple(slice(max(0, span.start - low), min(length, span.stop + high))
                        for span, length in zip(core, self.shape))

@@ -26,8 +26,8 @@ TYPES = frozenset(np.dtype(name).str for name in (
     "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float16", "float32", "float64"))
 
 
-class Damaged(Exception):  # noqa: N818
-    """A file that a task needs is missing or does not hold what was written; the task that makes it has to run again."""
+class Damaged(Exception):
+    """A file that a task needs is missing or does not hold what was written: the task that makes it must run again."""
 
     def __init__(self, path: Path, what: str):
         super().__init__(str(path), what)

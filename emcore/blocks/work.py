@@ -71,7 +71,7 @@ def run_inline(work: Work) -> None:
 
 
 def run_task(work: Work, stage: Stage, number: int) -> list[str]:
-    """Carries out a task, and first those whose files it needs and which are not valid any more; what was made again."""
+    """Carries out a task, and before it those whose files are not valid any more; says what was made again."""
     made_again: list[str] = []
     while True:
         try:
