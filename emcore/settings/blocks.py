@@ -10,16 +10,16 @@ from emcore.errors import InputError
 Triple = tuple[int, int, int]
 Cluster = dict[str, Any]  # a table of dask_jobqueue, but for `jobs`
 CLUSTERS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
-UNITS = {"": 0, "B": 0, "K": 1, "KB": 1, "KIB": 1, "M": 2, "MB": 2, "MIB": 2, "G": 3, "GB": 3, "GIB": 3, "T": 4,
-         "TB": 4, "TIB": 4}
+UNITS = {"": 1, **{unit + end: base**power for power, unit in enumerate(("k", "m", "g", "t"), 1)
+                   for end, base in (("", 1000), ("b", 1000), ("ib", 1024))}}
 
 
 def bytes_of(text: int | str) -> int:
-    """A number of bytes, or one with a unit: 2GB, 500 MB, 1.5TiB; units are powers of 1024, as schedulers count."""
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)\s*", str(text))
-    if match is None or match[2].upper() not in UNITS:
-        raise InputError(f"memory is written like 2000000000, 2GB or 500MB; got {text!r}")
-    return int(float(match[1]) * 1024 ** UNITS[match[2].upper()]) if match[2] else int(float(match[1]))
+    """A number of bytes, or one with a unit: 2GB, 500 MB, 1.5GiB."""
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", str(text).strip() or "0")
+    if match is None or match[2].lower() not in UNITS:
+        raise InputError(f"memory is written like 2GB, 800MB or 2000000000; got {text!r}")
+    return int(float(match[1]) * UNITS[match[2].lower()])
 
 
 @dataclass(frozen=True)
