@@ -201,7 +201,7 @@ def _as_ids(ids: np.ndarray, fragments: int) -> np.ndarray:
     """ids of fragments as the kernels take them."""
     array = as_array("frozen", ids)
     if array.ndim != 1 or array.dtype.kind not in "ui" or (array.size and not (
-            1 <= int(array.min()) and int(array.max()) <= fragments)):
+            int(array.min()) >= 1 and int(array.max()) <= fragments)):
         raise InputError(f"frozen must be ids of 1 to {fragments}; got {array.shape} {array.dtype}"
                          + (f", {array.min()} to {array.max()}" if array.size else ""))
     return array.astype(np.uint32)
