@@ -23,8 +23,11 @@ STATISTICS = ("mean", "max", "min", "aff85_his256", "aff50_his256", "aff85", "af
 
 
 def random_affinities(random, shape):
-    """Affinities of a few levels, so that heights are tied, or of many; stored at either voxel of an edge."""
-    levels = random.integers(2, 6)
+    """Affinities of a few levels, so that heights are tied, or of many; stored at either voxel of an edge.
+
+    Half of the volumes have segments that mostly stay in their sections, so that there is something to link.
+    """
+    levels, flat = random.integers(2, 6), random.integers(2)
     drawn = random.integers(0, levels, (3, *shape))
     kind = random.choice(["codes", "encoded", "levels", "numbers"])
     table = None
@@ -36,15 +39,17 @@ def random_affinities(random, shape):
         values = (drawn / (levels - 1)).astype(random.choice(["f2", "f4"]))
     else:
         values = random.random((3, *shape), np.float32)
+    if flat:
+        values[0][random.random(shape) < 0.8] = 0
     return segment.Affinities(values, edge=str(random.choice(["later", "earlier"])), table=table,
                               offsets=[(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
 
 
 def random_settings(random, statistic):
     """Each step after the cut is on or off."""
-    link = Link(iou=random.choice([0, .2, .5]), best_buddy=bool(random.integers(2)),
-                one_sided=random.choice([0, .5, .8]), one_sided_size=random.integers(0, 6),
-                affinity=random.choice([0, .3, .5]), min_size=random.integers(0, 4))
+    link = Link(iou=random.choice([0, .1, .4]), best_buddy=bool(random.integers(2)),
+                one_sided=random.choice([0, .3, .7]), one_sided_size=random.integers(0, 6),
+                affinity=random.choice([0, 0, .1, .3]), min_size=random.integers(0, 4))
     return AffinityDecode(
         statistic=statistic, threshold=float(random.choice([.1, .3, .5, .7])), low=float(random.choice([0, .1, .3])),
         high=float(random.choice([.6, .8, .9999])), boundary=float(random.choice([0, 0, .2, .5])),
