@@ -79,8 +79,8 @@ class PiecesWork(Work):
     def __post_init__(self) -> None:
         check(self.settings)
         if self.needs_sections and any(self.grid.counts(0)[axis] > 1 for axis in (1, 2)):
-            raise InputError(f"decode.seed_threshold needs blocks of whole sections, {self.grid.shape[1:]} voxels along "
-                             f"y and x; got blocks of {self.grid.block}")
+            raise InputError(f"decode.seed_threshold needs blocks of whole sections, {self.grid.shape[1:]} voxels "
+                             f"along y and x; got blocks of {self.grid.block}")
 
     @property
     def needs_sections(self) -> bool:

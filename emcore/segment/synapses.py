@@ -12,12 +12,13 @@ from emcore.segment.morphology import dilate
 from emcore.segment.relabeling import label_dtype
 from emcore.threads import run_parallel, slabs, thread_count
 
-DILATE_SIZE = 5
+DILATE_SIZE = 5  # of polarity_instances where it is not told
 
 
 def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: int = 128, *,
-                       scale_factors: float | Sequence[float] = 1, semantic: bool = False, dilate_size: int = DILATE_SIZE,
-                       exclusive: bool = False, threads: int | None = None) -> np.ndarray:
+                       scale_factors: float | Sequence[float] = 1, semantic: bool = False,
+                       dilate_size: int = DILATE_SIZE, exclusive: bool = False,
+                       threads: int | None = None) -> np.ndarray:
     """(z, y, x) labels: 2n - 1 on the pre-synaptic side of synapse n, 2n on its post-synaptic side, post over pre.
 
     prediction is (3, z, y, x), float or uint8: pre, post and their union, each set above threshold (above
