@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emcore.blocks import kinds, work
+from emcore.blocks import work
+from emcore.blocks.choice import check_kind, needs_sections
 from emcore.blocks.grid import Grid
-from emcore.blocks.kinds import PiecesWork, check
+from emcore.blocks.kinds import PieceWork
+from emcore.blocks.windows import extent
 from emcore.decode.labels import components, connected, polarity
 from emcore.errors import InputError
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
@@ -22,6 +24,7 @@ from emcore.settings.decode import (
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
+from emcore.volumes.blocks import read_block
 
 IN_MEMORY = {ConnectedDecode: connected, ComponentsDecode: components, PolarityDecode: polarity}
 
@@ -94,7 +97,7 @@ def random_block(random: np.random.Generator, shape: tuple[int, ...], settings: 
     while True:
         block = random.integers(1, np.array(shape) + 1)
         block = np.where(random.random(3) < 0.4, 1, block)
-        if kinds.needs_sections(settings):
+        if needs_sections(settings):
             block[1:] = shape[1:]
         if Grid(shape, tuple(block)).blocks() <= most:
             return tuple(int(size) for size in block)
@@ -104,13 +107,12 @@ def random_block(random: np.random.Generator, shape: tuple[int, ...], settings: 
 def in_blocks(folder, prediction: Volume, settings: Decode, block: tuple[int, int, int]) -> np.ndarray:
     """The labels of all blocks, put together."""
     grid = Grid(prediction.shape[-3:], block)
-    made = pickle.loads(pickle.dumps(PiecesWork(folder / "blocks", grid, prediction.name, settings, "")))
+    made = pickle.loads(pickle.dumps(PieceWork(folder / "blocks", grid, prediction.name, settings, "")))
     work.run_inline(made)
-    parts = [made.read("labels", number, "labels")[0] for number in range(grid.blocks())]
-    out = np.zeros(grid.shape, parts[0].dtype)
-    for number, part in enumerate(parts):
-        out[grid.box(number)] = part
-        assert part.dtype == out.dtype
+    out, stage = np.zeros(grid.shape, made.label_type), made.stages()[-1]
+    for number in range(stage.count):
+        box = grid.box(number)
+        out[box] = read_block(made.path(stage, number), extent(box), made.label_type)
     return out
 
 
@@ -165,35 +167,35 @@ def test_one_voxel_of_a_polarity_prediction_says_what_all_of_it_means(tmp_path):
 
 
 REFUSED = [
-    (MutexDecode(), "decode.kind = mutex cannot be made in blocks .* one order through the whole volume; decode where "
-                    "the whole volume fits into memory, or set decode.kind = affinities"),
-    (ContourDecode(), "decode.kind = contour cannot .* or set decode.kind = components without seeds"),
-    (ComponentsDecode(seed_threshold=0.7), "decode.seed_threshold with decode.connectivity = 26 cannot .* or set "
-                                           "decode.connectivity = 4 or 8"),
-    (ComponentsDecode(seed_threshold=0.7, connectivity=6), "decode.connectivity = 6 cannot"),
-    (AffinityDecode(ties="waterz"), "decode.ties = waterz cannot .* or set decode.ties = canonical"),
+    (MutexDecode(), "^decode.kind = mutex works on the whole volume only, because its edges are taken in one order "
+                    "through the whole volume: take a machine with more memory, or set decode.kind = affinities$"),
+    (ContourDecode(), "^decode.kind = contour works .* or set decode.kind = components without seeds$"),
+    (ComponentsDecode(seed_threshold=0.7), "^decode.seed_threshold with decode.connectivity = 26 works .* or set "
+                                           "decode.connectivity = 4 or 8, which floods every section by itself, or "),
+    (ComponentsDecode(seed_threshold=0.7, connectivity=6), "decode.connectivity = 6 works"),
+    (AffinityDecode(ties="waterz"), "^decode.ties = waterz works .* or set decode.ties = canonical$"),
 ]
 
 
 @pytest.mark.parametrize("settings, sentence", REFUSED)
 def test_what_is_not_local_is_refused_with_what_would_work(settings, sentence):
     with pytest.raises(InputError, match=sentence):
-        check(settings)
+        check_kind(settings)
 
 
 @pytest.mark.parametrize("settings", [ConnectedDecode(), PolarityDecode(), AffinityDecode(), ComponentsDecode(),
                                       ComponentsDecode(seed_threshold=0.7, connectivity=8)])
 def test_what_is_local_is_not_refused(settings):
-    check(settings)
+    check_kind(settings)
 
 
 def test_seeds_ask_for_whole_sections(tmp_path):
     settings = ComponentsDecode(seed_threshold=0.7, connectivity=4)
-    assert kinds.needs_sections(settings)
-    assert not kinds.needs_sections(replace(settings, seed_threshold=0.0))
+    assert needs_sections(settings)
+    assert not needs_sections(replace(settings, seed_threshold=0.0))
     with pytest.raises(InputError, match=r"needs blocks of whole sections, \(8, 9\) voxels along y and x; got blocks "
                                          r"of \(1, 8, 8\)"):
-        PiecesWork(tmp_path, Grid((4, 8, 9), (1, 8, 8)), "prediction.h5", settings, "")
+        PieceWork(tmp_path, Grid((4, 8, 9), (1, 8, 8)), "prediction.h5", settings, "")
 
 
 def test_a_value_that_is_none_is_named_where_it_lies_in_the_volume(tmp_path):
@@ -210,13 +212,13 @@ def test_a_value_that_is_none_is_named_where_it_lies_in_the_volume(tmp_path):
 
 
 def test_damaged_and_missing_files_are_made_again(tmp_path):
-    prediction = random_prediction(tmp_path, np.random.default_rng(3), "polarity")
-    grid = Grid(prediction.shape[-3:], (2, 9, 9))
-    made = PiecesWork(tmp_path / "blocks", grid, prediction.name, PolarityDecode(), "")
+    random = np.random.default_rng(4)
+    values = (random.random((3, 4, 20, 24)) * (random.random((1, 4, 20, 24)) < 0.2)).astype(np.float32)
+    grid, settings = Grid((4, 20, 24), (2, 9, 9)), PolarityDecode(small=2, remove_size=2)
+    made = PieceWork(tmp_path / "blocks", grid, stored(tmp_path, values).name, settings, "")
     work.run_inline(made)
     files = {path: path.read_bytes() for path in sorted((tmp_path / "blocks").rglob("*.columns"))}
-    assert len(files) == sum(stage.count for stage in made.stages())
-    random = np.random.default_rng(4)
+    assert len(files) == sum(stage.count for stage in made.stages()[:-1])
     for path in random.choice(list(files), 12, replace=False):
         if random.random() < 0.5:
             path.unlink()
@@ -231,7 +233,7 @@ def test_damaged_and_missing_files_are_made_again(tmp_path):
 
 def test_another_setting_makes_only_what_it_changes(tmp_path):
     prediction = random_prediction(tmp_path, np.random.default_rng(5), "components")
-    made = PiecesWork(tmp_path, Grid(prediction.shape[-3:], (2, 4, 4)), prediction.name, ComponentsDecode(), "a")
+    made = PieceWork(tmp_path, Grid(prediction.shape[-3:], (2, 4, 4)), prediction.name, ComponentsDecode(), "a")
 
     def changed(**other) -> set[str]:
         after = replace(made, **other)

@@ -9,82 +9,45 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NoReturn
 
 import numpy as np
 
 from emcore import config
 from emcore.blocks import store
-from emcore.blocks.grid import Box, Grid
+from emcore.blocks.choice import check_kind, needs_sections
+from emcore.blocks.grid import Box
+from emcore.blocks.joined import LabelWork
 from emcore.blocks.pieces import Columns, Numbered, around, joint_columns, numbered, piece_columns
-from emcore.blocks.work import Stage, Work, digest_of
+from emcore.blocks.work import Stage, digest_of
 from emcore.decode.affinities import read_affinities
 from emcore.decode.labels import connect, grow, sides
 from emcore.errors import InputError
+from emcore.record import LABELS
 from emcore.segment.components import connected_components
 from emcore.segment.graph import measure
 from emcore.segment.morphology import dilate
 from emcore.segment.relabeling import label_dtype, relabel
 from emcore.segment.synapses import DILATE_SIZE, largest_value, side_masks
-from emcore.settings.decode import (
-    AffinityDecode,
-    ComponentsDecode,
-    ConnectedDecode,
-    ContourDecode,
-    Decode,
-    MutexDecode,
-    PolarityDecode,
-)
+from emcore.settings.decode import ComponentsDecode, ConnectedDecode, PolarityDecode
 from emcore.volumes import Volume, open_volume
 
 FORMAT = 1  # of the columns of all stages; files of another one are not taken
 SIDES = ("pre", "post", "synapse")
 
 
-def check(settings: Decode) -> None:
-    """Refuses, before any work, a decoding that no block can begin without having seen all the others."""
-    def refuse(what: str, why: str, instead: str) -> NoReturn:
-        raise InputError(f"{what} cannot be made in blocks with the labels of the whole volume, because {why}; decode "
-                         f"where the whole volume fits into memory, or set {instead}")
-
-    if isinstance(settings, MutexDecode):
-        refuse("decode.kind = mutex", "its edges are taken in one order through the whole volume",
-               "decode.kind = affinities")
-    if isinstance(settings, ContourDecode):
-        refuse("decode.kind = contour", "its flood goes through the whole volume in one order",
-               "decode.kind = components without seeds")
-    if isinstance(settings, ComponentsDecode) and settings.seed_threshold and not needs_sections(settings):
-        refuse(f"decode.seed_threshold with decode.connectivity = {settings.connectivity}",
-               "its flood goes through the whole volume in one order",
-               "decode.connectivity = 4 or 8, which floods every section on its own, or decode.seed_threshold = 0")
-    if isinstance(settings, AffinityDecode) and settings.ties == "waterz":
-        refuse("decode.ties = waterz", "waterz breaks ties by the order in which it meets them in the whole volume",
-               "decode.ties = canonical")
-
-
-def needs_sections(settings: Decode) -> bool:
-    """Whether every block must hold whole sections: seeds that flood each section, however far."""
-    return isinstance(settings, ComponentsDecode) and settings.seed_threshold > 0 and settings.connectivity in (4, 8)
-
-
 @dataclass(frozen=True)
-class PiecesWork(Work):
+class PieceWork(LabelWork):
     """The decoding of a prediction whose labels are connected pieces."""
 
-    grid: Grid
     prediction: str  # its path, with the dataset where it has several
     settings: ConnectedDecode | ComponentsDecode | PolarityDecode
     content: str  # a digest of the prediction, by which its files are known
 
     def __post_init__(self) -> None:
-        check(self.settings)
-        if self.needs_sections and any(self.grid.counts(0)[axis] > 1 for axis in (1, 2)):
+        check_kind(self.settings)
+        if needs_sections(self.settings) and any(self.grid.counts(0)[axis] > 1 for axis in (1, 2)):
             raise InputError(f"decode.seed_threshold needs blocks of whole sections, {self.grid.shape[1:]} voxels "
                              f"along y and x; got blocks of {self.grid.block}")
-
-    @property
-    def needs_sections(self) -> bool:
-        return needs_sections(self.settings)
 
     # ---- stages
 
@@ -97,30 +60,28 @@ class PiecesWork(Work):
         values = (FORMAT, self.content, self.grid.shape, self.grid.block)
         pieces, numbers = (digest_of(values, config.to_table(settings)) for settings in (plain, self.settings))
         return {"ranges": f"ranges-{pieces}", "range": f"range-{pieces}", "pieces": f"pieces-{pieces}",
-                "joints": f"joints-{pieces}", "numbers": f"numbers-{numbers}", "labels": f"labels-{numbers}"}
+                "joints": f"joints-{pieces}", "numbers": f"numbers-{numbers}", LABELS: f"labels-{numbers}"}
 
     @property
     def needs_range(self) -> bool:
         return isinstance(self.settings, PolarityDecode) and not self.settings.exclusive
 
     def stages(self) -> list[Stage]:
-        names = [*(["ranges", "range"] if self.needs_range else []), "pieces", "joints", "numbers", "labels"]
+        names = [*(["ranges", "range"] if self.needs_range else []), "pieces", "joints", "numbers", LABELS]
         return [self.stage(name) for name in names]
 
     def stage(self, name: str) -> Stage:
         return Stage(name, 1 if name in ("range", "numbers") else self.grid.blocks(), self.folders[name])
 
     def run(self, stage: Stage, number: int) -> None:
-        store.write(self.path(stage, number), getattr(self, f"make_{stage.name}")(number))
+        if stage.name == LABELS:
+            self.write_labels(stage, number, self.labels(number))
+        else:
+            store.write(self.path(stage, number), getattr(self, f"make_{stage.name}")(number))
 
     def read(self, name: str, number: int, *columns: str) -> list[np.ndarray]:
         """Columns of a task of the stage with this name."""
         return store.read(self.path(self.stage(name), number), *columns)
-
-    def where(self, stage: Stage, number: int) -> str:
-        if stage.count != self.grid.blocks():
-            return f"the one task of {stage.name}"
-        return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", self.grid.box(number)))
 
     # ---- the largest value, of polarity
 
@@ -217,10 +178,11 @@ class PiecesWork(Work):
 
     # ---- labels
 
-    def make_labels(self, number: int) -> Columns:
+    def labels(self, number: int) -> np.ndarray:
+        """The labels of a block."""
         table, = self.read("numbers", 0, f"table_{number}")
         labels, = self.read("pieces", number, "labels")
-        return {"labels": table[labels]}
+        return table[labels]
 
 
 def prefixed(kind: str, columns: Columns) -> Columns:
