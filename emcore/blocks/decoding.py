@@ -11,15 +11,15 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
 from emcore.blocks import cuts, leaves, merges, store
-from emcore.blocks.grid import Grid
+from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import Source, corner, moved, places_of, sorted_names
-from emcore.blocks.work import Stage, Work, digest_of
+from emcore.blocks.work import Stage, digest_of
+from emcore.record import LABELS
 from emcore.segment.graph import Place, region_graph
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
@@ -28,10 +28,9 @@ FORMAT = 1  # of the columns of all stages; files of another one are not taken
 
 
 @dataclass(frozen=True)
-class AffinityWork(Work):
+class AffinityWork(LabelWork):
     """The decoding of a prediction by decode.kind = "affinities"."""
 
-    grid: Grid
     source: Source
     content: str  # a digest of the prediction, by which its files are known
 
@@ -56,7 +55,7 @@ class AffinityWork(Work):
         tree = digest_of(graph, self.statistic.name)
         cut = digest_of(tree, asked.threshold)
         return {"fragments": f"fragments-{fragments}", "seams": f"seams-{fragments}", "graph": f"graph-{graph}",
-                "merges": f"merges-{tree}", "cut": f"cut-{cut}", "numbers": f"numbers-{cut}"}
+                "merges": f"merges-{tree}", "cut": f"cut-{cut}", "numbers": f"numbers-{cut}", LABELS: f"labels-{cut}"}
 
     def tree_stages(self) -> list[Stage]:
         """What a cut at any threshold needs."""
@@ -72,13 +71,17 @@ class AffinityWork(Work):
 
     def stages(self) -> list[Stage]:
         down = [self.cut_stage(level) for level in reversed(range(self.grid.levels))]
-        return [*self.tree_stages(), *down, Stage("numbers", 1, self.folders["numbers"])]
+        return [*self.tree_stages(), *down, Stage("numbers", 1, self.folders["numbers"]),
+                Stage(LABELS, self.grid.blocks(), self.folders[LABELS])]
 
     def at(self, threshold: float) -> "AffinityWork":
         """The same work with another threshold."""
         return replace(self, source=replace(self.source, settings=replace(self.settings, threshold=threshold)))
 
     def run(self, stage: Stage, number: int) -> None:
+        if stage.name == LABELS:
+            self.write_labels(stage, number, self.cut_labels(number))
+            return
         kind, _, level = stage.name.partition(" ")
         made = getattr(self, f"make_{kind}")(*([int(level)] if level else []), number)
         store.write(self.path(stage, number), made)
@@ -173,14 +176,3 @@ class AffinityWork(Work):
         labels, own = self.fragments(number)
         names, numbers = self.numbers_of(number)
         return numbers[places_of(own, names)][labels]
-
-    def where(self, stage: Stage, number: int) -> str:
-        level = int(stage.name.partition(" ")[2] or 0)
-        if stage.count != self.grid.blocks(level):
-            return f"the one task of {stage.name}"
-        spans = self.grid.box(number, level)
-        return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", spans))
-
-
-def content_of(path: Path) -> str:
-    raise NotImplementedError

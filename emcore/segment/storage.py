@@ -12,6 +12,7 @@ from emcore.volumes import create_volume, list_datasets, open_volume
 
 FRAGMENTS = "fragments"  # dataset (z, y, x)
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the height of every merge
+MERGE_KEYS = "merge_keys"  # dataset (1, 1, 1, merges): the key of every merge, where the tree has them
 GRAPH = "graph"  # dataset (7 or 8, 1, 1, edges): these fields, of float32 the bits; the last one where there is one
 FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
           "max": np.float32, "min": np.float32, "running_mean": np.float32}
@@ -24,6 +25,8 @@ def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = 
     merges = np.stack([tree.a, tree.b, tree.height]).astype(np.float64)
     _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
                                        "single": int(tree.height.dtype == np.float32), **(made_by or {})})
+    if tree.key is not None:
+        _write_rows(path, MERGE_KEYS, tree.key[None], {"merges": len(tree.a)})
 
 
 def has_tree(path: Path) -> bool:
@@ -31,15 +34,22 @@ def has_tree(path: Path) -> bool:
 
 
 def read_tree(path: Path) -> MergeTree:
-    """The tree that write_tree stored."""
-    if not has_tree(path):
+    """The tree that write_tree stored; files of older versions have no keys."""
+    names = {item.name for item in list_datasets(path)}
+    if MERGES not in names:
         raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
     (a, b, height), attributes = _read_rows(path, MERGES, "merges", (3,))
     _check_ids(path, MERGES, attributes["fragments"], a, b)
     if np.isnan(height).any() or (np.diff(height) < 0).any():
         raise InputError(f"{path}: the heights of its merges fall; the file is damaged, decode the prediction again")
+    key = None
+    if MERGE_KEYS in names:
+        key = _read_rows(path, MERGE_KEYS, "merges", (1,))[0][0]
+        if key.dtype != np.uint64 or len(key) != len(a) or ((height[1:] == height[:-1]) & (key[1:] < key[:-1])).any():
+            raise InputError(f"{path}: the keys of its merges do not fit their heights; the file is damaged, decode "
+                             "the prediction again")
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
-                     height.astype(np.float32) if attributes.get("single") else height)
+                     height.astype(np.float32) if attributes.get("single") else height, key=key)
 
 
 def read_made_by(path: Path) -> tuple[str, str]:
