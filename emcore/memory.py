@@ -17,6 +17,10 @@ VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_
 VERSION_2 = ("memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
+class TooLittleMemory(InputError):
+    """What would not fit: something else may still be done."""
+
+
 def memory_there() -> int:
     """Bytes that this process may still take: what the machine has available, and no more than its control groups
     (containers, SLURM) and its limit of address space (ulimit -v) leave."""
@@ -27,7 +31,8 @@ def check_memory(needed: int, what: str, instead: str) -> None:
     """Refuses what needs more bytes than there are, before it is begun; instead: what would work, as an order."""
     there = memory_there()
     if needed > there:
-        raise InputError(f"{what} needs about {_gib(needed)} of memory, and {_gib(there)} are left to this process: "
+        raise TooLittleMemory(f"{what} needs about {_gib(needed)} of memory, and {_gib(there)} are left to this "
+                              f"process: {instead}")
                          f"{instead}")
 
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "emcore"
 # uppermost, so the core imports no system.
 GROUND = ("errors", "lazy", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
 NO_TORCH = ("kernels", "config", "volumes", "segment", "settings", "synth", "metrics", "record", "results", "decode",
-            "report")
+            "blocks", "report")
 TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "systems")
 ROOMS = ("ground", *NO_TORCH, *TORCH)
 TOPMOST = ("__main__", "legacy_v1", "scripts")  # commands, which may start anything
