@@ -33,7 +33,6 @@ def check_memory(needed: int, what: str, instead: str) -> None:
     if needed > there:
         raise TooLittleMemory(f"{what} needs about {_gib(needed)} of memory, and {_gib(there)} are left to this "
                               f"process: {instead}")
-                         f"{instead}")
 
 
 def _gib(size: int) -> str:
