@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emcore.volumes.blocks import read_block
 
 from emcore.blocks import store
 from emcore.blocks.decoding import AffinityWork
@@ -14,7 +15,6 @@ from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
-from emcore.volumes.blocks import read_block
 
 STATISTICS = ("mean", "max", "min", "aff85_his256", "aff50_his256", "aff85", "aff85_his256_all")
 

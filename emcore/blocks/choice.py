@@ -1,6 +1,5 @@
 """Whole or in blocks: what a decoding takes of memory and disk, held against what is there, before any work."""
 
-import re
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
@@ -8,7 +7,7 @@ from typing import NamedTuple
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.memory import memory_there
-from emcore.settings.blocks import Blocks
+from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import (
     AffinityDecode,
     ComponentsDecode,
@@ -65,7 +64,7 @@ class Choice(NamedTuple):
 def choose(task: Task, settings: Blocks) -> Choice:
     """At once where the memory that is there holds it, unless the settings ask for blocks; else in blocks."""
     there, volume = memory_there(), amount(task.voxels, "voxel")
-    asked = bool(settings.size) or settings.engine != "auto" or bool(settings.address)
+    asked = bool(settings.size or settings.address or settings.cluster) or settings.engine != "auto"
     if not asked and task.whole <= SHARE * there:
         return Choice(None, 1, f"{volume}: decoding it whole takes about {size_of(task.whole)}, {size_of(there)} are "
                                "there")
@@ -86,8 +85,8 @@ def choose(task: Task, settings: Blocks) -> Choice:
                          "machine with more memory, or fewer workers by blocks.workers")
     grid = Grid(tuple(task.shape), block)
     needed = WORKER + BLOCK * prod(block)
-    return Choice(grid, workers, f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, "
-                                 f"{workers} worker{'s' * (workers > 1)}; {size_of(DISK * task.voxels)} of disk")
+    told = f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, {workers} worker"
+    return Choice(grid, workers, f"{told}{'s' * (workers > 1)}; {size_of(DISK * task.voxels)} of disk")
 
 
 def needs_sections(decode: Decode) -> bool:
@@ -134,16 +133,6 @@ def check_kind(decode: Decode, why: str) -> None:
         raise InputError(f"{why}{wrong} works on the whole volume only, because its result in one block depends on all "
                          "others: take a machine with more memory, a smaller volume, or another decoding, such as "
                          "decode.kind = affinities")
-
-
-def bytes_of(text: str) -> int:
-    """Bytes that a setting names, such as 2GB or 800MB; 0 for nothing."""
-    if not text:
-        return 0
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?", text.strip())
-    if match is None:
-        raise InputError(f"blocks.memory must be a number of bytes such as 2GB or 800MB; got {text!r}")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
 
 
 def amount(count: float, unit: str) -> str:

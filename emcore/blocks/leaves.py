@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from emcore.blocks.grid import Grid
-from emcore.blocks.windows import Source, corner, extent, moved, sorted_names
+from emcore.blocks.windows import Source, corner, moved, sorted_names
 from emcore.segment import seeded_slices
 from emcore.segment.fragments import block_fragments
 from emcore.segment.linking import join_pairs
@@ -97,7 +97,7 @@ class Seams:
         return named
 
     def names(self) -> tuple[np.ndarray, np.ndarray]:
-        """(names that fragments have in their blocks, sorted; those that they have in the volume), where they differ."""
+        """(names of fragments in their blocks, sorted; their names in the volume), of those where the two differ."""
         plateaus = join_pairs(np.concatenate(self.mutual))
         exits = np.concatenate(self.exits)
         exits = np.stack([moved(exits[:, 0], plateaus.old, plateaus.new), exits[:, 1],

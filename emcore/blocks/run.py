@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from emcore import config
+from emcore.blocks import engines
 from emcore.blocks.choice import Choice
 from emcore.blocks.decoding import AffinityWork
-from emcore.blocks.engines import carry_out
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
@@ -49,14 +50,14 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     about = {"folder": folder.name, "block": list(work.grid.block), "content": work.content,
              "prediction": beside(prediction, out.parent)}
     with running(folder, {**about, "decode": config.to_table(settings)}, finished=has_labels(out)):
-        carry_out(work, blocks, choice.workers)
+        engines.run(work, replace(blocks, workers=choice.workers))
         work.join(out, source.resolution, source.offset,
                   {"decode": config.to_table(settings), ATTRIBUTE: record, ABOUT: about})
     tidy(folder)
     return out
 
 
-def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks, workers: int) -> Path:
+def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> Path:
     """Writes the labels of another threshold, of the merges that stand beside labels in blocks."""
     before, record = open_volume(labels, LABELS), read_record(labels, LABELS)
     work = work_of(labels)
@@ -65,7 +66,7 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks, wor
     work = work.at(threshold)
     table, about = config.to_table(work.settings), before.attrs[ABOUT]
     with running(work.folder, {**about, "decode": table}, finished=True):
-        carry_out(work, blocks, workers)
+        engines.run(work, blocks)
         said = {"decode": table, ABOUT: about} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out, before.resolution, before.offset, said)
     return out

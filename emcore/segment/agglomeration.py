@@ -11,7 +11,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import agglomeration as kernel
 from emcore.kernels.waterz_replay import Replay
-from emcore.segment.arrays import within
+from emcore.segment.arrays import as_array, within
 from emcore.segment.graph import RegionGraph, check_graph
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.statistics import Statistic, parse_statistic
@@ -200,8 +200,8 @@ def _set_replay(run: Replay, graph: RegionGraph, statistic: Statistic) -> None:
 def _as_ids(ids: np.ndarray, fragments: int) -> np.ndarray:
     """ids of fragments as the kernels take them."""
     array = as_array("frozen", ids)
-    if array.ndim != 1 or array.dtype.kind not in "ui" or (array.size and not (
-            1 <= int(array.min()) and int(array.max()) <= fragments)):
+    if array.ndim != 1 or array.dtype.kind not in "ui" or (
+            array.size and not (array.min() >= 1 and array.max() <= fragments)):
         raise InputError(f"frozen must be ids of 1 to {fragments}; got {array.shape} {array.dtype}"
                          + (f", {array.min()} to {array.max()}" if array.size else ""))
     return array.astype(np.uint32)

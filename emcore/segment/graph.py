@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.kernels import region_graph as kernel
 from emcore.kernels import waterz_replay
 from emcore.segment.affinities import Affinities, as_affinities
-from emcore.segment.arrays import as_array
+from emcore.segment.arrays import as_array, as_triple
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -93,7 +93,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
     rows = _channel_rows(given, channels)
     origin, volume_shape, halo = Place() if place is None else place
     volume_shape = fragments.shape if volume_shape is None else volume_shape
-    place = [_triple(*named) for named in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
+    place = [as_triple(*named) for named in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
     if (place[1] + fragments.shape > place[2]).any():
         raise InputError(f"halo {halo}, origin {origin} and volume_shape {volume_shape} "
                          f"must place fragments {fragments.shape} inside")
@@ -170,14 +170,6 @@ def check_size(shape: Sequence[int]) -> None:
 def _too_many_edges() -> InputError:
     return InputError("the volume has more edges between fragments than 32 bits number; cut it into blocks, or raise "
                       "high or lower low of the watershed for larger fragments")
-
-
-def _triple(name: str, values: Sequence[int]) -> np.ndarray:
-    """Three whole numbers from 0 on, far below the end of 64 bits."""
-    triple = as_array(name, values)
-    if triple.shape != (3,) or triple.dtype.kind not in "iu" or not 0 <= triple.min() <= triple.max() <= 2**40:
-        raise InputError(f"{name} must be three whole numbers (z, y, x), 0 or more; got {values}")
-    return np.ascontiguousarray(triple, np.int64)
 
 
 def check_graph(graph: RegionGraph, name: str, in_order: bool = True, any_bins: bool = False) -> RegionGraph:
