@@ -14,6 +14,7 @@ import numpy as np
 
 from emcore import metrics, segment
 from emcore.errors import InputError
+from emcore.memory import TooLittleMemory
 from emcore.metrics import synapses
 from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.partitions import (
@@ -27,12 +28,14 @@ from emcore.metrics.partitions import (
 from emcore.metrics.placement import Borders, Shared, placed, whole_table
 from emcore.metrics.tables import Contingency
 from emcore.segment.affinities import above, stored_table
+from emcore.segment.storage import Parts, stored_parts
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
 POINTS = 400  # of a curve that is stored
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
+PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
 Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 
 
@@ -54,10 +57,10 @@ class Case:
     """A volume to score: its truth and what was made of it, each read once and only where a score looks at it."""
 
     def __init__(self, settings: Evaluate, truth: Volume, labels: Path | None, prediction: Path, data: Data,
-                 mask: str | None):
+                 mask: str | None, parts_of: PartsOf = stored_parts):
         self.settings, self.truth, self.data = settings, truth, data
         self.labels_file, self.prediction_file = labels, prediction
-        self.mask_file = mask
+        self.mask_file, self.parts_of = mask, parts_of
         self.notes: list[str] = []
         self.found: dict[str, Any] = {}  # what stands beside the rows in scores.json
 
@@ -166,10 +169,15 @@ def index_rows(case: Case) -> list[Row]:
 
 def curve(case: Case) -> list[Row]:
     """No row: VOI and Rand error at every merge, the best thresholds, and the one that was used, beside the rows."""
-    if not segment.has_tree(case.labels_file):
+    stored = case.parts_of(case.labels_file)
+    if stored is None:
         return []
-    convention, tree = case.settings.convention, segment.read_tree(case.labels_file)
-    whole = metrics.fold(case.neurons(open_volume(case.labels_file, "fragments")), tree)
+    try:
+        convention, tree = case.settings.convention, stored.tree()
+        whole = metrics.fold(case.neurons(stored.fragments()), tree)
+    except TooLittleMemory as error:
+        case.notes.append(f"there is no curve over the thresholds: {error}")
+        return []
     states = np.unique(np.linspace(0, len(tree.height), POINTS).astype(int))
     chosen = case.labels.attrs.get("decode")
     best = {name: whole.best(name)._asdict() for name in ("voi", convention)}
@@ -345,13 +353,16 @@ def check_evaluate(settings: Evaluate) -> None:
 
 
 def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | None, prediction: Path,
-                 data: Data | None = None, mask: str | None = None) -> dict[str, Any]:
+                 data: Data | None = None, mask: str | None = None,
+                 parts_of: PartsOf = stored_parts) -> dict[str, Any]:
     """{"scores": rows with their convention, "notes": what was left out, "curve" and "counts" where asked for}.
 
-    labels: the file that decode wrote; data: whose ids mean background and unknown; mask: 0 where nothing is scored.
+    labels: the file that decode wrote; data: whose ids mean background and unknown; mask: 0 where nothing is scored;
+    parts_of: what finds the fragments and merges of labels.
     """
     check_evaluate(settings)
-    case, rows = Case(settings, open_volume(truth, kind="labels"), labels, prediction, data or Data(), mask), []
+    truth, rows = open_volume(truth, kind="labels"), []
+    case = Case(settings, truth, labels, prediction, data or Data(), mask, parts_of)
     wanted = {name: score for name, score in SCORES.items() if name in settings.scores}
     lacking = [name for name, score in wanted.items() if labels is None and score.looks_at in ("neurons", "labels")]
     if lacking:
