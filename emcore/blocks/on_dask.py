@@ -4,27 +4,12 @@ Nothing but numbers of tasks and what came of them passes through the scheduler,
 workers busy. A worker that dies is Dask's to replace, and its tasks are asked first whether they are done.
 """
 
-import importlib.util
-import logging
-import os
-import shlex
-import shutil
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import emcore
-from emcore.blocks.engines import TRIES, Outcome, attempt, last_line, share_of
-from emcore.blocks.work import Stage, Work
-from emcore.errors import InputError
-from emcore.settings.blocks import Blocks, bytes_of
-from emcore.threads import allotted_cores
+from emcore.blocks.engines import TRIES
 
 if TYPE_CHECKING:
-    from distributed import Client, SpecCluster
+    pass
 
 NAMES = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster", "oar": "OARCluster",
          "moab": "MoabCluster", "htcondor": "HTCondorCluster"}
