@@ -163,6 +163,8 @@ class Agglomeration:
         """
         if isinstance(self._run, Replay):
             raise InputError("ties='waterz' does not tell the statistics of edges")
+        if self._statistic.kind == "quantile" and not (self._maxima or self._statistic.every_contact):
+            raise InputError("the edges that are left have histograms only where the graph had them: give maxima=True")
         top, heights, key = self._remaining()
         a, b = np.empty((2, len(top)), np.uint32)
         count, total = np.empty((2, len(top)), np.int64)
