@@ -2,6 +2,7 @@
 
 import itertools
 
+import h5py
 import numpy as np
 import pytest
 
@@ -389,3 +390,49 @@ def test_without_the_rules_merges_of_blocks_are_others():
 
     different, _ = compare_merges(np.random.default_rng(5), 20, ("aff50_his256",), pool=naive)
     assert different["aff50_his256"] > 2
+
+
+@pytest.mark.parametrize("statistic, others, sentence", [
+    ("mean", {"frozen": np.array([0])}, r"frozen must be ids of 1 to 8; got \(1,\) int64, 0 to 0"),
+    ("mean", {"frozen": np.array([3, 9], np.uint32)}, r"frozen must be ids of 1 to 8; got \(2,\) uint32, 3 to 9"),
+    ("mean", {"frozen": np.array([1.0])}, r"frozen must be ids of 1 to 8; got \(1,\) float64"),
+    ("mean", {"maxima": True}, "for graphs with histograms and quantiles of maxima"),
+    ("aff85_his256_all", {"maxima": True}, "for graphs with histograms and quantiles of maxima"),
+    ("aff85_his4", {"maxima": True}, "the bins of aff85_his4 lie below 4; the graph has 255"),
+    ("mean", {"ties": "waterz", "frozen": np.array([1])}, "whole volumes only"),
+])
+def test_what_no_block_can_be_is_refused(statistic, others, sentence):
+    fragments = np.arange(1, 9, dtype=np.uint32).reshape(2, 2, 2)
+    graph = segment.region_graph(fragments, np.ones((3, 2, 2, 2), np.float32), extras=("histogram", "running_mean"))
+    with pytest.raises(InputError, match=sentence):
+        segment.Agglomeration(graph, statistic, **others)
+
+
+def test_a_block_gives_no_cut_and_what_has_no_histograms_no_edges():
+    fragments = np.arange(1, 9, dtype=np.uint32).reshape(2, 2, 2)
+    graph = segment.region_graph(fragments, np.full((3, 2, 2, 2), 0.8, np.float32), extras=("running_mean",))
+    run = segment.Agglomeration(graph, frozen=np.array([1, 2]))
+    run.advance()
+    with pytest.raises(InputError, match=r"computed up to 0\.0; it cannot be cut at 0.5"):
+        run.tree().table(0.5)
+    with pytest.raises(InputError, match="give maxima=True"):
+        segment.Agglomeration(graph, "aff85_his256").remaining_edges()
+    for call in ("merges", "remaining_edges"):
+        with pytest.raises(InputError, match="ties='waterz'"):
+            getattr(segment.Agglomeration(graph, ties="waterz"), call)()
+
+
+def test_keys_of_merges_are_stored_and_those_of_another_tree_are_refused(tmp_path):
+    keys = np.array([5, 2**63 + 1], np.uint64)
+    tree = segment.MergeTree(4, *np.array([[1, 2], [2, 3]], np.uint32), np.array([0.25, 0.25]), key=keys)
+    segment.write_tree(tmp_path / "tree.h5", tree)
+    np.testing.assert_array_equal(segment.read_tree(tmp_path / "tree.h5").key, keys)
+    for stored in (keys[::-1], keys[:1], keys.astype(float)):
+        with h5py.File(tmp_path / "tree.h5", "a") as file:
+            del file["merge_keys"]
+            file["merge_keys"] = stored.reshape(1, 1, 1, -1)
+        with pytest.raises(InputError, match="the keys of its merges do not fit"):
+            segment.read_tree(tmp_path / "tree.h5")
+    with h5py.File(tmp_path / "tree.h5", "a") as file:
+        del file["merge_keys"]  # a file of an older version
+    assert segment.read_tree(tmp_path / "tree.h5").key is None

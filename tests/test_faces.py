@@ -78,6 +78,9 @@ def test_a_damaged_graph_is_named_before_a_kernel_sees_it(sentence):
     ({"fragments": 2**33}, "it numbers fragments up to 8589934592"),
     ({"fragments": -3}, "it numbers fragments up to -3"),
     ({"height": [[0.1], [0.2, 0.3]]}, "height must be an array"),
+    ({"key": np.array([1], np.uint64)}, r"its keys must be \(2,\) uint64; they are \(1,\) uint64"),
+    ({"key": np.array([1, 2])}, r"its keys must be \(2,\) uint64; they are \(2,\) int64"),
+    ({"key": np.array([2, 1], np.uint64), "height": np.array([0.1, 0.1])}, "must come in the order of their keys"),
 ])
 def test_a_damaged_tree_is_named_before_a_kernel_sees_it(change, sentence):
     tree = segment.MergeTree(4, np.array([1, 2], np.uint32), np.array([2, 3], np.uint32), np.array([0.1, 0.2]))
