@@ -68,7 +68,7 @@ class Sums(Work):
     # ---- for tests
 
     def ask(self, stage: str, number: int, what: str) -> None:
-        (self.folder / "asked").mkdir(exist_ok=True)
+        (self.folder / "asked").mkdir(parents=True, exist_ok=True)
         (self.folder / "asked" / f"{stage}-{number}").write_text(what)
 
     def files(self) -> dict[str, bytes]:
@@ -92,6 +92,12 @@ def wait_once(path: Path) -> None:
     say_process(path)
     path.unlink()
     time.sleep(30)
+
+
+def wait_a_little(path: Path) -> None:
+    say_process(path)
+    path.unlink()
+    time.sleep(1)
 
 
 def die(path: Path) -> None:
