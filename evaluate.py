@@ -55,6 +55,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def score(settings: Settings, folder: Path, again: bool) -> int:
+    from emcore.blocks.tables import parts_of
     from emcore.metrics.evaluation import pooled, score_volume
     from emcore.report.page import write_report
     from emcore.report.scores import with_others, write_scores
@@ -63,7 +64,8 @@ def score(settings: Settings, folder: Path, again: bool) -> int:
     if not chosen:
         raise InputError("nothing could be scored: no volume of data.test has a label")
     for name, prediction, labels, truth, mask, told in chosen:
-        found[name] = score_volume(settings.evaluate, truth, labels, prediction, settings.data, mask) | told
+        found[name] = score_volume(settings.evaluate, truth, labels, prediction, settings.data, mask,
+                                   parts_of) | told
     if len(found) > 1:
         found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
     print(write_scores(folder, settings.evaluate, found))

@@ -25,21 +25,27 @@ class Progress:
         self.stream = sys.stderr if stream is None else stream
         self.live = self.stream.isatty()
         self.between = SECONDS_BETWEEN_LIVE_LINES if self.live else max(every, SECONDS_BETWEEN_LIVE_LINES)
-        self.done = 0
+        self.done = self.found = self.failures = 0
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Progress":
         self.started = self.printed = self.clock()
         return self
 
-    def add(self, amount: int = 1) -> None:
-        """Counts `amount` more units as done, and prints a line when one is due."""
+    def add(self, amount: int = 1, found: bool = False) -> None:
+        """Counts `amount` more units as done, and prints a line when one is due; found: they were done before."""
         with self.lock:
             self.done += amount
+            self.found += amount if found else 0
             now = self.clock()
             if now - self.printed >= self.between:
                 self.printed = now
                 self._print(self.line(now))
+
+    def fail(self) -> None:
+        """Counts a failure, which the lines tell."""
+        with self.lock:
+            self.failures += 1
 
     def __exit__(self, kind, error, trace) -> None:
         if kind and self.printed == self.started:
@@ -52,15 +58,16 @@ class Progress:
         """The line for the time `now`; the remaining time supposes the mean rate since the start."""
         elapsed = now - self.started
         remaining = ""
-        if self.total is not None and self.done:
-            remaining = f", {duration(elapsed * max(0, self.total - self.done) / self.done)} left"
+        if self.total is not None and self.done > self.found:
+            remaining = f", {duration(elapsed * max(0, self.total - self.done) / (self.done - self.found))} left"
         return f"{self._so_far(elapsed)}{remaining}{memory_text()}"
 
     def _so_far(self, elapsed: float) -> str:
         share = f" {100 * self.done // self.total}%" if self.total else ""
         of = f" of {quantity(self.total)}" if self.total is not None else ""
-        rate = f", {with_unit(self.done / elapsed, self.unit)}/s" if elapsed > 0 else ""
-        return f"{self.what}:{share} {quantity(self.done)}{of} {self.unit}".rstrip() + rate
+        rate = f", {with_unit((self.done - self.found) / elapsed, self.unit)}/s" if elapsed > 0 else ""
+        failed = f", {self.failures} failed" if self.failures else ""
+        return f"{self.what}:{share} {quantity(self.done)}{of} {self.unit}".rstrip() + rate + failed
 
     def _print(self, text: str, last: bool = False) -> None:
         if self.live:

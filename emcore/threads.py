@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TypeVar
 
 from emcore.errors import InputError
@@ -15,6 +16,18 @@ def allotted_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@cache
+def _cores_at_first() -> tuple[int, ...]:
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def take_share(share: int, shares: int) -> None:
+    """Keeps this thread, and those that it starts, to its share of the cores that this process had at first."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = _cores_at_first()
+        os.sched_setaffinity(0, cores[share % len(cores) :: shares] or cores)
 
 
 def thread_count(threads: int | None) -> int:

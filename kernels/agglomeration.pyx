@@ -207,8 +207,8 @@ cdef class Queue:
         return self.merges.size()
 
 
-def in_order(Clusters clusters, list queues, uint32_t[::1] edges, double[::1] scores):
-    """Writes the merges of all queues by rank: numbers of input edges that join the two clusters, and scores."""
+def in_order(Clusters clusters, list queues, uint32_t[::1] edges, double[::1] scores, uint64_t[::1] keys):
+    """Writes the merges of all queues by rank: numbers of input edges that join the two clusters, scores and keys."""
     cdef vector[const uint32_t*] heads, ends
     cdef vector[Rank] ranks  # of the heads
     cdef Queue queue
@@ -225,7 +225,8 @@ def in_order(Clusters clusters, list queues, uint32_t[::1] edges, double[::1] sc
             for k in range(heads.size()):
                 if heads[k] != ends[k] and (best == heads.size() or ranks[best] < ranks[k]):
                     best = k
-            edges[i], scores[i] = clusters.edges[ranks[best].edge].top, ranks[best].score
+            edges[i] = clusters.edges[ranks[best].edge].top
+            scores[i], keys[i] = ranks[best].score, ranks[best].key
             heads[best] += 1
             if heads[best] != ends[best]:
                 ranks[best] = clusters.rank(heads[best][0])

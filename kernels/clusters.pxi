@@ -94,6 +94,12 @@ cdef class Clusters:
                 if self.edges[i].b >= borders[part + 1]:
                     self.nodes[self.edges[i].a].frozen = self.nodes[self.edges[i].b].frozen = True
 
+    def freeze(self, const uint32_t[:] nodes):
+        """Freezes nodes, so that a confined queue leaves them alone."""
+        cdef Py_ssize_t i
+        for i in range(nodes.shape[0]):
+            self.nodes[nodes[i]].frozen = True
+
     cdef inline double score(self, const Edge* edge) noexcept nogil:
         cdef const Bin* bin
         cdef int64_t rank
@@ -201,3 +207,44 @@ cdef class Clusters:
                 if edge.a != edge.b:
                     numbers[left], scores[left], keys[left] = edge.top, self.score(edge), edge.key
                     left += 1
+
+    def remaining_ends(self, uint32_t[::1] a, uint32_t[::1] b, int64_t[::1] counts, int64_t[::1] totals):
+        """Writes, in the order of `remaining`, the nodes at the ends of edges, what they count, and sums of means."""
+        cdef Py_ssize_t i, left = 0
+        cdef const Edge* edge
+        with nogil:
+            for i in range(self.edge_count):
+                edge = &self.edges[i]
+                if edge.a != edge.b:
+                    a[left], b[left], counts[left] = edge.a, edge.b, edge.count
+                    totals[left] = edge.statistic.total if self.kind == MEAN else 0
+                    left += 1
+
+    @property
+    def remaining_bins(self):
+        cdef Py_ssize_t i, bins = 0
+        for i in range(self.edge_count):
+            if self.edges[i].a != self.edges[i].b:
+                bins += 1 if self.edges[i].statistic.level & 1 else self.edges[i].statistic.spread.used
+        return bins
+
+    def histograms(self, int64_t[::1] starts, uint32_t[::1] levels, int64_t[::1] counts):
+        """Writes, in the order of `remaining`, the histograms of edges: that of edge e begins at starts[e]."""
+        cdef Py_ssize_t i, k, left = 0, bins = 0
+        cdef const Edge* edge
+        cdef const Bin* bin
+        with nogil:
+            for i in range(self.edge_count):
+                edge = &self.edges[i]
+                if edge.a == edge.b:
+                    continue
+                if edge.statistic.level & 1:
+                    levels[bins], counts[bins] = <uint32_t>(edge.statistic.level >> 1), edge.count
+                    bins += 1
+                else:
+                    bin = bins_of(edge.statistic.spread)
+                    for k in range(edge.statistic.spread.used):
+                        levels[bins], counts[bins] = bin[k].level, bin[k].count
+                        bins += 1
+                left += 1
+                starts[left] = bins

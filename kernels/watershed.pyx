@@ -160,46 +160,79 @@ cdef inline void make_steps(Py_ssize_t ny, Py_ssize_t nx, int64_t *steps) noexce
     steps[0], steps[1], steps[2], steps[3], steps[4], steps[5] = -ny * nx, -nx, -1, 1, nx, ny * nx
 
 
-def keep_first_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] corners):
-    """Of all exits of one plateau keeps the mark of the one whose edge comes first in the volume.
+cdef struct Exit:
+    int64_t voxel  # -1: none
+    int64_t bit
+
+
+cdef inline int take_exits(uint8_t *mark, const int64_t *steps, vector[int64_t]& stack, int64_t seed,
+                           Exit *best) except -1 nogil:
+    """Takes the marks of all exits of the seed's plateau away; best: the one whose edge comes first in the volume.
 
     Edges are ordered by their later voxel, then z before y before x: an order of positions alone, which any block
-    of the volume shares. Voxels of these plateaus also get the bit VISITED.
+    of the volume shares. The plateau ends at voxels that are VISITED, and its own get that bit.
     """
+    cdef int64_t v, n, key, best_key = 0x7FFFFFFFFFFFFFFF
+    cdef int bit
+    best.voxel, best.bit = -1, 0
+    mark[seed] |= VISITED
+    stack.push_back(seed)
+    while not stack.empty():
+        v = stack.back()
+        stack.pop_back()
+        for bit in range(6):
+            if not mark[v] >> bit & 1:
+                continue
+            n = v + steps[bit]
+            if mark[n] >> (5 - bit) & 1:
+                if not mark[n] & VISITED:
+                    mark[n] |= VISITED
+                    stack.push_back(n)
+            else:
+                mark[v] &= ~(1 << bit)  # an exit: its other end does not look at this bit
+                key = 3 * v + bit if bit < 3 else 3 * n + 5 - bit
+                if key < best_key:
+                    best_key, best.voxel, best.bit = key, v, bit
+    return 0
+
+
+def keep_first_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] corners):
+    """Of all exits of one plateau keeps the mark of the first."""
     cdef int64_t steps[6]
     cdef uint8_t *mark
     cdef vector[int64_t] stack
-    cdef int64_t v, n, key, best_key, best_voxel
+    cdef Exit kept
     cdef Py_ssize_t i
-    cdef int bit, best_bit
     if corners.shape[0] == 0:
         return
     make_steps(marks.shape[1], marks.shape[2], steps)
     mark = &marks[0, 0, 0]
     with nogil:
         for i in range(corners.shape[0]):
-            if mark[corners[i]] & VISITED:
-                continue
-            best_key, best_voxel, best_bit = 0x7FFFFFFFFFFFFFFF, -1, 0
-            stack.push_back(corners[i])
-            mark[corners[i]] |= VISITED
-            while not stack.empty():
-                v = stack.back()
-                stack.pop_back()
-                for bit in range(6):
-                    if not mark[v] >> bit & 1:
-                        continue
-                    n = v + steps[bit]
-                    if mark[n] >> (5 - bit) & 1:
-                        if not mark[n] & VISITED:
-                            mark[n] |= VISITED
-                            stack.push_back(n)
-                    else:
-                        mark[v] &= ~(1 << bit)  # an exit: its other end does not look at this bit
-                        key = 3 * v + bit if bit < 3 else 3 * n + 5 - bit
-                        if key < best_key:
-                            best_key, best_voxel, best_bit = key, v, bit
-            mark[best_voxel] |= 1 << best_bit
+            if not mark[corners[i]] & VISITED:
+                take_exits(mark, steps, stack, corners[i], &kept)
+                mark[kept.voxel] |= 1 << kept.bit
+
+
+def export_first_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] seeds):
+    """The first exits (voxel, bit; int64, as bytes) of the plateaus of the seeds, which keep none of theirs."""
+    cdef int64_t steps[6]
+    cdef uint8_t *mark
+    cdef vector[int64_t] stack, found
+    cdef Exit first
+    cdef Py_ssize_t i
+    if seeds.shape[0] == 0:
+        return b""
+    make_steps(marks.shape[1], marks.shape[2], steps)
+    mark = &marks[0, 0, 0]
+    with nogil:
+        for i in range(seeds.shape[0]):
+            if not mark[seeds[i]] & VISITED:
+                take_exits(mark, steps, stack, seeds[i], &first)
+                if first.voxel >= 0:
+                    found.push_back(first.voxel)
+                    found.push_back(first.bit)
+    return PyBytes_FromStringAndSize(<const char *> found.data(), found.size() * sizeof(int64_t))
 
 
 def keep_nearest_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] corners):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from emcore import segment
-from emcore.blocks import tables
+from emcore.blocks import pooled
 from emcore.blocks.borders import border_columns, borders_in_order, is_small, pool_borders
 from emcore.blocks.dust import dust_table, pool_sizes, sizes_of
 from emcore.blocks.grid import Grid
@@ -224,19 +224,19 @@ def test_rows_pool_as_a_dict_pools_them_however_they_come(monkeypatch):
     columns = {"a": random.integers(0, 5, 300), "b": random.integers(0, 4, 300), "sum": random.integers(0, 2**60, 300),
                "max": random.random(300, np.float32), "min": random.random(300, np.float32),
                "key": random.integers(0, 2**63, 300).astype(np.uint64)}
-    pooled, found = {}, tables.pool(columns, ("a", "b"))
+    expected, found = {}, pooled.pool(columns, ("a", "b"))
     for *pair, total, most, least, key in zip(*(values.tolist() for values in columns.values())):
-        old = pooled.get(tuple(pair), (0, -1, 2, 0))
-        pooled[tuple(pair)] = old[0] + total, max(old[1], most), min(old[2], least), max(old[3], key)
+        old = expected.get(tuple(pair), (0, -1, 2, 0))
+        expected[tuple(pair)] = old[0] + total, max(old[1], most), min(old[2], least), max(old[3], key)
     assert list(zip(*(values.tolist() for values in found.values()))) == [
         (*pair, *(sum_ - 2**64 * (sum_ >= 2**63) for sum_ in [values[0] % 2**64]), *values[1:])
-        for pair, values in sorted(pooled.items())]
-    monkeypatch.setattr(tables, "FEW", 7)
+        for pair, values in sorted(expected.items())]
+    monkeypatch.setattr(pooled, "FEW", 7)
     parts = [{name: values[start:start + 11] for name, values in columns.items()} for start in range(0, 300, 11)]
     for given in (parts, parts[::-1]):
-        for name, values in tables.pool_all(iter(given), ("a", "b")).items():
+        for name, values in pooled.pool_all(iter(given), ("a", "b")).items():
             np.testing.assert_array_equal(values, found[name])
-    empty = tables.pool({name: values[:0] for name, values in columns.items()}, ("a", "b"))
+    empty = pooled.pool({name: values[:0] for name, values in columns.items()}, ("a", "b"))
     assert {name: values.dtype for name, values in empty.items()} == {name: v.dtype for name, v in columns.items()}
     assert not any(map(len, empty.values()))
 

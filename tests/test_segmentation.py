@@ -7,7 +7,7 @@ import pytest
 
 from emcore import segment
 from emcore.__main__ import TOOLS
-from emcore.decode.explain import main
+from emcore.blocks.explain import main
 from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.segment import segmentation as module
@@ -182,7 +182,7 @@ def labels(tmp_path):
 
 
 def test_the_command_explains_a_voxel_and_the_link_between_two(labels, capsys):
-    assert TOOLS["explain"][0] == "emcore.decode.explain"
+    assert TOOLS["explain"][0] == "emcore.blocks.explain"
     assert main([str(labels), "1", "5", "3"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^voxel 1 5 3: fragment \d+, \d+ voxels\nlabel \d+ at threshold 0.5: ", text)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from emcore.blocks.tables import Columns, group_starts, pool, pool_all
+from emcore.blocks.pooled import Columns, group_starts, pool, pool_all
 from emcore.segment.graph import SUM_SCALE
 from emcore.segment.statistics import Statistic, parse_statistic
 

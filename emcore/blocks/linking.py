@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from emcore.blocks.tables import Columns, group_starts, pool_all, stack
+from emcore.blocks.pooled import Columns, group_starts, pool_all, stack
 from emcore.kernels import overlaps as kernel
 from emcore.segment.affinities import Affinities
 from emcore.segment.linking import CANDIDATE, Joined, LinkRule, candidates, join_candidates, z_plane

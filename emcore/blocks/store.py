@@ -76,6 +76,12 @@ def names_of(path: Path) -> list[str]:
         return list(_header(path, file)[1])
 
 
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every column by its name; of the columns themselves nothing is read."""
+    with _opened(path) as file:
+        return {name: shape for name, (_, shape, *_) in _header(path, file)[1].items()}
+
+
 def is_whole(path: Path) -> bool:
     """Whether the file is there and every column is the one that was written."""
     try:

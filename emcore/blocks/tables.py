@@ -1,47 +1,191 @@
-"""Tables of columns that many blocks hand in, pooled so that neither their order nor the grid can be told from it."""
+"""The tables of a decoding in blocks as those of the whole volume: its fragments by number, its graph, its merges.
 
-from collections.abc import Iterable, Mapping, Sequence
+    parts = parts_of(labels)             # of a labels file, whether it lies in blocks or not
+    tree, graph = parts.tree(), parts.graph()
+    fragments = parts.fragments()        # a volume; blocks are read where it is sliced
+
+A fragment's number is the rank of its name among all names, which is the number that it has in the whole volume. So
+tree, graph and fragments are equal, to the bit, to those that decoding the whole makes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 
-Columns = dict[str, np.ndarray]
+from emcore.blocks import store
+from emcore.blocks.decoding import AffinityWork
+from emcore.blocks.grid import Box
+from emcore.blocks.merges import HISTOGRAM
+from emcore.blocks.windows import sorted_names
+from emcore.blocks.work import Stage
+from emcore.errors import InputError
+from emcore.memory import check_memory
+from emcore.record import LABELS, has_labels
+from emcore.segment import Affinities, MergeTree, RegionGraph, Segmentation
+from emcore.segment.graph import LARGEST_LABEL
+from emcore.segment.pooling import concatenate, pool_edges
+from emcore.segment.storage import Parts, no_tree, stored_parts
+from emcore.volumes import Volume, open_volume
 
-# how the rows that become one are pooled; sums are of whole numbers, so that no order of them shows
-POOLED = {"count": np.add, "sum": np.add, "pixels": np.add, "total": np.add, "max": np.maximum, "min": np.minimum,
-          "key": np.maximum}
-FEW = 2**16  # rows that may wait before they are pooled
-
-
-def pool(columns: Mapping[str, np.ndarray], by: Sequence[str]) -> Columns:
-    """One row for all rows that agree in the columns `by`, sorted by these."""
-    order = np.lexsort([columns[name] for name in reversed(by)])
-    starts = group_starts({name: columns[name][order] for name in by}, by)
-    return {name: values[order[starts]] if name in by else POOLED[name].reduceat(values[order], starts)
-            for name, values in columns.items()}
-
-
-def pool_all(parts: Iterable[Mapping[str, np.ndarray]], by: Sequence[str]) -> Columns:
-    """The pooled rows of one or more tables, of which never many more wait than there are in the result."""
-    waiting: list[Mapping[str, np.ndarray]] = []
-    rows = pooled = 0
-    for part in parts:
-        waiting.append(part)
-        rows += len(part[by[0]])
-        if rows > 2 * pooled + FEW:
-            waiting = [pool(stack(waiting), by)]
-            rows = pooled = len(waiting[0][by[0]])
-    return pool(stack(waiting), by)
+FRAGMENT_BYTES = 300  # that a fragment takes with its merge, and with what is computed along the tree
+EDGE_BYTES = 200  # that an edge takes while those of all blocks are pooled
+BIN_BYTES = 80  # that a bin of a histogram takes then
+EDGES = ("count", "sum", "max", "min", "key")
+INSTEAD = ("take a machine with more memory, or a part of the volume; the labels themselves, also those that "
+           "infer.py --cut makes at another threshold, need none of this")
 
 
-def stack(parts: Sequence[Mapping[str, np.ndarray]]) -> Columns:
-    """The rows of one or more tables, one after the other."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def parts_of(labels: Path) -> Parts | None:
+    """Fragments, graph and merges of a labels file, in blocks or not; None where it has no merges."""
+    from emcore.blocks.run import work_of
+
+    work = work_of(labels) if has_labels(labels) else None
+    if work is None:
+        return stored_parts(labels)
+    stored = open_volume(labels, LABELS)
+    return BlockParts(work, stored.resolution, stored.offset) if isinstance(work, AffinityWork) else None
 
 
-def group_starts(columns: Mapping[str, np.ndarray], by: Sequence[str]) -> np.ndarray:
-    """Where a new group of rows that agree in the columns `by` begins, in a table that is sorted by them."""
-    begins = np.zeros(len(columns[by[0]]), bool)
-    begins[:1] = True
-    for name in by:
-        begins[1:] |= columns[name][1:] != columns[name][:-1]
-    return np.flatnonzero(begins)
+def read_segmentation(labels: Path, affs: np.ndarray | Affinities | None = None) -> Segmentation:
+    """The segmentation beside labels, in blocks or not; each part is read when it is first asked for."""
+    parts = parts_of(labels)
+    if parts is None:
+        raise no_tree(labels)
+    return Segmentation.of_parts(parts, affs)
+
+
+@contextmanager
+def legible() -> Iterator[None]:
+    """Turns a damaged file of a block into a sentence that says how it comes back."""
+    try:
+        yield
+    except store.Damaged as damage:
+        raise InputError(f"{damage}; run infer.py again, which makes it again") from None
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """The fragments, the graph and the merges of all blocks."""
+
+    work: AffinityWork
+    resolution: Sequence[float] | None = None  # of the fragments, as the labels have it
+    offset: Sequence[float] = (0.0, 0.0, 0.0)
+
+    @property
+    def statistic(self) -> str:
+        return self.work.statistic.name
+
+    @property
+    def ties(self) -> str:
+        return "canonical"
+
+    def stage(self, name: str) -> Stage:
+        return next(stage for stage in self.work.tree_stages() if stage.name == name)
+
+    def files(self, *names: str) -> list[Path]:
+        """The files of all tasks of these stages."""
+        return [self.work.path(stage, number) for stage in map(self.stage, names) for number in range(stage.count)]
+
+    def check_memory(self, what: str, more: int = 0) -> None:
+        """Refuses before anything is read what would not fit beside the names and merges of all fragments."""
+        count = sum(max(0, store.shapes(path)["names"][0] - 1) for path in self.files("fragments"))
+        if count > LARGEST_LABEL:
+            raise InputError(f"{what} number fragments in 32 bits, and there are up to {count}: {INSTEAD}")
+        check_memory(count * FRAGMENT_BYTES + more, f"to hold {what} of up to {count} fragments", INSTEAD)
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """The name of every fragment by its number, rising; 0 has the name 0."""
+        found = [np.zeros(1, np.uint64)]
+        with legible():
+            self.check_memory("the names")
+            for number in range(self.work.grid.blocks()):
+                names = sorted_names([self.work.names(number)])
+                found.append(names[self.work.is_own(names, number)])
+        names = np.concatenate(found)
+        names.sort()
+        return names
+
+    def numbers(self, names: np.ndarray) -> np.ndarray:
+        """The numbers of fragments by their names, uint32."""
+        every = self.names
+        numbers = np.searchsorted(every, names)
+        if (every[np.minimum(numbers, len(every) - 1)] != names).any():
+            raise InputError(f"the files of {self.work.folder} do not fit each other: a block names a fragment that "
+                             "none has; remove that folder and run infer.py again")
+        return numbers.astype(np.uint32)
+
+    def tree(self) -> MergeTree:
+        """The merges of all blocks and levels, in the order of their heights and keys."""
+        names = self.names
+        with legible():
+            self.check_memory("the merges")
+            files = self.files(*(self.work.merge_stage(level).name for level in range(self.work.grid.levels)))
+            count = sum(store.shapes(path)["height"][0] for path in files)
+            (a, b), height, key = np.empty((2, count), np.uint32), np.empty(count), np.empty(count, np.uint64)
+            stop = 0
+            for path in files:
+                one, other, *rest = store.read(path, "a", "b", "height", "key")
+                start, stop = stop, stop + len(one)
+                a[start:stop], b[start:stop] = self.numbers(one), self.numbers(other)
+                height[start:stop], key[start:stop] = rest
+        order = np.lexsort((key, height))
+        return MergeTree(len(names) - 1, a[order], b[order], height[order], key=key[order])
+
+    def graph(self) -> RegionGraph:
+        """The graphs of all blocks as one: each contact of the volume was measured in one of them."""
+        names, parts = self.names, []
+        sizes = np.zeros(len(names), np.int64)
+        with legible():
+            files = self.files("graph")
+            shapes = [store.shapes(path) for path in files]
+            self.check_memory("the region graph", sum(shape["u"][0] * EDGE_BYTES + shape.get("bins", (0,))[0] *
+                                                      BIN_BYTES for shape in shapes))
+            for path, shape in zip(files, shapes):
+                histogram = HISTOGRAM if "bins" in shape else ()
+                own, voxels, u, v, *rest = store.read(path, "names", "sizes", "u", "v", *EDGES, *histogram)
+                own = self.numbers(own)
+                sizes[own[:len(voxels)]] += voxels
+                u, v = own[u], own[v]
+                parts.append({"u": u, "v": v, "top_u": u, "top_v": v, **dict(zip((*EDGES, *histogram), rest))})
+        edges = pool_edges(concatenate(parts))
+        del edges["top_u"], edges["top_v"]
+        return RegionGraph(len(names) - 1, sizes=sizes, **edges)
+
+    def fragments(self) -> Volume:
+        """The fragments of the volume by number, uint32; a box is read from the blocks that it lies in."""
+        return Volume(name=f"{self.work.folder}:fragments", shape=self.work.grid.shape, dtype=np.dtype(np.uint32),
+                      resolution=self.resolution, offset=tuple(self.offset), attrs={}, chunks=self.work.grid.block,
+                      connect=partial(NumberedFragments, self))
+
+
+@dataclass(frozen=True)
+class NumberedFragments:
+    """What a box of the fragments is read from."""
+
+    parts: BlockParts
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        work, lengths = self.parts.work, [len(range(span.start, span.stop, span.step)) for span in box]
+        check_memory(4 * int(np.prod(lengths)), f"to read {lengths} voxels of fragments", INSTEAD)
+        out = np.empty(lengths, np.uint32)
+        spans = [range(span.start // size, -(-span.stop // size)) for span, size in zip(box, work.grid.block)]
+        with legible():
+            for number in map(work.grid.number, product(*spans)):
+                there, inside = zip(*map(shared, box, work.grid.box(number)))
+                if all(span.start < span.stop for span in there):
+                    labels, names = work.fragments(number)
+                    out[there] = self.parts.numbers(names)[labels[inside]]
+        return out
+
+
+def shared(span: slice, block: slice) -> tuple[slice, slice]:
+    """Which voxels of a slice with a step lie in a block: as places in what is sliced, and in the block."""
+    first, last = (max(0, -(-(end - span.start) // span.step)) for end in (block.start, min(block.stop, span.stop)))
+    start = span.start + first * span.step - block.start
+    return slice(first, last), slice(start, start + (last - first) * span.step, span.step)

@@ -14,7 +14,19 @@ from typing import Any, Literal, TypeVar
 
 from emcore.config.checks import WrongSetting
 from emcore.config.renamed import RENAMED
-from emcore.config.schema import alternatives, defaults, hints, items, join, laid_over, of_kind, required, tables, tag
+from emcore.config.schema import (
+    alternatives,
+    defaults,
+    hints,
+    is_free,
+    items,
+    join,
+    laid_over,
+    of_kind,
+    required,
+    tables,
+    tag,
+)
 from emcore.config.schema import comments as comments_of
 from emcore.errors import InputError
 from emcore.reading import read_toml, shown
@@ -136,6 +148,8 @@ def _merged(choices: tuple[type, ...], before: Mapping[str, Any], given: Mapping
         elif isinstance(value, list) and items(kind):
             value = [_merged(items(kind), {}, item, f"{key}.{number}", {}) if isinstance(item, Mapping) else item
                      for number, item in enumerate(value)]
+        elif isinstance(value, Mapping) and is_free(kind):
+            value = {**(found.get(name) or {}), **value}
         found[name] = value
     return found
 
@@ -179,8 +193,11 @@ def _set(choices: tuple[type, ...], given: dict[str, Any], usual: Mapping[str, A
         if not isinstance(inner, dict):
             raise InputError(f"{key} must be a table, got {shown(inner)}")
         _set(tables(kind), inner, usual.get(name, {}), rest, text, key, _below(siblings, name), root)
+    elif is_free(kind) and len(rest) == 1:
+        given[name] = {**(given.get(name) or {}), rest[0]: _parse(text, Any)}
     else:
-        raise InputError(f"{key} is a single value; there is no {'.'.join([key, *rest])}")
+        raise InputError(f"{key} is {'one table' if is_free(kind) else 'a single value'}; there is no "
+                         f"{'.'.join([key, *rest])}")
 
 
 def _chosen(choices: tuple[type, ...], table: Mapping[str, Any], where: str) -> type:
@@ -334,6 +351,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
         return _convert_literal(typing.get_args(kind), value, key)
     if typing.get_origin(kind) is tuple:
         return _convert_tuple(kind, value, key)
+    if typing.get_origin(kind) is dict and isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, int) and not -2**63 <= value < 2**64:  # what TOML and every library have
         raise InputError(f"{key} must be a number of at most 64 bits, got {shown(value)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -374,4 +393,4 @@ def _name(kind: Any) -> str:
         return f"[{', '.join(_name(argument) for argument in arguments)}]"
     if typing.get_origin(kind) is Literal:
         return "/".join(repr(choice) for choice in typing.get_args(kind))
-    return "a table" if tables(kind) else getattr(kind, "__name__", str(kind))
+    return "a table" if tables(kind) or is_free(kind) else getattr(kind, "__name__", str(kind))

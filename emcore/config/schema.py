@@ -42,6 +42,11 @@ def items(kind: Any) -> tuple[type, ...]:
     return ()
 
 
+def is_free(kind: Any) -> bool:
+    """Whether a setting is a table whose names are another program's, so that any are taken."""
+    return any(typing.get_origin(choice) is dict for choice in alternatives(kind))
+
+
 def tag(schema: type) -> tuple[str, Any] | None:
     """The setting that says of which kind a table is, and what it says: ("kind", "affinities"); None for other tables.
 

@@ -90,5 +90,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_scalar(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_scalar(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_scalar(name)} = {_scalar(item)}" for name, item in value.items()) + "}"
     return str(value)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from emcore.decode.tune_store import STOPPED, Row
 from emcore.errors import InputError
 from emcore.progress import Progress
+from emcore.threads import take_share
 
 TOO_LONG = 1  # the exit code of a process whose stage took too long
 
@@ -104,9 +105,7 @@ def received(worker: Worker, is_late: bool) -> tuple[Any, float] | Exception | N
 
 def serve(pipe: connection.Connection, share: int, shares: int, limit: float | None) -> None:
     """What a worker does, until the process that began it ends."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[share % len(cores) :: shares] or cores)
+    take_share(share, shares)
 
     def end_with_parent() -> None:
         parent_process().join()

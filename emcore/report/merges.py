@@ -5,17 +5,19 @@ from typing import Any
 
 import numpy as np
 
+from emcore.blocks.tables import parts_of
 from emcore.report.grids import pack
-from emcore.segment import Segmentation, has_tree
+from emcore.segment import Segmentation
 
 MOST_EDGES = 500_000  # of the region graph: about three megabytes of the page
 
 
 def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:
     """Fragments, merges and contacts; None where there is no tree, or where it is too large for a page."""
-    if not has_tree(labels) or not isinstance(threshold, int | float):
+    parts = parts_of(labels) if isinstance(threshold, int | float) else None
+    if parts is None:
         return None
-    segmentation = Segmentation.read(labels)
+    segmentation = Segmentation.of_parts(parts)
     graph, tree = segmentation.graph, segmentation.tree
     if len(graph.u) > MOST_EDGES:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import agglomeration as kernel
 from emcore.kernels.waterz_replay import Replay
-from emcore.segment.arrays import within
+from emcore.segment.arrays import as_array, within
 from emcore.segment.graph import RegionGraph, check_graph
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.statistics import Statistic, parse_statistic
@@ -40,14 +40,24 @@ def agglomerate(graph: RegionGraph, statistic: str | Statistic = "mean", *, ties
 class Agglomeration:
     """The merges of a region graph, made up to one threshold after another.
 
-    Of the graph only the ends of its edges are still needed.
+    Of the graph only the ends of its edges are still needed. In a block of a volume, frozen are the ids that have
+    edges elsewhere: they stay as they are, so does all that would merge with them first, and every merge that is made
+    is one of the whole volume. maxima=True says that the histograms of the graph are of the largest affinities of
+    pairs of fragments (maxima_bins), where the statistic is a quantile of those.
     """
 
-    def __init__(self, graph: RegionGraph, statistic: str | Statistic = "mean", ties: str = "canonical"):
+    def __init__(self, graph: RegionGraph, statistic: str | Statistic = "mean", ties: str = "canonical",
+                 frozen: np.ndarray | None = None, maxima: bool = False):
         if ties not in ("canonical", "waterz"):
             raise InputError(f"ties must be 'canonical' or 'waterz'; got {ties!r}")
-        statistic, graph = parse_statistic(statistic), check_graph(graph, "agglomerate")
+        statistic, graph = parse_statistic(statistic), check_graph(graph, "agglomerate", any_bins=maxima)
+        if ties == "waterz" and (frozen is not None or maxima):
+            raise InputError("ties='waterz' works on whole volumes only: leave frozen and maxima out")
+        if maxima and (statistic.kind != "quantile" or statistic.every_contact or graph.bins is None):
+            raise InputError("maxima=True is for graphs with histograms and quantiles of maxima, like aff85_his256")
         self.fragments, self.u, self.v = graph.fragments, graph.u, graph.v
+        self._statistic, self._maxima, self._frozen = statistic, maxima, None
+        self._levels = np.empty(0, np.uint32)  # with maxima: the bin that a level of the kernel stands for
         self.end = 0.0  # every merge below it has been made
         self._queues: list[kernel.Queue] = []
         if ties == "waterz":
@@ -55,7 +65,13 @@ class Agglomeration:
             _set_replay(self._run, graph, statistic)
         else:
             self._run = kernel.Clusters(statistic.kind, graph.fragments + 1, graph.u, graph.v, graph.key)
-            _set_statistics(self._run, graph, statistic)
+            if maxima:
+                self._levels = _set_maxima(self._run, graph, statistic)
+            else:
+                _set_statistics(self._run, graph, statistic)
+        if frozen is not None:
+            self._frozen = _as_ids(frozen, graph.fragments)
+            self._run.freeze(self._frozen)
 
     def advance(self, threshold: float | None = None, threads: int | None = None) -> None:
         """Makes every merge below the threshold that is still to be made; None makes all there are."""
@@ -75,6 +91,10 @@ class Agglomeration:
         the statistics are reducible.
         """
         u, clusters = self.u, self._run
+        if self._frozen is not None:
+            self._queues.append(kernel.Queue(clusters, True))
+            self._queues[-1].run(end, 0, len(u), self.fragments + 1)
+            return
         if not self._queues and threads > 1 and len(u) > 0:
             borders = np.unique([0, *(int(u[first]) for first, _ in slabs(len(u), threads)[1:]), self.fragments + 1])
             clusters.freeze_between(borders)
@@ -86,16 +106,34 @@ class Agglomeration:
         self._queues[-1].run(end, 0, len(u), self.fragments + 1)
 
     def tree(self) -> MergeTree:
-        """The merges that have been made so far."""
+        """The merges that have been made so far; with frozen ids they are not all, so that no cut can be made."""
         if isinstance(self._run, Replay):
             a, b = np.empty((2, self._run.merge_count), np.uint32)
             heights = np.empty(self._run.merge_count, np.float32)
             self._run.merges(a, b, heights)
             return MergeTree(self.fragments, a, b, heights, self.end)
+        edges, heights, keys = self._merges()
+        complete = self.end if self._frozen is None or len(self._frozen) == 0 else 0.0
+        return MergeTree(self.fragments, self.u[edges], self.v[edges], heights, complete, keys)
+
+    def merges(self) -> np.ndarray:
+        """For every merge of the tree the number of the graph's edge, uint32, that has the merge's key."""
+        if isinstance(self._run, Replay):
+            raise InputError("ties='waterz' does not tell which edges merged")
+        return self._merges()[0]
+
+    def _merges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         count = sum(queue.merge_count for queue in self._queues)
-        edges, heights = np.empty(count, np.uint32), np.empty(count)
-        kernel.in_order(self._run, self._queues, edges, heights)
-        return MergeTree(self.fragments, self.u[edges], self.v[edges], heights, self.end)
+        edges, heights, keys = np.empty(count, np.uint32), np.empty(count), np.empty(count, np.uint64)
+        kernel.in_order(self._run, self._queues, edges, heights, keys)
+        return edges, heights, keys
+
+    def roots(self) -> np.ndarray:
+        """The smallest fragment of the cluster of every fragment, uint32, from 0 on."""
+        roots = self.tree().parents()
+        while (roots[roots] != roots).any():
+            roots = roots[roots]
+        return roots
 
     def remaining(self) -> Remaining:
         """The edges that are left between clusters; with the ties of waterz, at the heights that it keeps."""
@@ -105,11 +143,43 @@ class Agglomeration:
             left = self._run.remaining(u, v, heights)
             order = np.argsort(heights[:left], kind="stable")
             return Remaining(u[order], v[order], heights[order])
+        numbers, heights, keys = self._remaining()
+        order = np.lexsort((keys, heights))
+        return Remaining(self.u[numbers[order]], self.v[numbers[order]], heights[order])
+
+    def _remaining(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         left = self._run.remaining_count
         numbers, heights, keys = np.empty(left, np.uint32), np.empty(left), np.empty(left, np.uint64)
         self._run.remaining(numbers, heights, keys)
-        order = np.lexsort((keys, heights))
-        return Remaining(self.u[numbers[order]], self.v[numbers[order]], heights[order])
+        return numbers, heights, keys
+
+    def remaining_edges(self) -> dict[str, np.ndarray]:
+        """Columns of the edges that are left between clusters, from which the agglomeration can go on elsewhere.
+
+        u < v are the smallest fragments of the two clusters, key and top the pooled key and the number of the graph's
+        edge that has it. What the statistic looks at comes as in a graph: count and sum; max, or min, to what 1 minus
+        it tells; bin_starts, bins and bin_counts. A quantile of maxima also has base: neither end has ever merged.
+        """
+        if isinstance(self._run, Replay):
+            raise InputError("ties='waterz' does not tell the statistics of edges")
+        top, heights, key = self._remaining()
+        a, b = np.empty((2, len(top)), np.uint32)
+        count, total = np.empty((2, len(top)), np.int64)
+        self._run.remaining_ends(a, b, count, total)
+        roots, kind = self.roots(), self._statistic.kind
+        found = {"u": np.minimum(roots[a], roots[b]), "v": np.maximum(roots[a], roots[b]), "top": top, "key": key}
+        if kind == "mean":
+            return found | {"count": count, "sum": total}
+        if kind != "quantile":
+            return found | {kind: (1 - heights).astype(np.float32)}
+        starts, bins = np.zeros(len(top) + 1, np.int64), np.empty(self._run.remaining_bins, np.uint32)
+        counts = np.empty(len(bins), np.int64)
+        self._run.histograms(starts, bins, counts)
+        found |= {"bin_starts": starts, "bins": self._levels[bins] if self._maxima else bins, "bin_counts": counts}
+        if self._maxima:
+            alone = np.bincount(roots, minlength=self.fragments + 1) == 1
+            found["base"] = alone[a] & alone[b]
+        return found
 
 
 def _set_replay(run: Replay, graph: RegionGraph, statistic: Statistic) -> None:
@@ -125,6 +195,16 @@ def _set_replay(run: Replay, graph: RegionGraph, statistic: Statistic) -> None:
         run.set_values(graph.running_mean, graph.count)
     else:
         run.set_values(graph.max if statistic.kind == "max" else graph.min, graph.count)
+
+
+def _as_ids(ids: np.ndarray, fragments: int) -> np.ndarray:
+    """ids of fragments as the kernels take them."""
+    array = as_array("frozen", ids)
+    if array.ndim != 1 or array.dtype.kind not in "ui" or (
+            array.size and not (array.min() >= 1 and array.max() <= fragments)):
+        raise InputError(f"frozen must be ids of 1 to {fragments}; got {array.shape} {array.dtype}"
+                         + (f", {array.min()} to {array.max()}" if array.size else ""))
+    return array.astype(np.uint32)
 
 
 def _set_statistics(run: kernel.Clusters, graph: RegionGraph, statistic: Statistic) -> None:
@@ -149,5 +229,29 @@ def quantile_levels(graph: RegionGraph, statistic: Statistic) -> tuple[np.ndarra
     if statistic.bins == 0:
         values, level = np.unique(graph.max, return_inverse=True)
         return 1 - values.astype(np.float64), level.astype(np.uint32)
-    level = np.minimum(graph.max * np.float32(statistic.bins), statistic.bins - 1).astype(np.uint32)
-    return 1 - (np.arange(statistic.bins) + 0.5) / statistic.bins, level
+    return 1 - (np.arange(statistic.bins) + 0.5) / statistic.bins, maxima_bins(graph.max, statistic)
+
+
+def maxima_bins(largest: np.ndarray, statistic: Statistic) -> np.ndarray:
+    """The bins of float32 affinities, uint32, that are the largest of pairs; the bits of each where none are wanted.
+
+    Bits order like the numbers themselves, so histograms of them pool without a table of all values.
+    """
+    if statistic.bins == 0:
+        return (largest + np.float32(0)).view(np.uint32)  # -0.0 has become 0.0
+    return np.minimum(largest * np.float32(statistic.bins), statistic.bins - 1).astype(np.uint32)
+
+
+def _set_maxima(run: kernel.Clusters, graph: RegionGraph, statistic: Statistic) -> np.ndarray:
+    """The bin of every level, after the run got its histograms in levels."""
+    if statistic.bins == 0:
+        bins, level = np.unique(graph.bins, return_inverse=True)
+        heights, limit = 1 - bins.view(np.float32).astype(np.float64), int(np.float32(1).view(np.uint32)) + 1
+    else:
+        bins, level, limit = np.arange(statistic.bins, dtype=np.uint32), graph.bins, statistic.bins
+        heights = 1 - (bins + 0.5) / statistic.bins
+    if len(graph.bins) and graph.bins.max() >= limit:
+        raise InputError(f"the bins of {statistic.name} lie below {limit}; the graph has {graph.bins.max()}")
+    run.set_levels(statistic.quantile, heights, np.empty(0, np.uint32))
+    run.add_counts(graph.bin_starts, level.astype(np.uint32, copy=False), graph.bin_counts)
+    return bins

@@ -1,5 +1,7 @@
 """What callers hand over as arrays and counts, made plain before a kernel sees it; what cannot be is refused."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -39,6 +41,14 @@ def as_count(name: str, value: int) -> int:
     if not isinstance(value, int | np.integer) or value < 0:
         raise InputError(f"{name} must be a whole number, 0 or more; got {value!r}")
     return min(int(value), 2**62)
+
+
+def as_triple(name: str, values: Sequence[int]) -> np.ndarray:
+    """Three whole numbers from 0 on, far below the end of 64 bits."""
+    triple = as_array(name, values)
+    if triple.shape != (3,) or triple.dtype.kind not in "iu" or not 0 <= triple.min() <= triple.max() <= 2**40:
+        raise InputError(f"{name} must be three whole numbers (z, y, x), 0 or more; got {values}")
+    return np.ascontiguousarray(triple, np.int64)
 
 
 def within(value: float, low: float, high: float) -> bool:

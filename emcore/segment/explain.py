@@ -11,6 +11,7 @@ from emcore.kernels import merge_tree as kernel
 from emcore.segment.arrays import as_array
 from emcore.segment.graph import SUM_SCALE, RegionGraph
 from emcore.segment.merge_tree import MergeTree
+from emcore.volumes import Volume
 
 SHOWN = 12  # merges that are printed from either end of a long chain
 
@@ -136,7 +137,7 @@ def shortened(rows: list[str], shown: int) -> list[str]:
     return [*rows[:shown], f"  ... {len(rows) - 2 * shown} more ...", *rows[-shown:]]
 
 
-def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statistic: str, voxel: Sequence[int],
+def explain(fragments: np.ndarray | Volume, graph: RegionGraph, tree: MergeTree, statistic: str, voxel: Sequence[int],
             threshold: float, other: Sequence[int] | None = None) -> Explanation:
     """See Segmentation.explain; the graph needs the sizes of its fragments."""
     sizes, table = graph.sizes, tree.table(threshold)
@@ -158,7 +159,7 @@ def explain(fragments: np.ndarray, graph: RegionGraph, tree: MergeTree, statisti
     return Explanation(place, threshold, statistic, int(inside[1:].sum()), int(sizes[inside].sum()), merges, **found)
 
 
-def place_of(fragments: np.ndarray, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Site:
+def place_of(fragments: np.ndarray | Volume, voxel: Sequence[int], sizes: np.ndarray, table: np.ndarray) -> Site:
     position, shape = as_array("voxel", voxel), fragments.shape
     if position.shape != (3,) or position.dtype.kind not in "iu" or not (
             (position >= 0) & (position < shape)).all():

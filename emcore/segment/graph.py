@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.kernels import region_graph as kernel
 from emcore.kernels import waterz_replay
 from emcore.segment.affinities import Affinities, as_affinities
-from emcore.segment.arrays import as_array
+from emcore.segment.arrays import as_array, as_triple
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -93,7 +93,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
     rows = _channel_rows(given, channels)
     origin, volume_shape, halo = Place() if place is None else place
     volume_shape = fragments.shape if volume_shape is None else volume_shape
-    place = [_triple(*named) for named in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
+    place = [as_triple(*named) for named in (("halo", halo), ("origin", origin), ("volume_shape", volume_shape))]
     if (place[1] + fragments.shape > place[2]).any():
         raise InputError(f"halo {halo}, origin {origin} and volume_shape {volume_shape} "
                          f"must place fragments {fragments.shape} inside")
@@ -172,18 +172,10 @@ def _too_many_edges() -> InputError:
                       "high or lower low of the watershed for larger fragments")
 
 
-def _triple(name: str, values: Sequence[int]) -> np.ndarray:
-    """Three whole numbers from 0 on, far below the end of 64 bits."""
-    triple = as_array(name, values)
-    if triple.shape != (3,) or triple.dtype.kind not in "iu" or not 0 <= triple.min() <= triple.max() <= 2**40:
-        raise InputError(f"{name} must be three whole numbers (z, y, x), 0 or more; got {values}")
-    return np.ascontiguousarray(triple, np.int64)
-
-
-def check_graph(graph: RegionGraph, name: str, in_order: bool = True) -> RegionGraph:
+def check_graph(graph: RegionGraph, name: str, in_order: bool = True, any_bins: bool = False) -> RegionGraph:
     """The graph with plain arrays, if `name` can work with it: every kernel trusts what this has looked at.
 
-    in_order=False: edges may come in any order, and more than once.
+    in_order=False: edges may come in any order, and more than once. any_bins=True: there may be more bins than BINS.
     """
     if not isinstance(graph, RegionGraph):
         raise InputError(f"{name} takes the region graph that region_graph(fragments, affs) returns; "
@@ -229,19 +221,20 @@ def check_graph(graph: RegionGraph, name: str, in_order: bool = True) -> RegionG
     if "sizes" in plain and not (plain["sizes"].min() >= 0 and plain["sizes"].sum(dtype=np.float64) < 2**62):
         refuse("sizes must be numbers of voxels")
     if given:
-        _check_histograms(*(plain[field] for field in HISTOGRAM), refuse)
+        _check_histograms(*(plain[field] for field in HISTOGRAM), 2**32 if any_bins else BINS, refuse)
     return replace(graph, fragments=int(graph.fragments), **plain)
 
 
-def _check_histograms(starts: np.ndarray, bins: np.ndarray, counts: np.ndarray, refuse: Callable[[str], None]) -> None:
-    """Refuses histograms that do not give every edge bins that rise."""
+def _check_histograms(starts: np.ndarray, bins: np.ndarray, counts: np.ndarray, limit: int,
+                      refuse: Callable[[str], None]) -> None:
+    """Refuses histograms that do not give every edge bins that rise, below a limit."""
     if starts[0] != 0 or starts[-1] != len(bins) or not (starts[1:] > starts[:-1]).all():
         refuse("bin_starts must rise from 0 to the number of bins")
     rises = bins[1:] > bins[:-1]
     rises[starts[1:-1] - 1] = True  # where the bins of another edge begin
-    if len(bins) and not (rises.all() and bins.max() < BINS and counts.min() >= 1
+    if len(bins) and not (rises.all() and int(bins.max()) < limit and counts.min() >= 1
                           and counts.sum(dtype=np.float64) < 2**38):
-        refuse(f"the bins of an edge must rise below {BINS} and hold a contact each")
+        refuse(f"the bins of an edge must rise below {limit} and hold a contact each")
 
 
 def largest_label(labels: np.ndarray, threads: int | None = None) -> int:

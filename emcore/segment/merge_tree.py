@@ -23,6 +23,7 @@ class MergeTree:
     b: np.ndarray
     height: np.ndarray  # float64, 1 - statistic of the affinities, never falling
     complete_below: float = np.inf  # merges at this height and above were not computed
+    key: np.ndarray | None = None  # uint64, of each merge's edge: the order of equal heights, where it is known
 
     @cached_property
     def _forest(self) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +33,10 @@ class MergeTree:
         height = np.full(tree.fragments + 1, np.inf)
         tree_kernel.link(tree.a, tree.b, tree.height.astype(np.float64), parent, height)
         return parent, height
+
+    def parents(self) -> np.ndarray:
+        """For every fragment a smaller one that its cluster joins at last, or itself if it joins none, from 0 on."""
+        return self._forest[0]
 
     def table(self, threshold: float) -> np.ndarray:
         """The label of every fragment, uint32: clusters numbered by their first fragments, 0 for 0."""
@@ -58,6 +63,7 @@ def check_tree(tree: MergeTree, name: str) -> MergeTree:
     """The tree with plain arrays, if `name` can work with it: every kernel trusts what this has looked at."""
     require_tree(tree, name)
     a, b, height = (as_array(field, getattr(tree, field)) for field in ("a", "b", "height"))
+    key = None if tree.key is None else as_array("key", tree.key)
     wrong = None
     if not isinstance(tree.fragments, int | np.integer) or not 0 <= tree.fragments <= LARGEST_LABEL:
         wrong = f"it numbers fragments up to {tree.fragments}, not up to a number below 2**32 - 1"
@@ -70,11 +76,15 @@ def check_tree(tree: MergeTree, name: str) -> MergeTree:
                 f"{max(a.max(), b.max())}"
     elif not np.isfinite(height).all() or (height[1:] < height[:-1]).any():
         wrong = "its heights must be numbers that never fall"
+    elif key is not None and (key.dtype != np.uint64 or key.shape != height.shape):
+        wrong = f"its keys must be {height.shape} uint64; they are {key.shape} {key.dtype}"
+    elif key is not None and ((height[1:] == height[:-1]) & (key[1:] < key[:-1])).any():
+        wrong = "its merges at one height must come in the order of their keys"
     elif not within(tree.complete_below, -np.inf, np.inf):
         wrong = f"it says that it was computed up to {tree.complete_below!r}"
     if wrong:
         raise InputError(f"the merge tree is damaged: {wrong}; make it anew with agglomerate")
-    return replace(tree, fragments=int(tree.fragments), a=a, b=b, height=height)
+    return replace(tree, fragments=int(tree.fragments), a=a, b=b, height=height, key=key)
 
 
 def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
@@ -93,7 +103,7 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
     order = candidates[np.lexsort((graph.key[candidates], -graph.max[candidates]))]
     edges = link_by_size(graph.u, graph.v, order, graph.sizes, size)
     heights = 1.0 - graph.max[edges].astype(np.float64)
-    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], heights, 1 - affinity)
+    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], heights, 1 - affinity, graph.key[edges])
 
 
 def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:

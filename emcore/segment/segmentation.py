@@ -21,16 +21,8 @@ from emcore.segment.merge_tree import MergeTree, cut, look_up
 from emcore.segment.seeds import check_fragments
 from emcore.segment.slices import seeded_slices
 from emcore.segment.statistics import Statistic, parse_statistic
-from emcore.segment.storage import (
-    FRAGMENTS,
-    has_tree,
-    read_graph,
-    read_made_by,
-    read_tree,
-    write_graph,
-    write_tree,
-)
-from emcore.volumes import create_volume, open_volume
+from emcore.segment.storage import FRAGMENTS, Parts, no_tree, stored_parts, write_graph, write_tree
+from emcore.volumes import Volume, create_volume
 
 
 def segment(affs: np.ndarray | Affinities, threshold: float = 0.5, statistic: str | Statistic = "mean", *,
@@ -89,7 +81,7 @@ class Segmentation:
         self._fragments = None if isinstance(fragments, str) else fragments
         self._graph: RegionGraph | None = None
         self._tree: MergeTree | None = None
-        self._stored: Path | None = None
+        self._parts: Parts | None = None
 
     @property
     def affs(self) -> Affinities:
@@ -101,8 +93,8 @@ class Segmentation:
     @property
     def fragments(self) -> np.ndarray:
         """Labels (z, y, x): what merges are made of."""
-        if self._fragments is None and self._stored is not None:
-            self._fragments = read_fragments(self._stored, self.tree)
+        if self._fragments is None and self._parts is not None:
+            self._fragments = read_fragments(self._parts.fragments(), self.tree)
         elif self._fragments is None and self._how == "watershed":
             self._fragments = watershed(self.affs, self.low, self.high, mask=self.mask, ties=self.ties,
                                         threads=self.threads)
@@ -115,8 +107,8 @@ class Segmentation:
     @property
     def graph(self) -> RegionGraph:
         """Which fragments touch, and the statistics of the affinities between them."""
-        if self._graph is None and self._stored is not None:
-            self._graph = read_graph(self._stored)
+        if self._graph is None and self._parts is not None:
+            self._graph = self._parts.graph()
         elif self._graph is None:
             self._graph = graph_of(self.fragments, self.affs, self.statistic, self.ties, ("sizes",), self.threads)
         return self._graph
@@ -124,8 +116,8 @@ class Segmentation:
     @property
     def tree(self) -> MergeTree:
         """Every merge; it serves every threshold."""
-        if self._tree is None and self._stored is not None:
-            self._tree = read_tree(self._stored)
+        if self._tree is None and self._parts is not None:
+            self._tree = self._parts.tree()
         elif self._tree is None:
             self._tree = agglomerate(self.graph, self.statistic, ties=self.ties, threads=self.threads)
         return self._tree
@@ -166,7 +158,7 @@ class Segmentation:
         run = Agglomeration(self.graph, self.statistic, self.ties)
         run.advance(threshold, self.threads)
         borders = run.remaining()
-        if self._tree is None and self._stored is None:
+        if self._tree is None and self._parts is None:
             run.advance(None, self.threads)
             self._tree = run.tree()
         return borders
@@ -175,7 +167,9 @@ class Segmentation:
                 other: Sequence[int] | None = None) -> Explanation:
         """Why a voxel (z, y, x) has its label at a threshold; with another voxel, why both are one or are not."""
         sizes, name = self.sizes, parse_statistic(self.statistic).name
-        return explain(self.fragments, replace(self.graph, sizes=sizes), self.tree, name, voxel, threshold, other)
+        in_file = self._fragments is None and self._parts is not None  # where one or two voxels are read
+        fragments = self._parts.fragments() if in_file else self.fragments
+        return explain(fragments, replace(self.graph, sizes=sizes), self.tree, name, voxel, threshold, other)
 
     def write(self, path: str | PathLike, resolution: Sequence[float] | None = None,
               offset: Sequence[float] | None = None, attributes: dict[str, Any] | None = None) -> None:
@@ -193,18 +187,23 @@ class Segmentation:
     def read(cls, path: str | PathLike, affs: np.ndarray | Affinities | None = None,
              threads: int | None = None) -> "Segmentation":
         """What `write` or a decoding stored; each part is read when it is first asked for."""
-        path = Path(path)
-        if not has_tree(path):
-            raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
-        statistic, ties = read_made_by(path)
-        found = cls(affs, statistic=statistic, ties=ties, threads=threads)
-        found._stored = path
+        parts = stored_parts(Path(path))
+        if parts is None:
+            raise no_tree(Path(path))
+        return cls.of_parts(parts, affs, threads)
+
+    @classmethod
+    def of_parts(cls, parts: Parts, affs: np.ndarray | Affinities | None = None,
+                 threads: int | None = None) -> "Segmentation":
+        """What was made before, wherever it stands; each part is read when it is first asked for."""
+        found = cls(affs, statistic=parts.statistic, ties=parts.ties, threads=threads)
+        found._parts = parts
         return found
 
 
-def read_fragments(path: Path, tree: MergeTree) -> np.ndarray:
+def read_fragments(stored: Volume, tree: MergeTree) -> np.ndarray:
     """The fragments of a file, if its tree can be of them: what a damaged file claims takes no memory."""
-    stored = open_volume(path, FRAGMENTS)
     if tree.fragments > stored.size:
-        raise InputError(f"{path}: its merges are of {tree.fragments} fragments, but it has {stored.size} voxels")
+        raise InputError(f"{stored.name}: its merges are of {tree.fragments} fragments, but it has {stored.size} "
+                         "voxels")
     return stored[...]

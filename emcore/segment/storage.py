@@ -1,21 +1,73 @@
 """A merge tree and a region graph in a file beside their fragments: another threshold costs a table look-up."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.segment.graph import BINS, RegionGraph, check_graph
 from emcore.segment.merge_tree import MergeTree, check_tree
-from emcore.volumes import create_volume, list_datasets, open_volume
+from emcore.volumes import Volume, create_volume, list_datasets, open_volume
 
 FRAGMENTS = "fragments"  # dataset (z, y, x)
 MERGES = "merges"  # dataset (3, 1, 1, merges): fragments a and b and the height of every merge
+MERGE_KEYS = "merge_keys"  # dataset (1, 1, 1, merges): the key of every merge, where the tree has them
 GRAPH = "graph"  # dataset (7 or 8, 1, 1, edges): these fields, of float32 the bits; the last one where there is one
 FIELDS = {"u": np.uint32, "v": np.uint32, "count": np.int64, "sum": np.int64, "key": np.uint64,
           "max": np.float32, "min": np.float32, "running_mean": np.float32}
 HISTOGRAMS = "histograms"  # dataset (3, 1, 1, bins): edge, bin and count, where the graph has them
+
+
+class Parts(Protocol):
+    """Fragments, graph and tree that were made before; each is read when it is called for."""
+
+    @property
+    def statistic(self) -> str: ...
+    @property
+    def ties(self) -> str: ...
+    def fragments(self) -> Volume: ...
+    def graph(self) -> RegionGraph: ...
+    def tree(self) -> MergeTree: ...
+
+
+@dataclass(frozen=True)
+class StoredParts:
+    """The parts in a file that Segmentation.write made."""
+
+    path: Path
+
+    @property
+    def statistic(self) -> str:
+        return read_made_by(self.path)[0]
+
+    @property
+    def ties(self) -> str:
+        return read_made_by(self.path)[1]
+
+    def fragments(self) -> Volume:
+        return open_volume(self.path, FRAGMENTS)
+
+    def graph(self) -> RegionGraph:
+        return read_graph(self.path)
+
+    def tree(self) -> MergeTree:
+        return read_tree(self.path)
+
+
+def stored_parts(path: Path) -> StoredParts | None:
+    """Fragments, graph and tree of a file; None where it has no tree."""
+    return StoredParts(path) if has_tree(path) else None
+
+
+def no_tree(path: Path) -> InputError:
+    """The sentence for a file without a tree."""
+    if "labels" in {item.name for item in list_datasets(path)} and "blocks" in open_volume(path, "labels").attrs:
+        return InputError(f"{path} was decoded in blocks, so its merges stand in the files of the blocks: read them by "
+                          "emcore.blocks.tables.read_segmentation")
+    return InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
 
 
 def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = None) -> None:
@@ -24,6 +76,8 @@ def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = 
     merges = np.stack([tree.a, tree.b, tree.height]).astype(np.float64)
     _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
                                        "single": int(tree.height.dtype == np.float32), **(made_by or {})})
+    if tree.key is not None:
+        _write_rows(path, MERGE_KEYS, tree.key[None], {"merges": len(tree.a)})
 
 
 def has_tree(path: Path) -> bool:
@@ -31,15 +85,22 @@ def has_tree(path: Path) -> bool:
 
 
 def read_tree(path: Path) -> MergeTree:
-    """The tree that write_tree stored."""
-    if not has_tree(path):
-        raise InputError(f"{path} has no merge tree, so it cannot be cut: only decode.kind = affinities stores one")
+    """The tree that write_tree stored; files of older versions have no keys."""
+    names = {item.name for item in list_datasets(path)}
+    if MERGES not in names:
+        raise no_tree(path)
     (a, b, height), attributes = _read_rows(path, MERGES, "merges", (3,))
     _check_ids(path, MERGES, attributes["fragments"], a, b)
     if np.isnan(height).any() or (np.diff(height) < 0).any():
         raise InputError(f"{path}: the heights of its merges fall; the file is damaged, decode the prediction again")
+    key = None
+    if MERGE_KEYS in names:
+        key = _read_rows(path, MERGE_KEYS, "merges", (1,))[0][0]
+        if key.dtype != np.uint64 or len(key) != len(a) or ((height[1:] == height[:-1]) & (key[1:] < key[:-1])).any():
+            raise InputError(f"{path}: the keys of its merges do not fit their heights; the file is damaged, decode "
+                             "the prediction again")
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
-                     height.astype(np.float32) if attributes.get("single") else height)
+                     height.astype(np.float32) if attributes.get("single") else height, key=key)
 
 
 def read_made_by(path: Path) -> tuple[str, str]:

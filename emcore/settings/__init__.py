@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from emcore.config import translated
 from emcore.files import check_name
 from emcore.settings.augment import Augment
+from emcore.settings.blocks import Blocks
 from emcore.settings.checks import check_settings
 from emcore.settings.data import Data
 from emcore.settings.decode import Decode, NoDecode
@@ -34,6 +35,7 @@ class Settings:
     train: Train = Train()  # the loop
     infer: Infer = Infer()  # prediction of data.test
     decode: Decode = NoDecode()  # labels from predictions
+    blocks: Blocks = Blocks()  # how large volumes are decoded piece by piece; changes no bit of the labels
     evaluate: Evaluate = Evaluate()  # scores against truth
     tune: Tune = Tune()  # search for the best [decode]
     pretrain: Pretrain | None = None  # masked pretraining of a transformer instead of learning targets
@@ -67,6 +69,6 @@ class Settings:
 READS = {
     "train": ("name", "outputs", "seed", "device", "data", "augment", "labels", "target", "loss", "model", "train",
               "pretrain"),
-    "infer": ("name", "outputs", "device", "data", "target", "train.precision", "infer", "decode"),
+    "infer": ("name", "outputs", "device", "data", "target", "train.precision", "infer", "decode", "blocks"),
     "evaluate": ("name", "outputs", "seed", "data", "target", "infer", "decode", "evaluate", "tune"),
 }

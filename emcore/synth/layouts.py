@@ -12,7 +12,7 @@ from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.synth.tissue import Defects, Tissue, synthesize
 from emcore.volumes import create_volume
-from emcore.volumes.hdf5 import streamed
+from emcore.volumes.hdf5_stream import streamed
 from emcore.volumes.writing import choose_chunks
 
 CREMI_BACKGROUND = np.uint64(0xFFFFFFFFFFFFFFFF)

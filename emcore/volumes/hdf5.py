@@ -1,12 +1,11 @@
 """HDF5: read with file locking off (network file systems refuse locks), written through a stream that fails safely."""
 
-import io
 import itertools
 import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,8 @@ from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.volumes import metadata
 from emcore.volumes.hdf5_names import as_bytes, as_text, dataset_names, find
-from emcore.volumes.hdf5_virtual import joined
+from emcore.volumes.hdf5_stream import StreamedDataset, streamed
+from emcore.volumes.hdf5_virtual import MOST_OPEN, joined
 from emcore.volumes.volume import (
     Listed,
     Listing,
@@ -36,6 +36,7 @@ from emcore.volumes.writing import choose_chunks
 
 CACHE = 8 << 20  # bytes of decoded chunks that HDF5 keeps for an open dataset
 MOST_ATTRIBUTE_BYTES = 16 << 20
+PACKING = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 MOST_CHUNK_BYTES = 1 << 31  # a chunk is decoded whole, so a header that claims more must not be believed
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, RecursionError, MemoryError)
 
@@ -85,9 +86,12 @@ def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
         *groups, found = way
         title = f"{path}:{name}"
         check_volume(title, found.shape or (), found.dtype)
-        check_storage(title, found)
+        chunks = found.chunks
         if found.is_virtual:
-            joined(title, Path(os.path.realpath(path)), found, check_storage)
+            with closing(joined(title, Path(os.path.realpath(path)), found, reader_of)) as parts:
+                chunks = parts.look(MOST_OPEN)
+        else:
+            check_storage(title, found)
         attributes = attributes_of(title, found)
         parents = [attributes_of(f"{path}:{group.name}", group) for group in reversed(groups)]
         resolution, offset = metadata.read_grid([attributes, *parents], title)
@@ -96,7 +100,7 @@ def open_file(path: Path, dataset: str | None, kind: str | None) -> Volume:
         if kind == "labels" and dataset is None and name == "stack" and is_body_table(file.get("transforms")):
             connect, dtype = partial(connect_bodies, path, cache), native(file["transforms"].dtype)
         attributes = metadata.without_grid(attributes)
-        return Volume(title, found.shape, dtype, resolution, offset, attributes, found.chunks, connect)
+        return Volume(title, found.shape, dtype, resolution, offset, attributes, chunks, connect)
 
 
 def attributes_of(title: str, item: Any) -> dict[str, Any]:
@@ -148,9 +152,16 @@ def connect_hdf5(path: Path, name: str, cache: int) -> Any:
     if not isinstance(dataset, h5py.Dataset):
         raise InputError(f"{title} is not there any more")
     if dataset.is_virtual:
-        return joined(title, Path(os.path.realpath(path)), dataset, check_storage)
+        return joined(title, Path(os.path.realpath(path)), dataset, reader_of)
+    return reader_of(title, dataset, dataset.dtype)
+
+
+def reader_of(title: str, dataset: h5py.Dataset, dtype: np.dtype) -> Any:
+    """What is sliced for the voxels of a dataset that is not virtual, in a type that HDF5 turns them into."""
+    check_storage(title, dataset)
+    values = dataset if dtype == dataset.dtype else dataset.astype(dtype)
     packed = deflating(dataset) and dataset.id.get_storage_size() > SMALL_CHUNK
-    return Packed(title, dataset, dataset.chunks, chunk_bytes(dataset)) if packed else dataset
+    return Packed(title, dataset, values, dataset.chunks, chunk_bytes(dataset)) if packed else values
 
 
 MOST_REMEMBERED = 100_000  # chunks
@@ -163,6 +174,7 @@ class Packed:
 
     title: str
     dataset: h5py.Dataset
+    values: Any  # the same, or as another type
     chunks: tuple[int, ...]
     size: int  # bytes of a chunk
     looked_at: set[tuple[int, ...]] = field(default_factory=set)
@@ -173,7 +185,7 @@ class Packed:
         for corner in itertools.product(*ranges):
             if corner not in self.looked_at:
                 self.look_at(corner)
-        return self.dataset[box]
+        return self.values[box]
 
     def look_at(self, corner: tuple[int, ...]) -> None:
         about = self.dataset.id.get_chunk_info_by_coord(corner)
@@ -213,83 +225,6 @@ def connect_bodies(path: Path, cache: int) -> Bodies:
         table = file["transforms"][...]
     table = table[np.argsort(table[:, 0], kind="stable")].astype(native(table.dtype))
     return Bodies(stack, np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]))
-
-
-class Stream(io.RawIOBase):
-    """The file below h5py while writing. HDF5 cannot close a file after a failed write (it crashes at exit instead),
-    so the first failure is kept here, later writes are dropped, and the one who writes the block raises it.
-    """
-
-    def __init__(self, path: Path, mode: str):
-        self.file = open(path, mode, buffering=0)  # noqa: SIM115
-        self.failure: OSError | None = None
-
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(place, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        view, done = memoryview(buffer).cast("B"), 0
-        while done < len(view) and (count := self.file.readinto(view[done:])):
-            done += count
-        return done
-
-    def write(self, buffer: Any) -> int:
-        view, done = memoryview(buffer).cast("B"), 0
-        try:
-            while not self.failure and done < len(view):
-                done += self.file.write(view[done:])
-        except OSError as error:
-            self.failure = error
-        return len(view)
-
-    def truncate(self, size: int) -> int:
-        try:
-            if not self.failure:
-                self.file.truncate(size)
-        except OSError as error:
-            self.failure = error
-        return size
-
-    def check(self) -> None:
-        if self.failure:
-            raise self.failure
-
-
-@contextmanager
-def streamed(path: Path, temporary: Path, mode: str, **options: Any) -> Iterator[tuple[h5py.File, Stream]]:
-    """The temporary file of path, open for writing (mode w, or r+) by h5py, and the stream below it."""
-    with reported(path):
-        stream = Stream(temporary, {"w": "w+b", "r+": "r+b"}[mode])
-    try:
-        with reported(path):
-            file = h5py.File(stream, mode, **options)
-        try:
-            yield file, stream
-        except BaseException:
-            stream.failure = stream.failure or OSError("given up")  # what is still in the cache is not wanted
-            raise
-        finally:
-            with reported(path):
-                file.close()
-        with reported(path):
-            stream.check()
-    finally:
-        stream.file.close()
-
-
-@dataclass(frozen=True, eq=False)
-class StreamedDataset:
-    """A dataset that reports a failure of its file with the block that met it."""
-
-    dataset: h5py.Dataset
-    stream: Stream
-
-    def __setitem__(self, box: tuple[slice, ...], block: np.ndarray) -> None:
-        self.dataset[box] = block
-        self.stream.check()
 
 
 @contextmanager
@@ -344,11 +279,14 @@ def add_dataset(
     """The new dataset with its attributes, in place of one of that name."""
     if name in file:
         del file[name]
-    options = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if compression else {}
-    made = file.create_dataset(name, shape, dtype, chunks=chunks, **options)
+    made = file.create_dataset(name, shape, dtype, chunks=chunks, **(PACKING if compression else {}))
+    store_attributes(made, attributes)
+    return made
+
+
+def store_attributes(made: h5py.Dataset, attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
         made.attrs[key] = storable(value)
-    return made
 
 
 def storable(value: Any) -> Any:

@@ -15,7 +15,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
-from emcore.volumes.hdf5 import Stream, StreamedDataset, add_dataset, streamed
+from emcore.volumes.hdf5 import add_dataset
+from emcore.volumes.hdf5_stream import Stream, StreamedDataset, streamed
 from emcore.volumes.metadata import triple
 
 FORMAT = "0.2"  # what CREMI's own files call theirs

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from emcore.blocks.tables import read_segmentation
 from emcore.errors import InputError
 from emcore.record import LABELS, has_labels
-from emcore.segment import Explanation, Segmentation
+from emcore.segment import Explanation
 from emcore.volumes import Volume, open_volume
 
 MOST = 2**62  # merges: all of them
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--threshold", type=float, help="by default the one that the labels were made with")
     parser.add_argument("--all", action="store_true", help="print every merge, also of a long chain")
     options = parser.parse_args(arguments)
-    segmentation, made_by = Segmentation.read(options.labels), threshold_of(options.labels)
+    segmentation, made_by = read_segmentation(options.labels), threshold_of(options.labels)
     threshold = made_by if options.threshold is None else options.threshold
     if threshold is None:
         raise InputError(f"{options.labels} does not say at which threshold it was cut: name one by --threshold")

@@ -1,0 +1,203 @@
+"""From a stored prediction to one labels file by way of blocks, and from that file to another cut.
+
+    A_prediction.h5          what is decoded
+    A_labels.h5              the labels: its dataset reads the blocks
+    A_labels.blocks/         plan.json, and a folder for every stage; a cut again takes what stands there
+
+A run that was killed goes on by the same command, from the files that are there and valid.
+"""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from emcore import config
+from emcore.blocks import engines
+from emcore.blocks.choice import Choice, Task, choose
+from emcore.blocks.decoding import AffinityWork
+from emcore.blocks.grid import Grid
+from emcore.blocks.joined import FOLDER, LabelWork
+from emcore.blocks.windows import Source
+from emcore.errors import InputError
+from emcore.files import TEMPORARY, is_left_behind, machine, remove, reported, sweep, temporary_name, write_text
+from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed
+from emcore.record import read as read_record
+from emcore.settings.blocks import Blocks
+from emcore.settings.decode import AffinityDecode, Decode
+from emcore.volumes import open_volume
+
+PLAN = "plan.json"
+ABOUT = "blocks"  # the attribute of labels that tells how to find their blocks
+BEAT = 10.0  # seconds between two signs of life of a run
+SILENT = 60.0  # seconds after which a run on another machine counts as dead
+
+
+def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choice, blocks: Blocks,
+                     record: dict[str, Any]) -> Path:
+    """Writes labels like decode.labels.decode, but in the blocks of the choice; a killed run goes on."""
+    source = open_volume(prediction)
+    folder = out.with_suffix(FOLDER)
+    work = work_for(folder, choice.grid, str(prediction), settings, record["prediction"]["digest"])
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    about = {"folder": folder.name, "block": list(work.grid.block), "content": work.content,
+             "prediction": beside(prediction, out.parent)}
+    with running(folder, {**about, "decode": config.to_table(settings)}, finished=has_labels(out)):
+        engines.run(work, replace(blocks, workers=choice.workers))
+        work.join(out, source.resolution, source.offset,
+                  {"decode": config.to_table(settings), ATTRIBUTE: record, ABOUT: about})
+    tidy(folder)
+    return out
+
+
+def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> Path:
+    """Writes the labels of another threshold, of the merges that stand beside labels in blocks."""
+    before, record = open_volume(labels, LABELS), read_record(labels, LABELS)
+    work = work_of(labels)
+    if not isinstance(work, AffinityWork):
+        raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")
+    work = work.at(threshold)
+    table, about = config.to_table(work.settings), before.attrs[ABOUT]
+    with running(work.folder, {**about, "decode": table}, finished=True):
+        engines.run(work, blocks)
+        said = {"decode": table, ABOUT: about} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
+        work.join(out, before.resolution, before.offset, said)
+    return out
+
+
+def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, record: dict[str, Any]) -> Choice:
+    """How to decode a stored prediction; a run that was begun goes on in its blocks."""
+    source = open_volume(prediction)
+    channels = source.shape[0] if source.ndim == 4 else 1
+    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
+    begun = block_begun(out, record["prediction"]["digest"])
+    return choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
+
+
+def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> LabelWork:
+    """The stages that decode a prediction by these settings."""
+    if isinstance(settings, AffinityDecode):
+        return AffinityWork(folder, grid, Source(prediction, settings), content)
+    from emcore.blocks.kinds import PieceWork
+
+    return PieceWork(folder, grid, prediction, settings, content)
+
+
+def is_in_blocks(labels: Path) -> bool:
+    """Whether labels are there and lie in blocks."""
+    return has_labels(labels) and ABOUT in open_volume(labels, LABELS).attrs
+
+
+def work_of(labels: Path) -> LabelWork | None:
+    """The work whose blocks a labels file reads; None where its labels do not lie in blocks."""
+    volume = open_volume(labels, LABELS)
+    about = volume.attrs.get(ABOUT)
+    if about is None:
+        return None
+    try:
+        grid = Grid(volume.shape, tuple(int(size) for size in about["block"]))
+        prediction, content = str(labels.parent / about["prediction"]), str(about["content"])
+        settings = config.from_table(Decode, volume.attrs["decode"], "decode")
+        if len(grid.block) != 3 or min(grid.block) < 1:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{labels} does not say how its blocks were made: it is damaged; run infer.py again") from None
+    return work_for(folder_of(labels), grid, prediction, settings, content)
+
+
+def folder_of(labels: Path) -> Path:
+    """The folder of the stages that labels, also those of another cut, were made in: where their blocks lie."""
+    return labels.parent / Path(open_volume(labels, LABELS).attrs[ABOUT]["folder"]).name
+
+
+def beside(path: Path, folder: Path) -> str:
+    """A path relative to a folder where it lies in it, else absolute."""
+    path, folder = path.absolute(), folder.absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+# ---- one plan at a time
+
+
+@contextmanager
+def running(folder: Path, plan: dict[str, Any], finished: bool) -> Iterator[None]:
+    """Sets up the plan of a run, unless another run is at work by another plan; shows that this one lives."""
+    stored = read_plan(folder)
+    if stored is not None and stored != plan:
+        if living := drivers(folder):
+            raise InputError(f"{folder} is being made by another run ({living[0]}) with other settings: "
+                             f"{listed(changed(stored, plan))}. Wait for its end, or end it")
+        if stored.get("content") != plan["content"] and not finished:
+            raise InputError(f"{folder} was begun from another prediction than the one that is there now: remove that "
+                             "folder to begin anew")
+    if stored != plan:
+        write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+    mine, stop = temporary_name(folder / "run", "partial"), threading.Event()
+    with reported(folder):
+        sweep(folder / "run")
+        mine.touch()
+
+    def beat() -> None:
+        while not stop.wait(BEAT):
+            with suppress(OSError):
+                os.utime(mine)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        remove(mine)
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """The plan of a folder; None where there is none that can be read, as after a damage to it."""
+    try:
+        found = json.loads((folder / PLAN).read_text())
+        return found if isinstance(found, dict) else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def drivers(folder: Path) -> list[str]:
+    """The runs that are at work in a folder, in words."""
+    found = []
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None or match["name"] != "run" or is_left_behind(Path(entry.path), match):
+                continue
+            silent = time.time() - entry.stat().st_mtime
+            if match["machine"] == machine() or silent < SILENT:
+                found.append(f"process {match['process']}, which showed itself {silent:.0f} s ago")
+    return found
+
+
+def block_begun(out: Path, content: str) -> tuple[int, int, int] | None:
+    """The size of the blocks of a run that was begun for these labels and this prediction: its files fit no other."""
+    stored = read_plan(out.with_suffix(FOLDER))
+    try:
+        return tuple(map(int, stored["block"])) if stored and stored["content"] == content else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def tidy(folder: Path) -> None:
+    """Removes the files of stages that no labels beside the folder stand on."""
+    wanted: set[str] = set()
+    for labels in folder.parent.glob(f"{folder.stem}*.h5"):
+        with suppress(InputError):
+            if is_in_blocks(labels) and folder_of(labels) == folder:
+                wanted |= {stage.folder.partition("/")[0] for stage in work_of(labels).stages()}
+    for entry in folder.iterdir():
+        if entry.is_dir() and "-" in entry.name and entry.name not in wanted:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -1,0 +1,54 @@
+"""What a task reads of a prediction: the affinities of a window, calibrated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emcore.blocks.grid import Box
+from emcore.decode.affinities import read_affinities
+from emcore.segment import Affinities
+from emcore.settings.decode import AffinityDecode, ConnectedDecode
+from emcore.volumes import open_volume
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stored prediction by its path; it is small, so tasks carry it along."""
+
+    path: str  # with the dataset, where it has several
+    settings: AffinityDecode | ConnectedDecode
+
+    def affinities(self, box: Box) -> Affinities:
+        """The three nearest-neighbour channels within a box, as decode.affinities.read_affinities has them."""
+        return read_affinities(open_volume(self.path), self.settings, box)
+
+
+def extent(box: Box) -> tuple[int, int, int]:
+    """Voxels of a box along z, y and x."""
+    return tuple(span.stop - span.start for span in box)
+
+
+def corner(box: Box) -> tuple[int, int, int]:
+    """The first voxel of a box."""
+    return tuple(span.start for span in box)
+
+
+def moved(names: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """names, those in `before` (sorted) replaced by the ones in `after`."""
+    if len(before) == 0:
+        return names
+    at = np.minimum(np.searchsorted(before, names), len(before) - 1)
+    return np.where(before[at] == names, after[at], names)
+
+
+def places_of(names: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where names stand in a sorted array that holds all of them, uint32."""
+    return np.searchsorted(among, names).astype(np.uint32)
+
+
+def sorted_names(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Every name of several arrays once, sorted, without 0."""
+    every = np.unique(np.concatenate([np.asarray(part, np.uint64).ravel() for part in parts] or
+                                     [np.empty(0, np.uint64)]))
+    return every[1:] if len(every) and every[0] == 0 else every

@@ -1,0 +1,99 @@
+"""Decoding in blocks gives what decoding the whole volume gives, to the bit, for every grid."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emcore.volumes.blocks import read_block
+
+from emcore.blocks import store
+from emcore.blocks.decoding import AffinityWork
+from emcore.blocks.grid import Grid
+from emcore.blocks.windows import Source
+from emcore.blocks.work import run_inline
+from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
+from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
+from emcore.settings.decode import AffinityDecode
+from emcore.volumes import create_volume, open_volume
+
+STATISTICS = ("mean", "max", "min", "aff85_his256", "aff50_his256", "aff85", "aff85_his256_all")
+
+
+def make_prediction(path: Path, rng: np.random.Generator, shape: tuple[int, int, int]) -> Path:
+    """Affinities with many equal values, of any type and either convention."""
+    levels = int(rng.choice([2, 3, 5, 200]))
+    codes = np.sort(rng.choice(256, levels, replace=False)).astype(np.uint8)[rng.integers(0, levels, (3, *shape))]
+    kind = str(rng.choice(["uint8", "table", "float16", "float32"]))
+    attributes: dict = {"offsets": (np.eye(3, dtype=int) * rng.choice([-1, 1])).tolist()}
+    if kind == "table":
+        attributes[TABLE_ATTRIBUTE] = LOGIT_TABLE.tolist()
+    values = codes if kind in ("uint8", "table") else (codes / np.float32(255)).astype(kind)
+    with create_volume(f"{path}:prediction", values.shape, values.dtype, (30, 8, 8), (60, 0, 16), attributes) as out:
+        out[...] = values
+    return path
+
+
+def random_grid(rng: np.random.Generator, shape: tuple[int, int, int], sections: bool) -> Grid:
+    block = [int(rng.integers(1, length + 2)) if rng.random() < 0.3 else int(rng.integers(3, 9)) for length in shape]
+    return Grid(shape, (block[0], *shape[1:]) if sections else tuple(block))
+
+
+def random_settings(rng: np.random.Generator, statistic: str, floods: bool) -> AffinityDecode:
+    low, high = sorted(rng.choice([0.0, 0.2, 0.5, 0.9, 1.0], 2, replace=False).tolist())
+    how = str(rng.choice(["maxima_distance", "minima", "hminima", "grid-3"])) if floods else "watershed"
+    return AffinityDecode(statistic=statistic, low=low, high=high, threshold=float(rng.choice([0.1, 0.35, 0.5, 0.8])),
+                          fragments=how, bias=(0.5, 0.0, 0.0) if rng.random() < 0.2 else (0.0, 0.0, 0.0))
+
+
+def labels_by(work: AffinityWork) -> np.ndarray:
+    run_inline(work)
+    out, stage = np.zeros(work.grid.shape, work.label_type), work.stages()[-1]
+    for number in range(stage.count):
+        box = work.grid.box(number)
+        out[box] = read_block(work.path(stage, number), tuple(span.stop - span.start for span in box), work.label_type)
+    return out
+
+
+def events_by(work: AffinityWork) -> list[tuple]:
+    """(height, key) of every merge of all blocks, in order."""
+    found = []
+    for level in range(work.grid.levels):
+        stage = work.merge_stage(level)
+        for number in range(stage.count):
+            height, key = store.read(work.path(stage, number), "height", "key")
+            found += zip(height.tolist(), key.tolist())
+    return sorted(found)
+
+
+def check_volume(folder: Path, seed: int, statistic: str, floods: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(int(length) for length in rng.integers(4, 17, 3))
+    path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
+    settings = random_settings(rng, statistic, floods)
+    segmentation = segmentation_of(read_affinities(open_volume(path), settings), settings)
+    labels, tree = labels_of(segmentation, settings), segmentation.tree
+    for turn in range(2):
+        grid = random_grid(rng, shape, floods)
+        work = AffinityWork(folder / f"{seed}-{turn}.blocks", grid, Source(str(path), settings), "content")
+        told = f"seed {seed}, {settings}, {grid}"
+        assert np.array_equal(labels_by(work), labels), told
+        assert events_by(work) == list(zip(tree.height.tolist(), tree.key.tolist())), told
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_blocks_equal_the_whole(tmp_path, statistic):
+    for seed in range(6):
+        check_volume(tmp_path, seed + 100 * STATISTICS.index(statistic), statistic)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_blocks_of_whole_sections_equal_the_whole(tmp_path, statistic):
+    for seed in range(2):
+        check_volume(tmp_path, seed + 100 * STATISTICS.index(statistic), statistic, floods=True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("statistic", STATISTICS)
+def test_three_hundred_volumes_equal_the_whole(tmp_path, statistic):
+    for seed in range(1000, 1300):
+        check_volume(tmp_path, seed + 1000 * STATISTICS.index(statistic), statistic, floods=seed % 5 == 0)
