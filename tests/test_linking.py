@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emcore.errors import InputError
-from emcore.segment import LinkRule, join_pairs, link_sections, merge_faces
+from emcore.segment import Affinities, LinkRule, join_pairs, link_sections, merge_faces
 from tests.oracles import linking as oracle
 
 
@@ -77,6 +77,16 @@ def test_more_affinity_asked_joins_less():
     assert counts == sorted(counts)
     assert counts[0] == 25
     assert counts[-1] == 100
+
+
+def test_affinities_stored_at_the_earlier_voxel_join_the_same():
+    rng = np.random.default_rng(5)
+    labels = np.arange(1, 4 * 25 + 1).reshape(4, 5, 5).repeat(3, 1).repeat(3, 2)
+    affs = rng.random((3, *labels.shape)).astype(np.float32)
+    earlier = Affinities(np.stack([np.roll(a, -1, axis) for axis, a in enumerate(affs)]), edge="earlier")
+    linked = link_sections(labels, affs, LinkRule(affinity=0.5))
+    np.testing.assert_array_equal(link_sections(labels, earlier, LinkRule(affinity=0.5)), linked)
+    assert 25 < len(np.unique(linked)) < 100
 
 
 def test_threads_strides_and_read_only_inputs_change_nothing():

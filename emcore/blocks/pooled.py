@@ -15,14 +15,13 @@ FEW = 2**16  # rows that may wait before they are pooled
 def pool(columns: Mapping[str, np.ndarray], by: Sequence[str]) -> Columns:
     """One row for all rows that agree in the columns `by`, sorted by these."""
     order = np.lexsort([columns[name] for name in reversed(by)])
-    ordered = {name: values[order] for name, values in columns.items()}
-    starts = group_starts(ordered, by)
-    return {name: values[starts] if name in by else POOLED[name].reduceat(values, starts)
-            for name, values in ordered.items()}
+    starts = group_starts({name: columns[name][order] for name in by}, by)
+    return {name: values[order[starts]] if name in by else POOLED[name].reduceat(values[order], starts)
+            for name, values in columns.items()}
 
 
 def pool_all(parts: Iterable[Mapping[str, np.ndarray]], by: Sequence[str]) -> Columns:
-    """The pooled rows of one or more tables, of which no more is held than about twice the result and the next one."""
+    """The pooled rows of one or more tables, of which never many more wait than there are in the result."""
     waiting: list[Mapping[str, np.ndarray]] = []
     rows = pooled = 0
     for part in parts:
