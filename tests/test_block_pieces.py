@@ -130,6 +130,7 @@ def compare(folder, kind: str, seed: int) -> int:
     return int(wanted.max(initial=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["connected", "components", "polarity"])
 def test_blocks_give_the_labels_of_the_whole_volume(kind, tmp_path_factory):
     found = [compare(tmp_path_factory.mktemp(kind), kind, seed) for seed in range(13)]
