@@ -54,7 +54,7 @@ def merged(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statist
     tree, made, left = run.tree(), run.merges(), run.remaining_edges()
     top = left.pop("top")
     left |= {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
-    if "base" in left:  # the run knows of its own merges only, not of those in the blocks below
+    if "base" in left:  # an edge whose ends have not merged here is the one that came in
         left["base"] &= edges["base"][top]
     return {"names": names, "u": tree.a, "v": tree.b, "height": tree.height, "key": tree.key,
             "a": edges["top_u"][made], "b": edges["top_v"][made], **faces,
