@@ -5,12 +5,14 @@
     python infer.py --cfg configs/demo.toml decode.threshold=0.4   # the stored prediction is decoded again
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
     python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
+    python infer.py --cfg configs/demo.toml --status           # where a run stands, from any machine
     python infer.py --cfg configs/demo.toml --export net.pt2   # the net as a file for other programs
     python infer.py --cfg configs/demo.toml --export net.pt    # a small checkpoint to share: only the weights
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5. Those of a checkpoint
 that is not the run's own stand in outputs/<name>_weights=<file>. Each file holds a record of what made it: a prediction
-of other weights, settings or another volume is never taken for the one that was asked for.
+of other weights, settings or another volume is never taken for the one that was asked for. A volume whose decoding would
+not fit into memory is decoded in blocks, with the same labels (docs/blocks.md).
 """
 
 import argparse
@@ -20,10 +22,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from emcore import config, record, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.target import affinity_offsets
+
+SECONDS_BETWEEN_LOOKS = 2.0  # for a prediction that other processes are finishing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,6 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="replace a prediction that was made with other settings")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
+    parser.add_argument("--status", action="store_true", help="say how far predictions and labels are, and do nothing")
     parser.add_argument("--export", metavar="FILE", help=".pt2: the net for other programs; .pt: only its weights")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
@@ -44,9 +51,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.stored and aside:
         raise InputError(f"--from decodes the file that it names, beside that file; {' and '.join(aside)} would do "
                          "nothing: leave it out")
+    if options.stored and options.status:
+        return tell_status([files_of_stored(Path(options.stored))])
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut)
     choice = options.checkpoint or settings.infer.checkpoint
+    if options.status:
+        return tell_status(results.files_of(settings, options.results or results.of_checkpoint(settings, choice)))
     if options.cut is not None:
         return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut)
     from emcore.engine import checkpoint, weights  # with torch, which all above does without
@@ -78,12 +89,16 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
         parts.check_or_clear(settings, prediction, plan, again)
+    choices = [planned(settings, plan, model) for plan in wanted]
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
             print(f"{prediction}: already there{unknown}", flush=True)
         elif not predict_one(settings, number, model, plan, prediction):
-            continue  # another process is finishing it
+            if not shares_blocks(settings, choices[number]):
+                continue  # another process is finishing it
+            while not predict_one(settings, number, model, plan, prediction):
+                time.sleep(SECONDS_BETWEEN_LOOKS)
         if settings.decode.kind != "none":
             decode_once(settings, number, prediction, labels)
     return 0
@@ -120,18 +135,50 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     return prediction.exists()
 
 
+def planned(settings: Settings, plan: dict, model):
+    """How the labels of a volume will be made, which is told; refused before any work where neither way has the memory."""
+    if settings.decode.kind == "none":
+        return None
+    from emcore.blocks.choice import Task, choose
+    from emcore.prediction.streaming import DTYPES
+
+    channels = len(settings.infer.select) or model.out_channels
+    itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
+    choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
+    print(f"{plan['volume']['image']}: {choice.told}", flush=True)
+    return choice
+
+
+def shares_blocks(settings: Settings, choice) -> bool:
+    """Whether this process has a part in decoding a volume in blocks, once the prediction is there."""
+    from emcore.blocks.engines import engine_of
+
+    return choice is not None and choice.grid is not None and engine_of(settings.blocks) == "share"
+
+
 def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
     """Decodes, unless the labels are those that are asked for or another process is making them."""
-    from emcore.decode.labels import decode
+    from emcore.blocks.run import choice_of
     from emcore.prediction.parts import claimed
-    from emcore.volumes import open_volume
 
     def is_done() -> bool:
         return record.has_labels(labels) and results.why_decode(labels, prediction, wanted) is None
 
+    def make() -> None:
+        start = time.monotonic()
+        if record.has_labels(labels):
+            print(f"{labels} is made again: {results.why_decode(labels, prediction, wanted)}", flush=True)
+        truth = record.of_truth(settings, number)
+        decode_one(settings, prediction, labels, wanted | ({"truth": truth} if truth else {}), choice)
+        print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+
     wanted = record.of_labels(settings, prediction)
     if is_done():
         print(f"{labels}: already there", flush=True)
+        return
+    choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
+    if choice.grid is not None:  # any number of processes may work on the blocks
+        make()
         return
     lock = labels.with_suffix(".lock")
     with claimed(lock) as mine:
@@ -139,35 +186,66 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
             print(f"{labels}: another process is making it", flush=True)
             return
         if not is_done():
-            start = time.monotonic()
-            if record.has_labels(labels):
-                print(f"{labels} is made again: {results.why_decode(labels, prediction, wanted)}", flush=True)
-            truth = record.of_truth(settings, number)
-            decode(open_volume(prediction), settings.decode, labels, wanted | ({"truth": truth} if truth else {}))
-            print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
+            make()
         lock.unlink(missing_ok=True)
 
 
-def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:
-    from emcore.decode.labels import decode, recut
+def decode_one(settings: Settings, prediction: Path, labels: Path, made_of: dict, choice) -> None:
+    """Decodes at once or in blocks, as the choice says."""
+    from emcore.blocks.run import decode_in_blocks
+    from emcore.decode.labels import decode
     from emcore.volumes import open_volume
 
-    name = stored.stem.removesuffix("_prediction")
-    out = stored.with_name(f"{name}_labels.h5")
-    if threshold is None:
-        print(decode(open_volume(stored), settings.decode, out, record.of_labels(settings, stored)))
+    if choice.grid is None:
+        decode(open_volume(prediction), settings.decode, labels, made_of)
     else:
-        print(recut(out, threshold, stored.with_name(f"{name}_labels_{threshold:g}.h5"), stored))
+        decode_in_blocks(prediction, settings.decode, labels, choice, settings.blocks, made_of)
+
+
+def files_of_stored(stored: Path) -> tuple[Path, Path]:
+    """A stored prediction that is named by --from, and the labels that are made of it."""
+    return stored, stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
+
+
+def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:
+    from emcore.blocks.run import choice_of
+
+    _, labels = files_of_stored(stored)
+    if threshold is not None:
+        print(cut_one(settings, labels, threshold, stored))
+        return 0
+    made_of = record.of_labels(settings, stored)
+    choice = choice_of(stored, settings.decode, settings.blocks, labels, made_of)
+    print(choice.told, flush=True)
+    decode_one(settings, stored, labels, made_of, choice)
+    print(labels)
     return 0
 
 
 def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
-    from emcore.decode.labels import recut
-
     for prediction, labels in results.files_of(settings, folder):
         if not labels.exists():
             raise InputError(f"there is no {labels}: run infer.py without --cut first")
-        print(recut(labels, threshold, labels.with_name(f"{labels.stem}_{threshold:g}.h5"), prediction))
+        print(cut_one(settings, labels, threshold, prediction))
+    return 0
+
+
+def cut_one(settings: Settings, labels: Path, threshold: float, prediction: Path) -> Path:
+    """Labels of another threshold beside those that are there, made in the way in which these were made."""
+    from emcore.blocks.run import cut_in_blocks, is_in_blocks
+    from emcore.decode.labels import recut
+
+    out = labels.with_name(f"{labels.stem}_{threshold:g}.h5")
+    if is_in_blocks(labels):
+        return cut_in_blocks(labels, threshold, out, settings.blocks)
+    return recut(labels, threshold, out, prediction)
+
+
+def tell_status(files: Sequence[tuple[Path, Path]]) -> int:
+    from emcore.blocks.run import status_of
+
+    for prediction, labels in files:
+        print("\n".join(status_of(prediction, labels)), flush=True)
     return 0
 
 

@@ -37,14 +37,20 @@ cdef int double_slots(vector[int64_t]& slots, vector[Cell]& cells) except -1 nog
     return 0
 
 
-def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[:, :] values):
+def scale_of(pixels):
+    """How many units of a sum 1 has in images of so many pixels: the finest ones of which no sum can overflow."""
+    return float(1 << (62 - int(pixels).bit_length()))
+
+
+def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[:, :] values, int64_t pixels):
     """Every pair of labels that lie on each other, zeros too: (first, second, pixels, sum of values), sorted.
 
-    values lie in 0..1 and add up as whole numbers, in the finest unit that no sum of them can overflow: the order of
-    pixels cannot be told from a sum, and values from 2**-14 on are exact in images of up to 16 million pixels.
+    values lie in 0..1 and add up as whole numbers, in the units of the whole image, which has `pixels` (scale_of): neither
+    the order of pixels nor the parts of an image can be told from a sum, and values from 2**-14 on are exact in images
+    of up to 16 million pixels.
     """
     cdef int64_t ny = first.shape[0], nx = first.shape[1], y, x, current = -1
-    cdef double scale = 1LL << (62 - (<object>(ny * nx)).bit_length())
+    cdef double scale = scale_of(pixels)
     cdef bint weighted = values is not None
     cdef vector[Cell] cells
     cdef vector[int64_t] slots
@@ -75,9 +81,7 @@ def overlaps(const label_t[:, :] first, const label_t[:, :] second, const float[
     cdef Cell[::1] out = counted
     for x in range(<int64_t>cells.size()):
         out[x] = cells[x]
-    table = counted.astype([("first", "u8"), ("second", "u8"), ("pixels", "i8"), ("total", "f8")])
-    table["total"] /= scale
-    return table[np.lexsort((table["second"], table["first"]))]
+    return counted[np.lexsort((counted["second"], counted["first"]))]
 
 
 def unite(const int64_t[:, ::1] pairs, int64_t[::1] parent):

@@ -1,10 +1,166 @@
 """Pieces of decoding in blocks, each against the same thing done on the whole volume at once."""
 
+import itertools
+
 import numpy as np
 import pytest
 
+from emcore import segment
 from emcore.errors import InputError
+from emcore.segment import fragments as fragments_module
+from emcore.segment.fragments import block_fragments
 from emcore.segment.pooling import concatenate, pool_edges
+
+# ---- blocks and what random volumes are made of
+
+
+def random_cuts(rng, shape):
+    """Where a grid cuts each axis: in equal steps or anywhere, also into blocks of one voxel."""
+    cuts = []
+    for length in shape:
+        step = int(rng.integers(1, max(2, length)))
+        inner = range(step, length, step) if rng.random() < 0.5 else rng.integers(1, max(2, length), rng.integers(0, 5))
+        cuts.append(sorted({0, *(int(at) for at in inner if 0 < at < length), length}))
+    return cuts
+
+
+def boxes_of(cuts):
+    """Every block as three (start, stop)."""
+    return list(itertools.product(*(list(itertools.pairwise(along)) for along in cuts)))
+
+
+def random_affinities(rng, shape, levels):
+    """Affinities of few values, so that most voxels have ties, in one of the three types."""
+    values = np.sort(rng.choice(256, levels, replace=False)).astype(np.uint8)
+    codes = values[rng.integers(0, levels, (3, *shape))]
+    kind = rng.choice(["uint8", "float16", "float32"])
+    return codes if kind == "uint8" else (codes / 255).astype(kind)
+
+
+# ---- fragments
+
+
+def united(affs, cuts, low, high, mask=None, context=2):
+    """Labels of the whole volume from those of its blocks, by dictionaries; (labels, exits, mutual pairs)."""
+    shape = affs.shape
+    names = np.zeros(shape, np.int64)  # 1 + the first voxel of each label
+    exits, mutual = [], []
+    for box in boxes_of(cuts):
+        window = [(max(0, a - context), min(n, b + context)) for (a, b), n in zip(box, shape)]
+        place = tuple(slice(*ends) for ends in window)
+        part = segment.Affinities(affs.values[(slice(None), *place)], affs.offsets, table=affs.table)
+        core = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(box, window))
+        found = block_fragments(part, low, high, core=core, origin=[start for start, _ in window], volume_shape=shape,
+                                mask=None if mask is None else mask[place])
+        name = np.concatenate([[0], found.firsts + 1])
+        names[tuple(slice(*ends) for ends in box)] = name[found.labels]
+        assert len(found.firsts) == found.labels.max()
+        assert (np.diff(found.firsts) > 0).all() and (np.diff(found.exit_labels.astype(int)) > 0).all()
+        exits += zip(name[found.exit_labels].tolist(), found.exit_keys.tolist(), found.exit_targets.tolist())
+        mutual += zip(name[found.mutual_labels].tolist(), found.mutual_targets.tolist())
+    assert len(set(mutual)) == len(mutual)
+    flat = names.reshape(-1).tolist()
+    parent = {name: name for name in set(flat)}
+
+    def root(name):
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    def unite(a, b):
+        a, b = root(a), root(b)
+        parent[max(a, b)] = min(a, b)
+
+    for name, target in mutual:
+        unite(name, flat[target])
+    best = {}
+    for name, key, target in exits:
+        plateau = root(name)
+        best[plateau] = min(best.get(plateau, (key, target)), (key, target))
+    for plateau, (_, target) in best.items():
+        unite(plateau, flat[target])
+    roots = {name: root(name) for name in parent}
+    numbers = {name: number for number, name in enumerate(sorted(set(roots.values()) - {0}), 1)} | {0: 0}
+    return np.array([numbers[roots[name]] for name in flat]).reshape(shape), exits, mutual
+
+
+def random_watershed(rng):
+    """Arguments of a watershed with many ties."""
+    shape = tuple(int(length) for length in rng.integers(1, 10, 3))
+    affs = segment.Affinities(random_affinities(rng, shape, int(rng.choice([2, 2, 3, 5, 100]))),
+                              edge=str(rng.choice(["later", "earlier"])))
+    low, high = sorted(rng.choice([0, 1e-4, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9999, 1.0], 2, replace=False))
+    mask = (rng.random(shape) < 0.9).astype(np.uint8) if rng.random() < 0.2 else None
+    return affs, low, high, mask
+
+
+def compare_watersheds(rng, volumes, grids, context=2):
+    """(grids whose labels are not those of the whole, exits, mutual pairs)."""
+    different = exits = mutual = 0
+    for _ in range(volumes):
+        affs, low, high, mask = random_watershed(rng)
+        whole = segment.watershed(affs, low, high, mask=mask, threads=1)
+        for _ in range(grids):
+            labels, ways, pairs = united(affs, random_cuts(rng, affs.shape), low, high, mask, context)
+            different += not np.array_equal(labels, whole)
+            exits, mutual = exits + len(ways), mutual + len(pairs)
+    return different, exits, mutual
+
+
+def test_fragments_of_blocks_unite_to_those_of_the_whole_volume():
+    different, exits, mutual = compare_watersheds(np.random.default_rng(2), 40, 3)
+    assert different == 0
+    assert exits > 500 and mutual > 500
+
+
+@pytest.mark.long
+def test_fragments_of_many_blocks_unite_to_those_of_the_whole_volume():
+    assert compare_watersheds(np.random.default_rng(3), 1000, 4)[0] == 0
+
+
+def test_one_voxel_around_a_block_is_too_few(monkeypatch):
+    monkeypatch.setattr(fragments_module, "CONTEXT", 1)
+    assert compare_watersheds(np.random.default_rng(2), 20, 3, context=1)[0] > 5
+
+
+def test_one_block_has_the_fragments_of_the_watershed():
+    rng = np.random.default_rng(4)
+    for shape in ((0, 3, 4), (1, 1, 1), (7, 8, 9)):
+        affs = random_affinities(rng, shape, 3)
+        whole = segment.watershed(affs, 0.1, 0.9)
+        for threads in (1, 3):
+            found = block_fragments(affs, 0.1, 0.9, core=(slice(None),) * 3, origin=(0, 0, 0), volume_shape=shape,
+                                    threads=threads)
+            np.testing.assert_array_equal(found.labels, whole)
+            assert found.labels.dtype == np.uint32
+            ids, firsts = np.unique(whole, return_index=True)
+            np.testing.assert_array_equal(found.firsts, firsts[ids > 0])
+            assert len(found.exit_labels) == len(found.mutual_labels) == 0
+
+
+def test_a_window_that_cannot_tell_is_refused():
+    affs = np.zeros((3, 6, 6, 6), np.uint8)
+    inside = (slice(2, 4),) * 3
+
+    def call(core=inside, origin=(5, 5, 5), volume=(20, 20, 20), **others):
+        return block_fragments(affs, 0.1, 0.9, core=core, origin=origin, volume_shape=volume, **others)
+
+    assert call().labels.shape == (2, 2, 2)
+    assert call((slice(None),) * 3, (0, 0, 0), (6, 6, 6)).labels.shape == (6, 6, 6)
+    for core, origin, volume in (((slice(1, 4),) * 3, (5, 5, 5), (20, 20, 20)), (inside, (15, 5, 5), (20, 20, 20)),
+                                 ((slice(2, 5),) * 3, (5, 5, 5), (20, 20, 20)),
+                                 ((slice(0, 4),) * 3, (1, 0, 0), (20, 20, 20))):
+        with pytest.raises(InputError, match="must lie in it, and hold 2 voxels"):
+            call(core, origin, volume)
+    with pytest.raises(InputError, match="three slices"):
+        call(core=(2, 3, 4))
+    with pytest.raises(InputError, match="origin must be three whole numbers"):
+        call(origin=(-1, 0, 0))
+    with pytest.raises(InputError, match="low and high"):
+        block_fragments(affs, 0.9, 0.1, core=inside, origin=(5, 5, 5), volume_shape=(20, 20, 20))
+    with pytest.raises(InputError, match=r"fewer than 2\*\*61 voxels"):
+        call(volume=(2**22, 2**22, 2**22))
+
 
 # ---- tables of edges
 

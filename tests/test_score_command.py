@@ -61,7 +61,7 @@ def test_the_text_has_a_line_for_each_convention_with_its_meaning(pair, capsys):
     assert "funlib  " not in text
 
 
-@pytest.mark.parametrize("block_bytes", [1, 3000, 40_000])
+@pytest.mark.parametrize("block_bytes", [400, 3000, 40_000])
 def test_blocks_score_like_the_whole_even_where_a_section_does_not_fit(pair, monkeypatch, block_bytes):
     whole = command.score(*pair[:2], border_nm=9)
     monkeypatch.setattr("emcore.metrics.pairs.BLOCK_BYTES", block_bytes)

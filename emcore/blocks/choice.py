@@ -12,9 +12,10 @@ from emcore.settings.decode import (
     AffinityDecode,
     ComponentsDecode,
     ConnectedDecode,
+    ContourDecode,
     Decode,
     MutexDecode,
-    PolarityDecode,
+    NoDecode,
 )
 from emcore.threads import allotted_cores
 
@@ -118,21 +119,26 @@ def fitting(task: Task, settings: Blocks, most: float) -> tuple[int, int, int] |
     return next((block for block in sides if WORKER + BLOCK * prod(block) <= most), None)
 
 
-def check_kind(decode: Decode, why: str) -> None:
-    """Refuses a decoding that is not local to blocks, before any work."""
-    wrong = None
+def check_kind(decode: Decode, why: str = "") -> None:
+    """Refuses, before any work, a decoding of which a block cannot know its part without having seen all the others."""
+    flood = "its flood takes the whole volume in one order"
     if isinstance(decode, MutexDecode):
-        wrong = "decode.kind = mutex"
+        wrong = "decode.kind = mutex", "its edges are taken in one order through the whole volume", ""
+    elif isinstance(decode, ContourDecode):
+        wrong = "decode.kind = contour", flood, "decode.kind = components without seeds"
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
-        wrong = "decode.ties = waterz"
-    elif isinstance(decode, ComponentsDecode) and decode.seed_threshold and decode.connectivity not in (4, 8):
-        wrong = f"decode.seed_threshold with connectivity {decode.connectivity}"
-    elif not isinstance(decode, AffinityDecode | ConnectedDecode | ComponentsDecode | PolarityDecode):
-        wrong = f"decode.kind = {decode.kind}"
-    if wrong:
-        raise InputError(f"{why}{wrong} works on the whole volume only, because its result in one block depends on all "
-                         "others: take a machine with more memory, a smaller volume, or another decoding, such as "
-                         "decode.kind = affinities")
+        wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \
+                "decode.ties = canonical"
+    elif isinstance(decode, ComponentsDecode) and decode.seed_threshold and not needs_sections(decode):
+        wrong = f"decode.seed_threshold with decode.connectivity = {decode.connectivity}", flood, \
+                "decode.connectivity = 4 or 8, which floods every section by itself, or decode.seed_threshold = 0"
+    elif isinstance(decode, NoDecode):
+        wrong = "decode.kind = none", "it makes no labels", ""
+    else:
+        return
+    what, because, instead = wrong
+    raise InputError(f"{why}{what} works on the whole volume only, because {because}: take a machine with more memory, "
+                     f"or set {instead or 'decode.kind = affinities'}")
 
 
 def amount(count: float, unit: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from emcore import config
 from emcore.blocks import engines
-from emcore.blocks.choice import Choice
+from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
@@ -70,6 +70,15 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
         said = {"decode": table, ABOUT: about} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out, before.resolution, before.offset, said)
     return out
+
+
+def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, record: dict[str, Any]) -> Choice:
+    """How to decode a stored prediction; a run that was begun goes on in its blocks."""
+    source = open_volume(prediction)
+    channels = source.shape[0] if source.ndim == 4 else 1
+    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
+    begun = block_begun(out, record["prediction"]["digest"])
+    return choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
 
 
 def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> LabelWork:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from emcore.blocks.grid import Box
-from emcore.decode.affinities import calibrate, pick_channels
+from emcore.decode.affinities import read_affinities
 from emcore.segment import Affinities
-from emcore.segment.affinities import stored_table
 from emcore.settings.decode import AffinityDecode, ConnectedDecode
 from emcore.volumes import open_volume
 
@@ -22,13 +21,7 @@ class Source:
 
     def affinities(self, box: Box) -> Affinities:
         """The three nearest-neighbour channels within a box, as decode.affinities.read_affinities has them."""
-        prediction = open_volume(self.path)
-        channels, offsets = pick_channels(prediction, self.settings.channels)
-        values = np.empty((3, *extent(box)), prediction.dtype)
-        for row, channel in zip(values, channels):
-            row[...] = prediction[(channel, *box)]
-        affinities = Affinities(values, offsets, table=stored_table(prediction))
-        return calibrate(affinities, self.settings.bias, self.settings.temperature)
+        return read_affinities(open_volume(self.path), self.settings, box)
 
 
 def extent(box: Box) -> tuple[int, int, int]:

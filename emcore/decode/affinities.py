@@ -18,15 +18,30 @@ from emcore.threads import run_parallel, thread_count
 from emcore.volumes import Volume
 
 LARGEST_LOGIT = 50.0
+Box = tuple[slice, slice, slice]
 
 
-def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDecode) -> Affinities:
-    """The three nearest-neighbour channels of a prediction, calibrated by [decode]; only they are read."""
+def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDecode,
+                    box: Box | None = None) -> Affinities:
+    """The three nearest-neighbour channels of a prediction, calibrated by [decode]; only they are read.
+
+    box: only the voxels in it, whose values are looked at here, so that a wrong one is named where it lies.
+    """
     channels, offsets = pick_channels(prediction, settings.channels)
-    values = np.empty((3, *prediction.shape[1:]), prediction.dtype)
+    affs = Affinities(read_channels(prediction, channels, box or (slice(None),) * 3), offsets,
+                      table=stored_table(prediction))
+    if box is not None:
+        affs.check_values(origin=[span.start for span in box])
+    return calibrate(affs, settings.bias, settings.temperature)
+
+
+def read_channels(prediction: Volume, channels: Sequence[int], box: Box) -> np.ndarray:
+    """The named channels of a prediction (c, z, y, x) within a box; only they are read."""
+    sizes = [len(range(*span.indices(length))) for span, length in zip(box, prediction.shape[1:])]
+    values = np.empty((len(channels), *sizes), prediction.dtype)
     for row, channel in zip(values, channels):
-        row[...] = prediction[channel]
-    return calibrate(Affinities(values, offsets, table=stored_table(prediction)), settings.bias, settings.temperature)
+        row[...] = prediction[(channel, *box)]
+    return values
 
 
 def pick_channels(prediction: Volume, channels: Sequence[int]) -> tuple[list[int], list[tuple[int, int, int]]]:

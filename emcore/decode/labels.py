@@ -8,9 +8,11 @@ import numpy as np
 
 from emcore import config, segment
 from emcore.decode.affinities import (
+    Box,
     labels_of,
     needs_affinities,
     read_affinities,
+    read_channels,
     segmentation_of,
     stored_offsets,
 )
@@ -81,17 +83,19 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
 
 def connected(prediction: Volume, settings: ConnectedDecode) -> np.ndarray:
     """Voxels joined by affinities above the threshold, or above one threshold each along z, y and x."""
-    affs = read_affinities(prediction, settings)
+    return without_small(connect(read_affinities(prediction, settings), settings), settings.remove_size)
+
+
+def connect(affs: Affinities, settings: ConnectedDecode) -> np.ndarray:
+    """What the affinities of a volume, or of a part of it, join."""
     if not settings.thresholds:
-        labels = segment.affinity_components(affs, settings.threshold)
-    else:
-        affs.check_values()
-        joined = np.empty(affs.values.shape, np.uint8)
-        for row, values, threshold in zip(joined, affs.values, settings.thresholds):
-            row[...] = above(values, threshold, affs.table)
-        joined *= 255
-        labels = segment.affinity_components(Affinities(joined, affs.offsets), 0.5)
-    return without_small(labels, settings.remove_size)
+        return segment.affinity_components(affs, settings.threshold)
+    affs.check_values()
+    joined = np.empty(affs.values.shape, np.uint8)
+    for row, values, threshold in zip(joined, affs.values, settings.thresholds):
+        row[...] = above(values, threshold, affs.table)
+    joined *= 255
+    return segment.affinity_components(Affinities(joined, affs.offsets), 0.5)
 
 
 def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
@@ -119,7 +123,13 @@ def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     Seeds are pieces above seed_threshold. They flood the foreground from its largest values down; foreground that
     none reaches is background.
     """
-    values, table = chosen(prediction, settings.channels), stored_table(prediction)
+    labels, _ = grow(prediction, settings)
+    return without_small(labels, settings.remove_size)
+
+
+def grow(prediction: Volume, settings: ComponentsDecode, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces in a volume or a box of it, and what they grew from: the seeds, or without seeds the pieces."""
+    values, table = chosen(prediction, settings.channels, box), stored_table(prediction)
     thresholds = settings.thresholds or (settings.threshold,) * len(values)
     if len(thresholds) != len(values):
         raise InputError(f"decode.thresholds must be one for each of the {len(values)} channels that are decoded of "
@@ -128,7 +138,8 @@ def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     for channel, threshold in zip(values[1:], thresholds[1:]):
         foreground |= above(channel, threshold, table)
     if not settings.seed_threshold:
-        return without_small(segment.connected_components(foreground, settings.connectivity), settings.remove_size)
+        pieces = segment.connected_components(foreground, settings.connectivity)
+        return pieces, pieces
     best = values.max(0)
     seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
     # codes rise with what they stand for, so they serve as heights as well as the values
@@ -138,16 +149,20 @@ def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
                                  for z in range(len(seeds))])
     else:
         labels = segment.flood(heights, seeds, foreground)
-    return without_small(labels, settings.remove_size)
+    return labels, seeds
 
 
 def polarity(prediction: Volume, settings: PolarityDecode) -> np.ndarray:
     """Synapses with two sides: 2n - 1 and 2n."""
-    values = chosen(prediction, settings.channels)
-    if stored_table(prediction) is not None:
-        values = real(values, prediction)
-    labels = segment.polarity_instances(values, settings.threshold, settings.small, exclusive=settings.exclusive)
+    labels = segment.polarity_instances(sides(prediction, settings), settings.threshold, settings.small,
+                                        exclusive=settings.exclusive)
     return without_small(labels, settings.remove_size)
+
+
+def sides(prediction: Volume, settings: PolarityDecode, box: Box | None = None) -> np.ndarray:
+    """The channels that polarity decodes, of a volume or a box of it; numbers where the file has a table of codes."""
+    values = chosen(prediction, settings.channels, box)
+    return values if stored_table(prediction) is None else real(values, prediction)
 
 
 def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:
@@ -162,18 +177,17 @@ KINDS = {ConnectedDecode: connected, MutexDecode: mutex, ComponentsDecode: compo
          ContourDecode: contour}
 
 
-def chosen(prediction: Volume, channels: tuple[int, ...] | list[int]) -> np.ndarray:
-    """The named channels (all if none is named) as (c, z, y, x); a volume without channels has one."""
+def chosen(prediction: Volume, channels: tuple[int, ...] | list[int], box: Box | None = None) -> np.ndarray:
+    """The named channels (all if none is named) as (c, z, y, x); a volume without channels has one. box: only there."""
     count = prediction.shape[0] if prediction.ndim == 4 else 1
     channels = list(channels) or list(range(count))
     if not all(0 <= channel < count for channel in channels):
         raise InputError(f"decode.channels must be among the {count} channels of {prediction.name}; got {channels}")
+    box = box or (slice(None),) * 3
     if prediction.ndim == 3 or channels == list(range(count)):
-        return prediction[...].reshape(count, *prediction.shape[-3:])
-    values = np.empty((len(channels), *prediction.shape[1:]), prediction.dtype)
-    for row, channel in zip(values, channels):
-        row[...] = prediction[channel]
-    return values
+        values = prediction[(..., *box)]
+        return values.reshape(count, *values.shape[-3:])
+    return read_channels(prediction, channels, box)
 
 
 def real(values: np.ndarray, prediction: Volume) -> np.ndarray:

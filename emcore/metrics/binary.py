@@ -20,6 +20,15 @@ class Confusion(NamedTuple):
     false_negatives: int
     true_negatives: int
 
+    def jaccard(self, both_empty: float = 1.0) -> float:
+        return _ratio(self, self.true_positives, sum(self[:3]), both_empty)
+
+    def dice(self, both_empty: float = 1.0) -> float:
+        return _ratio(self, 2 * self.true_positives, sum(self[:3]) + self.true_positives, both_empty)
+
+    def accuracy(self) -> float:
+        return _ratio(self, self.true_positives + self.true_negatives, sum(self), math.nan)
+
 
 def confusion(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5,
               mask: ArrayLike | None = None) -> Confusion:
@@ -65,21 +74,18 @@ def jaccard(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mas
 
     both_empty: the score where there is no foreground at all; 1 as in dbMiM, 0 as in pytorch_connectomics.
     """
-    counts = confusion(truth, prediction, threshold, mask)
-    return _ratio(counts, counts.true_positives, sum(counts[:3]), both_empty)
+    return confusion(truth, prediction, threshold, mask).jaccard(both_empty)
 
 
 def dice(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: ArrayLike | None = None,
          both_empty: float = 1.0) -> float:
     """Twice the intersection over the sum of the foregrounds, which is their F1; else as `jaccard`."""
-    counts = confusion(truth, prediction, threshold, mask)
-    return _ratio(counts, 2 * counts.true_positives, sum(counts[:3]) + counts.true_positives, both_empty)
+    return confusion(truth, prediction, threshold, mask).dice(both_empty)
 
 
 def accuracy(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: ArrayLike | None = None) -> float:
     """The part of the voxels that are right, background included; nan where no voxel is left."""
-    counts = confusion(truth, prediction, threshold, mask)
-    return _ratio(counts, counts.true_positives + counts.true_negatives, sum(counts), math.nan)
+    return confusion(truth, prediction, threshold, mask).accuracy()
 
 
 def _ratio(counts: Confusion, numerator: int, denominator: int, both_empty: float) -> float:

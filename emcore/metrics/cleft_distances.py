@@ -102,8 +102,8 @@ def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float],
     return Clefts((to_truth.mean + to_prediction.mean) / 2, far_predicted, far_true, to_truth, to_prediction, f1, rates)
 
 
-@compiled(types.int64(types.Array(types.uint8, 2, "C", readonly=True), types.int64, types.int64, _runs))
-def _find_runs(states, z, y_start, runs):
+@compiled(types.int64(types.Array(types.uint8, 2, "C", readonly=True), types.int64, types.int64, types.int64, _runs))
+def _find_runs(states, z, y_start, x_start, runs):
     """The number of runs of one state other than 0 in this section; fills in (z, y, start, stop, state) if they fit."""
     height, width = states.shape
     found = 0
@@ -126,8 +126,8 @@ def _find_runs(states, z, y_start, runs):
                     if found < runs.shape[0]:
                         runs[found, 0] = z
                         runs[found, 1] = y_start + y
-                        runs[found, 2] = x
-                        runs[found, 3] = end
+                        runs[found, 2] = x_start + x
+                        runs[found, 3] = x_start + end
                         runs[found, 4] = state
                     found += 1
                 x = end
@@ -135,12 +135,12 @@ def _find_runs(states, z, y_start, runs):
 
 
 def _foreground(truth, prediction, background: int | None, invalid: int | None, threads: int) -> NDArray[np.int32]:
-    """The runs of all voxels that are foreground of either volume, in C order; each section is a job."""
+    """The runs of all voxels that are foreground of either volume, in C order; each section of a box is a job."""
     values = {name: _background(name, volume, background)
               for name, volume in (("truth", truth), ("prediction", prediction))}
     holds_invalid = invalid is not None and _fits(invalid, truth.dtype)
 
-    def section(labels: NDArray, predicted: NDArray, z: int, y: int) -> tuple[NDArray[np.int32], bool, bool]:
+    def section(labels: NDArray, predicted: NDArray, *start: int) -> tuple[NDArray[np.int32], bool, bool]:
         for name, plane in (("truth", labels), ("prediction", predicted)):
             check_not_negative(name, plane)
         states = np.ascontiguousarray(labels != values["truth"]).view(np.uint8)
@@ -150,25 +150,36 @@ def _foreground(truth, prediction, background: int | None, invalid: int | None, 
         if holds_invalid:
             states[labels == labels.dtype.type(invalid)] = 0
         runs = np.empty((max(64, states.size // 256), 5), np.int32)
-        found = _find_runs(states, z, y, runs)
+        found = _find_runs(states, *start, runs)
         if found > len(runs):
             runs = np.empty((found, 5), np.int32)
-            _find_runs(states, z, y, runs)
+            _find_runs(states, *start, runs)
         return runs[:found].copy(), *backgrounds
 
     parts, backgrounds = [np.empty((0, 5), np.int32)], np.full(2, 0 in truth.shape)
     for box in boxes(truth, prediction):
         labels, predicted = np.asarray(truth[box]), np.asarray(prediction[box])
-        z, y = box[0].start, box[1].start
-        for runs, *seen in run_parallel(section, [(labels[k], predicted[k], z + k, y) for k in range(len(labels))],
+        z, y, x = (span.start for span in box)
+        for runs, *seen in run_parallel(section, [(labels[k], predicted[k], z + k, y, x) for k in range(len(labels))],
                                         threads):
             parts.append(runs)
             backgrounds |= seen
+        del labels, predicted  # or the next box is read while this one still takes its memory
     for (name, value), seen in zip(values.items(), backgrounds):
         if background is None and int(value) == CREMI_BACKGROUND and not seen:
             raise InputError(f"{name} is uint64 and none of its voxels is CREMI's background, 2^64 - 1; "
                              "if its background is 0, say background=0")
-    return np.concatenate(parts)
+    return _in_order(np.concatenate(parts))
+
+
+def _in_order(runs: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The runs of boxes as those of the whole volume: in C order, and joined where a box has cut one."""
+    runs = runs[np.lexsort((runs[:, 2], runs[:, 1], runs[:, 0]))]
+    begins = np.ones(len(runs), bool)
+    begins[1:] = ((runs[1:, [0, 1, 4]] != runs[:-1, [0, 1, 4]]).any(axis=1)) | (runs[1:, 2] != runs[:-1, 3])
+    joined = runs[begins]
+    joined[:, 3] = runs[np.append(begins[1:], np.ones(min(1, len(runs)), bool)), 3]
+    return joined
 
 
 def _fits(value: int, dtype: np.dtype) -> bool:

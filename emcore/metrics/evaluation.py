@@ -1,4 +1,4 @@
-"""The scores of evaluate.py: one table, SCORES, and the case that its functions look at.
+"""The scores of evaluate.py: one table, SCORES, whose functions look at a Case.
 
 A new score is a function, which takes a Case and gives rows, and an entry of SCORES. Its name is then one of
 evaluate.scores, and its numbers are in scores.json and in the page.
@@ -6,7 +6,7 @@ evaluate.scores, and its numbers are in scores.json and in the page.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,27 +16,18 @@ from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.memory import TooLittleMemory
 from emcore.metrics import synapses
-from emcore.metrics.foreground import true_foreground, unknown
-from emcore.metrics.partitions import (
-    CONVENTIONS,
-    SquareSums,
-    ignored_truth,
-    rand_of_sums,
-    scores_by,
-    square_sums,
-)
-from emcore.metrics.placement import Borders, Shared, placed, whole_table
-from emcore.metrics.tables import Contingency
-from emcore.segment.affinities import above, stored_table
-from emcore.segment.storage import Parts, stored_parts
+from emcore.metrics.case import Case, PartsOf, Row, codes_of, likely
+from emcore.metrics.foreground import NOBODY_KNOWS
+from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
+from emcore.metrics.placement import placed
+from emcore.segment.affinities import above
+from emcore.segment.storage import stored_parts
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
 POINTS = 400  # of a curve that is stored
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
-PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
-Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 
 
 class Score(NamedTuple):
@@ -45,97 +36,12 @@ class Score(NamedTuple):
     # neurons: labels, by evaluate.convention and without the voxels near borders; labels; voxels: labels where there
     # are any, else the prediction; prediction: labels only where the prediction is gone
     looks_at: str
-    rows: Callable[["Case"], list[Row]]
+    rows: Callable[[Case], list[Row]]
     lower: tuple[str, ...] = ()  # its numbers of which lower ones are better
     higher: tuple[str, ...] = ()
     detects: bool = False  # whether it counts what is missed and invented
     # the rows of all volumes together from those of each; without it their means are all there is
     pool: Callable[[Evaluate, Sequence[dict[str, Any]]], list[Row]] | None = None
-
-
-class Case:
-    """A volume to score: its truth and what was made of it, each read once and only where a score looks at it."""
-
-    def __init__(self, settings: Evaluate, truth: Volume, labels: Path | None, prediction: Path, data: Data,
-                 mask: str | None, parts_of: PartsOf = stored_parts):
-        self.settings, self.truth, self.data = settings, truth, data
-        self.labels_file, self.prediction_file = labels, prediction
-        self.mask_file, self.parts_of = mask, parts_of
-        self.notes: list[str] = []
-        self.found: dict[str, Any] = {}  # what stands beside the rows in scores.json
-
-    @cached_property
-    def labels(self) -> Volume:
-        return open_volume(self.labels_file, "labels")
-
-    @cached_property
-    def place(self) -> Shared:
-        return placed(self.labels, self.truth, self.settings.crop)
-
-    @cached_property
-    def true_labels(self) -> np.ndarray:
-        return self.truth[self.place.theirs]
-
-    @cached_property
-    def our_labels(self) -> np.ndarray:
-        return self.labels[self.place.ours]
-
-    def neurons(self, ours: Volume) -> Contingency:
-        """The table that neurons are scored by: near borders nothing counts, nor where the convention says so."""
-        usable = None if self.mask_file is None else open_volume(self.mask_file)
-        place = placed(ours, self.truth, self.settings.crop)
-        table = whole_table(ours, self.truth, place, borders(self.settings), usable)
-        ignored = *ignored_truth(self.settings.convention), *self.data.background, *self.data.ignore
-        return table.ignoring(tuple(dict.fromkeys(ignored)))
-
-    @cached_property
-    def table(self) -> Contingency:
-        self.notes += self.place.notes(self.truth)
-        table = self.neurons(self.labels)
-        self.found["counts"] = {name: int(value) for name, value in square_sums(table)._asdict().items()}
-        return table
-
-    @cached_property
-    def neuron_rows(self) -> list[Row]:
-        """VOI, Rand and what else their convention knows."""
-        return [{**row, "border": str(borders(self.settings))}
-                for row in scores_by(self.table, self.settings.convention, self.notes)]
-
-    @cached_property
-    def objects(self) -> Contingency:
-        """The table of objects one by one, which a mask has in its pieces."""
-        inside = true_foreground(self.true_labels, self.data.background)
-        objects = (segment.connected_components(inside, self.settings.pieces) if self.settings.pieces
-                   else np.where(inside, self.true_labels, 0))
-        return metrics.contingency(objects, self.our_labels, (), (), unknown(self.true_labels, self.data.ignore))
-
-    def channel(self, ours: Volume) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
-        """(where the truth is, where nobody knows, values, what their codes stand for) of the channel that is scored.
-
-        Labels have the value 1 where there is one.
-        """
-        place, channel = placed(ours, self.truth, self.settings.crop), self.settings.channel
-        if ours.ndim > 3 and not 0 <= channel < ours.shape[0]:
-            raise InputError(f"evaluate.channel must be one of the {ours.shape[0]} channels of {ours.name}; "
-                             f"got {channel}")
-        theirs = self.truth[place.theirs]
-        values = ours[place.ours if ours.ndim == 3 else (channel, *place.ours)]
-        nobody = unknown(theirs, self.data.ignore)
-        real = true_foreground(theirs, self.data.background) & ~nobody
-        if values.dtype.kind in "uib" and values.dtype != np.uint8:
-            return real, nobody, (values > 0).astype(np.float32), None
-        return real, nobody, values, stored_table(ours)
-
-    @cached_property
-    def voxels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(truth, ours, where nobody knows) of every voxel, as masks; of labels where there are any."""
-        ours = self.labels if self.labels_file is not None else open_volume(self.prediction_file)
-        real, nobody, values, codes = self.channel(ours)
-        return real, above(values, self.settings.threshold, codes) & ~nobody, nobody
-
-
-def borders(settings: Evaluate) -> Borders:
-    return Borders(settings.border_nm or None, settings.border_xy, settings.border_z)
 
 
 def row(score: str, value: float, convention: str) -> Row:
@@ -238,32 +144,13 @@ def average_precision_rows(case: Case) -> list[Row]:
 
 def synapse_rows(case: Case) -> list[Row]:
     """F1, precision and recall of synapses with ids 2n - 1 and 2n, by both conventions."""
-    margin, sections = case.settings.synapse_margin, len(case.true_labels)
-    if margin < 0 or 2 * margin >= sections:
-        raise InputError(f"evaluate.synapse_margin must leave some of the {sections} sections; got {margin}")
-    sides = [without_small(side[margin:sections - margin], case.settings.synapse_size)
-             for side in (case.true_labels, case.our_labels)]
-    table = metrics.contingency(*sides, ignore_truth=())
     rows = []
     for name in synapses.CONVENTIONS:
-        scores = metrics.synapse_f1(table, name, case.settings.synapse_iou)
+        scores = metrics.synapse_f1(case.synapses, name, case.settings.synapse_iou)
         rule = f"{name}, IoU > {case.settings.synapse_iou:g}"
         start = "synapse_sides" if name == "sides" else "synapse"
         rows += [row(f"{start}_{field}", getattr(scores, field), rule) for field in ("f1", "precision", "recall")]
     return rows
-
-
-def without_small(labels: np.ndarray, size: int) -> np.ndarray:
-    """labels without the synapses, both sides together, below `size` voxels."""
-    if size <= 1:
-        return labels
-    places = np.flatnonzero(labels)
-    ids = labels.reshape(-1)[places]
-    _, place, counts = np.unique((ids - 1) // 2, return_inverse=True, return_counts=True)
-    out = np.zeros(labels.size, labels.dtype)
-    keep = counts[place] >= size
-    out[places[keep]] = ids[keep]
-    return out.reshape(labels.shape)
 
 
 # ---- scores of voxels
@@ -281,16 +168,22 @@ def membrane_rows(case: Case) -> list[Row]:
     else:
         ours = case.labels
         case.notes.append(f"there is no {case.prediction_file.name}: the scores of membranes are of the labels")
-    real, _, values, codes = case.channel(ours)
-    sections = [segment.connected_components(section, 4)[None] for section in real]
-    tried = []
-    for threshold in MEMBRANE_THRESHOLDS:
-        inside = above(values, threshold, codes)
-        grown = [segment.flood(np.zeros(section.shape, np.float32), segment.connected_components(section, 4))[None]
-                 for section in inside]
-        scores = [metrics.foreground_restricted(metrics.contingency(truth, labels))
-                  for truth, labels in zip(sections, grown)]
-        tried.append([float(np.mean([getattr(score, name) for score in scores])) for name in ("v_rand", "v_info")])
+    codes, sections = codes_of(ours), []
+
+    def score(theirs: np.ndarray, values: np.ndarray) -> None:
+        for real, section in zip(case.states(theirs) == 1, likely(values)):
+            truth = segment.connected_components(real, 4)
+            tried = []
+            for threshold in MEMBRANE_THRESHOLDS:
+                inside = segment.connected_components(above(section, threshold, codes), 4)
+                grown = segment.flood(np.zeros(section.shape, np.float32), inside)
+                tried.append(metrics.foreground_restricted(metrics.contingency(truth, grown)))
+            sections.append(tried)
+
+    for _ in case.each(ours, placed(ours, case.truth, case.settings.crop), score, whole_sections=True):
+        pass
+    tried = [[float(np.mean([getattr(score, name) for score in along])) for name in ("v_rand", "v_info")]
+             for along in zip(*sections)]
     rows = []
     for name, along in zip(("v_rand", "v_info"), np.transpose(tried)):
         best = int(along.argmax())
@@ -301,17 +194,14 @@ def membrane_rows(case: Case) -> list[Row]:
 
 def mask_rows(name: str, case: Case) -> list[Row]:
     """A score of binary.py."""
-    real, inside, nobody = case.voxels
     rule = ("label > 0 on both sides" if case.labels_file is not None else
             f"label > 0 against prediction > {case.settings.threshold:g}")
-    return [row(name, getattr(metrics, name)(real, inside, mask=nobody), rule)]
+    return [row(name, getattr(case.confusion, name)(), rule)]
 
 
 def cleft_rows(case: Case) -> list[Row]:
-    real, inside, _ = case.voxels
-    ours = case.labels if case.labels_file is not None else open_volume(case.prediction_file)
-    resolution = case.truth.resolution or ours.resolution or case.data.resolution or (1.0, 1.0, 1.0)
-    found = metrics.clefts(real.view(np.uint8), inside.view(np.uint8), resolution, case.settings.cleft_nm)
+    resolution = case.truth.resolution or case.scored.resolution or case.data.resolution or (1.0, 1.0, 1.0)
+    found = metrics.clefts(*case.voxels, resolution, case.settings.cleft_nm, invalid=NOBODY_KNOWS)
     return [row(name, value, f"cremi, {case.settings.cleft_nm:g} nm") for name, value in found.named().items()]
 
 

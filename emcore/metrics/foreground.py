@@ -6,6 +6,8 @@ import numpy as np
 
 from emcore.metrics.cleft_distances import CREMI_BACKGROUND, CREMI_INVALID
 
+NOBODY_KNOWS = 2  # a state of a voxel, beside 1 for an object and 0 for background
+
 
 def true_foreground(truth: np.ndarray, background: Sequence[int]) -> np.ndarray:
     """Where there is a label; CREMI's marks for background and for unknown are none."""
@@ -23,3 +25,10 @@ def unknown(truth: np.ndarray, ignore: Sequence[int]) -> np.ndarray:
         if truth.dtype.kind in "ui" and mark <= np.iinfo(truth.dtype).max:
             out |= truth == truth.dtype.type(mark)
     return out
+
+
+def states_of(truth: np.ndarray, background: Sequence[int] = (), ignore: Sequence[int] = ()) -> np.ndarray:
+    """1 where there is an object, NOBODY_KNOWS where that is so, else 0; of 8 bits."""
+    states = true_foreground(truth, background).view(np.uint8)
+    states[unknown(truth, ignore)] = NOBODY_KNOWS
+    return states

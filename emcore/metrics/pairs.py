@@ -1,7 +1,6 @@
 """Truth and prediction as one pair: checked alike for every score of voxels, and read together in blocks."""
 
 from collections.abc import Iterator, Sequence
-from itertools import product
 from math import prod
 
 import numpy as np
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 
 from emcore.errors import InputError
 from emcore.segment.arrays import as_numbers
+from emcore.volumes.convert import blocks
 
 BLOCK_BYTES = 256 << 20  # what is read at a time of a volume that is not an array
 
@@ -45,23 +45,22 @@ def check_not_negative(name: str, labels: NDArray) -> None:
                          "voxels as 0, or CREMI's background as 2^64 - 1 in uint64")
 
 
-def boxes(*volumes, shape: Sequence[int] | None = None) -> Iterator[tuple[slice, ...]]:
-    """The whole of arrays, or boxes of about BLOCK_BYTES of volumes: slabs of whole chunks, or rows of sections too
-    large for that. At least one, which is empty where the volumes are.
+def boxes(*volumes, shape: Sequence[int] | None = None, whole_sections: bool = False) -> Iterator[tuple[slice, ...]]:
+    """The whole of arrays, or boxes of whole chunks of volumes, of BLOCK_BYTES at most unless one chunk is larger.
 
-    shape: what the boxes cover; without it the shape of the first.
+    They cover the shape, which without one is that of the first volume, x before y before z; there is at least one,
+    which is empty where the volumes are. whole_sections: they are runs of sections, of one at least.
     """
     shape = tuple(volumes[0].shape) if shape is None else tuple(shape)
-    if len(shape) < 2 or all(isinstance(volume, np.ndarray) for volume in volumes):
+    if 0 in shape or not shape or all(isinstance(volume, np.ndarray) for volume in volumes):
         yield tuple(slice(0, size) for size in shape)
         return
-    row = max(1, prod(shape[2:])) * sum(volume.dtype.itemsize for volume in volumes)
-    chunks = [getattr(volume, "chunks", None) or (1, 1) for volume in volumes]
-    deep, high = (max(1, min(shape[axis], max(chunk[axis] for chunk in chunks))) for axis in (0, 1))
-    sections = BLOCK_BYTES // (row * max(1, shape[1])) // deep * deep
-    rows = max(1, shape[1])
-    if sections == 0:
-        sections, rows = deep, max(1, BLOCK_BYTES // (row * deep) // high) * high
-    for z, y in product(range(0, max(1, shape[0]), sections), range(0, max(1, shape[1]), rows)):
-        yield (slice(z, min(z + sections, shape[0])), slice(y, min(y + rows, shape[1])),
-               *(slice(0, size) for size in shape[2:]))
+    voxels = BLOCK_BYTES // sum(getattr(volume, "voxel_bytes", volume.dtype.itemsize) for volume in volumes)
+    chunks = [tuple(chunk)[-len(shape):] for chunk in (getattr(volume, "chunks", None) for volume in volumes) if chunk]
+    cut = shape
+    if whole_sections:
+        cut, voxels = shape[:1], max(1, voxels // prod(shape[1:]))
+        chunks = [chunk[:1] for chunk in chunks if chunk[0] <= voxels]
+    first, second = (*chunks[:2], None, None)[:2]
+    for box in blocks(cut, first, second, voxels):
+        yield (*box, *(slice(0, size) for size in shape[len(cut):]))

@@ -1,8 +1,8 @@
 """Where a prediction and its truth lie on each other, and the table of what both cover, read in blocks."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +10,9 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.metrics.borders import box_border_mask, neuron_border_mask
 from emcore.metrics.pairs import boxes
-from emcore.metrics.tables import Contingency, contingency, pool
+from emcore.metrics.tables import Contingency, added_up, contingency
 from emcore.volumes import Volume
 
-POOL_EVERY = 16  # blocks: their tables are added up now and then, so that the ids at their faces are not kept twice
 Box = tuple[slice, ...]
 
 
@@ -23,6 +22,11 @@ class Shared(NamedTuple):
     start: tuple[int, ...]
     truth_start: tuple[int, ...]
     shape: tuple[int, ...]
+
+    def without_ends(self, sections: int) -> "Shared":
+        """The part without so many sections at either end."""
+        (z, *rest), (truth_z, *truth_rest), (depth, *shape) = self
+        return Shared((z + sections, *rest), (truth_z + sections, *truth_rest), (depth - 2 * sections, *shape))
 
     @property
     def ours(self) -> Box:
@@ -36,6 +40,33 @@ class Shared(NamedTuple):
         """What is to be said where not all of the truth is compared."""
         return [] if self.shape == truth.shape else [
             f"scored where both volumes are: {self.shape} voxels from {self.truth_start} of the truth {truth.shape}"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a volume that is compared, as a function makes it of the voxels whenever a box of them is read."""
+
+    volume: Volume
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    make: Callable[[np.ndarray], np.ndarray]
+    dtype: np.dtype
+    channel: tuple[int, ...] = ()  # the one that is read where there are several
+
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        return self.volume.chunks
+
+    @property
+    def voxel_bytes(self) -> int:
+        """What a voxel takes while it is read."""
+        return self.volume.dtype.itemsize + self.dtype.itemsize
+
+    def values(self, box: Box) -> np.ndarray:
+        return self.volume[(*self.channel, *moved(box, self.start))]
+
+    def __getitem__(self, box: Box) -> np.ndarray:
+        return self.make(self.values(box))
 
 
 class Borders(NamedTuple):
@@ -133,7 +164,7 @@ def moved(box: Box, start: Sequence[int]) -> Box:
 
 def whole_table(prediction: Volume, truth: Volume, place: Shared, borders: Borders = NO_BORDERS,
                 usable: Volume | None = None, threads: int | None = None) -> Contingency:
-    """The table of the part that both cover, read in blocks; the border mask sees past each block's edge.
+    """The table of the part that both cover, read box by box; the border mask sees past each box's edge.
 
     usable: 0 where a voxel of the truth is left out.
     """
@@ -144,8 +175,9 @@ def whole_table(prediction: Volume, truth: Volume, place: Shared, borders: Borde
     if borders.nm is not None and resolution is None:
         raise InputError(f"--border-nm needs the size of a voxel, but neither {truth.name} nor {prediction.name} "
                          "says its resolution; give --resolution Z Y X")
-    reach, tables = borders.reach(resolution), []
-    for block in boxes(prediction, truth, shape=place.shape):
+    reach = borders.reach(resolution)
+
+    def table(block: Box) -> Contingency:
         theirs = moved(block, place.truth_start)
         wider = tuple(slice(max(0, span.start - far), min(end, span.stop + far))
                       for span, far, end in zip(theirs, reach, truth.shape))
@@ -156,8 +188,6 @@ def whole_table(prediction: Volume, truth: Volume, place: Shared, borders: Borde
         if usable is not None:
             unusable = usable[theirs] == 0
             mask = unusable if mask is None else mask | unusable
-        ours = prediction[moved(block, place.start)]
-        tables.append(contingency(labels[inner], ours, (), (), mask, threads))
-        if len(tables) == POOL_EVERY:
-            tables = [pool(tables)]
-    return pool(tables)
+        return contingency(labels[inner], prediction[moved(block, place.start)], (), (), mask, threads)
+
+    return added_up(map(table, boxes(truth, prediction, shape=place.shape)))

@@ -6,9 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.pairs import boxes, check_types, checked_resolution
+from emcore.metrics.pairs import check_types, checked_resolution
 from emcore.metrics.tables import as_volume
 from emcore.segment.arrays import as_numbers
+
+GROUP = (64, 256, 256)  # voxels in which locations are read together, at most
 
 
 def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[float],
@@ -37,11 +39,14 @@ def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[floa
                          f"{voxels[outside][0].tolist()}; check resolution, offset and the order z, y, x")
     voxels = voxels.astype(np.int64)
     found = np.empty(len(voxels), labels.dtype)
-    for box in boxes(labels):  # only boxes that hold a location are read
-        low = np.array([span.start for span in box])
-        inside = ((voxels >= low) & (voxels < [span.stop for span in box])).all(axis=1)
-        if inside.any():
-            found[inside] = np.asarray(labels[box])[tuple((voxels[inside] - low).T)]
+    size = np.minimum(getattr(labels, "chunks", None) or GROUP, GROUP)
+    _, group = np.unique(voxels // size, axis=0, return_inverse=True)
+    order = np.argsort(group.reshape(-1), kind="stable")
+    ends = np.cumsum(np.bincount(group.reshape(-1)))
+    for members in np.split(order, ends)[:-1]:  # one read for those that lie together
+        low, high = voxels[members].min(axis=0), voxels[members].max(axis=0) + 1
+        block = np.asarray(labels[tuple(slice(int(a), int(b)) for a, b in zip(low, high))])
+        found[members] = block[tuple((voxels[members] - low).T)]
     return found
 
 

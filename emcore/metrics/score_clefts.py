@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -10,47 +10,19 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.metrics.cleft_distances import clefts
-from emcore.metrics.foreground import true_foreground, unknown
+from emcore.metrics.foreground import NOBODY_KNOWS, states_of, true_foreground
 from emcore.metrics.label_files import described, listed, one_channel, open_labels
 from emcore.metrics.pairs import boxes
-from emcore.metrics.placement import Shared, moved, overlap
+from emcore.metrics.placement import Part, Shared, overlap
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
 
 CLEFTS = "volumes/labels/clefts"  # in files as the challenge gives them out
-NOBODY_KNOWS = 2  # in the blocks of a truth, beside 1 for a cleft
 ROWS = {"cleft_score": "the mean of both average distances, nm", "cleft_adgt": "of predicted voxels to the truth, nm",
         "cleft_adf": "of true voxels to the prediction, nm", "cleft_f1": "2 TP / (2 TP + FP + FN)",
         "cleft_f1_of_rates": "the harmonic mean of precision and recall",
         "cleft_false_positives": "predicted voxels farther away than that",
         "cleft_false_negatives": "true voxels farther away than that"}
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a volume that is compared: 1 on clefts, 0 elsewhere, NOBODY_KNOWS in a truth."""
-
-    volume: Volume
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    threshold: float | None  # cuts a prediction of probabilities; None where there are labels
-    is_truth: bool = False
-    dtype: np.dtype = np.dtype(np.uint8)
-
-    def values(self, box: tuple[slice, ...]) -> np.ndarray:
-        return self.volume[moved(box, self.start)]
-
-    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
-        values = self.values(box)
-        if self.threshold is not None:
-            if values.dtype.kind == "f" and not ((values >= 0) & (values <= 1)).all():
-                raise InputError(f"{self.volume.name} holds NaN or values outside of 0 and 1, where probabilities lie; "
-                                 "apply the sigmoid to logits first")
-            return above(values, self.threshold, stored_table(self.volume)).view(np.uint8)
-        out = true_foreground(values, ()).view(np.uint8)
-        if self.is_truth:
-            out[unknown(values, ()) | (values < 0)] = NOBODY_KNOWS
-        return out
 
 
 def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_nm: float = 200.0,
@@ -73,7 +45,7 @@ def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_n
     place = overlap(prediction, truth)
     notes = place.notes(truth)
     ours, rule = _of_prediction(prediction, place, threshold)
-    real = Part(truth, place.truth_start, place.shape, None, True)
+    real = Part(truth, place.truth_start, place.shape, _states, np.dtype(np.uint8))
     found = clefts(real, ours, sizes, distance_nm, background=0, invalid=NOBODY_KNOWS, threads=threads)
     if found.to_truth.count == 0 or found.to_prediction.count == 0:
         side = "the prediction" if found.to_truth.count == 0 else "the truth"
@@ -99,15 +71,29 @@ def _named(reference: Any) -> Any:
     return reference
 
 
+def _states(truth: np.ndarray) -> np.ndarray:
+    """As states_of has them; where a cleft is negative, nobody knows either."""
+    states = states_of(truth)
+    states[truth < 0] = NOBODY_KNOWS
+    return states
+
+
 def _of_prediction(volume: Volume, place: Shared, threshold: float) -> tuple[Part, str]:
     """Which voxels are predicted to be cleft, and the rule in words."""
-    probabilities = Part(volume, place.start, place.shape, threshold)
+    def is_cleft(values: np.ndarray) -> np.ndarray:
+        if values.dtype.kind == "f" and not ((values >= 0) & (values <= 1)).all():
+            raise InputError(f"{volume.name} holds NaN or values outside of 0 and 1, where probabilities lie; "
+                             "apply the sigmoid to logits first")
+        return above(values, threshold, stored_table(volume))
+
+    probabilities = Part(volume, place.start, place.shape, is_cleft, np.dtype(bool))
     if volume.dtype.kind == "f":
         return probabilities, f"prediction > {threshold:g}"
     if volume.dtype == np.uint8 and max((int(probabilities.values(box).max(initial=0))
                                          for box in boxes(probabilities)), default=0) > 1:
         return probabilities, f"prediction / 255 > {threshold:g}"
-    return Part(volume, place.start, place.shape, None), "prediction > 0: it holds labels"
+    labels = replace(probabilities, make=lambda values: true_foreground(values, ()))
+    return labels, "prediction > 0: it holds labels"
 
 
 def printed_clefts(result: dict[str, Any]) -> str:

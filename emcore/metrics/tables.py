@@ -3,7 +3,7 @@
 One pass, any integer type, memory in the number of distinct pairs; tables of blocks add up to the table of the whole.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import product
@@ -24,6 +24,7 @@ CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in th
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
 PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
+MANY_PAIRS = 1 << 20  # fewer are not worth adding up before the end
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -254,6 +255,16 @@ def pool(tables: Sequence[Contingency], same_objects: bool = True) -> Contingenc
             _renumber([part[:, column] for part in rows], np.array(sorted(special), np.uint64))
     return _table(_merged(rows), sum(table.total for table in tables), sum(table.masked for table in tables),
                   ignore_truth, ignore_labels)
+
+
+def added_up(tables: Iterable[Contingency]) -> Contingency:
+    """The pooled table of boxes of one volume, of which no more are held at a time than have as many pairs as it."""
+    held: list[Contingency] = []
+    for table in tables:
+        held.append(table)
+        if sum(len(one.counts) for one in held[1:]) > max(MANY_PAIRS, len(held[0].counts)):
+            held = [pool(held)]
+    return pool(held)
 
 
 def _renumber(columns: list[NDArray[np.uint64]], special: NDArray[np.uint64]) -> None:

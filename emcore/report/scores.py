@@ -7,7 +7,8 @@ from typing import Any
 
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
-from emcore.metrics.evaluation import SCORES, borders
+from emcore.metrics.case import borders
+from emcore.metrics.evaluation import SCORES
 from emcore.metrics.partitions import CONVENTIONS
 from emcore.reading import read_text
 from emcore.settings.evaluate import Evaluate

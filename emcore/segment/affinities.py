@@ -80,8 +80,12 @@ class Affinities:
         plane = self.values[self.channels[axis], z]
         return plane.astype(np.float32, copy=False) if self.table is None else self.table[plane]
 
-    def check_values(self, channels: Sequence[int] | None = None, threads: int | None = None) -> None:
-        """Refuses a value below 0, above 1 or not a number in the given channels, by default the nearest ones."""
+    def check_values(self, channels: Sequence[int] | None = None, threads: int | None = None,
+                     origin: Sequence[int] = (0, 0, 0)) -> None:
+        """Refuses a value below 0, above 1 or not a number in the given channels, by default the nearest ones.
+
+        origin is the first voxel of the values in their volume, for the sentence that says where such a value lies.
+        """
         if self.values.dtype == np.uint8:
             return
         bits, channels = kernel_view(self.values), self.channels if channels is None else channels
@@ -92,8 +96,9 @@ class Affinities:
             if found:
                 block = self.values[c, start:stop]
                 z, y, x = (int(i) for i in np.argwhere(~((block >= 0) & (block <= 1)))[0])
+                place = tuple(int(first) + at for first, at in zip(origin, (start + z, y, x)))
                 raise InputError(f"affs must lie in 0..1; found {block[z, y, x]} in channel {c} at voxel "
-                                 f"({start + z}, {y}, {x}); pass the output of a sigmoid, or clip it")
+                                 f"{place}; pass the output of a sigmoid, or clip it")
 
 
 def as_affinities(affs: "Affinities | np.ndarray") -> Affinities:

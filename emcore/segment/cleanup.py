@@ -10,6 +10,7 @@ from emcore.segment.agglomeration import Agglomeration, Remaining
 from emcore.segment.arrays import as_array, as_count, within
 from emcore.segment.graph import label_view, largest_label, measure, region_graph
 from emcore.segment.merge_tree import MergeTree, link_by_size, look_up
+from emcore.segment.relabeling import label_dtype
 from emcore.segment.statistics import Statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
@@ -51,11 +52,20 @@ def dust_table(sizes: np.ndarray, borders: Remaining, size: int, affinity: float
     good = np.flatnonzero(1 - borders.height > affinity)
     edges = link_by_size(borders.u, borders.v, good, sizes, size)
     merged = MergeTree(len(sizes) - 1, borders.u[edges], borders.v[edges], np.zeros(len(edges))).table(1)
+    return number_kept(merged, sizes, least)
+
+
+def number_kept(merged: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
+    """The new number of every segment: one for all that merged, numbered by the smallest segment of each group.
+
+    A group that is empty or has fewer than `least` voxels gets 0, as does segment 0. sizes counts the voxels of every
+    segment; merged names its group, by numbers up to its own that rise with the groups' smallest segments.
+    """
     voxels = np.zeros(int(merged.max()) + 1, np.int64)
     np.add.at(voxels, merged, sizes)
     keep = voxels >= max(least, 1)
     keep[0] = False
-    return np.where(keep, np.cumsum(keep), 0).astype(np.uint32)[merged]
+    return np.where(keep, np.cumsum(keep), 0).astype(label_dtype(len(sizes)))[merged]
 
 
 def remove_small(labels: np.ndarray, size: int, *, threads: int | None = None) -> np.ndarray:
@@ -86,20 +96,27 @@ def boundary_threshold(labels: np.ndarray, affs: np.ndarray | Affinities, thresh
         raise InputError(f"affs must be (channels, z, y, x) over the labels' shape {labels.shape}; "
                          f"got {checked.values.shape}")
     out = labels.copy()
+    clear_boundaries(out, checked, tuple(slice(0, length) for length in labels.shape), threshold, threads)
+    return out
 
+
+def clear_boundaries(labels: np.ndarray, affs: Affinities, inside: tuple[slice, slice, slice], threshold: float,
+                     threads: int | None = None) -> None:
+    """Does what boundary_threshold does to labels in place, which lie `inside` the affinities.
+
+    Labels of a block need one more plane of affinities before them along y and x, unless the volume begins there.
+    """
     def clear(start: int, stop: int) -> None:
         for z in range(start, stop):
             total = np.zeros(labels.shape[1:], np.float32)
             for axis in (1, 2):
-                plane = checked.plane(axis, z)
-                if checked.shifts[axis]:
-                    here, there = [slice(None)] * 2, [slice(None)] * 2
-                    here[axis - 1], there[axis - 1] = slice(1, None), slice(None, -1)
-                    total[tuple(here)] += plane[tuple(there)]
-                else:
-                    total += plane
-            out[z][total / 2 < threshold] = 0
+                here, there = [slice(None)] * 2, list(inside[1:])
+                if affs.shifts[axis]:
+                    first = max(inside[axis].start - 1, 0)
+                    here[axis - 1] = slice(first + 1 - inside[axis].start, None)
+                    there[axis - 1] = slice(first, inside[axis].stop - 1)
+                total[tuple(here)] += affs.plane(axis, inside[0].start + z)[tuple(there)]
+            labels[z][total / 2 < threshold] = 0
 
     threads = thread_count(threads)
     run_parallel(clear, slabs(labels.shape[0], threads), threads)
-    return out

@@ -20,6 +20,10 @@ class Joined(NamedTuple):
     new: np.ndarray  # the smallest label of each one's group
 
 
+# two labels of consecutive sections: alike by their overlap, buddies if each overlaps the other most
+CANDIDATE = np.dtype([("first", "u8"), ("second", "u8"), ("z", "i8"), ("alike", "?"), ("buddies", "?")])
+
+
 class LinkRule(NamedTuple):
     """Which segments of two sections are one.
 
@@ -41,32 +45,23 @@ class LinkRule(NamedTuple):
 def link_sections(labels: np.ndarray, affs: np.ndarray | Affinities | None = None, rule: LinkRule | None = None, *,
                   threads: int | None = None) -> np.ndarray:
     """labels (z, y, x) with segments joined through consecutive sections; a group takes its smallest label."""
-    rule = LinkRule() if rule is None else rule
-    if not isinstance(rule, LinkRule):
-        raise InputError(f"rule must be a LinkRule, such as segment.LinkRule(iou=0.5); got {type(rule).__name__}")
-    iou, best_buddy, one_sided, one_sided_size, affinity, min_size = rule
+    rule = check_rule(LinkRule() if rule is None else rule)
     given = as_array("labels", labels)
     labels = _labels(given, 3, "labels")
-    _fractions(iou=iou, one_sided=one_sided, affinity=affinity)
-    _sizes(min_size=min_size, one_sided_size=one_sided_size)
-    if affinity and affs is None:
-        raise InputError(f"affinity={affinity} needs affs; pass them, or leave affinity at 0")
-    z_affinity = None
+    if rule.affinity and affs is None:
+        raise InputError(f"affinity={rule.affinity} needs affs; pass them, or leave affinity at 0")
     if affs is not None:
         checked = as_affinities(affs)
         checked.check_values(threads=threads)
         if checked.shape != labels.shape:
             raise InputError(f"affs must lie on the labels {labels.shape}; got {checked.values.shape}")
-        z_affinity = checked if affinity else None
-    depth = len(labels)
+    depth, pixels = len(labels), labels[:1].size
     if labels.size == 0 or depth < 2:
         return given.copy()
 
     def overlaps(z: int) -> np.ndarray:
-        plane = None
-        if z_affinity is not None:
-            plane = z_affinity.plane(0, z + 1 - z_affinity.shifts[0])
-        return kernel.overlaps(labels[z], labels[z + 1], plane)
+        plane = z_plane(checked, z) if rule.affinity else None
+        return kernel.overlaps(labels[z], labels[z + 1], plane, pixels)
 
     tables = run_parallel(overlaps, [(z,) for z in range(depth - 1)], thread_count(threads))
     present = [np.unique(table["first"]) for table in tables] + [np.unique(tables[-1]["second"])]
@@ -76,27 +71,57 @@ def link_sections(labels: np.ndarray, affs: np.ndarray | Affinities | None = Non
         where = np.searchsorted(ids, names)
         begins[where] = np.minimum(begins[where], z)
         ends[where] = z
-
-    pairs = []
-    for z, table in enumerate(tables):
-        pair = _measure(table)
-        pair = pair[(pair["smaller"] >= min_size) & (pair["first"] != pair["second"])]
-        a_ends = ends[np.searchsorted(ids, pair["first"])] == z
-        b_begins = begins[np.searchsorted(ids, pair["second"])] == z + 1
-        keep = np.zeros(len(pair), bool)
-        if iou:
-            keep |= pair["iou"] >= iou
-        if one_sided:
-            keep |= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_size)
-        keep &= a_ends | b_begins
-        if best_buddy:
-            keep |= a_ends & b_begins & _largest(pair, "first", "second") & _largest(pair, "second", "first")
-        if affinity:
-            keep &= pair["affinity"] >= affinity
-        pairs.append(_ids(pair[keep]))
-    joined = join_pairs(np.concatenate(pairs))
+    found = np.concatenate([candidates(table, z, pixels, rule) for z, table in enumerate(tables)])
+    joined = join_candidates(found, ids, begins, ends)
     named = remap(labels, (joined.old, joined.new.astype(labels.dtype)), missing="keep", threads=threads)
     return named.astype(given.dtype, copy=False)
+
+
+def check_rule(rule: LinkRule) -> LinkRule:
+    """The rule, if all its numbers are what they must be."""
+    if not isinstance(rule, LinkRule):
+        raise InputError(f"rule must be a LinkRule, such as segment.LinkRule(iou=0.5); got {type(rule).__name__}")
+    _fractions(iou=rule.iou, one_sided=rule.one_sided, affinity=rule.affinity)
+    _sizes(min_size=rule.min_size, one_sided_size=rule.one_sided_size)
+    return rule
+
+
+def z_plane(affs: Affinities, z: int) -> np.ndarray:
+    """The float32 affinities between the sections z and z + 1."""
+    return affs.plane(0, z + 1 - affs.shifts[0])
+
+
+def candidates(table: np.ndarray, z: int, pixels: int, rule: LinkRule) -> np.ndarray:
+    """The pairs of labels of sections z and z + 1 that the rule joins if they end and begin there, as CANDIDATE.
+
+    table holds the overlaps of the two whole sections, which have so many pixels.
+    """
+    pair = _measure(table, pixels)
+    pair = pair[(pair["smaller"] >= rule.min_size) & (pair["first"] != pair["second"])]
+    alike = np.zeros(len(pair), bool)
+    if rule.iou:
+        alike |= pair["iou"] >= rule.iou
+    if rule.one_sided:
+        alike |= (pair["one_sided"] >= rule.one_sided) & (pair["smaller"] >= rule.one_sided_size)
+    buddies = np.zeros(len(pair), bool)
+    if rule.best_buddy:
+        buddies = _largest(pair, "first", "second") & _largest(pair, "second", "first")
+    if rule.affinity:
+        alike &= pair["affinity"] >= rule.affinity
+        buddies &= pair["affinity"] >= rule.affinity
+    found = np.empty(len(pair), CANDIDATE)
+    for name, values in (("first", pair["first"]), ("second", pair["second"]), ("z", z), ("alike", alike),
+                         ("buddies", buddies)):
+        found[name] = values
+    return found[alike | buddies]
+
+
+def join_candidates(found: np.ndarray, ids: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> Joined:
+    """The groups that candidates form; ids (sorted) begin and end in these sections."""
+    a_ends = ends[np.searchsorted(ids, found["first"])] == found["z"]
+    b_begins = begins[np.searchsorted(ids, found["second"])] == found["z"] + 1
+    keep = found["alike"] & (a_ends | b_begins) | found["buddies"] & a_ends & b_begins
+    return join_pairs(_ids(found[keep]))
 
 
 def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | None = None, *, min_overlap: int = 1,
@@ -123,7 +148,8 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
             raise InputError("affinities must lie in 0..1; pass the output of a sigmoid, or clip it")
         affinities = affinities.astype(np.float32, copy=False)
     kind = np.uint64 if 8 in (first.dtype.itemsize, second.dtype.itemsize) else np.uint32
-    pair = _measure(kernel.overlaps(first.astype(kind, copy=False), second.astype(kind, copy=False), affinities))
+    table = kernel.overlaps(first.astype(kind, copy=False), second.astype(kind, copy=False), affinities, first.size)
+    pair = _measure(table, first.size)
     keep = (pair["pixels"] >= min_overlap) & (pair["iou"] >= iou)
     if one_sided:
         keep &= (pair["one_sided"] >= one_sided) & (pair["smaller"] >= one_sided_size)
@@ -146,8 +172,8 @@ def join_pairs(pairs: np.ndarray) -> Joined:
     return Joined(pairs, ids, ids[parent])
 
 
-def _measure(table: np.ndarray) -> np.ndarray:
-    """The pairs of two labels in an overlap table, with their IoU, share of the smaller area and mean affinity."""
+def _measure(table: np.ndarray, pixels: int) -> np.ndarray:
+    """The pairs of two labels in the overlap table of images with so many pixels, and what a rule asks of them."""
     _, a, areas_a = _areas(table, "first")
     _, b, areas_b = _areas(table, "second")
     fields = [*table.dtype.descr[:3], ("smaller", "i8"), ("iou", "f8"), ("one_sided", "f8"), ("affinity", "f8")]
@@ -157,7 +183,7 @@ def _measure(table: np.ndarray) -> np.ndarray:
     pair["smaller"] = np.minimum(areas_a[a], areas_b[b])
     pair["iou"] = table["pixels"] / (areas_a[a] + areas_b[b] - table["pixels"])
     pair["one_sided"] = table["pixels"] / pair["smaller"]
-    pair["affinity"] = table["total"] / table["pixels"]
+    pair["affinity"] = table["total"] / kernel.scale_of(pixels) / table["pixels"]
     return pair[(pair["first"] > 0) & (pair["second"] > 0)]
 
 

@@ -12,10 +12,13 @@ from emcore.segment.morphology import dilate
 from emcore.segment.relabeling import label_dtype
 from emcore.threads import run_parallel, slabs, thread_count
 
+DILATE_SIZE = 5  # of polarity_instances where it is not told
+
 
 def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: int = 128, *,
-                       scale_factors: float | Sequence[float] = 1, semantic: bool = False, dilate_size: int = 5,
-                       exclusive: bool = False, threads: int | None = None) -> np.ndarray:
+                       scale_factors: float | Sequence[float] = 1, semantic: bool = False,
+                       dilate_size: int = DILATE_SIZE, exclusive: bool = False,
+                       threads: int | None = None) -> np.ndarray:
     """(z, y, x) labels: 2n - 1 on the pre-synaptic side of synapse n, 2n on its post-synaptic side, post over pre.
 
     prediction is (3, z, y, x), float or uint8: pre, post and their union, each set above threshold (above
@@ -27,17 +30,14 @@ def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: in
     down.
     """
     prediction, threads = as_array("prediction", prediction), thread_count(threads)
-    if prediction.ndim != 4 or prediction.shape[0] != 3 or (
-            prediction.dtype.kind != "f" and prediction.dtype != np.uint8):
-        raise InputError("prediction must be (3, z, y, x), floating point or uint8; "
-                         f"got {prediction.shape} {prediction.dtype}")
+    _check(prediction)
     if not within(small, 0, np.inf):
         raise InputError(f"small must not be below 0; got {small}")
     factors = as_numbers("scale_factors", scale_factors)
     factors = np.broadcast_to(factors, 3) if factors.shape in ((), (1,), (3,)) else np.zeros(3)
     if not ((factors > 0) & (factors * np.maximum(1, prediction.shape[1:]) < 2**31)).all():
         raise InputError(f"scale_factors must be above 0, one or three (z, y, x); got {scale_factors}")
-    pre, post, union = _masks(prediction, threshold, exclusive, threads)
+    pre, post, union = side_masks(prediction, threshold, exclusive, threads=threads)
     if small > 1:
         pre, post = (remove_small(connected_components(side, threads=threads), small, threads=threads) > 0
                      for side in (pre, post))
@@ -57,17 +57,18 @@ def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: in
     return _nearest(labels, factors)
 
 
-def _masks(prediction: np.ndarray, threshold: float, exclusive: bool,
-           threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where pre, post and their union hold."""
+def side_masks(prediction: np.ndarray, threshold: float, exclusive: bool, largest: float | None = None,
+               threads: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where pre, post and their union hold; of a part of a volume, `largest` is the largest value of all of it."""
+    _check(prediction)
+    threads = thread_count(threads)
     pre, post, union = masks = np.empty(prediction.shape, bool)
     pieces = slabs(prediction.shape[1], threads * 8)
-    largest = run_parallel(lambda start, stop: float(np.max(prediction[:, start:stop], initial=0)), pieces, threads)
-    if np.isnan(largest).any():
-        raise InputError("prediction holds NaN; replace it, for example with numpy.nan_to_num")
+    found = largest_value(prediction, threads)
     if not exclusive and not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")
-    cut = threshold if prediction.dtype.kind == "f" and max(largest, default=0) <= 1 else int(255 * threshold)
+    largest = found if largest is None else largest
+    cut = threshold if prediction.dtype.kind == "f" and largest <= 1 else int(255 * threshold)
 
     def decide(start: int, stop: int) -> None:
         part = slice(start, stop)
@@ -82,6 +83,23 @@ def _masks(prediction: np.ndarray, threshold: float, exclusive: bool,
 
     run_parallel(decide, pieces, threads)
     return pre, post, union
+
+
+def largest_value(prediction: np.ndarray, threads: int | None = None) -> float:
+    """The largest value of a prediction, 0 where none is above; one with NaN is refused."""
+    threads = thread_count(threads)
+    parts = run_parallel(lambda start, stop: float(np.max(prediction[:, start:stop], initial=0)),
+                         slabs(prediction.shape[1], threads * 8), threads)
+    if np.isnan(parts).any():
+        raise InputError("prediction holds NaN; replace it, for example with numpy.nan_to_num")
+    return max(parts, default=0.0)
+
+
+def _check(prediction: np.ndarray) -> None:
+    if prediction.ndim != 4 or prediction.shape[0] != 3 or (
+            prediction.dtype.kind != "f" and prediction.dtype != np.uint8):
+        raise InputError("prediction must be (3, z, y, x), floating point or uint8; "
+                         f"got {prediction.shape} {prediction.dtype}")
 
 
 def _nearest(labels: np.ndarray, factors: np.ndarray) -> np.ndarray:
