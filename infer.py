@@ -11,8 +11,8 @@
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5. Those of a checkpoint
 that is not the run's own stand in outputs/<name>_weights=<file>. Each file holds a record of what made it: a prediction
-of other weights, settings or another volume is never taken for the one that was asked for. A volume whose decoding would
-not fit into memory is decoded in blocks, with the same labels (docs/blocks.md).
+of other weights, settings or another volume is never taken for the one that was asked for. A volume that the memory does
+not hold is decoded in blocks, to the same labels (docs/blocks.md).
 """
 
 import argparse
@@ -136,7 +136,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
 
 
 def planned(settings: Settings, plan: dict, model):
-    """How the labels of a volume will be made, which is told; refused before any work where neither way has the memory."""
+    """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
     if settings.decode.kind == "none":
         return None
     from emcore.blocks.choice import Task, choose

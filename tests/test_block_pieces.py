@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from emcore.volumes.blocks import read_block
 
 from emcore.blocks import work
 from emcore.blocks.choice import check_kind, needs_sections
@@ -25,6 +24,7 @@ from emcore.settings.decode import (
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
+from emcore.volumes.blocks import read_block
 
 IN_MEMORY = {ConnectedDecode: connected, ComponentsDecode: components, PolarityDecode: polarity}
 
