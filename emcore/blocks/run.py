@@ -8,9 +8,7 @@ A run that was killed goes on by the same command, from the files that are there
 """
 
 import json
-import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config
-from emcore.blocks import engines
+from emcore.blocks import engines, status
+from emcore.blocks.alive import SILENCE, Signs, is_dead, signs
 from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
 from emcore.errors import InputError
-from emcore.files import TEMPORARY, is_left_behind, machine, remove, reported, sweep, temporary_name, write_text
+from emcore.files import reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
@@ -35,8 +34,6 @@ from emcore.volumes import open_volume
 
 PLAN = "plan.json"
 ABOUT = "blocks"  # the attribute of labels that tells how to find their blocks
-BEAT = 10.0  # seconds between two signs of life of a run
-SILENT = 60.0  # seconds after which a run on another machine counts as dead
 
 
 def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choice, blocks: Blocks,
@@ -49,7 +46,8 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
         folder.mkdir(parents=True, exist_ok=True)
     about = {"folder": folder.name, "block": list(work.grid.block), "content": work.content,
              "prediction": beside(prediction, out.parent)}
-    with running(folder, {**about, "decode": config.to_table(settings)}, finished=has_labels(out)):
+    plan = {**about, "shape": list(work.grid.shape), "decode": config.to_table(settings)}
+    with running(folder, plan, finished=has_labels(out)):
         engines.run(work, replace(blocks, workers=choice.workers))
         work.join(out, source.resolution, source.offset,
                   {"decode": config.to_table(settings), ATTRIBUTE: record, ABOUT: about})
@@ -65,7 +63,8 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
         raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")
     work = work.at(threshold)
     table, about = config.to_table(work.settings), before.attrs[ABOUT]
-    with running(work.folder, {**about, "decode": table}, finished=True):
+    plan = {**about, "shape": list(work.grid.shape), "decode": table}
+    with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
         said = {"decode": table, ABOUT: about} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out, before.resolution, before.offset, said)
@@ -131,32 +130,16 @@ def running(folder: Path, plan: dict[str, Any], finished: bool) -> Iterator[None
     """Sets up the plan of a run, unless another run is at work by another plan; shows that this one lives."""
     stored = read_plan(folder)
     if stored is not None and stored != plan:
-        if living := drivers(folder):
-            raise InputError(f"{folder} is being made by another run ({living[0]}) with other settings: "
-                             f"{listed(changed(stored, plan))}. Wait for its end, or end it")
+        if other := living(folder):
+            raise InputError(f"{folder} is being made with other settings: {listed(changed(stored, plan))}, by {other}. "
+                             "Wait for its end, or end it")
         if stored.get("content") != plan["content"] and not finished:
             raise InputError(f"{folder} was begun from another prediction than the one that is there now: remove that "
                              "folder to begin anew")
     if stored != plan:
         write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
-    mine, stop = temporary_name(folder / "run", "partial"), threading.Event()
-    with reported(folder):
-        sweep(folder / "run")
-        mine.touch()
-
-    def beat() -> None:
-        while not stop.wait(BEAT):
-            with suppress(OSError):
-                os.utime(mine)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
+    with Signs(folder):
         yield
-    finally:
-        stop.set()
-        thread.join()
-        remove(mine)
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
@@ -168,18 +151,13 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def drivers(folder: Path) -> list[str]:
-    """The runs that are at work in a folder, in words."""
-    found = []
-    with suppress(OSError):
-        for entry in os.scandir(folder):
-            match = TEMPORARY.fullmatch(entry.name)
-            if match is None or match["name"] != "run" or is_left_behind(Path(entry.path), match):
-                continue
-            silent = time.time() - entry.stat().st_mtime
-            if match["machine"] == machine() or silent < SILENT:
-                found.append(f"process {match['process']}, which showed itself {silent:.0f} s ago")
-    return found
+def living(folder: Path) -> str | None:
+    """A process that is at work in a folder, in words."""
+    for _, words, written in signs(folder):
+        silent = time.time() - written
+        if silent < SILENCE and not is_dead(words):
+            return f"process {words['process']} of {words['host']}, which showed itself {silent:.0f} s ago"
+    return None
 
 
 def block_begun(out: Path, content: str) -> tuple[int, int, int] | None:
@@ -201,3 +179,31 @@ def tidy(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and "-" in entry.name and entry.name not in wanted:
             shutil.rmtree(entry, ignore_errors=True)
+
+
+# ---- where a run stands
+
+
+def status_of(prediction: Path, labels: Path) -> list[str]:
+    """How far a prediction and its labels are, by files alone."""
+    lines = [f"{prediction}: {'there' if prediction.exists() else begun_prediction(prediction)}"]
+    if has_labels(labels):
+        lines.append(f"{labels}: there")
+    plan = read_plan(labels.with_suffix(FOLDER))
+    if plan is None:
+        return lines if has_labels(labels) else [*lines, f"{labels}: not begun"]
+    try:
+        grid = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["block"])))
+        settings = config.from_table(Decode, plan["decode"], "decode")
+        work = work_for(labels.with_suffix(FOLDER), grid, plan["prediction"], settings, plan["content"])
+    except (KeyError, TypeError, ValueError):
+        return [*lines, f"{labels.with_suffix(FOLDER) / PLAN} cannot be read: the next run writes it anew"]
+    return [*lines, *(f"{labels}: {line}" for line in status.status(work))]
+
+
+def begun_prediction(prediction: Path) -> str:
+    parts = prediction.with_name(f"{prediction.name}.parts")
+    if not parts.exists():
+        return "not begun"
+    done = sum(entry.suffix == ".npy" for entry in parts.iterdir())
+    return f"begun, {done} parts are there"
