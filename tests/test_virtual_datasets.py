@@ -1,7 +1,6 @@
 """Datasets joined from those of other files: HDF5's own reading, with every part at hand, is the oracle."""
 
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -274,27 +273,3 @@ def test_threads_share_a_joined_volume(tmp_path):
 
 def test_a_joined_volume_says_the_chunks_of_its_parts(tmp_path):
     assert open_volume(tower(tmp_path, 3)).chunks == (1, 4, 5)
-
-
-def test_a_hundred_thousand_parts_open_in_time(tmp_path):
-    """Their source is one file, as so many files would test the disk."""
-    write(tmp_path / "a.h5", np.arange(1, 9, dtype="uint16").reshape(2, 2, 2), chunks=(2, 2, 2))
-    code = f"""
-import sys, time
-sys.path.insert(0, {str(ROOT)!r})
-import h5py
-properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-properties.set_layout(h5py.h5d.VIRTUAL)
-place, source = h5py.h5s.create_simple((200, 200, 20)), h5py.h5s.create_simple((2, 2, 2))
-for number in range(100_000):
-    z, y, x = number // 1000, number // 10 % 100, number % 10
-    place.select_hyperslab((2 * z, 2 * y, 2 * x), (1, 1, 1), block=(2, 2, 2))
-    properties.set_virtual(place, b"a.h5", b"main", source)
-with h5py.File({str(tmp_path / "v.h5")!r}, "w") as file:
-    h5py.h5d.create(file.id, b"main", h5py.h5t.NATIVE_UINT16, h5py.h5s.create_simple((200, 200, 20)), properties)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
-    start = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-    volume = open_volume(tmp_path / "v.h5")
-    assert volume[99:101, 150:152, 6:8].ravel().tolist() == [5, 6, 7, 8, 1, 2, 3, 4]
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_utime - start < 60

@@ -47,13 +47,14 @@ def inspect(reference: str) -> dict[str, Any]:
 
 
 def facts(volume: Volume) -> dict[str, Any]:
-    """Resolution, offset and attributes of a volume, and the values of a sample at its centre."""
+    """Chunks, resolution, offset and attributes of a volume, and the values of a sample at its centre."""
     chunk = math.prod(volume.chunks or ()) * volume.dtype.itemsize
     if chunk > MOST_CHUNK_BYTES:
         raise InputError(f"not sampled, because one chunk of {volume.chunks} takes {quantity(chunk)}B of memory")
     box = central_box(volume)
     block = volume[box]
-    return {"resolution": volume.resolution, "offset": volume.offset, "attributes": volume.attrs,
+    return {"chunks": list(volume.chunks) if volume.chunks else None, "resolution": volume.resolution,
+            "offset": volume.offset, "attributes": volume.attrs,
             "sample": {"box": [[span.start, span.stop] for span in box], **values(block)}}
 
 
