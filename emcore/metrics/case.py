@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.memory import check_memory
+from emcore.memory import check_memory, memory_there
 from emcore.metrics.binary import Confusion, confusion
 from emcore.metrics.foreground import NOBODY_KNOWS, states_of, true_foreground, unknown
 from emcore.metrics.pairs import boxes
@@ -24,8 +24,12 @@ from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
+<<<<<<< HEAD
 SECTION_BYTES = 48  # that a voxel of a section takes where sections are looked at whole
 PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
+=======
+SECTION_BYTES = 72  # that a voxel of a section takes, measured, where sections are looked at whole
+>>>>>>> b-scores
 Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 Found = TypeVar("Found")
 
@@ -52,11 +56,13 @@ class Case:
     def each(self, ours: Volume, place: Shared, function: Callable[[np.ndarray, np.ndarray], Found],
              whole_sections: bool = False) -> Iterator[Found]:
         """What a function makes of the voxels of the truth and of ours, box by box of the part that both cover."""
+        channel, most = self.channel(ours), None
         if whole_sections:
-            check_memory(SECTION_BYTES * prod(place.shape[1:]), f"a score of sections of {place.shape[1:]} voxels",
+            section = SECTION_BYTES * prod(place.shape[1:])
+            check_memory(section, f"a score of sections of {place.shape[1:]} voxels",
                          "score a part with evaluate.crop, or take this score out of evaluate.scores")
-        channel = self.channel(ours)
-        for box in boxes(self.truth, ours, shape=place.shape, whole_sections=whole_sections):
+            most = max(1, memory_there() // 2 // section)
+        for box in boxes(self.truth, ours, shape=place.shape, most_sections=most):
             yield function(self.truth[moved(box, place.truth_start)], ours[(*channel, *moved(box, place.start))])
 
     def channel(self, ours: Volume) -> tuple[int, ...]:

@@ -45,11 +45,13 @@ def check_not_negative(name: str, labels: NDArray) -> None:
                          "voxels as 0, or CREMI's background as 2^64 - 1 in uint64")
 
 
-def boxes(*volumes, shape: Sequence[int] | None = None, whole_sections: bool = False) -> Iterator[tuple[slice, ...]]:
+def boxes(*volumes, shape: Sequence[int] | None = None,
+          most_sections: int | None = None) -> Iterator[tuple[slice, ...]]:
     """The whole of arrays, or boxes of whole chunks of volumes, of BLOCK_BYTES at most unless one chunk is larger.
 
     They cover the shape, which without one is that of the first volume, x before y before z; there is at least one,
-    which is empty where the volumes are. whole_sections: they are runs of sections, of one at least.
+    which is empty where the volumes are. most_sections: they are runs of whole sections, of as many as BLOCK_BYTES
+    hold, or as a chunk has where those are more, but of no more than these.
     """
     shape = tuple(volumes[0].shape) if shape is None else tuple(shape)
     if 0 in shape or not shape or all(isinstance(volume, np.ndarray) for volume in volumes):
@@ -57,10 +59,10 @@ def boxes(*volumes, shape: Sequence[int] | None = None, whole_sections: bool = F
         return
     voxels = BLOCK_BYTES // sum(getattr(volume, "voxel_bytes", volume.dtype.itemsize) for volume in volumes)
     chunks = [tuple(chunk)[-len(shape):] for chunk in (getattr(volume, "chunks", None) for volume in volumes) if chunk]
-    cut = shape
-    if whole_sections:
-        cut, voxels = shape[:1], max(1, voxels // prod(shape[1:]))
-        chunks = [chunk[:1] for chunk in chunks if chunk[0] <= voxels]
-    first, second = (*chunks[:2], None, None)[:2]
-    for box in blocks(cut, first, second, voxels):
-        yield (*box, *(slice(0, size) for size in shape[len(cut):]))
+    if most_sections is None:
+        yield from blocks(shape, *(*chunks[:2], None, None)[:2], voxels)
+        return
+    deep = max((chunk[0] for chunk in chunks), default=1)
+    run = min(most_sections, max(deep, voxels // prod(shape[1:]) // deep * deep))
+    for z in range(0, shape[0], run):
+        yield slice(z, min(z + run, shape[0])), *(slice(0, size) for size in shape[1:])

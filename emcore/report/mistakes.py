@@ -54,9 +54,10 @@ def missed_and_invented(table: Contingency, background: tuple[int, ...]) -> dict
             "invented": unmet(table.labels[ours], table.truth[ours], table.counts[ours], background)}
 
 
-def best_partner(groups: np.ndarray, members: np.ndarray, counts: np.ndarray) -> dict[int, int]:
-    """Group id -> the member that shares most voxels with it; the smaller id of equals."""
-    groups, members, counts = groups[::-1], members[::-1], counts[::-1]  # tables ascend, sorting keeps equals in order
+def best_partner(groups: np.ndarray, members: np.ndarray, counts: np.ndarray, wanted: np.ndarray) -> dict[int, int]:
+    """Group id -> the member that shares most voxels with it, the smaller id of equals; of the wanted groups alone."""
+    kept = np.flatnonzero(np.isin(groups, wanted))[::-1]  # tables ascend, sorting keeps equals in order
+    groups, members, counts = groups[kept], members[kept], counts[kept]
     order = np.lexsort((counts, groups))
     return dict(zip(groups[order].tolist(), members[order].tolist()))  # the last entry of a group stays
 

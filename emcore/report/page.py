@@ -58,9 +58,9 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
 
 
 def make_views(settings: Settings, results: Path) -> list[dict[str, Any]]:
-    limit = POINTS // max(1, len(settings.data.test))
+    limit, tables = POINTS // max(1, len(settings.data.test)), {}
     while True:
-        views = [make_view(settings, results, number, limit) for number in range(len(settings.data.test))]
+        views = [make_view(settings, results, number, limit, tables) for number in range(len(settings.data.test))]
         size = sum(len(layer["data"]) for view in views for layer in view["layers"])
         if size <= PICTURE_BYTES or limit <= 1000:
             return views

@@ -25,8 +25,12 @@ CHANNELS = 3  # of a prediction that are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
 
 
-def make_view(settings: Settings, results: Path, number: int, limit: int) -> dict[str, Any]:
-    """What the page needs of data.test[number], with at most `limit` grid points a layer."""
+def make_view(settings: Settings, results: Path, number: int, limit: int,
+              tables: dict[int, Contingency]) -> dict[str, Any]:
+    """What the page needs of data.test[number], with at most `limit` grid points a layer.
+
+    It reads what it shows; only its table of truth and labels is of all voxels, and is kept in `tables`.
+    """
     test = settings.data.test[number]
     name = result_name(settings.data, number)
     labels = results / f"{name}_labels.h5"
@@ -67,7 +71,9 @@ def make_view(settings: Settings, results: Path, number: int, limit: int) -> dic
     table = None
     if len(ids) == 2:
         try:
-            table = compared(settings, opened, ids, ignored, view)
+            table = pieces_table(ids, view) if settings.evaluate.pieces else tables.get(number)
+            if table is None:
+                table = tables[number] = compared(opened["labels"], opened["truth"], ignored)
         except InputError as error:
             view["notes"].append(f"no errors are shown: {error}")
     add_labels(view, ids, table, settings.data.background)
@@ -86,15 +92,16 @@ def merges_of(path: Path, labels: Volume, notes: list[str]) -> dict[str, Any] | 
         return None
 
 
-def compared(settings: Settings, opened: dict[str, Volume], ids: dict[str, np.ndarray], ignored: tuple,
-             view: dict[str, Any]) -> Contingency:
-    """The table of truth and labels: of all voxels, but where the truth's objects are pieces of what the page shows."""
-    if settings.evaluate.pieces:
-        if view["step"] != (1, 1, 1) or view["shape"] != view["whole"]:
-            view["notes"].append("the truth is a mask: its pieces and the errors are those of the points shown here")
-        table = contingency(ids["truth"], ids["labels"], (0,), (0,))
-        return replace(table, counts=table.counts * int(np.prod(view["step"])))
-    labels, truth = opened["labels"], opened["truth"]
+def pieces_table(ids: dict[str, np.ndarray], view: dict[str, Any]) -> Contingency:
+    """The table of a truth whose objects are the pieces of what the page shows."""
+    if view["step"] != (1, 1, 1) or view["shape"] != view["whole"]:
+        view["notes"].append("the truth is a mask: its pieces and the errors are those of the points shown here")
+    table = contingency(ids["truth"], ids["labels"], (0,), (0,))
+    return replace(table, counts=table.counts * int(np.prod(view["step"])))
+
+
+def compared(labels: Volume, truth: Volume, ignored: tuple[int, ...]) -> Contingency:
+    """The table of all voxels of labels and their truth."""
     special = CREMI_SPECIAL if truth.dtype == np.uint64 else ()
     return whole_table(labels, truth, overlap(labels, truth)).ignoring((*ignored, *special), (0,))
 
@@ -141,9 +148,10 @@ def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], table: Continge
     partner: dict[str, dict[int, int]] = {"truth": {}, "labels": {}}
     if table is not None:
         view["scored"] = True
-        pairs = table.truth[table.kept], table.labels[table.kept], table.n
-        partner = {"truth": mistakes.best_partner(*pairs),
-                   "labels": mistakes.best_partner(pairs[1], pairs[0], pairs[2])}
+        truth, labels = table.truth[table.kept], table.labels[table.kept]
+        partner["labels"] = mistakes.best_partner(labels, truth, table.n, np.unique(ids["labels"]))
+        matched = np.array([*partner["labels"].values()], np.uint64)
+        partner["truth"] = mistakes.best_partner(truth, labels, table.n, np.union1d(matched, ids["truth"]))
         view["mistakes"] = mistakes.find(table)
         if view["detected"]:
             view["mistakes"] |= mistakes.missed_and_invented(table, (0, CREMI_SPECIAL[1], *background))
@@ -154,8 +162,8 @@ def add_labels(view: dict[str, Any], ids: dict[str, np.ndarray], table: Continge
         numbers[kind] = {int(label): place for place, label in enumerate(found)}
         colours = found.copy()
         if kind == "labels":  # a segment and the object it matches best share a colour, so that both pictures compare
-            matched = [(place, partner["labels"].get(int(label))) for place, label in enumerate(found)]
-            for place, other in matched:
+            for place, label in enumerate(found):
+                other = partner["labels"].get(int(label))
                 if other is not None and partner["truth"].get(other) == int(found[place]):
                     colours[place] = other
         view["layers"].append({"kind": kind, "name": kind, "ids": [str(label) for label in found.tolist()],
