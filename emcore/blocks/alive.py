@@ -56,7 +56,7 @@ class Signs:
         found = {path: (words, written) for path, words, written in signs(self.folder)}
         now = found.pop(self.path, ({}, time.time()))[1]
         return {words["number"] for words, written in found.values() if words["stage"] == stage
-                and now - written < self.silence and not is_dead(words)}
+                and words["number"] is not None and now - written < self.silence and not is_dead(words)}
 
     def _beat(self) -> None:
         while not self.ended.wait(self.beat):
