@@ -51,6 +51,8 @@ cdef int widen(Node* node) except -1 nogil:
     cdef Node wider = node[0]
     cdef uint32_t i
     cdef uint32_t slots = node.room if node.table else node.size
+    if node.size >= <uint32_t>1 << 30:
+        raise OverflowError("a cluster has more neighbours than 32 bits number")
     wider.owned = True
     wider.table = node.size >= LIST
     wider.room = LIST

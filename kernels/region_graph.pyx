@@ -131,17 +131,6 @@ def add_faces(EdgeTable table, const label_t[:, :, :] labels, const value_t[:, :
         table.add_recent()
 
 
-def add_edges(EdgeTable table, const uint32_t[:] lower, const uint32_t[:] upper, const int64_t[:] count,
-              const int64_t[:] total, const float[:] most, const float[:] least, const uint64_t[:] key):
-    """Adds edges that were measured elsewhere."""
-    cdef Py_ssize_t i
-    cdef Edge part
-    with nogil:
-        for i in range(lower.shape[0]):
-            part = Edge(lower[i], upper[i], key[i], count[i], total[i], most[i], least[i])
-            table.add(&part)
-
-
 def collect_starts(list tables, int64_t[::1] starts, uint64_t[::1] entries):
     """Fills starts[u]..starts[u+1] with the place of the records of lower id u, and entries with (upper id, number).
 

@@ -4,20 +4,27 @@ What a task does beside that is asked for by files in the folder `asked`: `STAGE
 below, which is called before the task is carried out.
 """
 
+import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from emcore.blocks import store
+from emcore.blocks import engines, share, store
+from emcore.blocks.alive import Signs
 from emcore.blocks.work import Stage, Work
-from emcore.errors import InputError
+from emcore.errors import InputError, run_command
+from emcore.settings.blocks import Blocks
 
+ROOT = Path(__file__).resolve().parent.parent
 LEAVES = 16
 
 
@@ -61,7 +68,7 @@ class Sums(Work):
     # ---- for tests
 
     def ask(self, stage: str, number: int, what: str) -> None:
-        (self.folder / "asked").mkdir(exist_ok=True)
+        (self.folder / "asked").mkdir(parents=True, exist_ok=True)
         (self.folder / "asked" / f"{stage}-{number}").write_text(what)
 
     def files(self) -> dict[str, bytes]:
@@ -82,9 +89,15 @@ def say_process(path: Path) -> None:
 
 def wait_once(path: Path) -> None:
     """Says which process it is, and takes long enough to be killed; the next try is quick."""
-    path.unlink()
     say_process(path)
+    path.unlink()
     time.sleep(30)
+
+
+def wait_a_little(path: Path) -> None:
+    say_process(path)
+    path.unlink()
+    time.sleep(1)
 
 
 def die(path: Path) -> None:
@@ -111,5 +124,44 @@ def refuse(path: Path) -> None:
 
 
 def fill_disk(path: Path) -> None:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def damage(path: Path) -> None:
+    """Cuts off one file that the task needs, and changes a byte of the other."""
+    path.unlink()
+    one, other = (path.parent.parent / "sums" / "1" / f"00000{number}.columns" for number in (2, 3))
+    one.write_bytes(one.read_bytes()[:-1])
+    change_byte(other)
+
+
+def change_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+# ---- a command that carries it out: python -c "from tests.block_toy import drive; drive()" FOLDER '{"engine": ...}'
+
+
+def drive() -> None:
+    sys.exit(run_command(main, sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    given = json.loads(arguments[1])
+    work = Sums(Path(arguments[0]), seconds=given.pop("seconds", 0.0))
+    if "silence" in given:
+        share.run(work, *share.place(), Signs(work.folder, 0.1, given["silence"]))
+    else:
+        engines.run(work, Blocks(**given))
+    return 0
+
+
+def started(work: Sums, more: Mapping[str, str] | None = None, **given: Any) -> subprocess.Popen:
+    """The command in a process of its own; more: variables of its environment."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "WORLD", "RANK"))}
+    known = {**outside, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(more or {})}
+    code = "from tests.block_toy import drive; drive()"
+    return subprocess.Popen([sys.executable, "-c", code, str(work.folder), json.dumps(given)], env=known,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,13 +1,15 @@
 """The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a share of them.
 
 Processes that are given the same folder by --share divide the files among them: each takes the next one that no other
-has taken, and the tests of the others' files do not happen here.
+has taken, and the tests of the others' files do not happen here. The fixture `slurm` is a SLURM on this machine.
 """
 
 import hashlib
 from pathlib import Path
 
 import pytest
+
+from tests import slurm_node
 
 
 def pytest_addoption(parser):
@@ -48,3 +50,12 @@ def pytest_runtest_protocol(item, nextitem):
         except FileExistsError:
             OURS[item.path] = False
     return None if OURS[item.path] else True
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """The configuration (SLURM_CONF) of a SLURM that starts with the first test that asks for it."""
+    if reason := slurm_node.missing():
+        pytest.skip(reason)
+    with slurm_node.running() as configuration:
+        yield configuration

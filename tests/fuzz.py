@@ -92,6 +92,20 @@ def make_hdf5(folder: Path) -> list[Path]:
     return paths
 
 
+def block_values() -> dict[str, np.ndarray]:
+    """The blocks by the names of their files."""
+    numbers = np.arange(70 * 20 * 24, dtype=np.uint64).reshape(70, 20, 24)
+    return {"ids.h5": numbers // 97, "plain.h5": volume(), "scores.h5": (numbers[:9] / 7).astype(np.float32)}
+
+
+def make_blocks(folder: Path) -> list[Path]:
+    from emcore.volumes.blocks import write_block
+
+    for name, values in block_values().items():
+        write_block(folder / name, values, {"made": {"by": [1, 2.5, "a"]}})
+    return [folder / name for name in block_values()]
+
+
 def make_tiff(folder: Path) -> list[Path]:
     import tifffile
 
@@ -231,6 +245,16 @@ def read_volume(path: Path) -> None:
         raise mistakes[0]
 
 
+def read_block(path: Path) -> None:
+    from emcore.volumes import blocks
+
+    wanted = block_values()[path.name]
+    whole = blocks.is_whole(path, wanted.shape, wanted.dtype)
+    found = blocks.read_block(path, wanted.shape, wanted.dtype)
+    if not whole or found.dtype != wanted.dtype or (found != wanted).any():
+        raise AssertionError("not what was written")
+
+
 def read_toml(path: Path) -> None:
     from emcore import config
     from emcore.settings import Settings
@@ -269,6 +293,7 @@ def read_page(path: Path) -> None:
 
 READERS = {
     "hdf5": Reader(make_hdf5, read_volume),
+    "block": Reader(make_blocks, read_block),
     "tiff": Reader(make_tiff, read_volume),
     "npy": Reader(make_npy, read_volume),
     "zarr-v2": Reader(lambda folder: make_zarr(folder, 2), read_volume),
@@ -397,7 +422,8 @@ def damage_hdf5(path: Path, rng: random.Random) -> None:
                [1e308] * 3, [], h5py.Empty("f8"), [True, False], np.zeros(2, "c8"), np.zeros(3, [("a", "u1")]),
                ["a", "bc", "d"], "[" * 2000, '{"a": [NaN]}', np.array([b"a"] * 3, "V1"), np.zeros((2, 3, 0)))
     with h5py.File(path, "r+") as file:
-        names = ("volumes/raw", "volumes/labels/neuron_ids", "ids", "names", "checked", "main", "volumes", "soft")
+        names = ("volumes/raw", "volumes/labels/neuron_ids", "ids", "names", "checked", "main", "volumes", "soft",
+                 "labels")
         name = rng.choice([name for name in names if name in file])
         kind = rng.randrange(9)
         if kind < 4:

@@ -1,8 +1,8 @@
 """A real SLURM on this machine: one node of two cores and four GPUs that nobody looks for, which jobs share.
 
 `python -m tests.slurm_node` says how to reach it once it is up, and ends it with the end of its input (Ctrl-D) or at a
-signal. It needs root, and Debian's slurm-wlm and munge. Whatever it started ends with it: also the jobs, what these left
-behind, and its folder. As its input ends when the process that started it ends, however that happens, nothing stays.
+signal. It needs root, and Debian's slurm-wlm and munge. What it started ends with it: the jobs too, what these left
+behind, and its folder. Its input ends when the process that started it ends, however that happens, so nothing stays.
 """
 
 import ctypes

@@ -45,6 +45,7 @@ def test_the_tree_is_that_of_the_best_edge_first_with_ties_by_key(name):
         graph = segment.region_graph(fragments, affs, statistic=name)
         tree = segment.agglomerate(graph, name)
         np.testing.assert_allclose(tree.height, [float(s) for s, _ in events], rtol=0, atol=1e-15)
+        assert tree.key.tolist() == [key for _, key in events]
         owner = {key: pair for pair, seen in found.items() for _, key in seen}
         assert list(zip(tree.a.tolist(), tree.b.tolist())) == [owner[key] for _, key in events]
         for threshold in (0, .25, .26, .5, .9, 1):
@@ -105,7 +106,7 @@ def test_the_tree_is_the_same_bits_for_any_number_of_threads(name):
         one = segment.agglomerate(graph, name, threshold=threshold, threads=1)
         for threads in (2, 3, 7, 50):
             many = segment.agglomerate(graph, name, threshold=threshold, threads=threads)
-            for field in ("a", "b", "height"):
+            for field in ("a", "b", "height", "key"):
                 np.testing.assert_array_equal(getattr(many, field), getattr(one, field))
 
 

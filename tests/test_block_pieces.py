@@ -130,6 +130,7 @@ def compare(folder, kind: str, seed: int) -> int:
     return int(wanted.max(initial=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["connected", "components", "polarity"])
 def test_blocks_give_the_labels_of_the_whole_volume(kind, tmp_path_factory):
     found = [compare(tmp_path_factory.mktemp(kind), kind, seed) for seed in range(13)]
@@ -155,6 +156,38 @@ def test_a_piece_that_winds_through_every_block_is_one_and_the_order_of_first_vo
     snake[0, 1, 6] = snake[0, 3, 0] = snake[0, 5, 6] = 1
     found = in_blocks(tmp_path, stored(tmp_path, snake), ComponentsDecode(connectivity=4), (1, 1, 1))
     assert np.array_equal(found, snake > 0)
+
+
+@pytest.mark.parametrize("connectivity", [8, 18, 26])
+def test_voxels_that_meet_at_an_edge_or_a_corner_of_blocks_are_one_piece(connectivity, tmp_path):
+    mask = (np.random.default_rng(connectivity).random((4, 6, 10)) < 0.12).astype(np.uint8) * 255
+    prediction, settings = stored(tmp_path, mask), ComponentsDecode(connectivity=connectivity)
+    wanted = components(prediction, settings)
+    assert wanted.max() < components(prediction, replace(settings, connectivity=6)).max()
+    assert np.array_equal(in_blocks(tmp_path, prediction, settings, (2, 2, 2)), wanted)
+
+
+def test_what_grows_from_seeds_is_numbered_by_the_first_voxels_of_the_seeds(tmp_path):
+    values = np.zeros((5, 3, 9), np.float32)
+    values[:, :, 0] = values[:, 0] = 0.6
+    values[:, 0, 8] = values[:, 1, 4] = values[:, 2, 0] = 0.9  # the last one grows to the first voxel
+    values[:, 1, 4] += np.float32(0.01)
+    prediction, settings = stored(tmp_path, values), ComponentsDecode(connectivity=4, seed_threshold=0.8, remove_size=2)
+    found = in_blocks(tmp_path, prediction, settings, (2, 3, 9))
+    assert [found[4, 0, 8], found[4, 1, 4], found[4, 0, 0]] == [13, 14, 15]
+    assert np.array_equal(found, components(prediction, settings))
+
+
+def test_a_synapse_is_one_where_its_parts_meet_only_when_they_are_grown_across_a_face(tmp_path):
+    values = np.zeros((3, 1, 12, 14), np.float32)
+    values[0, 0, 3, 5] = values[2, 0, 3, 5] = 1  # pre, grown to 3 to 7 along x
+    values[1, 0, 7, 10] = values[2, 0, 7, 10] = 1  # post, grown to 8 to 12: blocks meet between 7 and 8
+    for turn, block in enumerate([(1, 12, 8), (1, 6, 14), (1, 4, 4)]):
+        for name, prediction in (("x", values), ("y", values.swapaxes(2, 3))):
+            found = in_blocks(tmp_path / f"{turn}{name}", stored(tmp_path, prediction), PolarityDecode(small=0),
+                              block if name == "x" else (1, block[2], block[1]))
+            assert np.array_equal(found[0], values[0, 0] + 2 * values[1, 0] if name == "x" else
+                                  values[0, 0].T + 2 * values[1, 0].T)
 
 
 def test_one_voxel_of_a_polarity_prediction_says_what_all_of_it_means(tmp_path):

@@ -1,7 +1,7 @@
-"""What reads fragments, graph and merges of labels reads those of a decoding in blocks, and finds the same to the bit."""
+"""What reads fragments, graph and merges of labels reads those of a decoding in blocks, and finds the same bits."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -42,15 +42,16 @@ def few_blocks(rng: np.random.Generator, shape: tuple[int, int, int], sections: 
 
 
 def both_ways(folder: Path, seed: int, statistic: str, floods: bool = False,
-              grid_of: Callable[..., Grid] = few_blocks) -> Iterator[tuple[Path, Path]]:
-    """(labels file of the whole, labels file of blocks) for a random prediction and two grids."""
+              grid_of: Callable[..., Grid] = few_blocks) -> tuple[Path, Path]:
+    """(labels file of the whole, labels file of blocks) for a random prediction and a random grid."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(length) for length in rng.integers(4, 17, 3))
     prediction = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
     settings = random_settings(rng, statistic, floods)
+    if seed % 2:  # these have many merges
+        settings = replace(settings, low=0.1, high=0.95)
     whole = decode(open_volume(prediction), settings, folder / f"{seed}_labels.h5")
-    for turn in range(2):
-        yield whole, in_blocks(whole, prediction, grid_of(rng, shape, floods), folder / f"{seed}_{turn}_labels.h5")
+    return whole, in_blocks(whole, prediction, grid_of(rng, shape, floods), folder / f"{seed}_in_labels.h5")
 
 
 def in_blocks(whole: Path, prediction: Path, grid: Grid, out: Path) -> Path:
@@ -79,36 +80,34 @@ def assert_equal(one: object, other: object, told: str) -> None:
 
 def check_tables(folder: Path, seed: int, statistic: str, floods: bool = False,
                  grid_of: Callable[..., Grid] = few_blocks) -> int:
-    rng = np.random.default_rng(seed)
-    merges = 0
-    for whole, blocks in both_ways(folder, seed, statistic, floods, grid_of):
-        told = f"seed {seed}, {work_of(blocks)}"
-        wanted, found = Segmentation.read(whole), parts_of(blocks)
-        assert isinstance(found, BlockParts)
-        assert (found.statistic, found.ties) == (wanted.statistic, wanted.ties)
-        assert_equal(found.tree(), wanted.tree, told)
-        assert_equal(found.graph(), replace(wanted.graph, sizes=wanted.sizes), told)
-        volume, stored = found.fragments(), open_volume(whole, "fragments")
-        assert (volume.shape, volume.resolution, volume.offset) == (stored.shape, stored.resolution, stored.offset)
-        assert volume.dtype == np.uint32
-        np.testing.assert_array_equal(volume[...], wanted.fragments, err_msg=told)
-        for _ in range(5):
-            ends = [np.sort(rng.integers(0, length + 1, 2)) for length in volume.shape]
-            box = tuple(slice(*map(int, pair), int(rng.integers(1, 5))) for pair in ends)
-            np.testing.assert_array_equal(volume[box], wanted.fragments[box], err_msg=f"{box}, {told}")
-        again = read_segmentation(blocks)
-        for threshold in (0.2, 0.6):
-            one, other = (tuple(rng.integers(0, volume.shape).tolist()) for _ in range(2))
-            assert again.explain(one, threshold, other) == wanted.explain(one, threshold, other), told
-            np.testing.assert_array_equal(again.labels(threshold, dust_size=4, remove_size=2),
-                                          wanted.labels(threshold, dust_size=4, remove_size=2), err_msg=told)
-        merges += len(wanted.tree.a)
-    return merges
+    """Compares everything that is read of blocks with that of the whole; how many merges there were."""
+    whole, blocks = both_ways(folder, seed, statistic, floods, grid_of)
+    rng, told = np.random.default_rng(seed), f"seed {seed}, {work_of(blocks)}"
+    wanted, found = Segmentation.read(whole), parts_of(blocks)
+    assert isinstance(found, BlockParts)
+    assert (found.statistic, found.ties) == (wanted.statistic, wanted.ties)
+    assert_equal(found.tree(), wanted.tree, told)
+    assert_equal(found.graph(), replace(wanted.graph, sizes=wanted.sizes), told)
+    volume, stored = found.fragments(), open_volume(whole, "fragments")
+    assert (volume.shape, volume.resolution, volume.offset) == (stored.shape, stored.resolution, stored.offset)
+    assert volume.dtype == np.uint32
+    np.testing.assert_array_equal(volume[...], wanted.fragments, err_msg=told)
+    for _ in range(5):
+        ends = [np.sort(rng.integers(0, length + 1, 2)) for length in volume.shape]
+        box = tuple(slice(*map(int, pair), int(rng.integers(1, 5))) for pair in ends)
+        np.testing.assert_array_equal(volume[box], wanted.fragments[box], err_msg=f"{box}, {told}")
+    again = read_segmentation(blocks)
+    for threshold in (0.2, 0.6):
+        one, other = (tuple(rng.integers(0, volume.shape).tolist()) for _ in range(2))
+        assert again.explain(one, threshold, other) == wanted.explain(one, threshold, other), told
+        np.testing.assert_array_equal(again.labels(threshold, dust_size=4, remove_size=2),
+                                      wanted.labels(threshold, dust_size=4, remove_size=2), err_msg=told)
+    return len(wanted.tree.a)
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_tables_of_blocks_are_those_of_the_whole(tmp_path, statistic):
-    assert sum(check_tables(tmp_path, seed, statistic, seed == 2) for seed in range(3)) > 10
+    assert sum(check_tables(tmp_path, seed, statistic, seed == 3) for seed in range(1, 4)) > 10
 
 
 @pytest.mark.long
@@ -119,59 +118,52 @@ def test_tables_of_many_blocks_are_those_of_the_whole(tmp_path, statistic):
 
 def test_the_command_prints_the_same(tmp_path, capsys):
     texts = []
-    for turn, (whole, blocks) in enumerate(both_ways(tmp_path, 7, "mean")):
-        for labels in (whole, blocks):
-            for more in ([], ["--other", "1", "2", "3"], ["--threshold", "0.7", "--all"]):
-                assert explain.main([str(labels), "2", "3", "1", *more]) == 0
-            texts.append(capsys.readouterr().out)
-        assert texts[2 * turn] == texts[2 * turn + 1]
-    assert "label" in texts[0]
+    for labels in both_ways(tmp_path, 7, "mean"):
+        for more in ([], ["--other", "1", "2", "3"], ["--threshold", "0.7", "--all"]):
+            assert explain.main([str(labels), "2", "3", "1", *more]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert "what joined it" in texts[0]
     assert "in the file voxel" in texts[0]
 
 
 @pytest.mark.parametrize("statistic", ["mean", "aff85_his256"])
 def test_scores_curve_and_page_are_the_same(tmp_path, statistic):
-    rng = np.random.default_rng(3)
-    for whole, blocks in both_ways(tmp_path, 11, statistic):
-        shape = open_volume(whole, "labels").shape
-        truth = str(blocks.with_suffix(".truth.h5:truth"))
-        with create_volume(truth, shape, "uint64", (30, 8, 8), (60, 0, 16)) as out:
-            out[...] = np.kron(rng.integers(0, 6, (4, 4, 4)), np.ones((5, 5, 5)))[tuple(map(slice, shape))].astype(np.uint64)
-        wanted, found = (score_volume(CURVE, truth, labels, tmp_path / "none.h5", parts_of=parts_of)
-                         for labels in (whole, blocks))
-        assert found == wanted
-        assert len(found["curve"]["threshold"]) > 1
-        page = packed_merges(blocks, 0.5)
-        assert page == packed_merges(whole, 0.5)
-        assert page["made"] > 0
+    files = both_ways(tmp_path, 11, statistic)
+    shape, rng = open_volume(files[0], "labels").shape, np.random.default_rng(3)
+    truth, ids = f"{tmp_path}/truth.h5:truth", rng.integers(0, 6, (4, 4, 4)).astype(np.uint64)
+    with create_volume(truth, shape, "uint64", (30, 8, 8), (60, 0, 16)) as out:
+        out[...] = np.kron(ids, np.ones((5, 5, 5), np.uint64))[tuple(map(slice, shape))]
+    wanted, found = (score_volume(CURVE, truth, labels, tmp_path / "none.h5", parts_of=parts_of) for labels in files)
+    assert found == wanted
+    assert len(found["curve"]["threshold"]) > 10
+    page, packed = (packed_merges(labels, 0.5) for labels in files)
+    assert packed == page
+    assert packed["made"] > 3
 
 
 def example(folder: Path) -> Path:
-    return next(both_ways(folder, 5, "mean"))[1]
+    return both_ways(folder, 5, "mean")[1]
 
 
-@pytest.mark.parametrize("stage", ["fragments", "seams", "graph", "merges 0"])
-@pytest.mark.parametrize("damage", ["missing", "cut off", "flipped"])
-def test_a_damaged_file_is_one_sentence(tmp_path, stage, damage):
+@pytest.mark.parametrize("stage, column", [("fragments", "names"), ("seams", None), ("graph", "u"),
+                                           ("merges 0", "key")])
+def test_a_damaged_file_is_one_sentence(tmp_path, stage, column):
     labels = example(tmp_path)
     work = work_of(labels)
-    path = work.path(next(one for one in work.tree_stages() if one.name == stage), 0)
+    place = next(one for one in work.tree_stages() if one.name == stage)
+    path = max((work.path(place, number) for number in range(place.count)), key=lambda path: path.stat().st_size)
     stored = path.read_bytes()
-    if damage == "missing":
+    at = len(store.MAGIC) + 20 if column is None else stored.index(store.read(path, column)[0].tobytes())
+    for damaged in (None, stored[:-3], stored[:at] + bytes([stored[at] ^ 4]) + stored[at + 1:]):
         path.unlink()
-    elif damage == "cut off":
-        path.write_bytes(stored[:-3])
-    else:
-        path.write_bytes(stored[:-1] + bytes([stored[-1] ^ 4]))
-    sentence = f"^{re.escape(str(path))} .*; run infer.py again, which makes it again$"
-    parts = parts_of(labels)
-    try:
-        with pytest.raises(InputError, match=sentence):
+        if damaged is not None:
+            path.write_bytes(damaged)
+        parts = parts_of(labels)
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))} .*; run infer.py again, which makes it again$"):
             _ = parts.tree(), parts.graph(), parts.fragments()[...]
-    except AssertionError:  # the last byte of these files is of a column that no table is made of
-        assert damage == "flipped"
-    make_tables(work)  # what infer.py does
-    assert len(parts_of(labels).tree().a) > 0
+        make_tables(work)  # what infer.py does
+        assert path.read_bytes() == stored
 
 
 def test_files_of_another_decoding_are_told(tmp_path):
@@ -200,7 +192,7 @@ def test_what_memory_does_not_hold_is_one_sentence_before_anything_is_read(tmp_p
     assert "curve" in scored
     there = 100
     monkeypatch.setattr(store, "read", None)
-    sentence = r"^to hold the \w+ of up to \d+ fragments needs about .*; the labels themselves, also those that infer.py"
+    sentence = r"^to (hold|read) .* fragments needs about .*; the labels themselves, also those that infer.py --cut"
     for ask in (BlockParts.tree, BlockParts.graph, lambda parts: parts.fragments()[0]):
         with pytest.raises(InputError, match=sentence):
             ask(parts_of(labels))
@@ -212,7 +204,7 @@ def test_what_memory_does_not_hold_is_one_sentence_before_anything_is_read(tmp_p
 
 def test_a_segmentation_alone_says_who_reads_blocks(tmp_path):
     labels = example(tmp_path)
-    with pytest.raises(InputError, match="was decoded in blocks, .* read them by emcore.blocks.tables"):
+    with pytest.raises(InputError, match=r"was decoded in blocks, .* read them by emcore.blocks.tables"):
         Segmentation.read(labels)
     plain = f"{tmp_path}/plain.h5"
     with create_volume(f"{plain}:labels", (2, 3, 4), "uint32", attributes={"decode": config.to_table(

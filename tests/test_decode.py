@@ -6,6 +6,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import get_args
 
+import h5py
 import numpy as np
 import pytest
 
@@ -374,6 +375,7 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     ("merges", np.array([[1, 2], [2, 3], [0.1, 0.2]]), {"fragments": 20}, "not one that was stored"),
     ("merges", np.array([[1], [2], [0.1]]), {"fragments": 2**40, "merges": 1}, "but it has 360 voxels"),
     ("merges", np.zeros((2, 4)), {"fragments": 20, "merges": 2}, "not one that was stored"),
+    ("merge_keys", np.array([[3, 4]], np.uint64), {"merges": 2}, "keys of its merges do not fit"),
     ("graph", np.full((7, 2), 2**40, np.uint64), {"fragments": 20, "edges": 2}, "names fragments that are not"),
     ("histograms", np.full((3, 2), 7**9, np.uint64), {"bins": 2}, "histograms fit no graph"),
     ("labels", np.ones((4, 90)), {}, "does not say by which"),
@@ -382,6 +384,9 @@ def test_a_damaged_store_is_one_sentence(tmp_path, dataset, values, attributes, 
     settings = replace(PLAIN, statistic="hist_quantile_false", dust_size=4)
     out = decode(stored(tmp_path, random_affinities(), offsets=NEAREST), settings, tmp_path / "labels.h5")
     recut(out, 0.5, tmp_path / "cut.h5")
+    if dataset == "merges":  # as a file of an older version, which has no keys
+        with h5py.File(out, "a") as file:
+            del file["merge_keys"]
     shape = (len(values), 1, 1, values.shape[1])
     with create_volume(f"{out}:{dataset}", shape, values.dtype, attributes=attributes) as target:
         target[...] = values.reshape(shape)

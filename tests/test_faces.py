@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from emcore.kernels.region_graph import EdgeTable, add_edges
+from emcore.kernels.region_graph import EdgeTable, add_faces
 
 from emcore import metrics, segment
 from emcore.errors import InputError
@@ -78,6 +78,9 @@ def test_a_damaged_graph_is_named_before_a_kernel_sees_it(sentence):
     ({"fragments": 2**33}, "it numbers fragments up to 8589934592"),
     ({"fragments": -3}, "it numbers fragments up to -3"),
     ({"height": [[0.1], [0.2, 0.3]]}, "height must be an array"),
+    ({"key": np.array([1], np.uint64)}, r"its keys must be \(2,\) uint64; they are \(1,\) uint64"),
+    ({"key": np.array([1, 2])}, r"its keys must be \(2,\) uint64; they are \(2,\) int64"),
+    ({"key": np.array([2, 1], np.uint64), "height": np.array([0.1, 0.1])}, "must come in the order of their keys"),
 ])
 def test_a_damaged_tree_is_named_before_a_kernel_sees_it(change, sentence):
     tree = segment.MergeTree(4, np.array([1, 2], np.uint32), np.array([2, 3], np.uint32), np.array([0.1, 0.2]))
@@ -233,11 +236,15 @@ def test_volumes_too_large_for_numbers_of_32_bits_are_refused_by_their_shape():
 def test_more_edges_than_numbers_are_an_error_and_no_wrap():
     table = EdgeTable()
     table.most = 3
-    lower = np.array([1, 1, 1, 2], np.uint32)
-    upper = np.array([2, 3, 4, 3], np.uint32)
-    ones, halves = np.ones(4, np.int64), np.full(4, 0.5, np.float32)
+    labels = np.arange(1, 6, dtype=np.uint32).reshape(1, 1, 5)
+    affs, along_x = np.full((3, 1, 1, 5), 0.5, np.float32), np.array([[2, 0, 0, 1, 0, 2]])
+    none, volume_shape = np.zeros(3, np.int64), np.array(labels.shape)
     with pytest.raises(OverflowError):
-        add_edges(table, lower, upper, ones, ones, halves, halves, np.arange(4, dtype=np.uint64))
+        add_faces(table, labels, affs, np.zeros(1, np.float32), along_x, 0, 1, 16, none, none, volume_shape)
+    table = EdgeTable()
+    table.most = 4
+    add_faces(table, labels, affs, np.zeros(1, np.float32), along_x, 0, 1, 16, none, none, volume_shape)
+    assert table.size == 4
 
 
 def test_scores_of_sums_above_53_bits_are_differences_of_whole_numbers():

@@ -177,8 +177,13 @@ def test_a_killed_training_goes_on_to_the_same_bits_and_leaves_nothing_behind(da
     landed = sum(killed(training(ranks), place, random_moment(random, folder, seconds)) for _ in range(kills))
     print(f"{landed} of {kills} runs killed")
     finished(training(ranks), place)
+    check_same_training(place, whole)
+
+
+def check_same_training(place, whole):
+    """The files of a run in `place` are those of the run in `whole`: the same names, the same bits."""
     assert rows(place) == rows(whole)
-    expected = whole / "outputs" / "tiny"
+    folder, expected = (one / "outputs" / "tiny" for one in (place, whole))
     assert files_of(folder) == files_of(expected)
     for name in files_of(expected):
         if not (expected / name).is_file() or Path(name).name in TIMED:

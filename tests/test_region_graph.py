@@ -137,10 +137,11 @@ def test_graphs_of_blocks_pool_to_that_of_the_volume():
             start = [cut[i] for cut, i in zip(cuts, corner)]
             begin = [max(0, s - 1) for s in start]
             block = tuple(slice(b, cut[i + 1]) for b, cut, i in zip(begin, cuts, corner))
-            parts.append(segment.region_graph(fragments[block], affs[:, *block],
+            parts.append(segment.region_graph(fragments[block], affs[:, *block], extras=("sizes", "histogram"),
                                               place=segment.Place(begin, shape, np.subtract(start, begin))))
-        whole, pooled = segment.region_graph(fragments, affs), segment.pool_graphs(parts)
-        for name in ("u", "v", "count", "sum", "max", "min", "key", "sizes"):
+        whole = segment.region_graph(fragments, affs, extras=("sizes", "histogram"))
+        pooled = segment.pool_graphs(parts)
+        for name in ("u", "v", "count", "sum", "max", "min", "key", "sizes", "bin_starts", "bins", "bin_counts"):
             np.testing.assert_array_equal(getattr(pooled, name), getattr(whole, name), err_msg=name)
 
 

@@ -76,6 +76,10 @@ def test_a_segmentation_read_from_its_file_gives_the_same_labels_and_explanation
     again = segment.Segmentation.read(tmp_path / "stored.h5")
     np.testing.assert_array_equal(again.labels(0.4, **after), wanted)
     np.testing.assert_array_equal(again.labels(0.6), whole.labels(0.6))
+    if ties == "waterz":
+        assert again.tree.key is None
+    else:
+        np.testing.assert_array_equal(again.tree.key, whole.tree.key)
     assert again.explain((2, 3, 4), 0.5, (4, 9, 9)) == whole.explain((2, 3, 4), 0.5, (4, 9, 9))
     with pytest.raises(InputError, match="this takes the affinities"):
         again.labels(0.4, boundary=0.2)

@@ -25,14 +25,14 @@ class Signs:
     """A context in which this process gives signs of life, and sees those of the others."""
 
     def __init__(self, folder: Path, beat: float = BEAT, silence: float = SILENCE):
-        self.folder, self.beat, self.silence = folder / FOLDER, beat, silence
-        self.path = self.folder / f"{machine()}-{os.getpid()}-{secrets.token_hex(3)}.json"
+        self.folder, self.beat, self.silence = folder, beat, silence
+        self.path = folder / FOLDER / f"{machine()}-{os.getpid()}-{secrets.token_hex(3)}.json"
         self.born = born(os.getpid())
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Signs":
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.say("", None)
         self.thread.start()
         return self
@@ -70,9 +70,9 @@ def is_dead(words: dict[str, Any]) -> bool:
 
 
 def signs(folder: Path) -> Iterator[tuple[Path, dict[str, Any], float]]:
-    """What every process said last, and when that was, also of those that are dead."""
+    """What every process of a work said last, and when that was, also of those that are dead."""
     with suppress(FileNotFoundError, NotADirectoryError):
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted((folder / FOLDER).glob("*.json")):
             with suppress(OSError, ValueError):
                 with open(path, "rb") as file:
                     words = json.loads(file.read(LONGEST_SIGN))

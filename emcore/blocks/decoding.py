@@ -1,150 +1,77 @@
-"""Affinities to labels in blocks: the stages, what each reads and what it writes.
+"""From the merges of blocks to labels at a threshold: the stages that a cut takes, and what comes after it.
 
-    fragments i      labels of a block, and what its neighbours must know of them
-    seams            the names that fragments at faces have in the volume
-    graph i          which fragments touch, measured in the block of the later voxel
-    merges k n       up the octree: merges, and the edges that climb
     cut k n          down the octree: what clusters are called at the threshold
-    numbers          the labels that names get
+    numbers          the labels that these names get
+    sizes i          the voxels of the segments in a block, and in `segments` those of the volume
+    borders i        of small segments; `dust` merges and removes these
+    overlaps i       of segments in consecutive sections; `links z` and `linked` join them
     labels i         the voxels
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from emcore.blocks import cuts, leaves, merges, store
-from emcore.blocks.joined import LabelWork
+from emcore.blocks import borders, cuts, dust, linking, store
 from emcore.blocks.leaves import Columns
-from emcore.blocks.windows import Source, corner, moved, places_of, sorted_names
+from emcore.blocks.merging import TreeWork
+from emcore.blocks.windows import places_of, sorted_names
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
-from emcore.segment.graph import Place, region_graph
-from emcore.segment.statistics import Statistic, parse_statistic
-from emcore.settings.decode import AffinityDecode
-
-FORMAT = 1  # of the columns of all stages; files of another one are not taken
+from emcore.segment import LinkRule
+from emcore.segment.cleanup import clear_boundaries
+from emcore.segment.relabeling import remap
 
 
 @dataclass(frozen=True)
-class AffinityWork(LabelWork):
+class AffinityWork(TreeWork):
     """The decoding of a prediction by decode.kind = "affinities"."""
-
-    source: Source
-    content: str  # a digest of the prediction, by which its files are known
-
-    # ---- stages
-
-    @property
-    def settings(self) -> AffinityDecode:
-        return self.source.settings
-
-    @cached_property
-    def statistic(self) -> Statistic:
-        return parse_statistic(self.settings.statistic)
-
-    @cached_property
-    def folders(self) -> dict[str, str]:
-        """The folders of the stages: each name tells every setting that changes what stands in it, and no other."""
-        asked = self.settings
-        values = (FORMAT, self.content, self.grid.shape, self.grid.block, asked.channels, asked.bias, asked.temperature)
-        watershed = (asked.low, asked.high) if asked.fragments == "watershed" else ()
-        fragments = digest_of(values, asked.fragments, watershed)
-        graph = digest_of(fragments, self.statistic.every_contact)
-        tree = digest_of(graph, self.statistic.name)
-        cut = digest_of(tree, asked.threshold)
-        return {"fragments": f"fragments-{fragments}", "seams": f"seams-{fragments}", "graph": f"graph-{graph}",
-                "merges": f"merges-{tree}", "cut": f"cut-{cut}", "numbers": f"numbers-{cut}", LABELS: f"labels-{cut}"}
-
-    def tree_stages(self) -> list[Stage]:
-        """What a cut at any threshold needs."""
-        levels, blocks, folders = self.grid.levels, self.grid.blocks, self.folders
-        return [Stage("fragments", blocks(), folders["fragments"]), Stage("seams", 1, folders["seams"]),
-                Stage("graph", blocks(), folders["graph"]), *(self.merge_stage(level) for level in range(levels))]
-
-    def merge_stage(self, level: int) -> Stage:
-        return Stage(f"merges {level}", self.grid.blocks(level), f"{self.folders['merges']}/{level}")
-
-    def cut_stage(self, level: int) -> Stage:
-        return Stage(f"cut {level}", self.grid.blocks(level), f"{self.folders['cut']}/{level}")
-
-    def stages(self) -> list[Stage]:
-        down = [self.cut_stage(level) for level in reversed(range(self.grid.levels))]
-        return [*self.tree_stages(), *down, Stage("numbers", 1, self.folders["numbers"]),
-                Stage(LABELS, self.grid.blocks(), self.folders[LABELS])]
 
     def at(self, threshold: float) -> "AffinityWork":
         """The same work with another threshold."""
         return replace(self, source=replace(self.source, settings=replace(self.settings, threshold=threshold)))
 
+    # ---- stages
+
+    @cached_property
+    def folders(self) -> dict[str, str]:
+        asked, found = self.settings, super().folders
+        cut = digest_of(found["merges"], asked.threshold)
+        sizes = digest_of(cut, asked.boundary)
+        dust = digest_of(sizes, asked.dust_size, asked.dust_affinity, asked.remove_size)
+        link = digest_of(dust, asked.link and asdict(asked.link))
+        digests = {"cut": cut, "numbers": cut, "sizes": sizes, "segments": sizes,
+                   "borders": digest_of(sizes, asked.dust_size), "dust": dust, "overlaps": link, "links": link,
+                   "linked": link, LABELS: link}
+        return found | {name: f"{name}-{digest}" for name, digest in digests.items()}
+
+    def stages(self) -> list[Stage]:
+        blocks, asked = self.grid.blocks(), self.settings
+        counts = {"numbers": 1}
+        if self.cleans:
+            counts |= {"sizes": blocks, "segments": 1}
+            counts |= {"borders": blocks} if asked.dust_size else {}
+            counts |= {"dust": 1}
+        if asked.link is not None:
+            counts |= {"overlaps": blocks, "links": self.grid.counts(0)[0], "linked": 1}
+        counts |= {LABELS: blocks}
+        down = [self.cut_stage(level) for level in reversed(range(self.grid.levels))]
+        return [*self.tree_stages(), *down, *(Stage(name, count, self.folders[name]) for name, count in counts.items())]
+
+    @property
+    def cleans(self) -> bool:
+        """Whether small segments are merged or removed."""
+        return self.settings.dust_size > 0 or self.settings.remove_size > 0
+
+    def cut_stage(self, level: int) -> Stage:
+        return Stage(f"cut {level}", self.grid.blocks(level), f"{self.folders['cut']}/{level}")
+
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == LABELS:
-            self.write_labels(stage, number, self.cut_labels(number))
-            return
-        kind, _, level = stage.name.partition(" ")
-        made = getattr(self, f"make_{kind}")(*([int(level)] if level else []), number)
-        store.write(self.path(stage, number), made)
-
-    def read(self, name: str, number: int, *columns: str) -> list[np.ndarray]:
-        """Columns of a task of the stage with this name."""
-        stage = next(stage for stage in self.stages() if stage.name == name)
-        return store.read(self.path(stage, number), *columns)
-
-    # ---- fragments and their names
-
-    def make_fragments(self, number: int) -> Columns:
-        if self.settings.fragments == "watershed":
-            return leaves.watershed_of(self.source, self.grid, number, self.settings.low, self.settings.high)
-        return leaves.floods_of(self.source, self.grid, number)
-
-    def make_seams(self, _: int) -> Columns:
-        return leaves.seam_columns(self.grid, lambda number, *columns: self.read("fragments", number, *columns))
-
-    def names(self, number: int) -> np.ndarray:
-        """The names of a block's fragments in the volume, by local label; 0 for 0."""
-        own, = self.read("fragments", number, "names")
-        return moved(own, *self.read("seams", 0, f"old_{number}", f"new_{number}"))
-
-    def fragments(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The local labels of a block, and the names of these fragments in the volume."""
-        labels, = self.read("fragments", number, "labels")
-        return labels, self.names(number)
-
-    def plane(self, number: int, axis: int, side: int) -> np.ndarray:
-        """The names in the first or last plane of a block along an axis."""
-        plane, = self.read("fragments", number, leaves.plane_name(axis, side))
-        return self.names(number)[plane]
-
-    def is_own(self, names: np.ndarray, number: int) -> np.ndarray:
-        """Which fragments have their first voxel in a block; 0 has none."""
-        return (self.grid.holders(names.astype(np.int64) - (names > 0)) == number) & (names > 0)
-
-    # ---- the graph and its merges
-
-    def make_graph(self, number: int) -> Columns:
-        labels, own = self.fragments(number)
-        halos = leaves.halo_planes(self.grid, number, self.plane)
-        names, slab = leaves.in_slab(labels, own, halos)
-        behind = [axis for axis in range(3) if self.grid.neighbour(number, axis, 1) is not None]
-        faces = leaves.faces_of(slab, halos, behind)
-        halo = [int(axis in halos) for axis in range(3)]
-        window = tuple(slice(span.start - planes, span.stop) for span, planes in zip(self.grid.box(number), halo))
-        affinities = self.source.affinities(window)
-        graph = region_graph(slab, affinities, statistic=self.settings.statistic, channels=affinities.channels,
-                             place=Place(corner(window), self.grid.shape, halo))
-        histogram = {name: getattr(graph, name) for name in merges.HISTOGRAM if graph.bins is not None}
-        return {"names": names, "sizes": graph.sizes, **faces, **histogram,
-                **{name: getattr(graph, name) for name in ("u", "v", "count", "sum", "max", "min", "key")}}
-
-    def make_merges(self, level: int, number: int) -> Columns:
-        if level == 0:
-            return merges.of_graph(store.read_all(self.path(self.tree_stages()[2], number)), self.statistic)
-        children = self.grid.children(number, level)
-        places = [self.grid.place(child, level - 1) for child in children]
-        below = self.merge_stage(level - 1)
-        return merges.of_children([store.read_all(self.path(below, child)) for child in children],
-                                  [merges.outer_sides(place, places) for place in places], self.statistic)
+            self.write_labels(stage, number, self.final_labels(number))
+        else:
+            super().run(stage, number)
 
     # ---- the cut
 
@@ -167,12 +94,94 @@ class AffinityWork(LabelWork):
     def numbers_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(the names of the fragments in and before a block, sorted, 0 first; the labels that they have at the cut)."""
         names, final = self.read("cut 0", number, "names", "final")
-        segments, = self.read("numbers", 0, "names")
-        numbers = places_of(final, np.concatenate([np.zeros(1, np.uint64), segments]))
+        segments = np.concatenate([np.zeros(1, np.uint64), *self.read("numbers", 0, "names")])
+        numbers = places_of(final, segments, self.label_type)
+        if not np.array_equal(segments[np.minimum(numbers, len(segments) - 1)], final):
+            raise AssertionError("a cluster at the cut has a name that none of its fragments has")
         return names, numbers
 
-    def cut_labels(self, number: int) -> np.ndarray:
-        """The labels of a block at the cut."""
+    def cut_labels(self, number: int, before: int = 0) -> np.ndarray:
+        """The labels of a block at the cut without boundaries; before=1: and of the section before it, if there is one.
+        """
         labels, own = self.fragments(number)
         names, numbers = self.numbers_of(number)
-        return numbers[places_of(own, names)][labels]
+        found = numbers[places_of(own, names)][labels]
+        above = self.grid.neighbour(number, 0, 0) if before else None
+        if above is not None:
+            section = numbers[places_of(self.plane(above, 0, 1), names)]
+            found = np.concatenate([section[None], found])
+        if self.settings.boundary > 0:
+            window, inside = self.grid.grown(number, 1, 0)
+            inside = (slice(inside[0].stop - len(found), inside[0].stop), *inside[1:])
+            clear_boundaries(found, self.source.affinities(window), inside, self.settings.boundary)
+        return found
+
+    # ---- small segments
+
+    def make_sizes(self, number: int) -> Columns:
+        numbers, voxels = dust.sizes_of(self.cut_labels(number))
+        return {"numbers": numbers, "voxels": voxels}
+
+    def make_segments(self, _: int) -> Columns:
+        segments, = self.read("numbers", 0, "names")
+        parts = (self.read("sizes", number, "numbers", "voxels") for number in range(self.grid.blocks()))
+        return {"voxels": dust.pool_sizes(parts, len(segments))}
+
+    def make_borders(self, number: int) -> Columns:
+        graph = store.read_all(self.path(self.graph_stage, number))
+        _, numbers = self.numbers_of(number)
+        sizes, = self.read("segments", 0, "voxels")
+        small = borders.is_small(numbers, sizes, self.settings.dust_size)
+        return borders.border_columns(graph, numbers, small, self.statistic)
+
+    def make_dust(self, _: int) -> Columns:
+        stage = next((stage for stage in self.stages() if stage.name == "borders"), None)
+        parts = (store.read_all(self.path(stage, number)) for number in range(stage.count if stage else 0))
+        sizes, = self.read("segments", 0, "voxels")
+        return {"table": dust.dust_table(parts, sizes, self.settings)}
+
+    def cleaned_labels(self, number: int, before: int = 0) -> np.ndarray:
+        """The labels of a block before sections are linked."""
+        labels = self.cut_labels(number, before)
+        return self.read("dust", 0, "table")[0][labels].astype(self.label_type, copy=False) if self.cleans else labels
+
+    # ---- links between sections
+
+    @property
+    def rule(self) -> LinkRule:
+        return LinkRule(**asdict(self.settings.link))
+
+    @property
+    def pixels(self) -> int:
+        """Of a whole section."""
+        return self.grid.shape[1] * self.grid.shape[2]
+
+    def make_overlaps(self, number: int) -> Columns:
+        labels, planes = self.cleaned_labels(number, before=1), None
+        start = self.grid.box(number)[0].stop - len(labels)
+        if self.rule.affinity:
+            window, inside = self.grid.grown(number, 1, 0)
+            inside = (slice(inside[0].stop - len(labels), inside[0].stop), *inside[1:])
+            planes = linking.z_planes(self.source.affinities(window), inside)
+        return linking.overlap_columns(labels, start, self.pixels, planes)
+
+    def make_links(self, row: int) -> Columns:
+        blocks = dict(self.grid.slabs())[row]
+        parts = (dict(zip(linking.PAIRS, self.read("overlaps", number, *linking.PAIRS))) for number in blocks)
+        return linking.decide(linking.pool_overlaps(parts), self.pixels, self.rule)
+
+    def make_linked(self, _: int) -> Columns:
+        stages = {stage.name: stage for stage in self.stages()}
+        rows = [store.read_all(self.path(stages["links"], row)) for row in range(stages["links"].count)]
+        spans = (dict(zip(linking.SPANS, self.read("overlaps", number, *linking.SPANS)))
+                 for number in range(self.grid.blocks()))
+        joined = linking.link_table(rows, spans)
+        return {"old": joined.old, "new": joined.new}
+
+    def final_labels(self, number: int) -> np.ndarray:
+        """The labels of a block as they are written."""
+        labels = self.cleaned_labels(number)
+        if self.settings.link is None:
+            return labels
+        old, new = self.read("linked", 0, "old", "new")
+        return remap(labels, (old, new.astype(labels.dtype)), missing="keep")

@@ -143,7 +143,7 @@ def is_good(work: Work, stage: Stage, outcome: Outcome, tries: dict[int, int], p
 
 
 def attempt(work: Work, stage: Stage, number: int, share: tuple[int, int] = (0, 1)) -> Outcome:
-    """Carries out a task, unless it is done, on its share of the cores of this machine; a failure is an outcome, too."""
+    """Carries out a task, unless it is done, on its share of this machine's cores; a failure is an outcome, too."""
     try:
         take_share(*share)
         if work.is_done(stage, number):
@@ -161,6 +161,5 @@ def last_line(error: BaseException) -> str:
 
 
 def share_of(stage: Stage, number: int, worker: int, workers: int) -> tuple[int, int]:
-    """Which part of the cores a task gets that one of several workers carries out: a stage of few tasks has larger ones.
-    """
+    """Which part of the cores a task gets that one of several workers carries out; few tasks get larger parts."""
     return (worker, workers) if stage.count >= workers else (number, stage.count)

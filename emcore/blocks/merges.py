@@ -34,8 +34,10 @@ def of_graph(graph: Columns, statistic: Statistic) -> Columns:
 
 def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statistic: Statistic) -> Columns:
     """The merges of a block by what its children left; outer: which faces of each child are faces of the block."""
-    ends = [child["names"][child[EDGE + end]] for child in children for end in ("u", "v")]
-    names = np.concatenate([np.zeros(1, np.uint64), sorted_names(ends)])
+    # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
+    climbing = [child["names"][child[EDGE + end]] for child in children for end in ("u", "v")]
+    climbing += [child[side] for child in children for side in SIDES]
+    names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
     parts = []
     for child in children:
         part = {name.removeprefix(EDGE): values for name, values in child.items() if name.startswith(EDGE)}

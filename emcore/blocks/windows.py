@@ -42,9 +42,9 @@ def moved(names: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarra
     return np.where(before[at] == names, after[at], names)
 
 
-def places_of(names: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where names stand in a sorted array that holds all of them, uint32."""
-    return np.searchsorted(among, names).astype(np.uint32)
+def places_of(names: np.ndarray, among: np.ndarray, dtype: np.dtype | type = np.uint32) -> np.ndarray:
+    """Where names stand in a sorted array that holds all of them."""
+    return np.searchsorted(among, names).astype(dtype)
 
 
 def sorted_names(parts: Sequence[np.ndarray]) -> np.ndarray:

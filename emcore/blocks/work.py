@@ -8,12 +8,16 @@ stage begins when the one before it is done.
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from emcore.blocks import store
+from emcore.errors import InputError
+
+MOST_REPAIRS = 3  # of one file for one task
 
 
 class Stage(NamedTuple):
@@ -73,11 +77,16 @@ def run_inline(work: Work) -> None:
 def run_task(work: Work, stage: Stage, number: int) -> list[str]:
     """Carries out a task, and before it those whose files are not valid any more; says what was made again."""
     made_again: list[str] = []
+    times: Counter[Path] = Counter()
     while True:
         try:
             work.run(stage, number)
             return made_again
         except store.Damaged as damage:
+            if times[damage.path] == MOST_REPAIRS:
+                raise InputError(f"{damage}, though it was made {MOST_REPAIRS} times: the disk loses what is written, "
+                                 "or another program changes it") from None
+            times[damage.path] += 1
             earlier = work.maker(damage.path)
             made_again.append(f"{damage}; it is made again")
             made_again += run_task(work, *earlier)

@@ -15,7 +15,6 @@ from emcore.segment.explain import Explanation as Explanation
 from emcore.segment.fragments import watershed as watershed
 from emcore.segment.graph import Place as Place
 from emcore.segment.graph import RegionGraph as RegionGraph
-from emcore.segment.graph import pool_graphs as pool_graphs
 from emcore.segment.graph import region_graph as region_graph
 from emcore.segment.linking import LinkRule as LinkRule
 from emcore.segment.linking import join_pairs as join_pairs
@@ -29,6 +28,7 @@ from emcore.segment.morphology import dilate as dilate
 from emcore.segment.morphology import erode as erode
 from emcore.segment.morphology import fill_holes as fill_holes
 from emcore.segment.mutex import mutex_watershed as mutex_watershed
+from emcore.segment.pooling import pool_graphs as pool_graphs
 from emcore.segment.relabeling import mask_out as mask_out
 from emcore.segment.relabeling import relabel as relabel
 from emcore.segment.relabeling import remap as remap

@@ -158,10 +158,13 @@ class Agglomeration:
 
         u < v are the smallest fragments of the two clusters, key and top the pooled key and the number of the graph's
         edge that has it. What the statistic looks at comes as in a graph: count and sum; max, or min, to what 1 minus
-        it tells; bin_starts, bins and bin_counts. A quantile of maxima also has base: neither end has ever merged.
+        it tells; bin_starts, bins and bin_counts. Histograms of maxima also have base: one pair of fragments that never
+        merged, of which other blocks may know another maximum.
         """
         if isinstance(self._run, Replay):
             raise InputError("ties='waterz' does not tell the statistics of edges")
+        if self._statistic.kind == "quantile" and not (self._maxima or self._statistic.every_contact):
+            raise InputError("the edges that are left have histograms only where the graph had them: give maxima=True")
         top, heights, key = self._remaining()
         a, b = np.empty((2, len(top)), np.uint32)
         count, total = np.empty((2, len(top)), np.int64)
@@ -178,7 +181,7 @@ class Agglomeration:
         found |= {"bin_starts": starts, "bins": self._levels[bins] if self._maxima else bins, "bin_counts": counts}
         if self._maxima:
             alone = np.bincount(roots, minlength=self.fragments + 1) == 1
-            found["base"] = alone[a] & alone[b]
+            found["base"] = alone[a] & alone[b] & (count == 1)
         return found
 
 

@@ -112,7 +112,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
     try:
         run_parallel(add_faces, [(edges, *cut) for edges, cut in zip(tables, cuts)], threads)
     except OverflowError:
-        raise _too_many_edges() from None
+        raise too_many_edges() from None
     if any(edges.outside for edges in tables):
         given.check_values([int(row[0]) for row in rows], threads)
     sizes = boxes = None
@@ -125,27 +125,6 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
         waterz_replay.running_means(fragments, values, decode, rows, place[0], edges["u"], edges["v"],
                                     edges["running_mean"])
     return RegionGraph(largest, sizes=sizes, boxes=boxes, **edges)
-
-
-def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
-    """The graph of all contacts of several, which number fragments alike and measured different contacts.
-
-    Sizes add up where all have them; boxes, histograms and running means are not pooled.
-    """
-    graphs = [check_graph(graph, "pool_graphs", in_order=False) for graph in graphs]
-    if not graphs:
-        raise InputError("pool_graphs needs at least one graph")
-    fragments = max(graph.fragments for graph in graphs)
-    table = kernel.EdgeTable()
-    sizes = np.zeros(fragments + 1, np.int64) if all(graph.sizes is not None for graph in graphs) else None
-    for graph in graphs:
-        try:
-            kernel.add_edges(table, graph.u, graph.v, graph.count, graph.sum, graph.max, graph.min, graph.key)
-        except OverflowError:
-            raise _too_many_edges() from None
-        if sizes is not None:
-            sizes[: graph.fragments + 1] += graph.sizes
-    return RegionGraph(fragments, sizes=sizes, **_collect([table], fragments, 1))
 
 
 def check_fragments(fragments: np.ndarray, threads: int | None = None) -> tuple[np.ndarray, int]:
@@ -167,7 +146,7 @@ def check_size(shape: Sequence[int]) -> None:
                          f"{tuple(shape)}; cut the volume into blocks and pool their graphs")
 
 
-def _too_many_edges() -> InputError:
+def too_many_edges() -> InputError:
     return InputError("the volume has more edges between fragments than 32 bits number; cut it into blocks, or raise "
                       "high or lower low of the watershed for larger fragments")
 
@@ -311,7 +290,7 @@ def measure(labels: np.ndarray, largest: int, threads: int | None = None,
 def _collect(tables: list, largest: int, threads: int) -> dict[str, np.ndarray]:
     """The edges of all tables, sorted and pooled."""
     if sum(kernel.capacity(edges) for edges in tables) > 2**32:
-        raise _too_many_edges()
+        raise too_many_edges()
     starts = np.zeros(largest + 2, np.int64)
     entries = np.empty(sum(edges.size for edges in tables), np.uint64)
     kernel.collect_starts(tables, starts, entries)

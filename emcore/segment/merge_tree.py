@@ -103,7 +103,7 @@ def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeT
     order = candidates[np.lexsort((graph.key[candidates], -graph.max[candidates]))]
     edges = link_by_size(graph.u, graph.v, order, graph.sizes, size)
     heights = 1.0 - graph.max[edges].astype(np.float64)
-    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], heights, 1 - affinity, graph.key[edges])
+    return MergeTree(graph.fragments, graph.u[edges], graph.v[edges], heights, 1 - affinity)
 
 
 def link_by_size(u: np.ndarray, v: np.ndarray, order: np.ndarray, sizes: np.ndarray, limit: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Tables of edges from several blocks, pooled to one row a pair of clusters: exact, in any order and any grouping.
 
-A table is a dict of columns: u and v, the clusters by any whole numbers; key, the largest key of a contact, and
-top_u and top_v, the fragments at that contact. It may have count, sum, max and min as a RegionGraph has them; a
-histogram a row, as bin_starts, bins and bin_counts; and base, which says that a row is of two fragments that never
-merged. The histogram of such a row is one count, at the largest affinity of the pair.
+A table is a dict of columns: u and v, the clusters by any whole numbers, and key, the largest key of a contact. It may
+have top_u and top_v, the fragments at that contact; count, sum, max and min as a RegionGraph has them; a histogram a
+row, as bin_starts, bins and bin_counts; and base, which says that a row is of two fragments that never merged. The
+histogram of such a row is one count, at the largest affinity of the pair.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,30 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.segment.graph import HISTOGRAM
+from emcore.segment.graph import HISTOGRAM, LARGEST_LABEL, RegionGraph, check_graph, too_many_edges
 
 Columns = Mapping[str, np.ndarray]
 _POOLS = {"count": np.add, "sum": np.add, "max": np.maximum, "min": np.minimum, "key": np.maximum}
+
+
+def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
+    """The graph of all contacts of several, which number fragments alike and measured different contacts.
+
+    Sizes and histograms add up where all have them; boxes and running means are not pooled.
+    """
+    graphs = [check_graph(graph, "pool_graphs", in_order=False) for graph in graphs]
+    if not graphs:
+        raise InputError("pool_graphs needs at least one graph")
+    fragments, sizes = max(graph.fragments for graph in graphs), None
+    if all(graph.sizes is not None for graph in graphs):
+        sizes = np.zeros(fragments + 1, np.int64)
+        for graph in graphs:
+            sizes[: graph.fragments + 1] += graph.sizes
+    names = ("u", "v", *_POOLS, *(HISTOGRAM if all(graph.bins is not None for graph in graphs) else ()))
+    edges = pool_edges(concatenate([{name: getattr(graph, name) for name in names} for graph in graphs]))
+    if len(edges["u"]) > LARGEST_LABEL:
+        raise too_many_edges()
+    return RegionGraph(fragments, sizes=sizes, **edges)
 
 
 def concatenate(tables: Sequence[Columns]) -> dict[str, np.ndarray]:
@@ -51,9 +71,10 @@ def pool_edges(edges: Columns) -> dict[str, np.ndarray]:
     for name, pool in _POOLS.items():
         if name in edges:
             pooled[name] = pool.reduceat(edges[name][order], starts)
-    best = np.flatnonzero(edges["key"][order] == pooled["key"][pair])
-    best = order[best[np.searchsorted(pair[best], np.arange(len(starts)))]]
-    pooled |= {"top_u": edges["top_u"][best], "top_v": edges["top_v"][best]}
+    if "top_u" in edges:
+        best = np.flatnonzero(edges["key"][order] == pooled["key"][pair])
+        best = order[best[np.searchsorted(pair[best], np.arange(len(starts)))]]
+        pooled |= {"top_u": edges["top_u"][best], "top_v": edges["top_v"][best]}
     if "base" in edges:
         pooled["base"] = np.logical_and.reduceat(edges["base"][order], starts)
     if "bin_starts" in edges:

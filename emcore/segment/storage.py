@@ -93,14 +93,20 @@ def read_tree(path: Path) -> MergeTree:
     _check_ids(path, MERGES, attributes["fragments"], a, b)
     if np.isnan(height).any() or (np.diff(height) < 0).any():
         raise InputError(f"{path}: the heights of its merges fall; the file is damaged, decode the prediction again")
-    key = None
-    if MERGE_KEYS in names:
-        key = _read_rows(path, MERGE_KEYS, "merges", (1,))[0][0]
-        if key.dtype != np.uint64 or len(key) != len(a) or ((height[1:] == height[:-1]) & (key[1:] < key[:-1])).any():
-            raise InputError(f"{path}: the keys of its merges do not fit their heights; the file is damaged, decode "
-                             "the prediction again")
+    key = _read_keys(path, height) if MERGE_KEYS in names else None
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
                      height.astype(np.float32) if attributes.get("single") else height, key=key)
+
+
+def _read_keys(path: Path, height: np.ndarray) -> np.ndarray:
+    """The keys of merges at these heights."""
+    stored = open_volume(path, MERGE_KEYS)
+    if stored.shape == (1, 1, 1, max(1, len(height))) and stored.dtype == np.uint64:
+        key = stored[...].reshape(-1)[:len(height)]
+        if not ((height[1:] == height[:-1]) & (key[1:] < key[:-1])).any():
+            return key
+    raise InputError(f"{path}: the keys of its merges do not fit their heights; the file is damaged, decode the "
+                     "prediction again")
 
 
 def read_made_by(path: Path) -> tuple[str, str]:

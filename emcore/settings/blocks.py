@@ -10,7 +10,7 @@ from emcore.errors import InputError
 Triple = tuple[int, int, int]
 Cluster = dict[str, Any]  # a table of dask_jobqueue, but for `jobs`
 CLUSTERS = ("slurm", "pbs", "lsf", "sge", "oar", "moab", "htcondor")
-UNITS = {"": 1, **{unit + end: base**power for power, unit in enumerate(("k", "m", "g", "t"), 1)
+UNITS = {"": 1, "b": 1, **{unit + end: base**power for power, unit in enumerate(("k", "m", "g", "t"), 1)
                    for end, base in (("", 1000), ("b", 1000), ("ib", 1024))}}
 
 

@@ -85,21 +85,19 @@ def parts_of(title: str, path: Path, dataset: h5py.Dataset) -> list[Part]:
     count = properties.get_virtual_count()
     if count > MOST_PARTS:
         raise InputError(f"{title} is joined from {count} parts; more than {MOST_PARTS} are not read")
-    parts, files = [], {}
+    parts, files, everything, folder = [], {}, whole(shape), str(path.parent)
     for number in range(count):
         name, source = properties.get_virtual_filename(number), properties.get_virtual_dsetname(number)
-        if "%" in name + source:
+        if "%" in name or "%" in source:
             raise InputError(f"{title} names its parts by a pattern, {name}:{source}, which is not read; "
                              "rewrite it by h5repack, or by h5py, as one dataset")
-        if name not in files:
-            files[name] = str(path if name == "." else path.parent / name)
-        place = patterns_of(title, properties.get_virtual_vspace(number))
-        place = tuple(Pattern(0, length, 1, length) for length in shape) if place is None else place
+        file = files.get(name)
+        if file is None:
+            file = files[name] = str(path) if name == "." else os.path.join(folder, name)
+        place = patterns_of(title, properties.get_virtual_vspace(number)) or everything
         if len(place) != len(shape) or any(axis.stop > length for axis, length in zip(place, shape)):
             raise InputError(f"{title} has the shape {shape}, but {name}:{source} is joined to it beyond that")
-        taken = patterns_of(title, properties.get_virtual_srcspace(number))
-        if all(axis.voxels for axis in place):
-            parts.append(Part(place, files[name], source, taken))
+        parts.append(Part(place, file, source, patterns_of(title, properties.get_virtual_srcspace(number))))
     check_files(title, path.parent, files)
     return parts
 
@@ -108,17 +106,16 @@ def patterns_of(title: str, space: h5s.SpaceID) -> Patterns | None:
     """What a selection takes of each axis; None where it is all."""
     if space.get_select_type() == h5s.SEL_ALL:
         return None
-    if space.get_select_type() == h5s.SEL_NONE:
-        return (Pattern(0, 1, 0, 1),) * space.get_simple_extent_ndims()
-    if space.get_select_type() != h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
+    try:
+        axes = list(zip(*space.get_regular_hyperslab()))
+    except ValueError:
         raise InputError(f"{title} is joined from voxels that form no regular pattern, which is not read; rewrite "
-                         "it by h5repack, or by h5py, as one dataset")
-    axes = list(zip(*space.get_regular_hyperslab()))
-    if any(max(count, block) >= h5s.UNLIMITED for _, _, count, block in axes):
+                         "it by h5repack, or by h5py, as one dataset") from None
+    if any(h5s.UNLIMITED in axis for axis in axes):
         raise InputError(f"{title} is joined from parts of open size, which is not read; rewrite it by h5repack, or by "
                          "h5py, as one dataset")
-    return tuple(Pattern(start, count * block, 1, count * block) if count == 1 or stride == block
-                 else Pattern(start, stride, count, block) for start, stride, count, block in axes)
+    return tuple([Pattern(start, count * block, 1, count * block) if count == 1 or stride == block
+                  else Pattern(start, stride, count, block) for start, stride, count, block in axes])
 
 
 def check_files(title: str, folder: Path, files: dict[str, str]) -> None:
