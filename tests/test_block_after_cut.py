@@ -221,7 +221,7 @@ def test_a_segment_that_lost_every_voxel_to_the_boundary_still_joins_and_counts_
 
 def test_rows_pool_as_a_dict_pools_them_however_they_come(monkeypatch):
     random = np.random.default_rng(2)
-    columns = {"a": random.integers(0, 5, 300), "b": random.integers(0, 4, 300), "sum": random.integers(0, 2**60, 300),
+    columns = {"a": random.integers(0, 5, 300), "b": random.integers(0, 4, 300), "sum": random.integers(0, 2**40, 300),
                "max": random.random(300, np.float32), "min": random.random(300, np.float32),
                "key": random.integers(0, 2**63, 300).astype(np.uint64)}
     expected, found = {}, pooled.pool(columns, ("a", "b"))
@@ -229,8 +229,7 @@ def test_rows_pool_as_a_dict_pools_them_however_they_come(monkeypatch):
         old = expected.get(tuple(pair), (0, -1, 2, 0))
         expected[tuple(pair)] = old[0] + total, max(old[1], most), min(old[2], least), max(old[3], key)
     assert list(zip(*(values.tolist() for values in found.values()))) == [
-        (*pair, *(sum_ - 2**64 * (sum_ >= 2**63) for sum_ in [values[0] % 2**64]), *values[1:])
-        for pair, values in sorted(expected.items())]
+        (*pair, *values) for pair, values in sorted(expected.items())]
     monkeypatch.setattr(pooled, "FEW", 7)
     parts = [{name: values[start:start + 11] for name, values in columns.items()} for start in range(0, 300, 11)]
     for given in (parts, parts[::-1]):
