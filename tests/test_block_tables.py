@@ -12,9 +12,10 @@ from emcore import config, memory
 from emcore.blocks import explain, store
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
-from emcore.blocks.run import work_of
+from emcore.blocks.run import ABOUT, work_of
 from emcore.blocks.tables import BlockParts, parts_of, read_segmentation
-from emcore.blocks.work import run_task
+from emcore.blocks.windows import Source
+from emcore.blocks.work import run_inline
 from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.metrics.evaluation import score_volume
@@ -28,13 +29,6 @@ from tests.test_blocks import STATISTICS, make_prediction, random_grid, random_s
 CURVE = Evaluate(("voi", "rand", "curve"), border_nm=0.0)
 
 
-def make_tables(work: AffinityWork) -> None:
-    for stage in work.tree_stages():
-        for number in range(stage.count):
-            if not work.is_done(stage, number):
-                run_task(work, stage, number)
-
-
 def few_blocks(rng: np.random.Generator, shape: tuple[int, int, int], sections: bool) -> Grid:
     """A grid of at most three blocks along an axis, so that there are few files."""
     block = [int(rng.integers(-(-length // 3), length + 1)) for length in shape]
@@ -43,27 +37,22 @@ def few_blocks(rng: np.random.Generator, shape: tuple[int, int, int], sections: 
 
 def both_ways(folder: Path, seed: int, statistic: str, floods: bool = False,
               grid_of: Callable[..., Grid] = few_blocks) -> tuple[Path, Path]:
-    """(labels file of the whole, labels file of blocks) for a random prediction and a random grid."""
+    """(labels file of the whole, labels file in blocks) for a random prediction and a random grid."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(length) for length in rng.integers(4, 17, 3))
-    prediction = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
+    path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
     settings = random_settings(rng, statistic, floods)
     if seed % 2:  # these have many merges
         settings = replace(settings, low=0.1, high=0.95)
-    whole = decode(open_volume(prediction), settings, folder / f"{seed}_labels.h5")
-    return whole, in_blocks(whole, prediction, grid_of(rng, shape, floods), folder / f"{seed}_in_labels.h5")
-
-
-def in_blocks(whole: Path, prediction: Path, grid: Grid, out: Path) -> Path:
-    """A file with the same labels that says of blocks how they were decoded, as infer.py writes it, and the blocks."""
-    labels = open_volume(whole, "labels")
-    about = {"folder": out.with_suffix(".blocks").name, "block": list(grid.block), "content": out.name,
-             "prediction": prediction.name}
-    with create_volume(f"{out}:labels", labels.shape, labels.dtype, labels.resolution, labels.offset,
-                       {**labels.attrs, "blocks": about}) as stored:
-        stored[...] = labels[...]
-    make_tables(work_of(out))
-    return out
+    prediction = open_volume(path)
+    whole = decode(prediction, settings, folder / f"{seed}_labels.h5")
+    out = folder / f"{seed}_in_labels.h5"
+    work = AffinityWork(out.with_suffix(".blocks"), grid_of(rng, shape, floods), Source(str(path), settings), "content")
+    run_inline(work)
+    about = {"folder": work.folder.name, "block": list(work.grid.block), "content": work.content,
+             "prediction": path.name}
+    return whole, work.join(out, prediction.resolution, prediction.offset,
+                            {"decode": config.to_table(settings), ABOUT: about})
 
 
 def assert_equal(one: object, other: object, told: str) -> None:
@@ -162,7 +151,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path, stage, column):
         parts = parts_of(labels)
         with pytest.raises(InputError, match=f"^{re.escape(str(path))} .*; run infer.py again, which makes it again$"):
             _ = parts.tree(), parts.graph(), parts.fragments()[...]
-        make_tables(work)  # what infer.py does
+        run_inline(work)  # what infer.py does
         assert path.read_bytes() == stored
 
 
