@@ -11,8 +11,8 @@
 
 Results stand in outputs/<name>/results_step=<N>: <volume>_prediction.h5 and <volume>_labels.h5. Those of a checkpoint
 that is not the run's own stand in outputs/<name>_weights=<file>. Each file holds a record of what made it: a prediction
-of other weights, settings or another volume is never taken for the one that was asked for. A volume that the memory does
-not hold is decoded in blocks, to the same labels (docs/blocks.md).
+of other weights, settings or another volume is never taken for the one that was asked for. A volume that does not fit
+into memory is decoded in blocks, to the same labels (docs/blocks.md).
 """
 
 import argparse

@@ -1,10 +1,5 @@
 """Volumes written as blocks by many processes and joined at the end."""
 
-<<<<<<< HEAD
-from pathlib import Path
-
-from tests.fuzz import flip  # noqa: F401
-=======
 import os
 import random
 import shutil
@@ -25,7 +20,6 @@ from emcore.volumes import create_volume, list_datasets, open_volume
 from emcore.volumes.blocks import Damaged, is_whole, join_blocks, read_block, write_block
 from emcore.volumes.convert import boxes
 from emcore.volumes.hdf5_virtual import MOST_PARTS
->>>>>>> b-volumes
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE, CORE = (150, 100, 130), (70, 64, 50)

@@ -131,8 +131,8 @@ def running(folder: Path, plan: dict[str, Any], finished: bool) -> Iterator[None
     stored = read_plan(folder)
     if stored is not None and stored != plan:
         if other := living(folder):
-            raise InputError(f"{folder} is being made with other settings: {listed(changed(stored, plan))}, by {other}. "
-                             "Wait for its end, or end it")
+            raise InputError(f"{folder} is being made with other settings ({listed(changed(stored, plan))}), by "
+                             f"{other}. Wait for its end, or end it")
         if stored.get("content") != plan["content"] and not finished:
             raise InputError(f"{folder} was begun from another prediction than the one that is there now: remove that "
                              "folder to begin anew")

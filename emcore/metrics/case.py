@@ -24,12 +24,8 @@ from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
-<<<<<<< HEAD
-SECTION_BYTES = 48  # that a voxel of a section takes where sections are looked at whole
-PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
-=======
 SECTION_BYTES = 72  # that a voxel of a section takes, measured, where sections are looked at whole
->>>>>>> b-scores
+PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
 Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 Found = TypeVar("Found")
 
