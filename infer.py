@@ -158,22 +158,27 @@ def shares_blocks(settings: Settings, choice) -> bool:
 
 def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
     """Decodes, unless the labels are those that are asked for or another process is making them."""
-    from emcore.blocks.run import choice_of
+    from emcore.blocks.run import choice_of, damaged_blocks
     from emcore.prediction.parts import claimed
 
-    def is_done() -> bool:
-        return record.has_labels(labels) and results.why_decode(labels, prediction, wanted) is None
+    def why_make() -> str | None:
+        """Why labels are to be made; empty where there are none, None where those that are there are wanted."""
+        if not record.has_labels(labels):
+            return ""
+        if damaged := damaged_blocks(labels):
+            return f"{damaged[0]} is missing or damaged" + (f", with {len(damaged) - 1} more" if damaged[1:] else "")
+        return results.why_decode(labels, prediction, wanted)
 
     def make() -> None:
         start = time.monotonic()
-        if record.has_labels(labels):
-            print(f"{labels} is made again: {results.why_decode(labels, prediction, wanted)}", flush=True)
+        if why := why_make():
+            print(f"{labels} is made again: {why}", flush=True)
         truth = record.of_truth(settings, number)
         decode_one(settings, prediction, labels, wanted | ({"truth": truth} if truth else {}), choice)
         print(f"{labels}: {time.monotonic() - start:.1f} s", flush=True)
 
     wanted = record.of_labels(settings, prediction)
-    if is_done():
+    if why_make() is None:
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
@@ -185,7 +190,7 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
         if not mine:
             print(f"{labels}: another process is making it", flush=True)
             return
-        if not is_done():
+        if why_make() is not None:
             make()
         lock.unlink(missing_ok=True)
 

@@ -148,7 +148,9 @@ def attempt(work: Work, stage: Stage, number: int, share: tuple[int, int] = (0, 
         take_share(*share)
         if work.is_done(stage, number):
             return Outcome(number, found=True)
-        return Outcome(number, made_again=tuple(run_task(work, stage, number)))
+        path = work.path(stage, number)
+        damaged = [f"{path} is damaged; it is made again"] if path.exists() else []
+        return Outcome(number, made_again=(*damaged, *run_task(work, stage, number)))
     except InputError as error:
         return Outcome(number, refused=str(error))
     except Exception as error:

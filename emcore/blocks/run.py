@@ -30,7 +30,8 @@ from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode, Decode
-from emcore.volumes import open_volume
+from emcore.volumes import list_datasets, open_volume
+from emcore.volumes.blocks import attributes_joined
 
 PLAN = "plan.json"
 ABOUT = "blocks"  # the attribute of labels that tells how to find their blocks
@@ -90,30 +91,35 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, conten
 
 
 def is_in_blocks(labels: Path) -> bool:
-    """Whether labels are there and lie in blocks."""
-    return has_labels(labels) and ABOUT in open_volume(labels, LABELS).attrs
+    """Whether labels are there and lie in blocks, of which some may be damaged."""
+    return labels.suffix == ".h5" and has_labels(labels) and ABOUT in attributes_joined(labels, LABELS)
 
 
 def work_of(labels: Path) -> LabelWork | None:
     """The work whose blocks a labels file reads; None where its labels do not lie in blocks."""
-    volume = open_volume(labels, LABELS)
-    about = volume.attrs.get(ABOUT)
-    if about is None:
+    if not is_in_blocks(labels):
         return None
+    said = attributes_joined(labels, LABELS)
     try:
-        grid = Grid(volume.shape, tuple(int(size) for size in about["block"]))
+        about, shape = said[ABOUT], next(item.shape for item in list_datasets(labels) if item.name == LABELS)
+        grid = Grid(shape, tuple(int(size) for size in about["block"]))
         prediction, content = str(labels.parent / about["prediction"]), str(about["content"])
-        settings = config.from_table(Decode, volume.attrs["decode"], "decode")
+        folder = labels.parent / Path(about["folder"]).name
+        settings = config.from_table(Decode, said["decode"], "decode")
         if len(grid.block) != 3 or min(grid.block) < 1:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{labels} does not say how its blocks were made: it is damaged; run infer.py again") from None
-    return work_for(folder_of(labels), grid, prediction, settings, content)
+    return work_for(folder, grid, prediction, settings, content)
 
 
-def folder_of(labels: Path) -> Path:
-    """The folder of the stages that labels, also those of another cut, were made in: where their blocks lie."""
-    return labels.parent / Path(open_volume(labels, LABELS).attrs[ABOUT]["folder"]).name
+def damaged_blocks(labels: Path) -> list[Path]:
+    """The blocks of labels that are missing, or that do not hold what was written; every voxel is read."""
+    work = work_of(labels)
+    if work is None:
+        return []
+    stage = work.stages()[-1]
+    return [work.path(stage, number) for number in range(stage.count) if not work.is_done(stage, number)]
 
 
 def beside(path: Path, folder: Path) -> str:
@@ -174,7 +180,7 @@ def tidy(folder: Path) -> None:
     wanted: set[str] = set()
     for labels in folder.parent.glob(f"{folder.stem}*.h5"):
         with suppress(InputError):
-            if is_in_blocks(labels) and folder_of(labels) == folder:
+            if is_in_blocks(labels) and work_of(labels).folder == folder:
                 wanted |= {stage.folder.partition("/")[0] for stage in work_of(labels).stages()}
     for entry in folder.iterdir():
         if entry.is_dir() and "-" in entry.name and entry.name not in wanted:

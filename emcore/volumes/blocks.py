@@ -23,7 +23,7 @@ from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.reading import open_regular
 from emcore.volumes import metadata
-from emcore.volumes.hdf5 import CACHE, PACKING, attributes_of, reader_of, store_attributes
+from emcore.volumes.hdf5 import CACHE, PACKING, attributes_of, opened, reader_of, store_attributes
 from emcore.volumes.hdf5_names import find
 from emcore.volumes.hdf5_stream import streamed
 from emcore.volumes.hdf5_virtual import MOST_PARTS
@@ -141,3 +141,12 @@ def check_part(title: str, shape: tuple[int, ...], box: Box, name: str) -> None:
         raise InputError(f"{title} has the shape {shape}; no block of it lies at {box}")
     if os.path.isabs(name) or set(name.split("/")) & {"", ".", ".."} or set(name) & set("%\\\0"):
         raise InputError(f"{title} is joined from files below its own folder, by names without % and \\; got {name!r}")
+
+
+def attributes_joined(path: Path, dataset: str) -> dict[str, Any]:
+    """The attributes of a joined dataset, also where a block is missing, without which it cannot be read."""
+    with opened(path) as file:
+        way = find(file, dataset)
+        if way is None or not isinstance(way[-1], h5py.Dataset):
+            raise InputError(f"{path} has no dataset {dataset}")
+        return attributes_of(f"{path}:{dataset}", way[-1])
