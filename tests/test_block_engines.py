@@ -22,9 +22,10 @@ from emcore.settings import Settings
 from emcore.settings.blocks import Blocks, bytes_of
 from tests.block_toy import LEAVES, ROOT, Sums, change_byte, started
 
-HERE = [Blocks(engine="local", workers=1), Blocks(engine="local", workers=3), Blocks(engine="share"),
-        Blocks(engine="dask", workers=2)]
-NAMES = ["alone", "local", "share", "dask"]
+ALONE = Blocks(engine="local", workers=1)
+HERE = [pytest.param(ALONE, id="alone"), pytest.param(Blocks(engine="local", workers=3), id="local"),
+        pytest.param(Blocks(engine="share"), id="share"),
+        pytest.param(Blocks(engine="dask", workers=2), id="dask", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str]:
 # ---- all alike
 
 
-@pytest.mark.parametrize("settings", HERE, ids=NAMES)
+@pytest.mark.parametrize("settings", HERE)
 def test_every_engine_gives_the_same_bytes_and_a_second_run_finds_them(settings, work, wanted, capsys):
     skip_without(settings)
     work.ask("sums 2", 1, "damage")
@@ -75,13 +76,13 @@ def test_every_engine_gives_the_same_bytes_and_a_second_run_finds_them(settings,
     last = work.folder / "shares" / "000007.columns"
     change_byte(last)
     before = {path: path.stat().st_mtime_ns for path in work.folder.rglob("*.columns")}
-    engines.run(work, settings)
+    engines.run(work, ALONE if settings.engine == "dask" else settings)
     after = {path: path.stat().st_mtime_ns for path in work.folder.rglob("*.columns")}
     assert work.files() == wanted
     assert [path for path, written in after.items() if written != before[path]] == [last]
 
 
-@pytest.mark.parametrize("settings", HERE, ids=NAMES)
+@pytest.mark.parametrize("settings", HERE)
 def test_a_block_that_always_fails_is_named_with_what_was_said_last(settings, work, capsys):
     skip_without(settings)
     work.ask("sums 0", 3, "fail")
@@ -92,11 +93,11 @@ def test_a_block_that_always_fails_is_named_with_what_was_said_last(settings, wo
     assert told.count("note: sums 0, leaf 3 failed and runs again: RuntimeError") == 2
     assert told.count("Traceback") == 1
     work.ask("sums 0", 3, "fail_once")
-    engines.run(work, settings)
+    engines.run(work, ALONE if settings.engine == "dask" else settings)
     assert "1 failed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings", HERE, ids=NAMES)
+@pytest.mark.parametrize("settings", HERE)
 def test_a_mistake_of_the_user_is_one_sentence_and_no_second_try(settings, work):
     skip_without(settings)
     work.ask("sums 1", 2, "refuse")
@@ -107,7 +108,7 @@ def test_a_mistake_of_the_user_is_one_sentence_and_no_second_try(settings, work)
     assert "again" not in told
 
 
-@pytest.mark.parametrize("settings", HERE, ids=NAMES)
+@pytest.mark.parametrize("settings", HERE)
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(settings, work, wanted):
     skip_without(settings)
     work.ask("sums 1", 2, "fill_disk")
@@ -120,7 +121,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(settings, w
     left = work.files()
     assert left.items() <= wanted.items()
     (work.folder / "asked" / "sums 1-2").unlink()
-    assert ended(started(work, engine=settings.engine, workers=settings.workers))[0] == 0
+    run_inline(work)
     assert work.files() == wanted
 
 
@@ -158,6 +159,7 @@ def test_a_block_that_kills_its_process_is_named_with_the_last_line(work, capsys
         engines.run(work, Blocks(engine="local", workers=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way, code", [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
 def test_the_processes_end_with_the_one_that_began_them(work, wanted, way, code):
     work.ask("sums 0", 0, "wait_once")
@@ -171,6 +173,7 @@ def test_the_processes_end_with_the_one_that_began_them(work, wanted, way, code)
     assert work.files() == wanted
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_on_one_folder_are_harmless(work, wanted):
     drivers = [started(work, engine="local", workers=2, seconds=0.02) for _ in range(2)]
     assert [ended(driver)[0] for driver in drivers] == [0, 0]
@@ -190,6 +193,7 @@ def test_a_process_keeps_to_its_share_of_the_cores(work):
 # ---- processes that share files alone
 
 
+@pytest.mark.slow
 def test_jobs_of_an_array_finish_without_one_that_is_killed(work, wanted):
     work.ask("sums 0", 1, "wait_once")
     jobs = [started(work, {"SLURM_ARRAY_TASK_ID": str(7 + 2 * job), "SLURM_ARRAY_TASK_MIN": "7",
@@ -204,6 +208,7 @@ def test_jobs_of_an_array_finish_without_one_that_is_killed(work, wanted):
     assert [words["process"] for _, words, _ in signs(work.folder)] == [process]
 
 
+@pytest.mark.slow
 def test_a_rank_that_gives_no_sign_is_not_waited_for_and_may_come_back(work, wanted):
     work.ask("sums 0", 0, "wait_a_little")
     ranks = [started(work, {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}, silence=1.0)
@@ -277,6 +282,7 @@ def cluster(folder: Path, workers: int = 2) -> Iterator[tuple[str, list[subproce
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_worker_of_dask_that_is_killed_is_replaced(work, wanted):
     pytest.importorskip("distributed")
     work.ask("sums 0", 5, "wait_once")
@@ -288,6 +294,7 @@ def test_a_worker_of_dask_that_is_killed_is_replaced(work, wanted):
     assert work.files() == wanted
 
 
+@pytest.mark.slow
 def test_a_block_that_kills_workers_of_dask_is_named(work):
     pytest.importorskip("distributed")
     work.ask("sums 0", 3, "die")
@@ -295,6 +302,7 @@ def test_a_block_that_kills_workers_of_dask_is_named(work):
         engines.run(work, Blocks(engine="dask", workers=2))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_there_goes_on_without_one_of_its_workers_but_not_without_its_scheduler(work, wanted,
                                                                                                   tmp_path):
     with cluster(tmp_path) as (address, processes):
@@ -346,6 +354,7 @@ def queue(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_jobs_of_slurm_are_handed_in_and_taken_back(work, wanted, queue):
     table = {"jobs": 2, "cores": 1, "memory": "1GB", "queue": "short", "walltime": "00:10:00", "interface": "lo",
              "job_script_prologue": ["export HELLO=there"]}
@@ -359,13 +368,14 @@ def test_jobs_of_slurm_are_handed_in_and_taken_back(work, wanted, queue):
     until(lambda: not any(os.path.exists(f"/proc/{job}") for job in jobs))
 
 
-def test_a_queue_that_refuses_gets_a_sentence(work, queue):
+@pytest.mark.slow
+def test_a_queue_that_refuses_gets_a_sentence(work, queue, monkeypatch):
     (queue / "sbatch").write_text('#!/bin/bash\necho "invalid partition specified: shrot" >&2; exit 1\n')
     with pytest.raises(InputError, match=r"the queue refuses a job of \[blocks.slurm\]: .*invalid partition specified"):
         engines.run(work, Blocks(slurm={"cores": 1, "memory": "1GB", "interface": "lo"}))
     with pytest.raises(InputError, match=r"\[blocks.slurm\] makes no SLURMCluster of dask_jobqueue: .*'shape'"):
         engines.run(work, Blocks(slurm={"cores": 1, "memory": "1GB", "shape": 3}))
-    (queue / "sbatch").unlink()
+    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(InputError, match="by the command sbatch, which this machine does not have"):
         engines.run(work, Blocks(slurm={"cores": 1, "memory": "1GB"}))
 

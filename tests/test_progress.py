@@ -110,3 +110,14 @@ def test_the_resident_memory_is_that_of_this_process():
     block.write(b"x" * len(block))
     assert resident_bytes() - before > len(block) // 2
     assert re.fullmatch(r"[\d.]+[MG]", quantity(resident_bytes()))
+
+
+def test_what_was_done_before_does_not_count_for_the_rate_and_failures_are_told():
+    clock, stream = Clock(), io.StringIO()
+    with Progress(100, "blocks", stream=stream, clock=clock) as progress:
+        progress.add(90, found=True)
+        clock.now += 10
+        progress.add(5)
+        progress.fail()
+        assert progress.line(clock.now).startswith("blocks: 95% 95 of 100, 0.50/s, 1 failed, 10s left")
+    assert stream.getvalue().startswith("blocks: 95% 95 of 100, 0.50/s, 1 failed, in 10s")

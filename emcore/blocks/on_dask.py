@@ -6,6 +6,7 @@ workers busy. Whose task is tried again when a worker dies is Dask's business; a
 
 import importlib.util
 import logging
+import math
 import re
 import shlex
 import shutil
@@ -54,7 +55,7 @@ class Jobs(Cluster):
     def __init__(self, kind: str, table: dict[str, Any]):
         table = dict(table)
         self.kind, self.jobs = kind, table.pop("jobs", 1)
-        self.handed_in, self.refused, self.looked = 0, "", time.monotonic()
+        self.handed_in, self.refused, self.looked = 0, "", -math.inf
         super().__init__(self._made(table), 1)
         if several := re.search(r"--nworkers (\d+)", self.of_dask.job_script()):
             self.processes = int(several[1])
@@ -89,13 +90,15 @@ class Jobs(Cluster):
 
     def _job(self, usual: type) -> type:
         """The class of a job, which also tells this object when it was handed in or refused."""
+        from distributed.deploy.spec import ProcessInterface
+
         async def start(job: Any) -> None:
             self.handed_in += 1
             try:
                 await usual.start(job)
-            except Exception as error:
+            except Exception as error:  # raised, it would only be logged
                 self.refused = " ".join(str(error).split()) or last_line(error)
-                raise
+                await ProcessInterface.start(job)
 
         return type(usual.__name__, (usual,), {"start": start})
 

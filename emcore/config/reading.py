@@ -8,6 +8,7 @@ import sys
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
+from datetime import date, time
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -296,6 +297,8 @@ def _parse(text: str, kind: Any) -> Any:
     if len(value) != 1:
         return text
     value = value["value"]
+    if isinstance(value, time | date):
+        return text
     if not isinstance(value, str) and str in choices and not any(_fits(choice, value) for choice in choices):
         return text  # a name that happens to look like a number
     return value
