@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from emcore.blocks import work
-from emcore.blocks.choice import check_kind, needs_sections
+from emcore.blocks.choice import Choice, Task, check_kind, needs_sections
 from emcore.blocks.grid import Grid
 from emcore.blocks.kinds import PieceWork
+from emcore.blocks.run import decode_in_blocks, work_of
 from emcore.blocks.windows import extent
-from emcore.decode.labels import components, connected, polarity
+from emcore.decode.labels import components, connected, decode, polarity
 from emcore.errors import InputError
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
+from emcore.settings.blocks import Blocks
 from emcore.settings.decode import (
     AffinityDecode,
     ComponentsDecode,
@@ -242,6 +244,32 @@ def test_a_value_that_is_none_is_named_where_it_lies_in_the_volume(tmp_path):
     for exclusive in (False, True):
         with pytest.raises(InputError, match="prediction holds NaN"):
             in_blocks(tmp_path, prediction, PolarityDecode(exclusive=exclusive), (2, 3, 4))
+
+
+@pytest.mark.parametrize("kind", ["connected", "components", "polarity"])
+def test_the_labels_file_of_blocks_reads_as_the_one_of_the_whole_volume(kind, tmp_path):
+    prediction = random_prediction(tmp_path, np.random.default_rng([5, len(kind)]), kind)
+    settings = {"connected": ConnectedDecode(remove_size=2), "components": ComponentsDecode(threshold=0.6, connectivity=4),
+                "polarity": PolarityDecode(small=2, channels=(2, 0, 1))}[kind]
+    choice = Choice(Grid(prediction.shape[-3:], (3, 5, 6)), 1, "")
+    record = {"prediction": {"digest": "of the prediction"}}
+    path = tmp_path / "prediction.h5"
+    whole = open_volume(decode(prediction, settings, tmp_path / "whole.h5", record), "labels")
+    joined = open_volume(decode_in_blocks(path, settings, tmp_path / "joined.h5", choice, Blocks(), record), "labels")
+    assert np.array_equal(joined[...], whole[...])
+    assert joined[...].max() > 2
+    assert joined.dtype == whole.dtype
+    assert {name: joined.attrs[name] for name in whole.attrs} == whole.attrs
+    work_again = work_of(tmp_path / "joined.h5")
+    assert isinstance(work_again, PieceWork)
+    assert all(work_again.is_done(stage, number) for stage in work_again.stages() for number in range(stage.count))
+
+
+def test_a_worker_is_given_room_for_every_channel_that_it_reads():
+    few, many = (Task((64, 64, 64), channels, 4, ComponentsDecode()) for channels in (3, 12))
+    assert many.in_block - few.in_block == 9 * 4
+    assert few.in_block == Task((64, 64, 64), 12, 4, ComponentsDecode(channels=(1, 2))).in_block
+    assert few.in_block == Task((64, 64, 64), 12, 4, ConnectedDecode()).in_block
 
 
 def test_damaged_and_missing_files_are_made_again(tmp_path):

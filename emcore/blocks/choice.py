@@ -21,7 +21,8 @@ from emcore.threads import allotted_cores
 
 # bytes a voxel that decoding the whole takes beside its affinities; measured, and docs/blocks.md says on what
 WHOLE = 24
-BLOCK = 36  # bytes a voxel of a block that a worker takes for it, affinities and all
+BLOCK = 36  # bytes a voxel of a block that a worker takes for it, with VALUES bytes of a prediction among them
+VALUES = 12
 WORKER = 250e6  # bytes that a worker takes before it has read anything
 DISK = 9  # bytes a voxel that the files of all stages take
 SHARE = 0.85  # of the memory that is there, as other things want some too
@@ -54,6 +55,13 @@ class Task(NamedTuple):
         return self.voxels * (self.value_bytes + WHOLE)
 
 
+    @property
+    def in_block(self) -> int:
+        """Bytes a voxel of a block that a worker takes; kinds that read every channel may take more than affinities."""
+        many = 0 if isinstance(self.decode, AffinityDecode | ConnectedDecode) else self.value_bytes - VALUES
+        return BLOCK + max(0, many)
+
+
 class Choice(NamedTuple):
     """How a decoding is done: in the blocks of a grid, or (None) at once; told: the sentence for the user."""
 
@@ -80,12 +88,12 @@ def choose(task: Task, settings: Blocks) -> Choice:
         workers -= 1
         most = SHARE * there / workers
     if block is None:
-        least = WORKER + BLOCK * prod(smallest(task))
+        least = WORKER + task.in_block * prod(smallest(task))
         raise InputError(f"{volume}: {why}a worker needs at least {size_of(least)} for a block of "
                          f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: take a "
                          "machine with more memory, or fewer workers by blocks.workers")
     grid = Grid(tuple(task.shape), block)
-    needed = WORKER + BLOCK * prod(block)
+    needed = WORKER + task.in_block * prod(block)
     told = f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, {workers} worker"
     return Choice(grid, workers, f"{told}{'s' * (workers > 1)}; {size_of(DISK * task.voxels)} of disk")
 
@@ -116,7 +124,7 @@ def fitting(task: Task, settings: Blocks, most: float) -> tuple[int, int, int] |
     if needs_sections(task.decode):
         sides = [(depth, *task.shape[1:]) for depth in (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
                  if depth <= max(1, task.shape[0])]
-    return next((block for block in sides if WORKER + BLOCK * prod(block) <= most), None)
+    return next((block for block in sides if WORKER + task.in_block * prod(block) <= most), None)
 
 
 def check_kind(decode: Decode, why: str = "") -> None:
