@@ -34,7 +34,7 @@ from emcore.volumes import Volume, open_volume
 
 FRAGMENT_BYTES = 300  # that a fragment takes with its merge, and with what is computed along the tree
 EDGE_BYTES = 200  # that an edge takes while those of all blocks are pooled
-BIN_BYTES = 80  # that a bin of a histogram takes then
+BIN_BYTES = 110  # that a bin of a histogram takes then
 EDGES = ("count", "sum", "max", "min", "key")
 INSTEAD = ("take a machine with more memory, or a part of the volume; the labels themselves, also those that "
            "infer.py --cut makes at another threshold, need none of this")
