@@ -270,7 +270,7 @@ def test_a_pattern_that_a_file_claims_and_that_cannot_be_is_refused(axis):
 
 
 def test_a_section_of_the_same_file_can_be_a_part(tmp_path):
-    layout = h5py.VirtualLayout((2, 4, 5), "uint8", filename="v.h5")
+    layout = h5py.VirtualLayout((2, 4, 5), "uint8")
     layout[1] = h5py.VirtualSource(".", "section", (4, 5))
     with h5py.File(tmp_path / "v.h5", "w") as file:
         file["section"] = np.arange(20, dtype="uint8").reshape(4, 5)
