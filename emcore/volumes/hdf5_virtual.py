@@ -109,8 +109,10 @@ def patterns_of(title: str, space: h5s.SpaceID) -> Patterns | None:
     try:
         axes = list(zip(*space.get_regular_hyperslab()))
     except ValueError:
+        axes = []
+    if not axes or any(min(count, block) < 1 or (count > 1 and stride < block) for _, stride, count, block in axes):
         raise InputError(f"{title} is joined from voxels that form no regular pattern, which is not read; rewrite "
-                         "it by h5repack, or by h5py, as one dataset") from None
+                         "it by h5repack, or by h5py, as one dataset")
     if any(h5s.UNLIMITED in axis for axis in axes):
         raise InputError(f"{title} is joined from parts of open size, which is not read; rewrite it by h5repack, or by "
                          "h5py, as one dataset")
