@@ -14,7 +14,8 @@ import pytest
 from emcore import config
 from emcore.blocks import engines, on_dask, share
 from emcore.blocks.alive import Signs, signs
-from emcore.blocks.engines import engine_of, share_of
+from emcore.blocks.attempts import share_of
+from emcore.blocks.engines import engine_of
 from emcore.blocks.status import status
 from emcore.blocks.work import Stage, run_inline, run_task
 from emcore.errors import InputError

@@ -10,7 +10,7 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-from emcore.blocks.engines import Outcome, share_of
+from emcore.blocks.attempts import Outcome, share_of
 from emcore.blocks.work import Stage, Work
 from emcore.blocks.worker import START
 from emcore.errors import InputError

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import emcore
-from emcore.blocks.engines import TRIES, Outcome, attempt, last_line, share_of
+from emcore.blocks.attempts import TRIES, Outcome, attempt, last_line, share_of
 from emcore.blocks.work import Stage, Work
 from emcore.errors import InputError
 from emcore.settings.blocks import Blocks, bytes_of

@@ -11,7 +11,7 @@ import random
 import time
 
 from emcore.blocks.alive import Signs
-from emcore.blocks.engines import attempt, is_good
+from emcore.blocks.attempts import attempt, is_good
 from emcore.blocks.work import Stage, Work
 from emcore.errors import InputError
 from emcore.progress import Progress

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from emcore.blocks.engines import attempt
+from emcore.blocks.attempts import attempt
 
 # what `python -c` is given, with the path of modules of the process that starts it as arguments; a script without a
 # guard of its main part is not run again, as multiprocessing would
