@@ -1,8 +1,13 @@
-"""One try at a task, and what came of it: all that engines have in common below the question of who carries it out."""
+"""What every engine does: hands out tasks, tries those again that fail, and ends the run where that would not help.
+
+A task that fails runs again, TRIES times in all; then the run ends with one sentence that says which block it is about.
+A mistake of the user ends it at once. What is done stays, and the same command goes on with the rest.
+"""
 
 import sys
 import traceback
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from emcore.blocks.work import Stage, Work, run_task
 from emcore.errors import InputError
@@ -22,6 +27,58 @@ class Outcome(NamedTuple):
     failed: str = ""  # the last line of another failure
     trace: str = ""  # where in the program that was
     tries: int = 1  # that this outcome stands for
+
+
+class Pool(Protocol):
+    """Workers that carry out tasks side by side."""
+
+    window: int  # tasks that it should have at a time
+
+    def submit(self, stage: Stage, number: int) -> None:
+        """Has a task carried out at some time."""
+
+    def next(self) -> Outcome:
+        """What came of one of the tasks that were submitted, when there is one."""
+
+
+class Alone:
+    """This process as the only worker."""
+
+    window = 1
+
+    def __init__(self, work: Work):
+        self.work = work
+
+    def submit(self, stage: Stage, number: int) -> None:
+        self.task = stage, number
+
+    def next(self) -> Outcome:
+        return attempt(self.work, *self.task)
+
+
+def carry_out(work: Work, pool: Pool) -> None:
+    """Every stage, with as many tasks under way as the pool wants to have."""
+    for stage in work.stages():
+        with Progress(stage.count, stage.name, "blocks") as progress:
+            for outcome in outcomes(work, pool, stage, progress):
+                progress.add(found=outcome.found)
+
+
+def outcomes(work: Work, pool: Pool, stage: Stage, progress: Progress) -> Iterator[Outcome]:
+    """The good outcome of every task of a stage, as it comes; one that fails is tried again."""
+    waiting, under_way, tries = iter(range(stage.count)), 0, {}
+    while True:
+        while under_way < pool.window and (number := next(waiting, None)) is not None:
+            pool.submit(stage, number)
+            under_way += 1
+        if not under_way:
+            return
+        outcome = pool.next()
+        if is_good(work, stage, outcome, tries, progress):
+            under_way -= 1
+            yield outcome
+        else:
+            pool.submit(stage, outcome.number)
 
 
 def is_good(work: Work, stage: Stage, outcome: Outcome, tries: dict[int, int], progress: Progress) -> bool:

@@ -28,7 +28,7 @@ def status(work: Work) -> list[str]:
         lines.append(f"{stage.name}: {quantity(done)} of {quantity(stage.count)} blocks{ago}{open_files}")
     for _, words, written in signs(work.folder):
         if now - written < SILENCE and not is_dead(words):
-            at = f"is at {words['stage']} {words['number']}" if words["number"] is not None else "waits"
+            at = f"is at {words['stage']} {words['number']}" if words["number"] is not None else "is at work"
             lines.append(f"process {words['process']} of {words['host']} {at}, as it said {_ago(now - written)}")
     if is_whole:
         return [*lines, "every stage is done"]
