@@ -72,11 +72,6 @@ class Job:
 
         wait_until(happened, what)
 
-    def wait_until_queued_again(self):
-        wait_until(lambda: self.told()["Restarts"] == "1", f"job {self.number} queued again")
-        self.wait_for("PENDING")
-        said("scontrol", "update", f"JobId={self.number}", "StartTime=now")  # SLURM would wait for some seconds
-
 
 @pytest.fixture
 def submit(slurm, monkeypatch):
@@ -144,10 +139,10 @@ def test_a_training_that_is_queued_again_goes_on_to_the_same_bits(submit, data, 
     if event is not preempt:
         wait_until((place / "outputs" / "tiny" / "STOP").exists, "the job asks the run to stop")
         job.signal("CONT")
-    job.wait_until_queued_again()
+    job.wait_while_running(lambda: job.told()["Restarts"] == "1", "second start")
     job.wait_for("COMPLETED")
-    text, told = job.log(), job.told()
-    assert told["Restarts"] == "1", "a finished run must not queue itself again"
+    text = job.log()
+    assert job.told()["Restarts"] == "1", "a finished run must not queue itself again"
     assert event is preempt or re.search(rf"stopped at step \d+ of {STEPS}", text), text
     assert re.search(rf"step \d+ of {STEPS}", text), text
     assert list(place.glob(f"emcore-*-{job.number}/numba")), "compiled code belongs on the node's disk"
