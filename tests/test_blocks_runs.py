@@ -301,10 +301,10 @@ def test_scores_and_page_are_those_of_decoding_at_once(place):
 
 
 @pytest.mark.parametrize("channels, settings, blocks", [
-    pytest.param(3, ("kind=connected", "threshold=0.6", "remove_size=5"), BLOCKS, id="connected"),
-    pytest.param(1, ("kind=components", "threshold=0.6", "remove_size=5"), BLOCKS, id="components"),
+    pytest.param(3, ("kind=connected", "threshold=0.72", "remove_size=5"), BLOCKS, id="connected"),
+    pytest.param(1, ("kind=components", "threshold=0.9", "remove_size=5"), BLOCKS, id="components"),
     pytest.param(1, ("kind=components", "threshold=0.5", "seed_threshold=0.8", "connectivity=4"), SECTIONS, id="seeds"),
-    pytest.param(3, ("kind=polarity", "threshold=0.6", "small=4"), BLOCKS, id="polarity"),
+    pytest.param(3, ("kind=polarity", "threshold=0.98", "small=4"), BLOCKS, id="polarity"),
 ])
 def test_other_kinds_are_those_of_decoding_at_once(place, channels, settings, blocks):
     values = affinities_of(cells_of(SHAPE))[:channels]
