@@ -288,7 +288,7 @@ def test_scores_and_page_are_those_of_decoding_at_once(place):
     for blocks in ((), BLOCKS):
         run("infer.py", *blocks)
         assert blocks_folder().exists() == bool(blocks)
-        told = run("evaluate.py")
+        told = run("evaluate.py", 'evaluate.scores=["rand","voi","curve"]')
         assert "is not scored" not in told
         scores[blocks] = json.loads((RESULTS / "scores.json").read_text())
         page = (RESULTS.parent / "report.html").read_text()
@@ -304,10 +304,12 @@ def test_scores_and_page_are_those_of_decoding_at_once(place):
     pytest.param(3, ("kind=connected", "threshold=0.72", "remove_size=5"), BLOCKS, id="connected"),
     pytest.param(1, ("kind=components", "threshold=0.9", "remove_size=5"), BLOCKS, id="components"),
     pytest.param(1, ("kind=components", "threshold=0.5", "seed_threshold=0.8", "connectivity=4"), SECTIONS, id="seeds"),
-    pytest.param(3, ("kind=polarity", "threshold=0.98", "small=4"), BLOCKS, id="polarity"),
+    pytest.param(3, ("kind=polarity", "threshold=0.8", "small=4"), BLOCKS, id="polarity"),
 ])
 def test_other_kinds_are_those_of_decoding_at_once(place, channels, settings, blocks):
     values = affinities_of(cells_of(SHAPE))[:channels]
+    if "polarity" in settings[0]:  # small spots near each other
+        values = 255 - np.stack([values[0], np.roll(values[0], 2, 2), np.minimum(values[0], values[1])])
     Path("run.toml").write_text(CONFIG.partition("[decode]")[0])
     write(f"{RESULTS}/a_prediction.h5:prediction", values if channels > 1 else values[0],
           **({"offsets": (-np.eye(3, dtype=int)).tolist()} if channels == 3 else {}))
@@ -349,8 +351,8 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     told = run("infer.py", code=2)
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert re.search(r"38.4 kvoxel: whole it would take 1.0 MB, 500.0 kB are there: a worker needs at least 1.8 MB for a "
-                     r"block of 24×32×32, and \d+.0 kB are there for each of 1: take a machine with more memory", told)
+    assert re.search(r"38.4 kvoxel: whole it would take 1.0 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a "
+                     r"block of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory", told)
     assert not RESULTS.exists() or not list(RESULTS.iterdir())
 
 
@@ -373,6 +375,7 @@ def test_what_needs_the_whole_volume_is_refused_only_where_blocks_are_needed(pla
         assert told in said
         assert "whole it would take" in said
         assert said.count("error: ") == 1
+    monkeypatch.setattr(choice, "memory_there", lambda: 2**30)
     assert "decoding in blocks is asked for: " in decode(*settings, *BLOCKS, code=2)
     assert not LABELS.exists()
     assert not blocks_folder().exists()
@@ -494,8 +497,9 @@ def kill_drivers(kills, seed, undisturbed):
         process = Started(*words_of("blocks.size=[12,20,20]", f"blocks.workers={moments.choice([1, 2, 3])}"))
         wait_for(count() + moments.randrange(1, max(2, 2 * whole // kills)), process)
         time.sleep(moments.uniform(0, 0.02))
-        landed += process.alive()
-        process.kill()
+        if process.alive():
+            landed += 1
+            process.kill()
         process.process.join()
     assert landed > 0
     check(undisturbed)
