@@ -308,8 +308,9 @@ def test_scores_and_page_are_those_of_decoding_at_once(place):
 ])
 def test_other_kinds_are_those_of_decoding_at_once(place, channels, settings, blocks):
     values = affinities_of(cells_of(SHAPE))[:channels]
-    if "polarity" in settings[0]:  # small spots near each other
-        values = 255 - np.stack([values[0], np.roll(values[0], 2, 2), np.minimum(values[0], values[1])])
+    if "polarity" in settings[0]:  # every tenth cell is a pre, beside it lies a post
+        pre = (cells_of(SHAPE) % 10 == 0) * np.uint8(240)
+        values = np.stack([pre, np.roll(pre, 4, 2), np.maximum(pre, np.roll(pre, 4, 2))])
     Path("run.toml").write_text(CONFIG.partition("[decode]")[0])
     write(f"{RESULTS}/a_prediction.h5:prediction", values if channels > 1 else values[0],
           **({"offsets": (-np.eye(3, dtype=int)).tolist()} if channels == 3 else {}))
@@ -338,7 +339,7 @@ def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(pl
     has_memory(monkeypatch, 1.2e6)
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
-    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.0 MB, 1.2 MB are there: 8 blocks of 20×20×20, 388.0 kB a "
+    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 1.2 MB are there: 8 blocks of 20×20×20, 388.0 kB a "
             "worker, 1 worker; 345.6 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
@@ -351,7 +352,7 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     told = run("infer.py", code=2)
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert re.search(r"38.4 kvoxel: whole it would take 1.0 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a "
+    assert re.search(r"38.4 kvoxel: whole it would take 1.2 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a "
                      r"block of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory", told)
     assert not RESULTS.exists() or not list(RESULTS.iterdir())
 
@@ -445,7 +446,7 @@ def test_another_prediction_under_the_same_name(place):
     LABELS.unlink()
     write_prediction(RESULTS / "a_prediction.h5", cells_of(SHAPE, seed=2), seed=2)
     told = run("infer.py", *BLOCKS, code=2)
-    assert f"error: {blocks_folder()} was begun from another prediction than the one that is there now: remove" in told
+    assert f"{blocks_folder()} was begun from another prediction than the one that is there now: remove that" in told
     shutil.rmtree(blocks_folder())
     run("infer.py", *BLOCKS)
     assert not np.array_equal(open_volume(LABELS, "labels")[...], second)
