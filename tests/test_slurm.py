@@ -111,7 +111,7 @@ def held_in_the_middle(job):
     log = job.place / "outputs" / "tiny" / "log.csv"
     job.wait_while_running(lambda: log.exists() and len(rows(job.place)) > 10, "rows in log.csv")
     job.signal("STOP")
-    assert job.state() == "STOPPED", job.log()
+    job.wait_for("STOPPED")
 
 
 def be_asked_to_stop(job):
@@ -206,6 +206,7 @@ def test_an_array_of_which_one_is_cancelled_predicts_everything_once(submit, tra
     tasks = [Job(place, f"{array.number}_{index}") for index in range(3)]
     tasks[0].wait_while_running(lambda: any(name.endswith(".npy") for name in names_in(folder)), "part of a prediction")
     array.signal("STOP", "--batch")
+    wait_until(lambda: {task.state() for task in tasks} <= {"STOPPED", *OVER}, "no task runs")
     at_work = [task for task in tasks if task.state() == "STOPPED" and "parts;" in task.log()]
     assert at_work, "".join(task.log() for task in tasks)
     said("scancel", at_work[0].number)
