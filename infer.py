@@ -100,7 +100,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
             while not predict_one(settings, number, model, plan, prediction):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         if settings.decode.kind != "none":
-            decode_once(settings, number, prediction, labels)
+            decode_once(settings, number, prediction, labels, choices[number])
     return 0
 
 
@@ -156,8 +156,9 @@ def shares_blocks(settings: Settings, choice) -> bool:
     return choice is not None and choice.grid is not None and engine_of(settings.blocks) == "share"
 
 
-def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
-    """Decodes, unless the labels are those that are asked for or another process is making them."""
+def decode_once(settings: Settings, number: int, prediction: Path, labels: Path, planned) -> None:
+    """Decodes, unless the labels are those that are asked for or another process is making them; planned: what the user
+    was told about how it will be done."""
     from emcore.blocks.run import choice_of, damaged_blocks
     from emcore.prediction.parts import claimed
 
@@ -182,6 +183,8 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
+    if choice.grid != planned.grid:  # a run that was begun goes on in its blocks
+        print(f"{labels}: {choice.told}", flush=True)
     if choice.grid is not None:  # any number of processes may work on the blocks
         make()
         return
