@@ -51,11 +51,17 @@ def random_join(folder, rng, fill):
         if rng.random() < 0.3:
             kept.insert(int(rng.integers(0, len(kept) + 1)), 1)
         kept = kept or [1]
-        whole = rng.random() < 0.4
+        whole, nested = rng.random() < 0.4, rng.random() < 0.3
         size = kept if whole else [4 * length for length in kept]
-        values = rng.integers(0, 200, size).astype(rng.choice([kind, "uint8", "<i8", "float64"]))
+        values = rng.integers(0, 200, size).astype(kind if nested else rng.choice([kind, "uint8", "<i8", "float64"]))
         write(folder / f"{number}.h5", values, chunks=tuple(max(1, length // 2) for length in size),
               **({"compression": "gzip"} if rng.random() < 0.5 else {}))
+        if nested:
+            (folder / f"{number}.h5").rename(folder / f"inner{number}.h5")
+            layout = h5py.VirtualLayout(tuple(size), kind)
+            layout[...] = h5py.VirtualSource(f"inner{number}.h5", "main", tuple(size))
+            with h5py.File(folder / f"{number}.h5", "w") as file:
+                file.create_virtual_dataset("main", layout)
         source = h5py.h5s.create_simple(tuple(size))
         if not whole:
             start, stride, count, block = patterns(rng, size, kept)

@@ -226,7 +226,7 @@ class Joined:
             pieces = [runs(target, places.get(axis, orders[axis])) for axis, target in enumerate(targets)]
             for piece in itertools.product(*pieces):
                 room = values[tuple(target for target, _ in piece)]
-                taken = tuple(slice(pattern.start, pattern.start + 1) if axis is None else piece[axis][1]
+                taken = tuple(slice(pattern.start, pattern.start + 1, 1) if axis is None else piece[axis][1]
                               for axis, pattern in zip(axes, patterns))
                 room[...] = source.values[taken].reshape(room.shape)
 
