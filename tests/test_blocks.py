@@ -42,8 +42,12 @@ def make_prediction(path: Path, rng: np.random.Generator, shape: tuple[int, int,
 
 
 def random_grid(rng: np.random.Generator, shape: tuple[int, int, int], sections: bool) -> Grid:
-    block = [int(rng.integers(1, length + 2)) if rng.random() < 0.3 else int(rng.integers(3, 9)) for length in shape]
-    return Grid(shape, (block[0], *shape[1:]) if sections else tuple(block))
+    """Blocks down to one voxel along an axis, but at most 40 of them."""
+    while True:
+        block = [int(rng.integers(1, length + 2) if rng.random() < 0.3 else rng.integers(3, 9)) for length in shape]
+        grid = Grid(shape, (block[0], *shape[1:]) if sections else tuple(block))
+        if grid.blocks() <= 40:
+            return grid
 
 
 def random_settings(rng: np.random.Generator, statistic: str, floods: bool) -> AffinityDecode:
