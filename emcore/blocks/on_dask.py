@@ -208,6 +208,8 @@ def workers(work: Work, settings: Blocks) -> Iterator[Tasks]:
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(SCHEDULER))
+        for name in ("distributed.client", "tornado.application"):  # what they would say is said by our sentences
+            stack.enter_context(quiet(name))
         cluster = cluster_of(settings)
         if not settings.address:
             stack.enter_context(cluster.of_dask)
@@ -219,6 +221,18 @@ def workers(work: Work, settings: Blocks) -> Iterator[Tasks]:
         if importlib.util.find_spec("bokeh") and client.dashboard_link:
             print(f"dashboard: {client.dashboard_link}", flush=True)
         yield Tasks(work, client, cluster)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keeps a logger from writing anything."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def cluster_of(settings: Blocks) -> Cluster:
