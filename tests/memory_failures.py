@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from emcore import segment
+from emcore.segment.fragments import block_fragments
 
 MOST = 20_000  # allocations of one call
 
@@ -29,7 +30,18 @@ def calls() -> dict:
               for name in ("mean", "aff85_his256")}
     found |= {f"components {touch}": lambda touch=touch: segment.connected_components(labels, touch, threads=2)
               for touch in (6, 26)}
+    def merges_of_a_block():
+        run = segment.Agglomeration(graph, "aff85_his256_all", frozen=np.arange(1, 20))
+        run.advance()
+        return run.merges(), run.remaining_edges()
+
+    def fragments_of_a_block():
+        window = affs[:, :4, :4, :4]
+        return block_fragments(window, 0.1, 0.9, core=(slice(0, 2),) * 3, origin=(0, 0, 0), volume_shape=(9, 9, 9))
+
     return found | {
+        "merges of a block": merges_of_a_block,
+        "fragments of a block": fragments_of_a_block,
         "agglomerate on threads": lambda: segment.agglomerate(graph, threads=2),
         "watershed": lambda: segment.watershed(affs, threads=1),
         "watershed as waterz": lambda: segment.watershed(affs, ties="waterz", threads=2),

@@ -140,7 +140,7 @@ def main() -> None:
         key.write_bytes(secrets.token_bytes(128))
         conf.write_text(SETTINGS.format(host=host, folder=folder, ports=free_ports(2)))
         for number in range(4):
-            (folder / f"gpu{number}").touch()  # SLURM wants a file for each
+            (folder / f"gpu{number}").symlink_to("/dev/null")  # SLURM wants a device for each
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-3]\n")
         try:
             start(folder, [

@@ -249,7 +249,8 @@ def test_a_value_that_is_none_is_named_where_it_lies_in_the_volume(tmp_path):
 @pytest.mark.parametrize("kind", ["connected", "components", "polarity"])
 def test_the_labels_file_of_blocks_reads_as_the_one_of_the_whole_volume(kind, tmp_path):
     prediction = random_prediction(tmp_path, np.random.default_rng([5, len(kind)]), kind)
-    settings = {"connected": ConnectedDecode(remove_size=2), "components": ComponentsDecode(threshold=0.6, connectivity=4),
+    settings = {"connected": ConnectedDecode(remove_size=2),
+                "components": ComponentsDecode(threshold=0.6, connectivity=4),
                 "polarity": PolarityDecode(small=2, channels=(2, 0, 1))}[kind]
     choice = Choice(Grid(prediction.shape[-3:], (3, 5, 6)), 1, "")
     record = {"prediction": {"digest": "of the prediction"}}

@@ -102,7 +102,7 @@ def test_tables_of_blocks_are_those_of_the_whole(tmp_path, statistic):
 @pytest.mark.long
 @pytest.mark.parametrize("statistic", STATISTICS)
 def test_tables_of_many_blocks_are_those_of_the_whole(tmp_path, statistic):
-    assert sum(check_tables(tmp_path, seed, statistic, seed % 5 == 0, random_grid) for seed in range(100, 150)) > 100
+    assert sum(check_tables(tmp_path, seed, statistic, seed % 5 == 0, random_grid) for seed in range(100, 106)) > 20
 
 
 def test_the_command_prints_the_same(tmp_path, capsys):

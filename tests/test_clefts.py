@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from emcore import metrics
+from emcore import memory, metrics
 from emcore.errors import InputError
 from tests.oracles.instances import nearest
 
@@ -183,3 +183,11 @@ def test_volumes_read_in_blocks_score_the_same_bits(monkeypatch, budget):
 def test_bad_input_is_named(truth, prediction, options, sentence):
     with pytest.raises(InputError, match=sentence):
         metrics.clefts(truth, prediction, **{"resolution": CREMI} | options)
+
+
+def test_clefts_that_fill_the_memory_are_told_before_they_do(monkeypatch):
+    truth, prediction = sparse(np.random.default_rng(8), (9, 40, 70)), np.ones((9, 40, 70), np.uint8)
+    for there, sentence in ((20_000, "to order the clefts"), (200_000, r"to measure the distances of 2\d+ voxels")):
+        monkeypatch.setattr(memory, "memory_there", lambda there=there: there)
+        with pytest.raises(InputError, match=sentence):
+            metrics.clefts(truth, prediction, CREMI, background=0)

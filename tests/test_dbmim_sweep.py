@@ -233,6 +233,13 @@ def test_a_sweep_that_cannot_be_is_one_sentence(tmp_path, evaluate, decode, sent
     assert not list(tmp_path.glob("cremi_*"))
 
 
+def test_a_sweep_that_does_not_fit_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    found = volumes(tmp_path, 1)
+    monkeypatch.setattr("emcore.memory.memory_there", lambda: 70_000)  # of 1680 voxels: 12 bytes each are read
+    with pytest.raises(InputError, match=r"evaluate\.sweep of .*v0\.h5.* holds whole, needs about"):
+        dbmim.write_sweep(tmp_path, settings_of(), found)
+
+
 def test_names_of_variants_tell_close_biases_apart():
     settings = settings_of({"sweep": {"biases": ((0.001, 0, 0), (0.002, 0, 0), (0.5, 0, 0)), "temperatures": (1.25,)}})
     assert [name for name, _, _ in dbmim.variants(settings)] == [

@@ -38,7 +38,7 @@ PROGRAMS = ("python", "torchrun", "sbatch", "tensorboard", "make")
 NOT_RUN = {
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
-    r"sbatch ": "needs a cluster; test_slurm.py plays one",
+    r"sbatch ": "needs a cluster; test_slurm.py submits to one of a single node",
     r"make ": "the suites and the demo; CI runs them",
     r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
 }

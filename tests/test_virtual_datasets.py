@@ -51,11 +51,17 @@ def random_join(folder, rng, fill):
         if rng.random() < 0.3:
             kept.insert(int(rng.integers(0, len(kept) + 1)), 1)
         kept = kept or [1]
-        whole = rng.random() < 0.4
+        whole, nested = rng.random() < 0.4, rng.random() < 0.3
         size = kept if whole else [4 * length for length in kept]
-        values = rng.integers(0, 200, size).astype(rng.choice([kind, "uint8", "<i8", "float64"]))
+        values = rng.integers(0, 200, size).astype(kind if nested else rng.choice([kind, "uint8", "<i8", "float64"]))
         write(folder / f"{number}.h5", values, chunks=tuple(max(1, length // 2) for length in size),
               **({"compression": "gzip"} if rng.random() < 0.5 else {}))
+        if nested:
+            (folder / f"{number}.h5").rename(folder / f"inner{number}.h5")
+            layout = h5py.VirtualLayout(tuple(size), kind)
+            layout[...] = h5py.VirtualSource(f"inner{number}.h5", "main", tuple(size))
+            with h5py.File(folder / f"{number}.h5", "w") as file:
+                file.create_virtual_dataset("main", layout)
         source = h5py.h5s.create_simple(tuple(size))
         if not whole:
             start, stride, count, block = patterns(rng, size, kept)
@@ -254,6 +260,30 @@ def test_what_is_no_regular_pattern_is_refused_in_one_sentence(tmp_path):
         file.create_virtual_dataset("main", layout)
     with pytest.raises(InputError, match=r"\A[^\n]*parts of open size[^\n]*\Z"):
         open_volume(tmp_path / "open.h5")
+
+
+@pytest.mark.parametrize("axis", [(0, 1, 1, 0), (0, 1, 0, 1), (0, 0, 2, 1), (0, 2, 2, 3)])
+def test_a_pattern_that_a_file_claims_and_that_cannot_be_is_refused(axis):
+    class Space:
+        def get_select_type(self):
+            return h5py.h5s.SEL_HYPERSLABS
+
+        def get_regular_hyperslab(self):
+            return tuple((value,) * 3 for value in axis)
+
+    with pytest.raises(InputError, match="no regular pattern"):
+        hdf5_virtual.patterns_of("a.h5:main", Space())
+
+
+def test_a_section_of_the_same_file_can_be_a_part(tmp_path):
+    layout = h5py.VirtualLayout((2, 4, 5), "uint8")
+    layout[1] = h5py.VirtualSource(".", "section", (4, 5))
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file["section"] = np.arange(20, dtype="uint8").reshape(4, 5)
+        file.create_virtual_dataset("main", layout, fillvalue=3)
+    volume = open_volume(tmp_path / "v.h5")
+    assert (volume[0] == 3).all()
+    assert volume[1, 1:, ::2].tolist() == [[5, 7, 9], [10, 12, 14], [15, 17, 19]]
 
 
 def test_threads_share_a_joined_volume(tmp_path):

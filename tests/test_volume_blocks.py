@@ -79,7 +79,7 @@ def test_any_layout_of_the_array_in_memory_is_written(tmp_path):
                                     values[::-1][::-1]]):
         write_block(tmp_path / f"{number}.h5", given)
         assert (read_block(tmp_path / f"{number}.h5", (8, 9, 10), "uint32") == values).all()
-    assert len({open_volume(tmp_path / f"{number}.h5").attrs["blake2b"] for number in range(4)}) == 1
+    assert len({open_volume(tmp_path / f"{number}.h5").attrs["crc32"] for number in range(4)}) == 1
 
 
 def test_another_shape_or_type_is_not_what_was_written(tmp_path):
@@ -336,7 +336,7 @@ def test_very_many_blocks_are_joined_and_opened_in_time(tmp_path, monkeypatch, c
         join_blocks(path, "labels", shape, "uint32", ((box, "b.h5") for box in boxes(shape, (2, 2, 2))))
     volume = open_volume(tmp_path / "a.h5")
     assert volume[9:11, 150:152, 6:8].ravel().tolist() == [5, 6, 7, 8, 1, 2, 3, 4]
-    assert time.process_time() - start < count / 1500
+    assert time.process_time() - start < count / 1000
     with h5py.File(tmp_path / "a.h5") as file:
         assert file["labels"].id.get_create_plist().get_virtual_count() == count
     monkeypatch.setattr("emcore.volumes.blocks.MOST_PARTS", 2)

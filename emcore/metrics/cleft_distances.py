@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
 from emcore.errors import InputError
+from emcore.memory import check_memory
 from emcore.metrics.pairs import boxes, check_not_negative, check_shapes, check_types, checked_resolution
 from emcore.metrics.tables import as_volume
 from emcore.segment.arrays import within
@@ -25,6 +26,9 @@ TRUTH, PREDICTION = 1, 2  # bits of a run's state: what its voxels are foregroun
 LEAF = 4  # runs in a leaf of the tree
 PIECE = 32  # voxels that search together, neighbours along x
 MORTON_BITS = 20
+RUN_BYTES = 64  # that a run takes while all are put in order
+VOXEL_BYTES = 24  # that a wrong voxel takes while distances are summed
+TOO_MUCH = "score a part, or look whether it is clefts that the volumes hold"
 
 _states = types.Array(types.uint8, 2, "C")
 _runs = types.Array(types.int32, 2, "C")
@@ -165,6 +169,7 @@ def _foreground(truth, prediction, background: int | None, invalid: int | None, 
             parts.append(runs)
             backgrounds |= seen
         del labels, predicted  # or the next box is read while this one still takes its memory
+        check_memory(RUN_BYTES * sum(map(len, parts)), "to order the clefts that are found so far", TOO_MUCH)
     for (name, value), seen in zip(values.items(), backgrounds):
         if background is None and int(value) == CREMI_BACKGROUND and not seen:
             raise InputError(f"{name} is uint64 and none of its voxels is CREMI's background, 2^64 - 1; "
@@ -209,6 +214,7 @@ def _measured(runs: NDArray[np.int32], side: int, other: int, resolution: NDArra
     offsets = np.concatenate(([0], np.cumsum(sizes[wrong])))
     wrong = np.ascontiguousarray(runs[wrong, :4])
     targets, tree = _tree(targets, resolution)
+    check_memory(VOXEL_BYTES * int(offsets[-1]), f"to measure the distances of {offsets[-1]} voxels", TOO_MUCH)
     distances = np.empty(offsets[-1], np.float64)
     run_parallel(_search, [(wrong[a:b], offsets[a:b + 1] - offsets[a], targets, tree, resolution,
                             distances[offsets[a]:offsets[b]]) for a, b in slabs(len(wrong), 8 * threads)], threads)

@@ -109,8 +109,10 @@ def patterns_of(title: str, space: h5s.SpaceID) -> Patterns | None:
     try:
         axes = list(zip(*space.get_regular_hyperslab()))
     except ValueError:
+        axes = []
+    if not axes or any(min(count, block) < 1 or (count > 1 and stride < block) for _, stride, count, block in axes):
         raise InputError(f"{title} is joined from voxels that form no regular pattern, which is not read; rewrite "
-                         "it by h5repack, or by h5py, as one dataset") from None
+                         "it by h5repack, or by h5py, as one dataset")
     if any(h5s.UNLIMITED in axis for axis in axes):
         raise InputError(f"{title} is joined from parts of open size, which is not read; rewrite it by h5repack, or by "
                          "h5py, as one dataset")
@@ -224,7 +226,7 @@ class Joined:
             pieces = [runs(target, places.get(axis, orders[axis])) for axis, target in enumerate(targets)]
             for piece in itertools.product(*pieces):
                 room = values[tuple(target for target, _ in piece)]
-                taken = tuple(slice(pattern.start, pattern.start + 1) if axis is None else piece[axis][1]
+                taken = tuple(slice(pattern.start, pattern.start + 1, 1) if axis is None else piece[axis][1]
                               for axis, pattern in zip(axes, patterns))
                 room[...] = source.values[taken].reshape(room.shape)
 

@@ -21,6 +21,7 @@ from emcore import metrics, segment
 from emcore.decode.affinities import calibrate, read_affinities, segmentation_of
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
+from emcore.memory import check_memory
 from emcore.metrics.placement import Borders, Shared, box, placed, whole_table
 from emcore.metrics.tables import Contingency
 from emcore.prediction.parts import speed_file
@@ -39,6 +40,7 @@ MEASURES = ("affinity_dice", "affinity_iou", "inference_sec", "postprocess_sec",
             "rand_fscore", "rand_precision", "rand_recall", "voi_split", "voi_merge", "voi_sum")
 RECORD = ("sample", *KEYS, *MEASURES, "n_pred", "n_gt", "n_voxels")
 PERCENTILES = (1, 5, 50, 95, 99)
+SWEEP_BYTES = 30  # a voxel that is swept: true affinities, labels, and what decoding takes beside the affinities
 Variant = tuple[str, tuple[float, float, float], float]  # name, bias and temperature
 
 
@@ -139,6 +141,9 @@ def sweep_volume(settings: Settings, name: str, prediction: Volume, truth: Volum
     seconds: of its prediction, empty if unknown.
     """
     start, truth_start, shape = placed(prediction, truth, settings.evaluate.crop)
+    held = 3 * prediction.dtype.itemsize * math.prod(prediction.shape[-3:]) + SWEEP_BYTES * math.prod(shape)
+    check_memory(held, f"evaluate.sweep of {prediction.name}, which it holds whole,",
+                 "take a part with evaluate.crop, or take [evaluate.sweep] out of the config")
     plain = read_affinities(prediction, replace(settings.decode, bias=(0.0, 0.0, 0.0), temperature=1.0))
     region = (slice(None), *box(start, shape))
     plain = Affinities(plain.values[region], plain.offsets, table=plain.table)
