@@ -97,8 +97,10 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
         elif not predict_one(settings, number, model, plan, prediction):
             if not shares_blocks(settings, choices[number]):
                 continue  # another process is finishing it
-            while not predict_one(settings, number, model, plan, prediction):
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+            print(f"{prediction}: waiting for the processes that finish it", flush=True)
+            while not prediction.exists():
+                if not (parts.has_free(prediction) and predict_one(settings, number, model, plan, prediction)):
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
         if settings.decode.kind != "none":
             decode_once(settings, number, prediction, labels, choices[number])
     return 0
@@ -128,8 +130,8 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
     said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
-    predict(comply(arithmetic, settings, model), volume, Output(prediction, said), window=window, infer=infer,
-            data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
+    predict(comply(arithmetic, settings, model), volume, Output(prediction, said, replaces=False), window=window,
+            infer=infer, data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
     if prediction.exists():
         print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
     return prediction.exists()
