@@ -3,10 +3,12 @@
 import contextlib
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emcore.blocks.alive import signs
 from emcore.prediction.parts import claimed, folder_of
 from emcore.volumes import open_volume
 from tests.test_blocks_runs import (  # noqa: F401 (made, place, plain and undisturbed are fixtures)
@@ -22,9 +24,10 @@ from tests.test_blocks_runs import (  # noqa: F401 (made, place, plain and undis
     undisturbed,
     words_of,
 )
-from tests.test_slurm import said, submit, wait_until  # noqa: F401 (submit is a fixture)
+from tests.test_slurm import OVER, Job, said, submit, wait_until  # noqa: F401 (submit is a fixture)
 
 SIZE = "blocks.size=[6,20,20]"
+THRESHOLD = "decode.threshold=0.5"  # at which the net of these tests makes a hundred labels
 TABLE = """
 [blocks.slurm]
 jobs = 2
@@ -41,9 +44,10 @@ log_directory = "logs"
 # ---- jobs of Dask
 
 
-def jobs_at_work(place):
+def jobs_at_work(place):  # noqa: F811
     """The jobs whose worker has found its scheduler."""
-    return [path.stem.rpartition("-")[2] for path in (place / "logs").glob("*.err") if "Registered to" in path.read_text()]
+    return [path.stem.rpartition("-")[2] for path in (place / "logs").glob("*.err")
+            if "Registered to" in path.read_text()]
 
 
 @pytest.mark.slow
@@ -88,7 +92,7 @@ def test_jobs_that_wait_for_a_part_of_the_prediction_take_it_over_once_and_decod
     prediction.unlink()
     parts = folder_of(prediction)
     with held(parts / "000000_000006.lock"):
-        jobs = [Started("infer.py", "--cfg", "run.toml", SIZE, "decode.threshold=0.9", SLURM_ARRAY_TASK_COUNT="2",
+        jobs = [Started("infer.py", "--cfg", "run.toml", SIZE, THRESHOLD, SLURM_ARRAY_TASK_COUNT="2",
                         SLURM_ARRAY_TASK_ID=str(number)) for number in range(2)]
         wait_until(lambda: all(WAITS in said_by(job) or not job.alive() for job in jobs), "both jobs wait")
         time.sleep(3)
@@ -104,5 +108,82 @@ def test_jobs_that_wait_for_a_part_of_the_prediction_take_it_over_once_and_decod
     assert blocks_folder().exists()
     LABELS.unlink()
     shutil.rmtree(blocks_folder())
-    run("infer.py", "decode.threshold=0.9")
+    run("infer.py", THRESHOLD)
     assert np.array_equal(open_volume(LABELS, "labels")[...], in_blocks)
+
+
+def at_once(place, tmp_path_factory):  # noqa: F811
+    """The labels of the same command without blocks, in another folder."""
+    elsewhere = tmp_path_factory.mktemp("at_once") / "place"
+    shutil.copytree(place, elsewhere)
+    with contextlib.chdir(elsewhere):
+        run("infer.py", THRESHOLD)
+        assert not blocks_folder().exists()
+        return open_volume(LABELS, "labels")[...]
+
+
+def tasks_in_blocks():
+    """The numbers in their array of the jobs that say that they are at blocks."""
+    found = []
+    for _, words, _ in signs(blocks_folder()):
+        with contextlib.suppress(OSError):
+            told = Path(f"/proc/{words['process']}/environ").read_bytes().split(b"\0")
+            found += [int(line.partition(b"=")[2]) for line in told if line.startswith(b"SLURM_ARRAY_TASK_ID=")]
+    return found
+
+
+@pytest.mark.slow
+def test_an_array_of_which_one_is_cancelled_and_one_comes_late_predicts_and_decodes(submit, place,  # noqa: F811
+                                                                                    tmp_path_factory):
+    (RESULTS / "a_prediction.h5").unlink()
+    wanted = at_once(place, tmp_path_factory)
+    assert wanted.max() > 5
+    words = "infer.sbatch", SIZE, THRESHOLD
+    array = submit(place, *words, options=["--array=0-2%2"])  # the third begins when one of the others has ended
+    tasks = [Job(place, f"{array.number}_{index}") for index in range(3)]
+    tasks[0].wait_while_running(lambda: count() >= 3, "files of blocks")
+    array.signal("STOP", "--batch")
+    wait_until(lambda: not {task.state() for task in tasks} & {"RUNNING", "CONFIGURING"}, "no task runs")
+    assert not LABELS.exists()
+    at_work = [task for task in map(tasks.__getitem__, tasks_in_blocks()) if task.state() == "STOPPED"]
+    assert at_work, "".join(task.log() for task in tasks)
+    said("scancel", at_work[0].number)
+    at_work[0].wait_for("CANCELLED")
+    array.signal("CONT", "--batch")
+    for task in tasks:
+        if task is not at_work[0]:
+            task.wait_for("COMPLETED")
+    assert np.array_equal(open_volume(LABELS, "labels")[...], wanted)
+    stamp = LABELS.stat()
+    again = submit(place, *words, options=["--array=5-6"])
+    for number in (5, 6):
+        task = Job(place, f"{again.number}_{number}")
+        task.wait_for("COMPLETED")
+        for path in (RESULTS / "a_prediction.h5", LABELS):
+            assert f"{path}: already there" in task.log()
+    assert LABELS.stat() == stamp
+
+
+@pytest.mark.long
+def test_a_job_that_is_out_of_time_in_the_middle_of_blocks_goes_on_when_it_is_submitted_again(  # noqa: F811
+        submit, place, tmp_path_factory):
+    (RESULTS / "a_prediction.h5").unlink()
+    wanted = at_once(place, tmp_path_factory)
+    words = "infer.sbatch", SIZE, THRESHOLD
+    job = submit(place, *words, options=["--array=0"])
+    task = Job(place, f"{job.number}_0")
+    task.wait_while_running(lambda: count() >= 3, "files of blocks")
+    task.signal("STOP", "--batch")
+    wait_until(lambda: task.state() in {"STOPPED", *OVER}, "the job stands")
+    done = count()
+    assert 0 < done < 100
+    assert not LABELS.exists()
+    before = {path: path.stat().st_mtime_ns for path in blocks_folder().rglob("*.columns")}
+    said("scontrol", "update", f"JobId={task.number}", "TimeLimit=0:01")  # which SLURM takes for a minute
+    task.wait_for("TIMEOUT")
+    again = Job(place, f"{submit(place, *words, options=['--array=0']).number}_0")
+    again.wait_for("COMPLETED")
+    assert np.array_equal(open_volume(LABELS, "labels")[...], wanted)
+    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    assert after.items() <= before.items(), "a file that was there was written again"
+    assert len(after) >= 3
