@@ -7,32 +7,31 @@ import json
 import os
 import random
 import re
-import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from bench.affinities import make_affinities
 from emcore import files
 from emcore.blocks import choice
+from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.explain import main as explain
-from emcore.blocks.grid import Grid
-from emcore.blocks.run import PLAN, read_plan, work_for
+from emcore.blocks.run import PLAN, read_plan
 from emcore.errors import InputError, run_command
 from emcore.files import TEMPORARY
 from emcore.volumes import create_volume, open_volume
 from tests import scripts
 from tests.block_toy import change_byte
 from tests.disks import disk, ended_well, resize
-from tests.test_block_engines import cluster, until
+from tests.test_block_engines import cluster
 from tests.test_results import write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -339,7 +338,7 @@ def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(pl
     has_memory(monkeypatch, 1.2e6)
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
-    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 1.2 MB are there: 8 blocks of 20×20×20, 388.0 kB a "
+    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.4 MB, 1.2 MB are there: 8 blocks of 20×20×20, 388.0 kB a "
             "worker, 1 worker; 345.6 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
@@ -352,8 +351,8 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     told = run("infer.py", code=2)
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert re.search(r"38.4 kvoxel: whole it would take 1.2 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a "
-                     r"block of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory", told)
+    assert ("38.4 kvoxel: whole it would take 1.4 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a block "
+            "of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory") in errors[0]
     assert not RESULTS.exists() or not list(RESULTS.iterdir())
 
 
@@ -361,7 +360,7 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     (("kind=mutex",), "decode.kind = mutex works on the whole volume only"),
     (("kind=contour",), "decode.kind = contour works on the whole volume only"),
     (("kind=affinities", "ties=waterz"), "decode.ties = waterz works on the whole volume only"),
-    (("kind=components", "seed_threshold=0.8"), "decode.seed_threshold with decode.connectivity = 26 works on the whole"),
+    (("kind=components", "seed_threshold=0.8"), "decode.seed_threshold with decode.connectivity = 26 works on"),
 ])
 def test_what_needs_the_whole_volume_is_refused_only_where_blocks_are_needed(place, monkeypatch, settings, told):
     Path("run.toml").write_text(CONFIG.partition("[decode]")[0])
@@ -393,7 +392,7 @@ def stamps(folder=None):
 def test_settings_of_blocks_change_nothing_in_labels_that_are_there(place):
     run("infer.py", *BLOCKS)
     before = stamps()
-    for other in ((), ("blocks.size=[5,40,13]",), ("blocks.workers=2", "blocks.engine=local"), ("blocks.engine=share",)):
+    for other in ((), ("blocks.size=[5,40,13]",), ("blocks.workers=2",), ("blocks.engine=share",)):
         assert f"{LABELS}: already there" in run("infer.py", *other)
     assert stamps() == before
 
@@ -458,8 +457,8 @@ def test_a_run_that_lives_refuses_one_with_other_settings(place, undisturbed):
     first.kill(signal.SIGSTOP)
     try:
         told = decode(*BLOCKS, "decode.threshold=0.7", code=2)
-        assert re.search(r"error: \S*a_labels.blocks is being made with other settings \(decode.threshold was 0.5, is 0.7"
-                         rf"\), by process {first.process.pid} of \S+, which showed itself \d+ s ago. Wait for its end, or",
+        assert re.search(r"error: \S*a_labels.blocks is being made with other settings \(decode.threshold was 0.5, is "
+                         rf"0.7\), by process {first.process.pid} of \S+, which showed itself \d+ s ago. Wait for its",
                          told), told
         assert "with other settings" in decode("blocks.size=[12,40,40]", code=2)
     finally:
@@ -494,7 +493,7 @@ def kill_drivers(kills, seed, undisturbed):
     """Each one at a random moment: a number of new files, and a little more."""
     moments, landed = random.Random(seed), 0
     whole = len([name for name in undisturbed if name.endswith((".columns", ".h5"))])
-    for kill in range(kills):
+    for _ in range(kills):
         process = Started(*words_of("blocks.size=[12,20,20]", f"blocks.workers={moments.choice([1, 2, 3])}"))
         wait_for(count() + moments.randrange(1, max(2, 2 * whole // kills)), process)
         time.sleep(moments.uniform(0, 0.02))
@@ -632,6 +631,62 @@ def test_files_that_are_damaged_during_a_run_are_made_again(place, undisturbed, 
     check(undisturbed)
 
 
+def test_a_prediction_that_changes_while_it_is_decoded_is_noticed(place, undisturbed, monkeypatch):
+    make_numbers = AffinityWork.make_numbers
+
+    def change(*arguments):
+        (RESULTS / "a_prediction.h5").rename("kept.h5")
+        write_prediction(RESULTS / "a_prediction.h5", cells_of(SHAPE, seed=1), seed=1)
+        return make_numbers(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AffinityWork, "make_numbers", change)
+        told = decode(*BLOCKS, code=2)
+    assert re.search(r"error: \S+a_prediction.h5 changed while it was decoded: run the same command again", told)
+    assert not LABELS.exists()
+    os.replace("kept.h5", RESULTS / "a_prediction.h5")
+    check(undisturbed)
+
+
+def test_a_cut_needs_no_prediction_but_takes_no_other_one(place):
+    (RESULTS / "a_prediction.h5").rename("kept.h5")
+    shutil.copy("kept.h5", RESULTS / "a_prediction.h5")
+    decode(*BLOCKS, "decode.boundary=0", "decode.link=none")
+    decode("--cut", "0.3")
+    cut = LABELS.with_name("a_labels_0.3.h5")
+    first = open_volume(cut, "labels")[...]
+    cut.unlink()
+    (RESULTS / "a_prediction.h5").unlink()
+    decode("--cut", "0.3")
+    assert np.array_equal(open_volume(cut, "labels")[...], first)
+    path = sorted(next(blocks_folder().glob("fragments-*")).glob("*.columns"))[0]
+    path.unlink()
+    assert re.search("error: .*a_prediction.h5", decode("--cut", "0.35", code=2))
+    write_prediction(RESULTS / "a_prediction.h5", cells_of(SHAPE, seed=1), seed=1)
+    assert "was decoded from another prediction" in decode("--cut", "0.35", code=2)
+    assert not path.exists()
+    os.replace("kept.h5", RESULTS / "a_prediction.h5")  # another time of change, the same voxels
+    decode("--cut", "0.35")
+    assert path.exists()
+
+
+def test_status_tells_how_far_a_killed_run_is(place):
+    assert run("infer.py", "--status").splitlines()[1] == f"{LABELS}: not begun"
+    process = Started(*words_of(*BLOCKS))
+    assert wait_for(9, process)
+    process.kill()
+    process.process.join()
+    told = run("infer.py", "--status")
+    assert f"{RESULTS / 'a_prediction.h5'}: there" in told
+    assert f"{LABELS}: fragments: 8 of 8 blocks, the last " in told
+    assert f"{LABELS}: labels: 0 of 8 blocks" in told
+    assert "is at work" not in told
+    decode(*BLOCKS)
+    told = run("infer.py", "--status")
+    assert f"{LABELS}: there" in told
+    assert "every stage is done" in told
+
+
 # ---- several at once
 
 
@@ -700,6 +755,69 @@ def test_workers_of_a_scheduler_that_is_there_and_stands_elsewhere(place, undist
     assert not [path for path in elsewhere.rglob("*") if path.suffix in (".columns", ".h5")]
 
 
+# ---- larger volumes
+
+
+@pytest.mark.long
+def test_a_limit_of_address_space_brings_blocks_by_itself(tmp_path, monkeypatch):
+    """`ulimit -v`, as some queues set it: what decoding at once takes is not there, and a worker's share is."""
+    monkeypatch.chdir(tmp_path)
+    labels = np.kron(cells_of((24, 24, 24)), np.ones((10, 10, 10), np.uint32))
+    RESULTS.mkdir(parents=True)
+    write_prediction(RESULTS / "a_prediction.h5", labels)
+    Path("run.toml").write_text(CONFIG)
+    decode()
+    whole = open_volume(LABELS, "labels")[...]
+    LABELS.unlink()
+    limit, told = 300_000_000, ""
+    while "whole it would take" not in told:  # more and more, until a worker fits
+        limit += 50_000_000
+        assert limit < 1_500_000_000
+        code = (f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+                "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+        words = words_of("blocks.workers=1")
+        done = subprocess.run([sys.executable, "-c", code, str(ROOT / words[0]), *words[1:]], capture_output=True,
+                              text=True, env=scripts.environment() | {"OPENBLAS_NUM_THREADS": "1"}, timeout=500)
+        told = done.stdout if done.returncode == 0 else ""
+    assert re.search(r"13.8 Mvoxel: whole it would take 373.2 MB, \d+.\d MB are there: \d+ blocks of ", told), told
+    assert np.array_equal(open_volume(LABELS, "labels")[...], whole)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The prediction of a volume in which segments of every size are, and a folder for it."""
+    place = tmp_path_factory.mktemp("large")
+    (place / RESULTS).mkdir(parents=True)
+    labels = cells_of((96, 128, 128), size=12)
+    labels = labels // 3 + 1  # cells of two or three parts
+    affinities = make_affinities(labels)
+    write(f"{place}/{RESULTS}/a_prediction.h5:prediction", np.round(affinities * 255).astype(np.uint8),
+          offsets=(-np.eye(3, dtype=int)).tolist())
+    return place
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", ["snemi_neurons", "snemi_neurons_sdt", "snemi_neurons_multitask"])
+def test_recipes_are_those_of_decoding_at_once_in_every_grid(large, tmp_path, monkeypatch, recipe):
+    """With their dust and their links, and with thresholds for cuts."""
+    shutil.copytree(large, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(f'base = "{ROOT}/configs/snemi/{recipe}.toml"\n')
+    decode()
+    decode("--cut", "0.3")
+    cut = LABELS.with_name("a_labels_0.3.h5")
+    whole = [(open_volume(path, "labels")[...], about(path)) for path in (LABELS, cut)]
+    assert whole[0][0].max() > 30
+    for size in ("64,64,64", "36,80,56", "200,128,50"):
+        for path in (LABELS, cut):
+            path.unlink()
+        decode(f"blocks.size=[{size}]", "blocks.workers=2")
+        decode("--cut", "0.3")
+        for path, (labels, told) in zip((LABELS, cut), whole):
+            assert np.array_equal(open_volume(path, "labels")[...], labels), size
+            assert about(path) == told
+
+
 # ---- a full disk
 
 
@@ -730,8 +848,8 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(place, undistu
             for room in (100_000, 400_000, 700_000, 1_000_000):
                 resize(folder, taken + room)
                 words = words_of("blocks.size=[12,20,20]", *engine)
-                done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], capture_output=True, text=True,
-                                      env=scripts.environment(), timeout=100)
+                done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], capture_output=True,
+                                      text=True, env=scripts.environment(), timeout=100)
                 full += not ended_well(done, Path())
             assert full >= 2
             resize(folder, 2**26)
