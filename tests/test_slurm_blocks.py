@@ -1,21 +1,33 @@
 """infer.py in blocks in a real SLURM (tests/slurm_node.py), as jobs of Dask and as arrays, whose jobs are cancelled."""
 
 import contextlib
+import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from emcore import config, record
+from emcore.blocks import choice
 from emcore.blocks.alive import signs
+from emcore.blocks.grid import Grid
+from emcore.blocks.run import decode_in_blocks, read_plan
+from emcore.errors import InputError
 from emcore.prediction.parts import claimed, folder_of
+from emcore.settings import Settings
+from emcore.settings.blocks import Blocks
+from emcore.settings.decode import AffinityDecode
 from emcore.volumes import open_volume
 from tests.test_blocks_runs import (  # noqa: F401 (made, place, plain and undisturbed are fixtures)
     LABELS,
     RESULTS,
+    SHAPE,
     Started,
     blocks_folder,
+    contents,
     count,
     made,
     place,
@@ -66,6 +78,43 @@ def test_jobs_of_dask_go_on_when_one_is_cancelled_and_none_stays(submit, place, 
     assert len(jobs_at_work(place)) >= 2
     assert blocks_folder().exists()
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
+
+
+# ---- memory
+
+
+def test_what_a_worker_may_take_is_its_part_of_its_own_job(monkeypatch):
+    monkeypatch.setattr(choice, "memory_there", lambda: int(200e9))
+    monkeypatch.setattr(choice, "allotted_cores", lambda: 4)
+    task = choice.Task((2000, 2000, 2000), 3, 1, AffinityDecode())
+    job = {"jobs": 10, "cores": 2, "memory": "8GB"}
+    for settings, variables, workers, block in (
+            (Blocks(engine="local"), {}, 4, 512),
+            (Blocks(slurm=job), {}, 20, 384),  # not what the login node has
+            (Blocks(slurm=job, memory="1GB"), {}, 20, 256),
+            (Blocks(slurm={"jobs": 10, "queue": "cpu"}), {}, 4, 512),  # the rest is told to dask_jobqueue elsewhere
+            (Blocks(), {"SLURM_ARRAY_TASK_COUNT": "9"}, 1, 512)):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        chosen = choice.choose(task, settings)
+        assert (chosen.workers, chosen.grid.block) == (workers, (block,) * 3)
+    monkeypatch.setattr(choice, "memory_there", lambda: int(6e9))
+    for ranks, block in ((1, 512), (4, 256)):  # all of its job is for one task at a time, or for one in each rank
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert choice.choose(task, Blocks(engine="share")).grid.block == (block,) * 3
+    with pytest.raises(InputError, match=r"set memory in \[blocks.slurm\] higher, or cores lower"):
+        choice.choose(task, Blocks(slurm={"cores": 8, "memory": "1GB"}))
+
+
+def test_jobs_with_unlike_memory_work_in_the_blocks_of_the_one_that_began(place, undisturbed):  # noqa: F811
+    prediction, settings = RESULTS / "a_prediction.h5", config.load(Settings, "run.toml")
+    made_of = record.of_labels(settings, prediction)
+    for block in ((12, 20, 20), (24, 20, 40)):  # both chosen when nothing was there
+        LABELS.unlink(missing_ok=True)
+        decode_in_blocks(prediction, settings.decode, LABELS, choice.Choice(Grid(SHAPE, block), 1, ""),
+                         Blocks(workers=1), made_of)
+        assert read_plan(blocks_folder())["block"] == [12, 20, 20]
+        assert contents() == undisturbed
 
 
 # ---- arrays
@@ -122,14 +171,23 @@ def at_once(place, tmp_path_factory):  # noqa: F811
         return open_volume(LABELS, "labels")[...]
 
 
-def tasks_in_blocks():
-    """The numbers in their array of the jobs that say that they are at blocks."""
-    found = []
-    for _, words, _ in signs(blocks_folder()):
-        with contextlib.suppress(OSError):
-            told = Path(f"/proc/{words['process']}/environ").read_bytes().split(b"\0")
-            found += [int(line.partition(b"=")[2]) for line in told if line.startswith(b"SLURM_ARRAY_TASK_ID=")]
-    return found
+def stopped_at_work(*jobs):
+    """The one of the jobs whose process says first that it is at a block, once three files are there; it is stopped."""
+    numbers = {job.told()["JobId"]: job for job in jobs}
+
+    def at_work():
+        for _, words, _ in signs(blocks_folder()) if count() >= 3 else ():
+            with contextlib.suppress(OSError):
+                told = Path(f"/proc/{words['process']}/environ").read_bytes().split(b"\0")
+                number, = (line.partition(b"=")[2].decode() for line in told if line.startswith(b"SLURM_JOB_ID="))
+                if words["number"] is not None and number in numbers:
+                    os.kill(words["process"], signal.SIGSTOP)
+                    return numbers[number]
+        if {job.state() for job in jobs} <= OVER:
+            pytest.fail("".join(job.log() for job in jobs))
+        return None
+
+    return wait_until(at_work, "a job is at a block")
 
 
 @pytest.mark.slow
@@ -141,17 +199,12 @@ def test_an_array_of_which_one_is_cancelled_and_one_comes_late_predicts_and_deco
     words = "infer.sbatch", SIZE, THRESHOLD
     array = submit(place, *words, options=["--array=0-2%2"])  # the third begins when one of the others has ended
     tasks = [Job(place, f"{array.number}_{index}") for index in range(3)]
-    tasks[0].wait_while_running(lambda: count() >= 3, "files of blocks")
-    array.signal("STOP", "--batch")
-    wait_until(lambda: not {task.state() for task in tasks} & {"RUNNING", "CONFIGURING"}, "no task runs")
+    cancelled = stopped_at_work(*tasks)
     assert not LABELS.exists()
-    at_work = [task for task in map(tasks.__getitem__, tasks_in_blocks()) if task.state() == "STOPPED"]
-    assert at_work, "".join(task.log() for task in tasks)
-    said("scancel", at_work[0].number)
-    at_work[0].wait_for("CANCELLED")
-    array.signal("CONT", "--batch")
+    said("scancel", cancelled.number)
+    cancelled.wait_for("CANCELLED")
     for task in tasks:
-        if task is not at_work[0]:
+        if task is not cancelled:
             task.wait_for("COMPLETED")
     assert np.array_equal(open_volume(LABELS, "labels")[...], wanted)
     stamp = LABELS.stat()
@@ -165,18 +218,14 @@ def test_an_array_of_which_one_is_cancelled_and_one_comes_late_predicts_and_deco
 
 
 @pytest.mark.long
-def test_a_job_that_is_out_of_time_in_the_middle_of_blocks_goes_on_when_it_is_submitted_again(  # noqa: F811
-        submit, place, tmp_path_factory):
+def test_a_job_that_is_out_of_time_in_the_middle_of_blocks_goes_on_when_it_is_submitted_again(
+        submit, place, tmp_path_factory):  # noqa: F811
     (RESULTS / "a_prediction.h5").unlink()
     wanted = at_once(place, tmp_path_factory)
     words = "infer.sbatch", SIZE, THRESHOLD
     job = submit(place, *words, options=["--array=0"])
     task = Job(place, f"{job.number}_0")
-    task.wait_while_running(lambda: count() >= 3, "files of blocks")
-    task.signal("STOP", "--batch")
-    wait_until(lambda: task.state() in {"STOPPED", *OVER}, "the job stands")
-    done = count()
-    assert 0 < done < 100
+    stopped_at_work(task)
     assert not LABELS.exists()
     before = {path: path.stat().st_mtime_ns for path in blocks_folder().rglob("*.columns")}
     said("scontrol", "update", f"JobId={task.number}", "TimeLimit=0:01")  # which SLURM takes for a minute
