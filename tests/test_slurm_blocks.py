@@ -173,16 +173,17 @@ def at_once(place, tmp_path_factory):  # noqa: F811
 
 def stopped_at_work(*jobs):
     """The one of the jobs whose process says first that it is at a block, once three files are there; it is stopped."""
-    numbers = {job.told()["JobId"]: job for job in jobs}
+    by_number = {job.number.encode(): job for job in jobs}
 
     def at_work():
         for _, words, _ in signs(blocks_folder()) if count() >= 3 else ():
             with contextlib.suppress(OSError):
-                told = Path(f"/proc/{words['process']}/environ").read_bytes().split(b"\0")
-                number, = (line.partition(b"=")[2].decode() for line in told if line.startswith(b"SLURM_JOB_ID="))
-                if words["number"] is not None and number in numbers:
+                lines = Path(f"/proc/{words['process']}/environ").read_bytes().split(b"\0")
+                known = dict(line.split(b"=", 1) for line in lines if b"=" in line)
+                job = by_number[b"%s_%s" % (known[b"SLURM_ARRAY_JOB_ID"], known[b"SLURM_ARRAY_TASK_ID"])]
+                if words["number"] is not None:
                     os.kill(words["process"], signal.SIGSTOP)
-                    return numbers[number]
+                    return job
         if {job.state() for job in jobs} <= OVER:
             pytest.fail("".join(job.log() for job in jobs))
         return None
@@ -222,7 +223,7 @@ def test_a_job_that_is_out_of_time_in_the_middle_of_blocks_goes_on_when_it_is_su
         submit, place, tmp_path_factory):  # noqa: F811
     (RESULTS / "a_prediction.h5").unlink()
     wanted = at_once(place, tmp_path_factory)
-    words = "infer.sbatch", SIZE, THRESHOLD
+    words = "infer.sbatch", SIZE, THRESHOLD, "blocks.engine=share"
     job = submit(place, *words, options=["--array=0"])
     task = Job(place, f"{job.number}_0")
     stopped_at_work(task)
