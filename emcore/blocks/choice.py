@@ -1,9 +1,11 @@
 """Whole or in blocks: what a decoding takes of memory and disk, held against what is there, before any work."""
 
+import os
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
+from emcore.blocks.engines import engine_of
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.memory import memory_there
@@ -54,7 +56,6 @@ class Task(NamedTuple):
         """Bytes that decoding it at once takes."""
         return self.voxels * (self.value_bytes + WHOLE)
 
-
     @property
     def in_block(self) -> int:
         """Bytes a voxel of a block that a worker takes; kinds that read every channel may take more than affinities."""
@@ -82,20 +83,32 @@ def choose(task: Task, settings: Blocks) -> Choice:
         check_kind(task.decode, why)
     else:
         check_kind(task.decode, "decoding in blocks is asked for: ")
-    workers = settings.workers or allotted_cores()
-    most = bytes_of(settings.memory) or SHARE * there / workers
-    while (block := fitting(task, settings, most)) is None and workers > 1 and not settings.workers:
+    workers, most, may_be_fewer = side_by_side(settings, there)
+    while (block := fitting(task, settings, most)) is None and workers > 1 and may_be_fewer:
         workers -= 1
         most = SHARE * there / workers
     if block is None:
         least = WORKER + task.in_block * prod(smallest(task))
+        more = f"set memory in [blocks.{settings.cluster}] higher, or cores lower" if settings.cluster else (
+            "take a machine with more memory, or fewer workers by blocks.workers")
         raise InputError(f"{volume}: {why}a worker needs at least {size_of(least)} for a block of "
-                         f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: take a "
-                         "machine with more memory, or fewer workers by blocks.workers")
+                         f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: {more}")
     grid = Grid(tuple(task.shape), block)
     needed = WORKER + task.in_block * prod(block)
     told = f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, {workers} worker"
     return Choice(grid, workers, f"{told}{'s' * (workers > 1)}; {size_of(DISK * task.voxels)} of disk")
+
+
+def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
+    """How many tasks are carried out at a time, the bytes that each may take, and whether there may be fewer."""
+    asked, table = bytes_of(settings.memory), getattr(settings, settings.cluster or "", None) or {}
+    cores = table.get("cores")
+    if type(cores) is int and cores > 0 and "memory" in table:  # of a job, which runs a task on each of its cores
+        return table.get("jobs", 1) * cores, asked or SHARE * bytes_of(table["memory"]) / cores, False
+    if engine_of(settings) == "share":  # a task at a time in every process, of which torchrun starts several here
+        return 1, asked or SHARE * there / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False
+    workers = settings.workers or allotted_cores()
+    return workers, asked or SHARE * there / workers, not settings.workers
 
 
 def needs_sections(decode: Decode) -> bool:
