@@ -621,7 +621,7 @@ def test_files_that_are_damaged_during_a_run_are_made_again(place, undisturbed, 
     while process.alive():
         found = sorted(path for path in blocks_folder().rglob("*.columns") if not TEMPORARY.fullmatch(path.name))
         if found and damaged < 12:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IndexError):  # it is gone, or empty
                 damage(moments.choice(found), moments.choice(["missing", "cut off", "empty", "changed"]))
                 damaged += 1
         time.sleep(moments.uniform(0, 0.08))
