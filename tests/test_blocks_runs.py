@@ -839,7 +839,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_and_the_same_command_goes_on(p
     check(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("engine", [("blocks.workers=2",), ("blocks.engine=share",)])
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(place, undisturbed, engine):
     with disk(2**26) as folder:
