@@ -56,7 +56,6 @@ class Task(NamedTuple):
         """Bytes that decoding it at once takes."""
         return self.voxels * (self.value_bytes + WHOLE)
 
-
     @property
     def in_block(self) -> int:
         """Bytes a voxel of a block that a worker takes; kinds that read every channel may take more than affinities."""
