@@ -136,6 +136,7 @@ def held(part):
         yield
 
 
+@pytest.mark.slow
 def test_jobs_that_wait_for_a_part_of_the_prediction_take_it_over_once_and_decode_together(place):  # noqa: F811
     prediction = RESULTS / "a_prediction.h5"
     prediction.unlink()
@@ -191,7 +192,7 @@ def stopped_at_work(*jobs):
     return wait_until(at_work, "a job is at a block")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_array_of_which_one_is_cancelled_and_one_comes_late_predicts_and_decodes(submit, place,  # noqa: F811
                                                                                     tmp_path_factory):
     (RESULTS / "a_prediction.h5").unlink()
