@@ -335,10 +335,10 @@ def has_memory(monkeypatch, there, worker=1e5):
 
 
 def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(place, monkeypatch, undisturbed):
-    has_memory(monkeypatch, 1.2e6)
+    has_memory(monkeypatch, 9e5)
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
-    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 1.2 MB are there: 8 blocks of 20×20×20, 308.0 kB a "
+    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 900.0 kB are there: 8 blocks of 20×20×20, 308.0 kB a "
             "worker, 1 worker; 422.4 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
@@ -351,7 +351,7 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     told = run("infer.py", code=2)
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert ("38.4 kvoxel: whole it would take 1.4 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a block "
+    assert ("38.4 kvoxel: whole it would take 1.2 MB, 500.0 kB are there: a worker needs at least 1.0 MB for a block "
             "of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory") in errors[0]
     assert not RESULTS.exists() or not list(RESULTS.iterdir())
 
