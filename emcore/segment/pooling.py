@@ -93,7 +93,12 @@ def _order(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _rows(edges: Columns, order: np.ndarray) -> dict[str, np.ndarray]:
     """The given rows, but for their ends."""
-    rows = {name: column[order] for name, column in edges.items() if name not in ("u", "v", *HISTOGRAM)}
+    return rows_of({name: column for name, column in edges.items() if name not in ("u", "v")}, order)
+
+
+def rows_of(edges: Columns, order: np.ndarray) -> dict[str, np.ndarray]:
+    """The given rows of a table."""
+    rows = {name: column[order] for name, column in edges.items() if name not in HISTOGRAM}
     if "bin_starts" in edges:
         starts, taken = _bins_of(edges["bin_starts"], order)
         rows |= {"bin_starts": starts, "bins": edges["bins"][taken], "bin_counts": edges["bin_counts"][taken]}
