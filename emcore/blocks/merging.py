@@ -101,8 +101,11 @@ class TreeWork(LabelWork):
 
     def read(self, name: str, number: int, *columns: str) -> list[np.ndarray]:
         """Columns of a task of the stage with this name."""
-        stage = next(stage for stage in self.stages() if stage.name == name)
-        return store.read(self.path(stage, number), *columns)
+        return store.read(self.path(self.stage_named[name], number), *columns)
+
+    @cached_property
+    def stage_named(self) -> dict[str, Stage]:
+        return {stage.name: stage for stage in self.stages()}
 
     # ---- fragments and their names
 
