@@ -80,9 +80,11 @@ def different_events(folder, seeds):
     for seed in seeds:
         rng = np.random.default_rng(seed)
         shape = tuple(int(length) for length in rng.integers(5, 15, 3))
-        path, settings = make_prediction(folder / f"{seed}_prediction.h5", rng, shape), random_settings(rng, "mean", False)
+        path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
+        settings = random_settings(rng, "mean", False)
         tree = segmentation_of(read_affinities(open_volume(path), settings), settings).tree
-        work = AffinityWork(folder / f"{seed}.blocks", random_grid(rng, shape, False), Source(str(path), settings), "c")
+        grid = random_grid(rng, shape, False)
+        work = AffinityWork(folder / f"{seed}.blocks", grid, Source(str(path), settings), "content")
         for stage in work.tree_stages():
             for number in range(stage.count):
                 work.run(stage, number)

@@ -1,8 +1,8 @@
 """A cut of the merges of all blocks: what every cluster is called at a threshold, from the top of the octree down.
 
-Each name stands for the fragment that has it. A merge says that the fragments of two names are in one cluster wherever the
-threshold is above its height, so the names of a block that hang together by its merges below the threshold are one. In
-the block above only the name that stays in the end is known, and what does not hang together with that merges no more.
+Each name stands for the fragment that has it. A merge says that the fragments of two names are in one cluster wherever
+the threshold is above its height, so names that hang together by merges below the threshold are one. In the block above
+only the name that stays in the end is known, and what does not hang together with that one does not merge there.
 """
 
 from collections.abc import Iterable

@@ -60,9 +60,9 @@ class TreeWork(LabelWork):
     def tree_stages(self) -> list[Stage]:
         """What a cut at any threshold needs."""
         levels, blocks, folders = self.grid.levels, self.grid.blocks, self.folders
+        pairs = [Stage("pairs", 1, folders["pairs"])] if merges.counts_pairs(self.statistic) else []
         return [Stage("fragments", blocks(), folders["fragments"]), Stage("seams", 1, folders["seams"]),
-                self.graph_stage, *([Stage("pairs", 1, folders["pairs"])] if merges.counts_pairs(self.statistic) else []),
-                *(stage for level in range(levels) for stage in self.climb(level))]
+                self.graph_stage, *pairs, *(stage for level in range(levels) for stage in self.climb(level))]
 
     @property
     def graph_stage(self) -> Stage:
@@ -163,8 +163,8 @@ class TreeWork(LabelWork):
 
     def make_settle(self, level: int, turn: int, number: int) -> Columns:
         if turn:
-            before = self.path(self.merge_stage(level, turn - 1), number)
-            return merges.of_itself(store.read_all(before), self.outside(level, level, turn - 1, number), self.statistic)
+            before = store.read_all(self.path(self.merge_stage(level, turn - 1), number))
+            return merges.of_itself(before, self.outside(level, level, turn - 1, number), self.statistic)
         if level:
             return merges.of_children(*self.children(self.merge_stage(level - 1), level, number), self.statistic)
         shared = {}

@@ -156,8 +156,8 @@ class Agglomeration:
     def remaining_edges(self) -> dict[str, np.ndarray]:
         """Columns of the edges that are left between clusters, from which the agglomeration can go on elsewhere.
 
-        u < v are the smallest fragments of the two clusters, height is 1 - the statistic, key and top are the pooled key
-        and the number of the graph's edge that has it. What the statistic looks at comes as in a graph: count and sum; max, or min, to what 1 minus
+        u < v are the smallest fragments of the two clusters, height is 1 - the statistic, and key and top are the pooled
+        key and the number of the graph's edge that has it. What the statistic looks at comes as in a graph: count and sum; max, or min, to what 1 minus
         it tells; bin_starts, bins and bin_counts. Histograms of maxima also have base: one pair of fragments that never
         merged, of which other blocks may know another maximum.
         """
