@@ -89,7 +89,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
         parts.check_or_clear(settings, prediction, plan, again)
-    choices = [planned(settings, plan, model) for plan in wanted]
+    choices = [planned(settings, plan) for plan in wanted]
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
@@ -97,10 +97,12 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
         elif not predict_one(settings, number, model, plan, prediction):
             if not shares_blocks(settings, choices[number]):
                 continue  # another process is finishing it
-            while not predict_one(settings, number, model, plan, prediction):
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+            print(f"{prediction}: waiting for the processes that finish it", flush=True)
+            while not prediction.exists():
+                if not (parts.has_free(prediction) and predict_one(settings, number, model, plan, prediction)):
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
         if settings.decode.kind != "none":
-            decode_once(settings, number, prediction, labels)
+            decode_once(settings, number, prediction, labels, choices[number])
     return 0
 
 
@@ -128,21 +130,21 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
     said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
-    predict(comply(arithmetic, settings, model), volume, Output(prediction, said), window=window, infer=infer,
-            data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
+    predict(comply(arithmetic, settings, model), volume, Output(prediction, said, replaces=False), window=window,
+            infer=infer, data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
     if prediction.exists():
         print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
     return prediction.exists()
 
 
-def planned(settings: Settings, plan: dict, model):
+def planned(settings: Settings, plan: dict):
     """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
     if settings.decode.kind == "none":
         return None
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.streaming import DTYPES
 
-    channels = len(settings.infer.select) or model.out_channels
+    channels = len(settings.infer.select) or plan["settings"]["model"].get("out_channels", 3)
     itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
     choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
     print(f"{plan['volume']['image']}: {choice.told}", flush=True)
@@ -156,8 +158,9 @@ def shares_blocks(settings: Settings, choice) -> bool:
     return choice is not None and choice.grid is not None and engine_of(settings.blocks) == "share"
 
 
-def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
-    """Decodes, unless the labels are those that are asked for or another process is making them."""
+def decode_once(settings: Settings, number: int, prediction: Path, labels: Path, planned) -> None:
+    """Decodes, unless the labels are those that are asked for or another process is making them; planned: what the user
+    was told about how it will be done."""
     from emcore.blocks.run import choice_of, damaged_blocks
     from emcore.prediction.parts import claimed
 
@@ -182,6 +185,8 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
+    if choice.grid != planned.grid:  # a run that was begun goes on in its blocks
+        print(f"{labels}: {choice.told}", flush=True)
     if choice.grid is not None:  # any number of processes may work on the blocks
         make()
         return

@@ -83,7 +83,7 @@ def different_events(folder, seeds):
         path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
         settings = random_settings(rng, "mean", False)
         tree = segmentation_of(read_affinities(open_volume(path), settings), settings).tree
-        grid = random_grid(rng, shape, False)
+        grid = random_grid(rng, shape, False, 40)
         work = AffinityWork(folder / f"{seed}.blocks", grid, Source(str(path), settings), "content")
         for stage in work.tree_stages():
             for number in range(stage.count):

@@ -15,7 +15,7 @@ from emcore.blocks.sweeps import absorptions, forest_of
 from emcore.blocks.windows import places_of, sorted_names
 from emcore.segment.agglomeration import Agglomeration, maxima_bins
 from emcore.segment.graph import HISTOGRAM, RegionGraph
-from emcore.segment.pooling import concatenate, pool_edges, rows_of
+from emcore.segment.pooling import concatenate, pool_edges
 from emcore.segment.statistics import Statistic
 
 SIDES = tuple(f"{side}_{axis}" for axis in range(3) for side in ("low", "high"))
@@ -41,14 +41,12 @@ def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> Columns:
 def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statistic: Statistic) -> Columns:
     """The merges of a block by what its children left; outer: which faces of each child are faces of the block."""
     # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
-    climbing = [child["names"][child[EDGE + end]] for child in children for end in ("u", "v")]
-    climbing += [child[side] for child in children for side in SIDES]
+    climbing = [child["names"][climbs(child)] for child in children]
     names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
     parts = []
     for child in children:
-        part = edges_of(child)
-        for end in ("u", "v"):
-            part[end] = places_of(child["names"][part[end]], names)
+        part, places = edges_of(child), places_of(child["names"], names)
+        part |= {end: places[part[end]] for end in ("u", "v")}
         parts.append(part)
     return settled(names, pool_edges(concatenate(parts)), faces_of(children, outer), statistic)
 
@@ -76,6 +74,16 @@ def incomplete_of(columns: Columns) -> np.ndarray:
     return sorted_names([columns[side] for side in SIDES])
 
 
+def climbs(child: Columns) -> np.ndarray:
+    """Which names of a child its block knows: those of the ends of edges that are left, and those at its faces."""
+    found = np.zeros(len(child["names"]), bool)
+    for end in ("u", "v"):
+        found[child[EDGE + end]] = True
+    for side in SIDES:
+        found[places_of(child[side], child["names"])] = True
+    return found
+
+
 def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statistic,
             outside: Columns | None = None) -> Columns:
     """Everything that can merge here: the merges, the edges that are left, and their forest.
@@ -84,10 +92,12 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
     absorbs complete ones; it keeps its name, by which other blocks know it. Of a merge, u and v are the places of names
     of the two clusters, a and b the fragments whose contact has the key. root is the place of the name that stays.
     """
-    incomplete = np.isin(names, incomplete_of(faces))
-    frozen, root, events = np.flatnonzero(incomplete).astype(np.uint32), np.arange(len(names), dtype=np.uint32), []
+    frozen, root, events = places_of(incomplete_of(faces), names), np.arange(len(names), dtype=np.uint32), []
+    incomplete = np.zeros(len(names), bool)
+    incomplete[frozen] = True
     while True:
-        run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen, maxima=counts_pairs(statistic))
+        run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
+                            maxima=counts_pairs(statistic))
         run.advance()
         tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
         events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
@@ -108,17 +118,10 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
         while (roots[roots] != roots).any():
             roots = roots[roots]
         root = roots[root]
-        edges = pool_edges(renamed(edges, roots))
+        edges = pool_edges(edges, roots)
     return {"names": names, "root": root, **faces, **{EDGE + name: values for name, values in edges.items()},
             **{name: np.concatenate([event[name] for event in events]) for name in EVENT},
             **forest_of(names, edges, height, incomplete)}
-
-
-def renamed(edges: Columns, roots: np.ndarray) -> Columns:
-    """Edges between clusters after these have merged; those within one vanish."""
-    u, v = roots[edges["u"]], roots[edges["v"]]
-    kept = np.flatnonzero(u != v)
-    return rows_of(edges | {"u": u, "v": v}, kept)
 
 
 def counts_pairs(statistic: Statistic) -> bool:

@@ -28,6 +28,7 @@ from emcore.volumes import create_volume
 from emcore.volumes.stamp import stamp
 
 PLAN = "plan.json"  # in the folder of parts: what all processes of this work agree on
+WHOLE = "whole.lock"  # held by the process that puts the parts together
 SUMS = "sums.txt"  # the device that adds up windows: each rounds in its own way, so the first process decides
 
 
@@ -86,7 +87,7 @@ def abandon(path: Path) -> None:
     if not parts.exists():
         return
     with ExitStack() as claims:
-        locks = [*parts.glob("*.lock"), parts / "whole.lock"]
+        locks = [*parts.glob("*.lock"), parts / WHOLE]
         if not all(claims.enter_context(claimed(lock)) for lock in locks):
             raise InputError(f"{path} is being predicted with other settings by another process: wait for its end, or "
                              "end it")
@@ -106,6 +107,18 @@ def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again
             path.unlink()
         if (found := begun(path)) is not None and differences(found["plan"], wanted, settings):
             abandon(path)
+
+
+def has_free(path: Path) -> bool:
+    """Whether a prediction has parts that no process is at, as the one that held them has died; or, where all parts are
+    there, whether nobody puts them together."""
+    parts = folder_of(path)
+    locks = [lock for lock in parts.glob("*.lock") if lock.name != WHOLE and not lock.with_suffix(".npy").exists()]
+    for lock in locks or [parts / WHOLE]:
+        with claimed(lock) as mine:
+            if mine:
+                return True
+    return False
 
 
 @contextmanager
@@ -157,7 +170,7 @@ def write_in_parts(job: Any, path: Path, provenance: dict[str, Any], replaced: b
             missing = [span for span in job.spans if not names[span].exists()]
             if not missing or not _take(job, missing, names, progress):
                 break
-    with claimed(parts / "whole.lock") as mine:
+    with claimed(parts / WHOLE) as mine:
         if not mine:
             return path  # another process is still at work or has put the whole together
         if any(not name.exists() for name in names.values()):

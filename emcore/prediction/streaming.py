@@ -46,6 +46,7 @@ class Output(NamedTuple):
 
     path: str | Path
     attributes: dict[str, Any]
+    replaces: bool = True  # a file that stands there; else it is what another process has made just now
 
 
 def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = None, *, window: Triple,
@@ -60,8 +61,8 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
-    path, attributes = out if isinstance(out, Output) else (out, {})
-    replaced = path is not None and split_reference(path)[0].exists()
+    path, attributes, replaces = out if isinstance(out, Output) else (out, {}, True)
+    replaced = replaces and path is not None and split_reference(path)[0].exists()
     source = open_source(data, volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume), "test")
     infer = replace(infer, window=tuple(window))
     if isinstance(arithmetic, str):
