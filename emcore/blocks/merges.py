@@ -103,7 +103,6 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
         events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
                        "height": tree.height, "key": tree.key})
         top, height = left.pop("top"), left.pop("height")
-        left.pop("base", None)
         edges = left | {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
         root = roots[root]
         if outside is None:
