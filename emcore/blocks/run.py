@@ -25,6 +25,7 @@ from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
+from emcore.blocks.work import run_task
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
@@ -53,6 +54,7 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     plan = {**about, "shape": list(work.grid.shape), "decode": config.to_table(settings)}
     with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
+        mend(work, blocks)
         if not is_source(prediction, before, work.content):
             tidy(folder)
             raise InputError(f"{prediction} changed while it was decoded: run the same command again")
@@ -78,10 +80,19 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
+        mend(work, blocks)
         before = open_volume(labels, LABELS)
         said = {"decode": table, ABOUT: said[ABOUT]} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
+
+
+def mend(work: LabelWork, blocks: Blocks) -> None:
+    """Looks at the labels of processes that share files: of the shares of others each knows but the names."""
+    stage = work.stages()[-1]
+    for number in range(stage.count if engines.engine_of(blocks) == "share" else 0):
+        if not work.is_done(stage, number):
+            run_task(work, stage, number)
 
 
 def is_source(prediction: Path, before: str | None, content: str) -> bool:
