@@ -101,5 +101,5 @@ def test_without_what_lies_outside_merges_are_others(tmp_path, monkeypatch):
     different, absorbing = different_events(tmp_path / "with", range(10))
     assert different == 0
     assert absorbing > 4
-    monkeypatch.setattr(merging.TreeWork, "outside", lambda self, *node: sweeps.NOTHING)
+    monkeypatch.setattr(merging.TreeWork, "make_outside", lambda self, *node: sweeps.NOTHING)
     assert different_events(tmp_path / "without", range(10))[0] > 2

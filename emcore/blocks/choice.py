@@ -24,7 +24,7 @@ WHOLE = 24
 BLOCK = 36  # bytes a voxel of a block that a worker takes for it, with VALUES bytes of a prediction among them
 VALUES = 12
 WORKER = 250e6  # bytes that a worker takes before it has read anything
-DISK = 9  # bytes a voxel that the files of all stages take
+DISK = 10  # bytes a voxel that the files of all stages take
 SHARE = 0.85  # of the memory that is there, as other things want some too
 SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # of blocks, the largest that fits
 

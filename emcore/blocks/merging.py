@@ -164,7 +164,7 @@ class TreeWork(LabelWork):
     def make_settle(self, level: int, turn: int, number: int) -> Columns:
         if turn:
             before = store.read_all(self.path(self.merge_stage(level, turn - 1), number))
-            return merges.of_itself(before, self.outside(level, level, turn - 1, number), self.statistic)
+            return merges.of_itself(before, self.make_outside(level, level, turn - 1, number), self.statistic)
         if level:
             return merges.of_children(*self.children(self.merge_stage(level - 1), level, number), self.statistic)
         shared = {}
@@ -191,9 +191,6 @@ class TreeWork(LabelWork):
         return faces | sweeps.spanning(children, merges.incomplete_of(faces))
 
     def make_outside(self, above: int, level: int, turn: int, number: int) -> Columns:
-        return self.outside(above, level, turn, number)
-
-    def outside(self, above: int, level: int, turn: int, number: int) -> Columns:
         """How what lies outside of a node connects its incomplete fragments, by a sweep from `level`."""
         parent, stage = self.grid.parent(number, above), self.sweep_stage("forest", above, level, turn)
         parts = [dict(zip(sweeps.FOREST, store.read(self.path(stage, other), *sweeps.FOREST)))
