@@ -79,11 +79,11 @@ def different_events(folder, seeds):
     folder.mkdir()
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        shape = tuple(int(length) for length in rng.integers(5, 15, 3))
+        shape = tuple(int(length) for length in rng.integers(5, 12, 3))
         path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
         settings = random_settings(rng, "mean", False)
         tree = segmentation_of(read_affinities(open_volume(path), settings), settings).tree
-        grid = random_grid(rng, shape, False, 40)
+        grid = random_grid(rng, shape, False, 16)
         work = AffinityWork(folder / f"{seed}.blocks", grid, Source(str(path), settings), "content")
         for stage in work.tree_stages():
             for number in range(stage.count):
