@@ -38,17 +38,25 @@ def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> Columns:
     return settled(names, edges, {side: names[graph[side]] for side in SIDES}, statistic)
 
 
-def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statistic: Statistic) -> Columns:
-    """The merges of a block by what its children left; outer: which faces of each child are faces of the block."""
+def climbs(name: str) -> bool:
+    """Whether a column of merges goes up to the block above."""
+    return name == "names" or name in SIDES or name.startswith(EDGE)
+
+
+def of_children(children: Sequence[Columns], outer: Sequence[set[str]]) -> tuple[np.ndarray, Columns, Columns]:
+    """(names, edges, faces) of a block by what its children left; outer: which faces of each child are its faces.
+
+    An edge comes once for every child that holds a part of it.
+    """
     # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
-    climbing = [child["names"][climbs(child)] for child in children]
+    climbing = [child["names"][is_climbing(child)] for child in children]
     names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
     parts = []
     for child in children:
         part, places = edges_of(child), places_of(child["names"], names)
         part |= {end: places[part[end]] for end in ("u", "v")}
         parts.append(part)
-    return settled(names, pool_edges(concatenate(parts)), faces_of(children, outer), statistic)
+    return names, concatenate(parts), faces_of(children, outer)
 
 
 def of_itself(before: Columns, outside: Columns, statistic: Statistic) -> Columns:
@@ -74,7 +82,7 @@ def incomplete_of(columns: Columns) -> np.ndarray:
     return sorted_names([columns[side] for side in SIDES])
 
 
-def climbs(child: Columns) -> np.ndarray:
+def is_climbing(child: Columns) -> np.ndarray:
     """Which names of a child its block knows: those of the ends of edges that are left, and those at its faces."""
     found = np.zeros(len(child["names"]), bool)
     for end in ("u", "v"):

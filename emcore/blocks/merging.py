@@ -21,6 +21,7 @@ from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import Source, corner, moved
 from emcore.blocks.work import Stage, digest_of
 from emcore.segment.graph import Place, region_graph
+from emcore.segment.pooling import pool_edges
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
@@ -166,7 +167,9 @@ class TreeWork(LabelWork):
             before = store.read_all(self.path(self.merge_stage(level, turn - 1), number))
             return merges.of_itself(before, self.make_outside(level, level, turn - 1, number), self.statistic)
         if level:
-            return merges.of_children(*self.children(self.merge_stage(level - 1), level, number), self.statistic)
+            names, edges, faces = merges.of_children(*self.children(self.merge_stage(level - 1), level, number))
+            edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
+            return merges.settled(names, edges, faces, self.statistic)
         shared = {}
         if merges.counts_pairs(self.statistic):
             columns = (f"{name}_{number}" for name in merges.SHARED)
@@ -175,12 +178,13 @@ class TreeWork(LabelWork):
 
     def children(self, stage: Stage, level: int, number: int,
                  *columns: str) -> tuple[list[Columns], list[set[str]]]:
-        """What a stage found of a node's children (all columns if none are named), and the outer faces of each."""
+        """What a stage found of a node's children, if no columns are named what climbs; and the outer faces of each."""
         children = self.grid.children(number, level)
         places = [self.grid.place(child, level - 1) for child in children]
         paths = [self.path(stage, child) for child in children]
-        found = [dict(zip(columns, store.read(path, *columns))) if columns else store.read_all(path) for path in paths]
-        return found, [merges.outer_sides(place, places) for place in places]
+        taken = [columns or [name for name in store.names_of(path) if merges.climbs(name)] for path in paths]
+        return ([dict(zip(names, store.read(path, *names))) for path, names in zip(paths, taken)],
+                [merges.outer_sides(place, places) for place in places])
 
     # ---- sweeps
 
