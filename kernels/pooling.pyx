@@ -3,12 +3,11 @@
 Of every column one pass: the rows of a pair are few, and most pairs have one.
 """
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libcpp.algorithm cimport sort
 from libcpp.vector cimport vector
 
 ctypedef fused value_t:
-    uint8_t
     int64_t
     uint64_t
     float
@@ -52,12 +51,9 @@ def best_rows(const uint64_t[::1] keys, const int64_t[::1] order, const int64_t[
 
 
 def pool_histograms(const int64_t[::1] bin_starts, const uint32_t[::1] bins, const int64_t[::1] counts,
-                    const uint8_t[::1] base, const int64_t[::1] order, const int64_t[::1] starts,
+                    const int64_t[::1] order, const int64_t[::1] starts,
                     int64_t[::1] out_starts, uint32_t[::1] out_bins, int64_t[::1] out_counts):
-    """How many bins all pairs have: rising ones in each, whose counts add up.
-
-    Of a pair whose first row is `base` (None: no pair's is) only the largest bin stays.
-    """
+    """How many bins all pairs have: rising ones in each, whose counts add up."""
     cdef Py_ssize_t pair, row, first, last, end, place, filled = 0
     cdef size_t i
     cdef vector[uint64_t] found  # bins with their place among those of the pair, from which the counts come
@@ -76,11 +72,6 @@ def pool_histograms(const int64_t[::1] bin_starts, const uint32_t[::1] bins, con
             if end - starts[pair] > 1:
                 sort(found.begin(), found.end())
             first = filled
-            if base is not None and base[order[starts[pair]]] and found.size():
-                out_bins[filled] = <uint32_t>(found.back() >> 32)
-                out_counts[filled] = added[<uint32_t>found.back()]
-                filled += 1
-                continue
             for i in range(found.size()):
                 if filled > first and out_bins[filled - 1] == <uint32_t>(found[i] >> 32):
                     out_counts[filled - 1] += added[<uint32_t>found[i]]

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from emcore import segment
+from emcore.blocks import sweeps
 from emcore.segment.fragments import block_fragments
 
 MOST = 20_000  # allocations of one call
@@ -35,12 +36,21 @@ def calls() -> dict:
         run.advance()
         return run.merges(), run.remaining_edges()
 
+    def merges_by_a_forest():
+        forest = {"forest_u": graph.u + np.uint64(0), "forest_v": graph.v + np.uint64(0),
+                  "forest_height": 1.0 - graph.max, "forest_key": graph.key}
+        names = np.arange(graph.fragments + 1, dtype=np.uint64)
+        outside = sweeps.spanning([forest], names[1:20])
+        edges = {"u": graph.u, "v": graph.v, "key": graph.key}
+        return sweeps.absorptions(names, edges, 1.0 - graph.max, (names > 0) & (names < 20), outside)
+
     def fragments_of_a_block():
         window = affs[:, :4, :4, :4]
         return block_fragments(window, 0.1, 0.9, core=(slice(0, 2),) * 3, origin=(0, 0, 0), volume_shape=(9, 9, 9))
 
     return found | {
         "merges of a block": merges_of_a_block,
+        "merges by a forest": merges_by_a_forest,
         "fragments of a block": fragments_of_a_block,
         "agglomerate on threads": lambda: segment.agglomerate(graph, threads=2),
         "watershed": lambda: segment.watershed(affs, threads=1),

@@ -168,22 +168,20 @@ def test_a_window_that_cannot_tell_is_refused():
 # ---- tables of edges
 
 
-def random_table(rng, rows, clusters, base, wide):
-    """Edges with repeats in any order; those of two clusters below `base` are parts of a contact of two fragments."""
+def random_table(rng, rows, clusters, wide):
+    """Edges with repeats in any order."""
     ends = np.stack([rng.integers(1, clusters, rows), rng.integers(1, clusters, rows)])
     u, v = ends[:, ends[0] != ends[1]].astype(np.uint64)
     rows = len(u)
     table = {"u": u, "v": v, "key": rng.permutation(rows).astype(np.uint64),
              "top_u": rng.integers(0, 2**60, rows).astype(np.uint64), "top_v": np.arange(rows, dtype=np.uint64),
              "count": rng.integers(1, 2**40, rows), "sum": rng.integers(0, 2**60 // max(1, rows), rows),
-             "max": rng.random(rows).astype(np.float32), "min": rng.random(rows).astype(np.float32),
-             "base": (u < base) & (v < base)}
-    lengths = np.where(table["base"], 1, rng.integers(1, 5, rows))
+             "max": rng.random(rows).astype(np.float32), "min": rng.random(rows).astype(np.float32)}
+    lengths = rng.integers(1, 5, rows)
     table["bin_starts"] = np.concatenate([[0], np.cumsum(lengths)])
     table["bins"] = np.concatenate([np.zeros(0, np.int64), *(np.sort(rng.choice(6, n, replace=False)) for n in lengths)]
                                    ).astype(np.uint32)
-    counts = rng.integers(1, 9, len(table["bins"]))
-    table["bin_counts"] = np.where(np.repeat(table["base"], lengths), 1, counts)
+    table["bin_counts"] = rng.integers(1, 9, len(table["bins"]))
     if wide:
         table["u"], table["v"] = (table[end] * np.uint64(2**40 + 1) for end in "uv")
     return table
@@ -201,21 +199,17 @@ def pooled_by_hand(table):
         where = [row for row, _ in parts]
         top = max(where, key=lambda row: int(table["key"][row]))
         total = {}
-        if table["base"][where[0]]:
-            total[max(max(histogram) for _, histogram in parts)] = 1
-        else:
-            for _, histogram in parts:
-                for level, count in histogram.items():
-                    total[level] = total.get(level, 0) + count
+        for _, histogram in parts:
+            for level, count in histogram.items():
+                total[level] = total.get(level, 0) + count
         rows.append((u, v, sum(int(table["count"][row]) for row in where), sum(int(table["sum"][row]) for row in where),
                      max(table["max"][where]), min(table["min"][where]), int(table["key"][top]),
-                     int(table["top_u"][top]), int(table["top_v"][top]), bool(table["base"][where[0]]),
-                     tuple(sorted(total.items()))))
+                     int(table["top_u"][top]), int(table["top_v"][top]), tuple(sorted(total.items()))))
     return rows
 
 
 def as_rows(table):
-    names = ("u", "v", "count", "sum", "max", "min", "key", "top_u", "top_v", "base")
+    names = ("u", "v", "count", "sum", "max", "min", "key", "top_u", "top_v")
     columns = [table[name].tolist() for name in names]
     starts = table["bin_starts"].tolist()
     histograms = [tuple(zip(table["bins"][a:b].tolist(), table["bin_counts"][a:b].tolist()))
@@ -227,19 +221,28 @@ def as_rows(table):
 def test_edges_pool_as_a_dictionary_says(wide):
     rng = np.random.default_rng(0)
     for rows in (0, 1, 2, 5, 40, 300, 300):
-        for clusters, base in ((3, 0), (5, 9), (9, 5), (400, 200)):
-            table = random_table(rng, rows, clusters, base, wide)
+        for clusters in (3, 5, 9, 400):
+            table = random_table(rng, rows, clusters, wide)
             pooled = pool_edges(table)
             assert as_rows(pooled) == pooled_by_hand(table)
             for name, column in table.items():
                 assert pooled[name].dtype == column.dtype
-            parts = [random_table(rng, rows // 2, clusters, base, wide), table]
+            parts = [random_table(rng, rows // 2, clusters, wide), table]
             joined = concatenate(parts)
             assert as_rows(joined) == as_rows(parts[0]) + as_rows(parts[1])
             joined["key"] = rng.permutation(len(joined["key"])).astype(np.uint64)
             first = np.arange(len(joined["u"])) < len(joined["u"]) // 3
             again = pool_edges(concatenate([pool_edges(select(joined, part)) for part in (first, ~first)]))
             assert as_rows(again) == pooled_by_hand(joined)
+
+
+def test_edges_pool_under_the_names_that_clusters_have_by_now():
+    rng = np.random.default_rng(4)
+    for rows in (0, 1, 5, 40, 300):
+        table, roots = random_table(rng, rows, 20, False), rng.integers(0, 9, 20).astype(np.uint64)
+        renamed = table | {end: roots[table[end].astype(int)] for end in "uv"}
+        between = select(renamed, renamed["u"] != renamed["v"])
+        assert as_rows(pool_edges(table, roots)) == pooled_by_hand(between)
 
 
 def select(table, rows):
@@ -250,11 +253,11 @@ def select(table, rows):
 
 
 def test_tables_that_cannot_be_pooled_are_refused():
-    table = random_table(np.random.default_rng(1), 9, 5, 0, False)
+    table = random_table(np.random.default_rng(1), 9, 5, False)
     with pytest.raises(InputError, match="from a cluster to itself"):
         pool_edges(table | {"v": table["u"]})
     with pytest.raises(InputError, match="all have the same columns"):
-        concatenate([table, {name: column for name, column in table.items() if name != "base"}])
+        concatenate([table, {name: column for name, column in table.items() if name != "max"}])
     with pytest.raises(InputError, match="if there is one"):
         concatenate([])
 
@@ -282,7 +285,7 @@ def leaf(fragments, affs, box, statistic):
         edges["bin_starts"] = graph.bin_starts
     elif statistic.kind == "quantile":
         edges |= {"bin_starts": np.arange(len(graph.u) + 1), "bins": maxima_bins(graph.max, statistic),
-                  "bin_counts": np.ones(len(graph.u), np.int64), "base": np.ones(len(graph.u), bool)}
+                  "bin_counts": np.ones(len(graph.u), np.int64)}
     faces = {}
     for axis, side in SIDES:
         ends = [[int(plane), None] for plane in halo]
@@ -302,10 +305,12 @@ def node(edges, faces, statistic, end, freeze=True):
     given = {name: edges[name] for name in ("key", *NEEDED[statistic.kind])}
     graph = segment.RegionGraph(len(names) - 1, u, v, **(blank | given))
     at_faces = np.isin(names, list(set().union(*faces.values()) - {0}))
-    run = segment.Agglomeration(graph, statistic, frozen=np.flatnonzero(at_faces & freeze), maxima="base" in edges)
+    run = segment.Agglomeration(graph, statistic, frozen=np.flatnonzero(at_faces & freeze),
+                                maxima=statistic.kind == "quantile" and not statistic.every_contact)
     run.advance(end)
     tree, made, left = run.tree(), run.merges(), run.remaining_edges()
-    top, roots = left.pop("top"), run.roots()
+    top, heights, roots = left.pop("top"), left.pop("height"), run.roots()
+    np.testing.assert_array_equal(np.sort(heights), run.remaining().height)
     assert (left["u"] < left["v"]).all()
     np.testing.assert_array_equal(roots[[left["u"], left["v"]]], [left["u"], left["v"]])
     np.testing.assert_array_equal(roots[tree.a], roots[tree.b])
@@ -314,12 +319,30 @@ def node(edges, faces, statistic, end, freeze=True):
                     edges["top_v"][made].tolist(), strict=True)), left
 
 
-def merges_of_blocks(fragments, affs, cuts, statistic, end=None, pool=pool_edges, freeze=True):
+def gathered(tables):
+    """The edges of leaves, each in the first leaf that has it, at the largest of its maxima and keys."""
+    found = {}
+    for number, table in enumerate(tables):
+        for pair in zip(*(table[name].tolist() for name in ("u", "v", "bins", "key"))):
+            first, bins, key = found.get(pair[:2], (number, 0, 0))
+            found[pair[:2]] = first, max(bins, pair[2]), max(key, pair[3])
+    for number, table in enumerate(tables):
+        pairs = [found[pair] for pair in zip(table["u"].tolist(), table["v"].tolist())]
+        kept = np.array([first == number for first, *_ in pairs], bool)
+        table |= {"bins": np.array([bins for _, bins, _ in pairs], np.uint32),
+                  "key": np.array([key for *_, key in pairs], np.uint64)}
+        yield select(table, kept)
+
+
+def merges_of_blocks(fragments, affs, cuts, statistic, end=None, gather=gathered, freeze=True):
     """All merges, from the blocks of a grid up an octree whose nodes see nothing but what their children left."""
     events, level = [], {}
-    for place, box in zip(itertools.product(*(range(len(along) - 1) for along in cuts)), boxes_of(cuts)):
-        edges, faces = leaf(fragments, affs, box, statistic)
-        made, left = node(pool(edges), faces, statistic, end, freeze)
+    places = itertools.product(*(range(len(along) - 1) for along in cuts))
+    tables, faces_of = zip(*(leaf(fragments, affs, box, statistic) for box in boxes_of(cuts)))
+    if statistic.kind == "quantile" and not statistic.every_contact:
+        tables = gather(tables)
+    for place, edges, faces in zip(places, tables, faces_of):
+        made, left = node(pool_edges(edges), faces, statistic, end, freeze)
         events += made
         level[place] = left, faces
     while len(level) > 1:
@@ -332,7 +355,7 @@ def merges_of_blocks(fragments, affs, cuts, statistic, end=None, pool=pool_edges
             for axis, side in SIDES:
                 outer = (max if side else min)(place[axis] for place, *_ in children)
                 faces[axis, side].update(*(own[axis, side] for place, _, own in children if place[axis] == outer))
-            made, left = node(pool(concatenate([left for _, left, _ in children])), faces, statistic, end, freeze)
+            made, left = node(pool_edges(concatenate([left for _, left, _ in children])), faces, statistic, end, freeze)
             events += made
             level[parent] = left, faces
     return sorted(events)
@@ -381,14 +404,11 @@ def test_merges_of_many_blocks_are_those_of_the_whole_volume():
 
 
 def test_without_the_rules_merges_of_blocks_are_others():
-    """Nothing frozen; and maxima of the two parts of one contact counted twice."""
+    """Nothing frozen; and maxima of the parts of one contact counted each."""
     different, _ = compare_merges(np.random.default_rng(5), 10, ("mean",), freeze=False)
     assert different["mean"] > 2
 
-    def naive(edges):
-        return pool_edges(edges | {"base": np.zeros(len(edges["u"]), bool)})
-
-    different, _ = compare_merges(np.random.default_rng(5), 20, ("aff50_his256",), pool=naive)
+    different, _ = compare_merges(np.random.default_rng(5), 20, ("aff50_his256",), gather=list)
     assert different["aff50_his256"] > 2
 
 

@@ -266,7 +266,7 @@ def test_labels_cuts_and_explanations_are_those_of_decoding_at_once(place, extra
     for path in RESULTS.glob("a_labels*"):
         path.rename(whole / path.name)
     told = decode(*extra, *blocks)
-    assert re.search(r"38.4 kvoxel: \d+ blocks of \d+×\d+×\d+, .* a worker, 1 worker.*; 422.4 kB of disk", told), told
+    assert re.search(r"38.4 kvoxel: \d+ blocks of \d+×\d+×\d+, .* a worker, 1 worker.*; 460.8 kB of disk", told), told
     for threshold in cuts:
         decode("--cut", threshold)
     found = set()
@@ -339,7 +339,7 @@ def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(pl
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
     assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 900.0 kB are there: 8 blocks of 20×20×20, 308.0 kB a "
-            "worker, 1 worker; 422.4 kB of disk") in told
+            "worker, 1 worker; 460.8 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
     assert f"{LABELS}: already there" in run("infer.py", "blocks.workers=1")

@@ -1,21 +1,48 @@
 """A cut of the merges of all blocks: what every cluster is called at a threshold, from the top of the octree down.
 
-A block knows its clusters by the names that they have when nothing more merges in it. A merge further up never has a
-smaller height than those inside of its two clusters, so below the threshold a name means the same on every level.
+Each name stands for the fragment that has it. A merge says that the fragments of two names are in one cluster wherever
+the threshold is above its height, so names that hang together by merges below the threshold are one. In the block above
+only the name that stays in the end is known, and what does not hang together with that one does not merge there.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 
 from emcore.blocks.leaves import Columns
+from emcore.blocks.pooled import pool_all
 from emcore.blocks.windows import moved
 from emcore.kernels import overlaps as kernel
 
 
-def settled(names: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray, threshold: float,
+def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray, threshold: float,
             above: tuple[np.ndarray, np.ndarray] | None) -> Columns:
-    """The names that the clusters of a block have at a threshold; above: (names, final) of the block that holds it."""
+    """The names that the clusters of a block have at a threshold; above: (names, final) of the block that holds it.
+
+    root is the place of the name that each name's cluster has in the end.
+    """
     below = np.flatnonzero(height < threshold)
-    roots = np.empty(len(names), np.int64)
-    kernel.unite(np.stack([u[below], v[below]], axis=1).astype(np.int64), roots)
-    final = names[roots]
+    groups = np.empty(len(names), np.int64)
+    kernel.unite(np.stack([u[below], v[below]], axis=1).astype(np.int64), groups)
+    called, staying = np.arange(len(names)), np.flatnonzero(root == np.arange(len(names)))
+    called[groups[staying]] = staying
+    final = names[called[groups]]
     return {"names": names, "final": final if above is None else moved(final, *above)}
+
+
+def numbered(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Columns:
+    """Every cluster at the cut by its name (final, sorted), with its label: its rank by smallest fragments (number).
+
+    parts: (names, final) of the fragments of all blocks.
+    """
+    clusters = pool_all(({"final": final, "min": names} for names, final in (smallest(*part) for part in parts)),
+                        ("final",))
+    order, number = np.argsort(clusters["min"]), np.empty(len(clusters["min"]), np.uint64)
+    number[order] = np.arange(len(order))
+    return {"final": clusters["final"], "number": number}
+
+
+def smallest(names: np.ndarray, final: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the smallest name, the cluster) of every cluster among fragments whose names rise."""
+    clusters, first = np.unique(final, return_index=True)
+    return names[first], clusters

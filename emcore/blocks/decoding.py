@@ -16,7 +16,7 @@ import numpy as np
 from emcore.blocks import borders, cuts, dust, linking, store
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
-from emcore.blocks.windows import places_of, sorted_names
+from emcore.blocks.windows import places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import LinkRule
@@ -81,25 +81,17 @@ class AffinityWork(TreeWork):
         if level + 1 < self.grid.levels:
             parent = self.path(self.cut_stage(level + 1), self.grid.parent(number, level))
             above = tuple(store.read(parent, "names", "final"))
-        found = store.read(self.path(self.merge_stage(level), number), "names", "u", "v", "height")
+        found = store.read(self.path(self.merge_stage(level), number), "names", "root", "u", "v", "height")
         return cuts.settled(*found, self.settings.threshold, above)
 
     def make_numbers(self, _: int) -> Columns:
-        roots = []
-        for number in range(self.grid.blocks()):
-            names, final = self.read("cut 0", number, "names", "final")
-            here = names[names == final]
-            roots.append(here[self.is_own(here, number)])
-        return {"names": sorted_names(roots)}
+        return cuts.numbered(self.read("cut 0", number, "names", "final") for number in range(self.grid.blocks()))
 
     def numbers_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(the names of the fragments in and before a block, sorted, 0 first; the labels that they have at the cut)."""
         names, final = self.read("cut 0", number, "names", "final")
-        segments = np.concatenate([np.zeros(1, np.uint64), *self.read("numbers", 0, "names")])
-        numbers = places_of(final, segments, self.label_type)
-        if not np.array_equal(segments[np.minimum(numbers, len(segments) - 1)], final):
-            raise AssertionError("a cluster at the cut has a name that none of its fragments has")
-        return names, numbers
+        clusters, numbers = self.read("numbers", 0, "final", "number")
+        return names, numbers[places_of(final, clusters, np.int64)].astype(self.label_type)
 
     def cut_labels(self, number: int, before: int = 0) -> np.ndarray:
         """The labels of a block at the cut without boundaries; before=1: and of the section before it, if there is one.
@@ -124,9 +116,9 @@ class AffinityWork(TreeWork):
         return {"numbers": numbers, "voxels": voxels}
 
     def make_segments(self, _: int) -> Columns:
-        segments, = self.read("numbers", 0, "names")
+        segments, = self.read("numbers", 0, "number")
         parts = (self.read("sizes", number, "numbers", "voxels") for number in range(self.grid.blocks()))
-        return {"voxels": dust.pool_sizes(parts, len(segments))}
+        return {"voxels": dust.pool_sizes(parts, len(segments) - 1)}
 
     def make_borders(self, number: int) -> Columns:
         graph = store.read_all(self.path(self.graph_stage, number))

@@ -44,7 +44,7 @@ class LabelWork(Work):
         write_block(path, labels.astype(self.label_type, copy=False))
 
     def where(self, stage: Stage, number: int) -> str:
-        level = int(stage.name.partition(" ")[2] or 0)
+        level = int([*stage.name.split(), "0"][1])
         if stage.count != self.grid.blocks(level):
             return super().where(stage, number)
         spans = self.grid.box(number, level)

@@ -159,10 +159,9 @@ class Agglomeration:
     def remaining_edges(self) -> dict[str, np.ndarray]:
         """Columns of the edges that are left between clusters, from which the agglomeration can go on elsewhere.
 
-        u < v are the smallest fragments of the two clusters, key and top the pooled key and the number of the graph's
-        edge that has it. What the statistic looks at comes as in a graph: count and sum; max, or min, to what 1 minus
-        it tells; bin_starts, bins and bin_counts. Histograms of maxima also have base: one pair of fragments that never
-        merged, of which other blocks may know another maximum.
+        u < v are the smallest fragments of the two clusters, height is 1 - the statistic, and key and top are the
+        pooled key and the number of the graph's edge that has it. What the statistic looks at comes as in a graph:
+        count and sum; max, or min, to what 1 minus it tells; bin_starts, bins and bin_counts.
         """
         if isinstance(self._run, Replay):
             raise InputError("ties='waterz' does not tell the statistics of edges")
@@ -173,7 +172,8 @@ class Agglomeration:
         count, total = np.empty((2, len(top)), np.int64)
         self._run.remaining_ends(a, b, count, total)
         roots, kind = self.roots(), self._statistic.kind
-        found = {"u": np.minimum(roots[a], roots[b]), "v": np.maximum(roots[a], roots[b]), "top": top, "key": key}
+        found = {"u": np.minimum(roots[a], roots[b]), "v": np.maximum(roots[a], roots[b]), "top": top, "key": key,
+                 "height": heights}
         if kind == "mean":
             return found | {"count": count, "sum": total}
         if kind != "quantile":
@@ -181,11 +181,8 @@ class Agglomeration:
         starts, bins = np.zeros(len(top) + 1, np.int64), np.empty(self._run.remaining_bins, np.uint32)
         counts = np.empty(len(bins), np.int64)
         self._run.histograms(starts, bins, counts)
-        found |= {"bin_starts": starts, "bins": self._levels[bins] if self._maxima else bins, "bin_counts": counts}
-        if self._maxima:
-            alone = np.bincount(roots, minlength=self.fragments + 1) == 1
-            found["base"] = alone[a] & alone[b] & (count == 1)
-        return found
+        return found | {"bin_starts": starts, "bins": self._levels[bins] if self._maxima else bins,
+                        "bin_counts": counts}
 
 
 def _set_replay(run: Replay, graph: RegionGraph, statistic: Statistic) -> None:

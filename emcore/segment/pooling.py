@@ -1,9 +1,8 @@
 """Tables of edges from several blocks, pooled to one row a pair of clusters: exact, in any order and any grouping.
 
 A table is a dict of columns: u and v, the clusters by any whole numbers, and key, the largest key of a contact. It may
-have top_u and top_v, the fragments at that contact; count, sum, max and min as a RegionGraph has them; a histogram a
-row, as bin_starts, bins and bin_counts; and base, which says that a row is of two fragments that never merged. The
-histogram of such a row is one count, at the largest affinity of the pair.
+have top_u and top_v, the fragments at that contact; count, sum, max and min as a RegionGraph has them; and a histogram
+of each row, as bin_starts, bins and bin_counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from emcore.kernels import pooling as kernel
 from emcore.segment.graph import HISTOGRAM, LARGEST_LABEL, RegionGraph, check_graph, too_many_edges
 
 Columns = Mapping[str, np.ndarray]
-_POOLS = {"count": 0, "sum": 0, "max": 1, "min": 2, "base": 2}  # operations, as the kernel numbers them
+_POOLS = {"count": 0, "sum": 0, "max": 1, "min": 2}  # operations, as the kernel numbers them
 
 
 def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
@@ -52,16 +51,17 @@ def concatenate(tables: Sequence[Columns]) -> dict[str, np.ndarray]:
     return joined
 
 
-def pool_edges(edges: Columns) -> dict[str, np.ndarray]:
+def pool_edges(edges: Columns, roots: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """One row for every pair of clusters, sorted by (u, v) with u < v.
 
-    Rows of two fragments that never merged are parts of one contact that blocks have cut: of their counts only that at
-    the largest affinity stays. All other histograms add up.
+    roots tells for every cluster the one that it has become part of; edges within one vanish.
     """
-    u, v = np.minimum(edges["u"], edges["v"]), np.maximum(edges["u"], edges["v"])
-    if (u == v).any():
+    u, v = (edges[end] if roots is None else roots[edges[end]] for end in ("u", "v"))
+    u, v = np.minimum(u, v), np.maximum(u, v)
+    kept = np.flatnonzero(u != v)
+    if roots is None and len(kept) < len(u):
         raise InputError("an edge must join two clusters; a table has one from a cluster to itself")
-    order = _order(u, v)
+    order = kept[_order(u[kept], v[kept])]
     u, v = u[order], v[order]
     first = np.ones(len(u), bool)
     first[1:] = (u[1:] != u[:-1]) | (v[1:] != v[:-1])
@@ -72,9 +72,8 @@ def pool_edges(edges: Columns) -> dict[str, np.ndarray]:
     pooled |= {name: edges[name][best] for name in ("key", "top_u", "top_v") if name in edges}
     for name, how in _POOLS.items():
         if name in edges:
-            column = edges[name].view(np.uint8) if name == "base" else edges[name]
             pooled[name] = np.empty(len(starts), edges[name].dtype)
-            kernel.pool_column(column, order, starts, pooled[name].view(column.dtype), how)
+            kernel.pool_column(edges[name], order, starts, pooled[name], how)
     if "bin_starts" in edges:
         pooled |= _pool_histograms(edges, order, starts)
     return pooled
@@ -92,10 +91,9 @@ def _order(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _pool_histograms(edges: Columns, order: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
     """The histograms of all pairs."""
     ends, bins, counts = (edges[name] for name in HISTOGRAM)
-    if len(ends) != len(order) + 1 or ends[0] != 0 or ends[-1] != len(bins) or (ends[1:] < ends[:-1]).any() or (
+    if len(ends) != len(edges["u"]) + 1 or ends[0] != 0 or ends[-1] != len(bins) or (ends[1:] < ends[:-1]).any() or (
             len(bins) != len(counts)):
         raise InputError("bin_starts of a table of edges must rise from 0 to the number of bins")
-    base = edges["base"].view(np.uint8) if "base" in edges else None
     pooled = np.empty(len(starts) + 1, np.int64), np.empty(len(bins), np.uint32), np.empty(len(bins), np.int64)
-    filled = kernel.pool_histograms(ends, bins, counts, base, order, starts, *pooled)
+    filled = kernel.pool_histograms(ends, bins, counts, order, starts, *pooled)
     return dict(zip(HISTOGRAM, (pooled[0], pooled[1][:filled], pooled[2][:filled])))
