@@ -759,18 +759,25 @@ def test_workers_of_a_scheduler_that_is_there_and_stands_elsewhere(place, undist
 # ---- larger volumes
 
 
+def realistic(labels, clouds=1):
+    """uint8 affinities with membranes between the labels, most of them near 1 inside."""
+    for axis in range(3):
+        labels[np.diff(labels, axis=axis, prepend=np.take(labels, [0], axis)) != 0] = 0
+    return np.round(make_affinities(labels) * clouds * 255).astype(np.uint8)
+
+
 @pytest.mark.long
 def test_a_limit_of_address_space_brings_blocks_by_itself(tmp_path, monkeypatch):
     """`ulimit -v`, as some queues set it: what decoding at once takes is not there, and a worker's share is."""
     monkeypatch.chdir(tmp_path)
-    affinities = np.kron(affinities_of(cells_of((24, 24, 24))), np.ones((10, 10, 10), np.uint8))  # large fragments
+    affinities = realistic(np.kron(cells_of((60, 60, 60), size=8), np.ones((4, 4, 4), np.uint32)))
     RESULTS.mkdir(parents=True)
     write(f"{RESULTS}/a_prediction.h5:prediction", affinities, offsets=(-np.eye(3, dtype=int)).tolist())
-    Path("run.toml").write_text(CONFIG)
+    Path("run.toml").write_text(CONFIG.replace("high = 0.98", "high = 0.999"))
     decode()
     whole = open_volume(LABELS, "labels")[...]
     LABELS.unlink()
-    limit, told = 550_000_000, ""
+    limit, told = 400_000_000, ""
     while "whole it would take" not in told:  # more and more, until a worker fits
         limit += 50_000_000
         assert limit < 1_500_000_000
@@ -789,13 +796,9 @@ def large(tmp_path_factory):
     """The prediction of a volume in which segments of every size are, and a folder for it."""
     place = tmp_path_factory.mktemp("large")
     (place / RESULTS).mkdir(parents=True)
-    labels = cells_of((64, 112, 112), size=14)
-    for axis in range(3):
-        labels[np.diff(labels, axis=axis, prepend=np.take(labels, [0], axis)) != 0] = 0  # membranes
-    clouds = np.kron(np.random.default_rng(0).uniform(0.3, 1, (16, 28, 28)), np.ones((4, 4, 4)))
-    affinities = make_affinities(labels) * clouds
-    write(f"{place}/{RESULTS}/a_prediction.h5:prediction", np.round(affinities * 255).astype(np.uint8),
-          offsets=(-np.eye(3, dtype=int)).tolist())
+    clouds = np.kron(np.random.default_rng(0).uniform(0.3, 1, (16, 28, 28)), np.ones((4, 4, 4), np.float32))
+    affinities = realistic(cells_of((64, 112, 112), size=14), clouds)
+    write(f"{place}/{RESULTS}/a_prediction.h5:prediction", affinities, offsets=(-np.eye(3, dtype=int)).tolist())
     return place
 
 
