@@ -335,10 +335,10 @@ def has_memory(monkeypatch, there, worker=1e5):
 
 
 def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(place, monkeypatch, undisturbed):
-    has_memory(monkeypatch, 1.2e6)
+    has_memory(monkeypatch, 9e5)
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
-    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 1.2 MB are there: 8 blocks of 20×20×20, 308.0 kB a "
+    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 900.0 kB are there: 8 blocks of 20×20×20, 308.0 kB a "
             "worker, 1 worker; 460.8 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
@@ -351,7 +351,7 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
     told = run("infer.py", code=2)
     errors = [line for line in told.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert ("38.4 kvoxel: whole it would take 1.4 MB, 500.0 kB are there: a worker needs at least 1.3 MB for a block "
+    assert ("38.4 kvoxel: whole it would take 1.2 MB, 500.0 kB are there: a worker needs at least 1.0 MB for a block "
             "of 24×32×32, and 425.0 kB are there for each of 1: take a machine with more memory") in errors[0]
     assert not RESULTS.exists() or not list(RESULTS.iterdir())
 
@@ -711,7 +711,7 @@ def test_jobs_of_an_array_go_on_without_one_that_is_killed(place, undisturbed):
 def test_ranks_of_torchrun_predict_and_decode_together(place):
     (RESULTS / "a_prediction.h5").unlink()
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "infer.py"), "--cfg",
-             "run.toml", "blocks.size=[12,20,20]", "decode.threshold=0.9"]
+             "run.toml", "blocks.size=[12,20,20]", "decode.threshold=0.5"]
     done = subprocess.run([sys.executable, *words], env=scripts.environment(), capture_output=True, text=True,
                           timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -719,10 +719,11 @@ def test_ranks_of_torchrun_predict_and_decode_together(place):
     assert blocks_folder().exists()
     LABELS.unlink()
     shutil.rmtree(blocks_folder())
-    run("infer.py", "decode.threshold=0.9")
+    run("infer.py", "decode.threshold=0.5")
     assert not blocks_folder().exists()
     assert np.array_equal(open_volume(LABELS, "labels")[...], in_blocks)
     assert about(LABELS) == told
+    assert in_blocks.max() > 5
     assert told[0]["record"]["truth"]["label"] == "a.h5:labels"
 
 
@@ -839,7 +840,7 @@ def test_a_file_that_may_not_grow_is_one_sentence_and_the_same_command_goes_on(p
     check(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("engine", [("blocks.workers=2",), ("blocks.engine=share",)])
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(place, undisturbed, engine):
     with disk(2**26) as folder:

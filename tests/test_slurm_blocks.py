@@ -232,7 +232,7 @@ def test_a_job_that_is_out_of_time_in_the_middle_of_blocks_goes_on_when_it_is_su
     before = {path: path.stat().st_mtime_ns for path in blocks_folder().rglob("*.columns")}
     said("scontrol", "update", f"JobId={task.number}", "TimeLimit=0:01")  # which SLURM takes for a minute
     task.wait_for("TIMEOUT")
-    again = Job(place, f"{submit(place, *words, options=['--array=0']).number}_0")
+    again = Job(place, f"{submit(place, *words, options=['--array=0', '--gpus=0']).number}_0")
     again.wait_for("COMPLETED")
     assert np.array_equal(open_volume(LABELS, "labels")[...], wanted)
     after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
