@@ -26,7 +26,7 @@ from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
 FORMAT = 2  # of the columns of all stages; files of another one are not taken
-SWEEPS = (3, 2)  # at the leaves, and at every level between these and the top
+SWEEPS = 1  # that begin on every level below the top: more of them earn little
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class TreeWork(LabelWork):
 
     def sweeps(self, level: int) -> int:
         """How many sweeps begin at a level; the top has nothing outside of it."""
-        return 0 if level == self.grid.levels - 1 else SWEEPS[min(level, 1)]
+        return 0 if level == self.grid.levels - 1 else SWEEPS
 
     def merge_stage(self, level: int, turn: int | None = None) -> Stage:
         """Merges of a level after so many sweeps; all its merges after the last one."""
