@@ -1,7 +1,7 @@
 """What made a result: the record in every prediction and every labels file, and how it differs from what is asked for.
 
 A record is a plain table. It holds by value everything that changes a bit of the result: the weights by their content,
-the settings of the stage, the arithmetic, the source volume by its content. Threads, workers, slabs and paths of
+the settings of the stage, the arithmetic, the source volume by its content. Threads, workers, tiles and paths of
 checkpoints change no bit; some of them stand in the record for a reader and are never compared.
 """
 
@@ -27,7 +27,7 @@ from emcore.volumes.stamp import content, stamp
 ATTRIBUTE = "record"
 LABELS = "labels"  # the dataset of a labels file that carries its record
 # settings of [infer] that change no bit, or that stand elsewhere in the record
-ELSEWHERE = ("checkpoint", "weights", "batch", "slab", "compile", "layout")
+ELSEWHERE = ("checkpoint", "weights", "batch", "tile", "slab", "compile", "layout")
 CHOICES = {"device": "device", "precision": "train.precision", "layout": "infer.layout"}
 SETTINGS = {"model": Model, "infer": Infer}
 MOST_NAMED = 4  # differences that a sentence lists

@@ -137,7 +137,7 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
     name = volume.name or Path(str(image.name).partition(":")[0]).stem
     offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
-    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, _statistics(data, image, box))
+    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box))
 
 
 def _start(image: Any, other: Any, resolution: Sequence[float], role: str) -> tuple[int, int, int]:
@@ -293,7 +293,7 @@ def _release(path: Path, users: IO, owner: int) -> None:
             path.unlink()
 
 
-def _statistics(data: Data, image: Any, box: Box) -> tuple[float, float]:
+def statistics_of(data: Data, image: Any, box: Box) -> tuple[float, float]:
     """(subtracted, divided by) for normalisation by volume; what a patch decides itself is (0, 1)."""
     if data.normalise == "divide":
         return 0.0, data.divide
