@@ -13,14 +13,16 @@ from typing import Any
 
 from emcore import results
 from emcore.blocks.alive import FOLDER, is_dead, signs
+from emcore.blocks.grid import Grid
 from emcore.blocks.run import living
+from emcore.blocks.windows import extent
 from emcore.errors import InputError
 from emcore.files import create_once, remove, reported, sweep, temporary_name, write_text
 from emcore.locks import NoLocks, take
-from emcore.record import differences, read
+from emcore.record import ATTRIBUTE, differences, read
 from emcore.settings import Settings
 from emcore.volumes import list_datasets
-from emcore.volumes.blocks import attributes_joined
+from emcore.volumes.blocks import attributes_joined, is_whole
 
 PLAN = "plan.json"
 SUMS = "sums.txt"  # the device that adds up windows: each rounds in its own way, so the first process decides
@@ -117,9 +119,9 @@ def put_away(folder: Path) -> None:
 
 def tiles_of(path: Path) -> dict[str, Any] | None:
     """What a finished prediction says of its tiles: their folder and their size; None where it is one plain file."""
-    if path.suffix != ".h5" or not path.exists():
+    if path.suffix != ".h5" or not path.exists() or all(one.name != DATASET for one in list_datasets(path)):
         return None
-    about = attributes_joined(path, DATASET).get(TILES) if DATASET in {one.name for one in list_datasets(path)} else None
+    about = attributes_joined(path, DATASET).get(TILES)
     if about is None:
         return None
     try:
@@ -148,6 +150,38 @@ def close(path: Path) -> None:
         with suppress(OSError):
             empty.rmdir()
     remove(path.with_name(f"{path.name}.parts"))  # left by older versions
+
+
+def close_if_left(path: Path) -> None:
+    """The same, where a process that was killed has left something."""
+    folder = folder_of(path)
+    if (folder / PLAN).exists() and living(folder) is None:
+        close(path)
+
+
+def mend(path: Path) -> None:
+    """Takes back a finished prediction of which tiles are missing or damaged, so that they are made again."""
+    if (about := tiles_of(path)) is None:
+        return
+    with one_at_a_time(path.parent):
+        if not path.exists():
+            return  # another process of the same command has seen it
+        found = next(one for one in list_datasets(path) if one.name == DATASET)
+        grid = Grid(found.shape[1:], about["size"])
+        tiles = {about["folder"] / f"{number:06d}.h5": (found.shape[0], *extent(grid.box(number)))
+                 for number in range(grid.blocks())}
+        damaged = [tile for tile, shape in tiles.items() if not is_whole(tile, shape, found.dtype)]
+        if not damaged:
+            return
+        record = attributes_joined(path, DATASET).get(ATTRIBUTE)
+        more = f", with {len(damaged) - 1} more" if damaged[1:] else ""
+        if not isinstance(record, dict):
+            raise InputError(f"{damaged[0]} is missing or damaged{more}: remove {path} and predict it again")
+        print(f"{path}: {damaged[0].name} is missing or damaged{more}; it is made again", flush=True)
+        begin(path, about["size"], grid.shape, record)
+        for tile in damaged:
+            remove(tile)
+        path.unlink()
 
 
 def speed_file(prediction: Path) -> Path:
