@@ -89,7 +89,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
         begun.mend(prediction)
         begun.check_or_clear(settings, prediction, plan, again)
     for plan in wanted:
-        tell_choice(settings, plan, model)
+        tell_choice(settings, plan)
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
@@ -116,7 +116,8 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     if stored is None:
         decided = decide(settings, model, passes(size, settings.infer, window))
         bytes_read = model.in_channels * np.dtype(image["dtype"]).itemsize
-        tile = tiles.tile_of(tiles.Task(size, replace(settings.infer, window=window), bytes_read, model.out_channels))
+        task = tiles.Task(size, replace(settings.infer, window=tuple(window)), bytes_read, channels_of_net(plan))
+        tile = tiles.tile_of(task)
         decided = asdict(decided) | {"batch": settings.infer.batch}
         if decided["device"] == "cuda" and tile != size:  # windows at the end of a tile make smaller batches
             decided["tile"] = list(tile)
@@ -134,14 +135,20 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
 
 
-def tell_choice(settings: Settings, plan: dict, model) -> None:
+def channels_of_net(plan: dict) -> int:
+    """Channels that a net predicts, by its table in a record."""
+    model = plan["settings"]["model"]
+    return sum(channels for _, channels in model.get("heads", ())) or model.get("out_channels", 3)
+
+
+def tell_choice(settings: Settings, plan: dict) -> None:
     """Says how the labels of a volume will be made; refused here where neither way has the memory."""
     if settings.decode.kind == "none":
         return
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.tiles import DTYPES
 
-    channels = len(settings.infer.select) or model.out_channels
+    channels = len(settings.infer.select) or channels_of_net(plan)
     itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
     choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
     print(f"{plan['volume']['image']}: {choice.told}", flush=True)
