@@ -21,7 +21,7 @@ def activate(logits: Tensor, activations: Sequence[tuple[slice, str]]) -> Tensor
             out[:, channels] = in_pieces(torch.tanh, part.reshape(1, -1)).view(part.shape)
         elif kind == "softmax":
             moved = part.movedim(1, 0)
-            values = in_pieces(lambda piece: piece.softmax(0), moved.reshape(len(moved), -1))
+            values = in_pieces(softmax, moved.reshape(len(moved), -1))
             out[:, channels] = values.view(moved.shape).movedim(0, 1)
     return out
 
@@ -30,10 +30,22 @@ def in_pieces(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """A function of (channel, voxel) values; on a processor of full pieces, the last one filled up with zeros."""
     if values.device.type != "cpu":
         return function(values)
-    out = torch.empty_like(values)
+    out = torch.empty(values.shape, dtype=values.dtype)
     for start in range(0, values.shape[1], PIECE):
         piece = values[:, start:start + PIECE]
         length = piece.shape[1]
         full = piece.contiguous() if length == PIECE else torch.nn.functional.pad(piece, (0, PIECE - length))
         out[:, start:start + length] = function(full)[:, :length]
     return out
+
+
+def softmax(values: Tensor) -> Tensor:
+    """Of (channel, voxel) logits; on one thread, as torch would cut even a short piece anywhere into as many parts."""
+    threads = torch.get_num_threads()
+    if values.device.type != "cpu" or threads == 1:
+        return values.softmax(0)
+    torch.set_num_threads(1)
+    try:
+        return values.softmax(0)
+    finally:
+        torch.set_num_threads(threads)
