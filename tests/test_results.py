@@ -105,7 +105,8 @@ def test_the_same_command_again_does_nothing_and_settings_that_change_no_bit_do_
     before = state(place)
     assert {path.name for path in place.iterdir()} == {
         "test_im_prediction.h5", "test_im_prediction.blocks", "test_im_prediction.speed.json", "test_im_labels.h5"}
-    for extra in ((), ("infer.tile=[5,0,0]",), ("infer.slab=5",), ("infer.batch=3",), ("data.workers=7", "train.steps=3"), ("device=auto",)):
+    for extra in ((), ("infer.tile=[5,0,0]", "infer.batch=3"), ("infer.slab=5",), ("data.workers=7", "train.steps=3"),
+                  ("device=auto",)):
         assert run("infer.py", *extra).count("already there") == 2
     assert state(place) == before
 
@@ -246,8 +247,8 @@ def test_weights_of_others_do_not_write_into_the_folder_of_a_run(place):
     run("evaluate.py", "--results", beside)
     assert state(place.parent) == before
     assert {path.name for path in beside.iterdir()} == {
-        "test_im_prediction.h5", "test_im_prediction.blocks", "test_im_prediction.speed.json", "test_im_labels.h5", "scores.json", "scores.csv",
-        "scores.txt", "report.html"}
+        "test_im_prediction.h5", "test_im_prediction.blocks", "test_im_prediction.speed.json", "test_im_labels.h5",
+        "scores.json", "scores.csv", "scores.txt", "report.html"}
     write_checkpoint(Path("shared.pt").resolve(), seed=4)
     assert "the weights were" in run("infer.py", "--checkpoint", "shared.pt", code=2)
     shutil.rmtree(place.parent)
