@@ -42,7 +42,7 @@ width = [4, 8]
 [train]
 precision = "fp32"
 [infer]
-tile = [3, 0, 20]
+tile = [4, 0, 0]
 layout = "contiguous"
 compile = "off"
 [decode]
@@ -273,10 +273,10 @@ def test_tiles_of_an_unfinished_prediction_are_continued_by_the_same_settings_al
         run("infer.py", code=130)
     unfinished = place / "test_im_prediction.blocks"
     first = state(unfinished)
-    assert sum(path.suffix == ".h5" for path in first) == 6
+    assert sum(path.suffix == ".h5" for path in first) == 2
     assert "was begun with other settings: infer.overlap" in run("infer.py", "infer.overlap=0.25", code=2)
     told = run("infer.py", "--status")
-    assert "test_im_prediction.h5: begun, 6 of 6 tiles are there" in told
+    assert "test_im_prediction.h5: begun, 2 of 2 tiles are there" in told
     with monkeypatch.context() as patched:  # the tile is the one with which it was begun, so that nothing is done again
         patched.setattr(tiles, "join_blocks", killed)
         run("infer.py", "infer.tile=[5,9,0]", code=130)
@@ -310,7 +310,7 @@ def test_a_damaged_tile_is_found_made_again_and_told_before_and_after_the_end(pl
     with monkeypatch.context() as patched:
         patched.setattr(tiles, "join_blocks", killed)
         run("infer.py", code=130)
-    tile = sorted((place / "test_im_prediction.blocks").glob("*/*.h5"))[3]
+    tile = sorted((place / "test_im_prediction.blocks").glob("*/*.h5"))[1]
     content = tile.read_bytes()
     damage(tile)
     told = run("infer.py")
@@ -367,16 +367,21 @@ def test_an_image_that_changes_while_it_is_predicted_is_noticed(place, monkeypat
     assert not (place / "test_im_prediction.h5").exists()
 
 
-def test_a_run_that_lives_is_not_replaced_by_one_with_other_settings(place):
+def test_a_run_that_lives_is_not_replaced_by_one_with_other_settings(place, monkeypatch):
     from emcore.blocks.alive import Signs
+    from emcore.prediction import tiles
 
-    (place / "test_im_prediction.blocks").mkdir(parents=True)
-    (place / "test_im_prediction.blocks" / "plan.json").write_text(json.dumps({"tile": [3, 24, 24], "plan": {
-        "weights": {"digest": "0" * 64}, "settings": {}, "arithmetic": {}, "volume": {}}}))
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "join_blocks", killed)
+        run("infer.py", code=130)
+    other = ("infer.overlap=0.25", "decode.kind=none", "--again")
     with Signs(place / "test_im_prediction.blocks"):
-        assert "test_im_prediction.h5 is being predicted with other settings by process" in run("infer.py", "--again",
-                                                                                              code=2)
-    run("infer.py", "--again")
+        assert "prediction.h5 is being predicted with other settings by process" in run("infer.py", *other, code=2)
+    run("infer.py", *other)
+    assert len(list(place.glob("test_im_prediction.blocks/tiles-*"))) == 1
 
 
 def test_files_of_older_versions_count_as_already_there_and_are_named_as_such(place):
