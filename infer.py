@@ -88,8 +88,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
         begun.mend(prediction)
         begun.check_or_clear(settings, prediction, plan, again)
-    for plan in wanted:
-        tell_choice(settings, plan)
+    choices = [planned(settings, plan) for plan in wanted]
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
@@ -98,7 +97,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
         else:
             predict_one(settings, number, model, plan, prediction)
         if settings.decode.kind != "none":
-            decode_once(settings, number, prediction, labels)
+            decode_once(settings, number, prediction, labels, choices[number])
     return 0
 
 
@@ -130,7 +129,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
     said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
-    predict(comply(arithmetic, settings, model), volume, Output(prediction, said, keep=True), window=window,
+    predict(comply(arithmetic, settings, model), volume, Output(prediction, said, replaces=False), window=window,
             infer=infer, data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
     print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
 
@@ -141,10 +140,10 @@ def channels_of_net(plan: dict) -> int:
     return sum(channels for _, channels in model.get("heads", ())) or model.get("out_channels", 3)
 
 
-def tell_choice(settings: Settings, plan: dict) -> None:
-    """Says how the labels of a volume will be made; refused here where neither way has the memory."""
+def planned(settings: Settings, plan: dict):
+    """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
     if settings.decode.kind == "none":
-        return
+        return None
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.tiles import DTYPES
 
@@ -152,10 +151,14 @@ def tell_choice(settings: Settings, plan: dict) -> None:
     itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
     choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
     print(f"{plan['volume']['image']}: {choice.told}", flush=True)
+    return choice
 
 
-def decode_once(settings: Settings, number: int, prediction: Path, labels: Path) -> None:
-    """Decodes, unless the labels are those that are asked for; of several processes one does it, or each has a part."""
+def decode_once(settings: Settings, number: int, prediction: Path, labels: Path, planned) -> None:
+    """Decodes, unless the labels are those that are asked for; of several processes one does it, or each has a part.
+
+    planned: what the user was told about how it will be done.
+    """
     from emcore.blocks.run import choice_of, damaged_blocks
     from emcore.blocks.whole import make_once
 
@@ -180,6 +183,8 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path)
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
+    if choice.grid != planned.grid:  # a run that was begun goes on in its blocks
+        print(f"{labels}: {choice.told}", flush=True)
     if choice.grid is not None:  # any number of processes may work on the blocks
         make()
         return

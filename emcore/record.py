@@ -93,13 +93,18 @@ def of_truth(settings: Settings, number: int) -> dict[str, Any] | None:
 
 def of_labels(settings: Settings, prediction: Path, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record of labels that [decode] makes of a stored prediction."""
+    return {"emcore": emcore.__version__, "prediction": of_source(prediction),
+            "decode": config.to_table(settings.decode), **({"truth": dict(truth)} if truth else {})}
+
+
+def of_source(prediction: Path) -> dict[str, Any]:
+    """The record of a stored prediction with its digest, in that of labels."""
     source = read(prediction)
     if source is None:  # a prediction of another program, or of an older version
         volume = open_volume(prediction)
         source = {"file": str(prediction), "shape": list(volume.shape), "dtype": str(volume.dtype),
                   "content": content(volume)}
-    return {"emcore": emcore.__version__, "prediction": {"digest": digest(source), **source},
-            "decode": config.to_table(settings.decode), **({"truth": dict(truth)} if truth else {})}
+    return {"digest": digest(source), **source}
 
 
 def digest(record: Mapping[str, Any]) -> str:

@@ -155,3 +155,21 @@ def spread(const uint8_t[:, :, ::1] links, const uint32_t[::1] parents, Py_ssize
                 for x in range(nx):
                     i += not (row[x] & 4)
                     out[x] = of_run[i]
+
+
+def first_voxels(const label[::1] labels, int64_t[::1] firsts):
+    """The index of the first voxel of each label 1, 2, ..., which are numbered in the order of these voxels.
+
+    A label that is missing gets that of the next one, or the number of voxels.
+    """
+    cdef Py_ssize_t i, seen = 0, last
+    with nogil:
+        for i in range(labels.shape[0]):
+            if <Py_ssize_t>labels[i] > seen:
+                last = min(<Py_ssize_t>labels[i], firsts.shape[0])
+                while seen < last:
+                    firsts[seen] = i
+                    seen += 1
+        while seen < firsts.shape[0]:
+            firsts[seen] = labels.shape[0]
+            seen += 1

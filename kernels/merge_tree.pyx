@@ -8,6 +8,10 @@ ctypedef fused label_t:
     uint32_t
     uint64_t
 
+ctypedef fused out_t:
+    uint32_t
+    uint64_t
+
 
 def link(const uint32_t[:] a, const uint32_t[:] b, const double[:] score, uint32_t[::1] parent, double[::1] height):
     """Replays merges of rising score: parent[i] < i is the cluster that i's cluster joins at height[i]."""
@@ -41,12 +45,12 @@ def number(const uint32_t[:] parent, const double[:] height, double threshold, u
     return clusters
 
 
-cdef inline bint look_up_row(const label_t* labels, Py_ssize_t stride, const uint32_t[::1] table, uint32_t* out,
+cdef inline bint look_up_row(const label_t* labels, Py_ssize_t stride, const out_t[::1] table, out_t* out,
                              Py_ssize_t out_stride, Py_ssize_t length) noexcept nogil:
     """Whether the table has all labels of a row; mostly, eight in a row are the one before them again."""
     cdef Py_ssize_t x = 0, i
     cdef label_t label = 0, size = <label_t>table.shape[0], differ
-    cdef uint32_t value = table[0]
+    cdef out_t value = table[0]
     cdef bint known = True
     while x < length:
         differ = length - x < 8
@@ -68,12 +72,12 @@ cdef inline bint look_up_row(const label_t* labels, Py_ssize_t stride, const uin
     return known
 
 
-def look_up(const label_t[:, :, :] labels, const uint32_t[::1] table, uint32_t[:, :, :] out, Py_ssize_t start,
+def look_up(const label_t[:, :, :] labels, const out_t[::1] table, out_t[:, :, :] out, Py_ssize_t start,
             Py_ssize_t stop):
     """Whether every label of sections [start, stop) is in the table; out gets what the table says."""
     cdef Py_ssize_t z, y, width = labels.shape[2]
     cdef Py_ssize_t stride = labels.strides[2] // <Py_ssize_t>sizeof(label_t)
-    cdef Py_ssize_t out_stride = out.strides[2] // <Py_ssize_t>sizeof(uint32_t)
+    cdef Py_ssize_t out_stride = out.strides[2] // <Py_ssize_t>sizeof(out_t)
     cdef bint known = True
     if width == 0:
         return True

@@ -110,6 +110,15 @@ def die_once(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_job(path: Path) -> None:
+    os.killpg(0, signal.SIGKILL)
+
+
+def end_job_once(path: Path) -> None:
+    path.unlink()
+    end_job(path)
+
+
 def fail(path: Path) -> None:
     raise RuntimeError("this block is cursed")
 

@@ -338,8 +338,12 @@ def test_without_dask_a_sentence_names_the_extra(work, monkeypatch):
         engines.run(work, Blocks(engine="dask"))
 
 
-SBATCH = '#!/bin/bash\ncp "$1" "$JOBS/script"\nsetsid bash "$1" >> "$JOBS/log" 2>&1 & echo $! >> "$JOBS/jobs"\n' \
-         'echo $!\n'
+SBATCH = """#!/bin/bash
+script=$(mktemp "$JOBS/script.XXXXXX")
+cp "$1" "$script"
+setsid bash "$script" >> "$JOBS/log" 2>&1 &
+echo $! | tee -a "$JOBS/jobs"
+"""
 
 
 @pytest.fixture
@@ -361,12 +365,31 @@ def test_jobs_of_slurm_are_handed_in_and_taken_back(work, wanted, queue):
              "job_script_prologue": ["export HELLO=there"]}
     engines.run(work, Blocks(slurm=table))
     assert work.files() == wanted
-    script = (queue / "script").read_text()
+    script = next(queue.glob("script.*")).read_text()
     for line in ("#SBATCH -p short", "#SBATCH -t 00:10:00", f"export PYTHONPATH={ROOT}", "export HELLO=there"):
         assert line in script
     jobs = (queue / "jobs").read_text().split()
     assert len(jobs) == 2
     until(lambda: not any(os.path.exists(f"/proc/{job}") for job in jobs))
+
+
+@pytest.mark.slow
+def test_a_job_that_ends_is_replaced_and_jobs_that_do_nothing_are_not_for_ever(work, wanted, queue, monkeypatch):
+    import dask
+
+    monkeypatch.setattr(on_dask, "JOBS_AGAIN", 0.5)
+    monkeypatch.setattr(on_dask, "LOOK_AT_WORKERS", 0.2)
+    table = {"cores": 2, "processes": 2, "memory": "1GB", "interface": "lo"}
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.2s"}):
+        work.ask("sums 1", 3, "end_job_once")
+        engines.run(work, Blocks(slurm=table))
+        assert work.files() == wanted
+        assert len((queue / "jobs").read_text().split()) == 2
+        again = Sums(work.folder.with_name("again"))
+        for number in range(LEAVES):
+            again.ask("sums 0", number, "end_job")
+        with pytest.raises(InputError, match=r"ended before a task was done|by: the death of its worker"):
+            engines.run(again, Blocks(slurm=table))
 
 
 @pytest.mark.slow

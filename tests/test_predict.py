@@ -232,7 +232,7 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
 def blurring(folder, tile=(4, 20, 20)):
     """What predicts a small volume into out.h5 of the folder, in three tiles."""
     np.save(folder / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
-    return lambda: predict(Blurred(), str(folder / "raw.npy"), Output(folder / "out.h5", {}, keep=True),
+    return lambda: predict(Blurred(), str(folder / "raw.npy"), Output(folder / "out.h5", {}, replaces=False),
                            window=(4, 8, 8), infer=Infer(tile=tile))
 
 

@@ -68,7 +68,9 @@ class Job:
 
     def wait_while_running(self, true, what):
         def happened():
-            return (found := true()) or (self.state() in OVER and pytest.fail(f"no {what}\n{self.log()}")) or found
+            if not (found := true()) and self.state() in OVER:
+                pytest.fail(f"no {what}\n{self.log()}")
+            return found
 
         wait_until(happened, what)
 
@@ -80,11 +82,11 @@ def submit(slurm, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("SLURM_CONF", slurm)
 
-    def submit(place, script, *arguments, options=()):
+    def submit(place, script, *arguments, options=(), python=sys.executable):
         for name in ("train.py", "infer.py"):
             if not (place / name).exists():
                 (place / name).symlink_to(ROOT / name)
-        variables = {**environment(), "PYTHON": sys.executable, "TMPDIR": str(place)}
+        variables = {**environment(), "PYTHON": str(python), "TMPDIR": str(place)}
         return Job(place, said("sbatch", "--parsable", "--cpus-per-task=1", *options, str(ROOT / "slurm" / script),
                                "run.toml", *arguments, cwd=place, env=variables))
 
@@ -109,26 +111,31 @@ def held_in_the_middle(job):
     log = job.place / "outputs" / "tiny" / "log.csv"
     job.wait_while_running(lambda: log.exists() and len(rows(job.place)) > 10, "rows in log.csv")
     job.signal("STOP")
-    assert job.state() == "STOPPED", job.log()
+    job.wait_for("STOPPED")
 
 
-def ask_to_stop(job):
+def be_asked_to_stop(job):
     job.signal("USR1", "--batch")
+    wait_until((job.place / "outputs" / "tiny" / "STOP").exists, "the job asks the run to stop")
+    job.signal("CONT")
 
 
 def come_near_the_time_limit(job):
-    """Less than the five minutes before the end that train.sbatch asks to be warned."""
+    """Nearer than the five minutes before the end at which train.sbatch wants to be warned."""
     hours, minutes, _ = map(int, job.told()["RunTime"].split(":"))
     said("scontrol", "update", f"JobId={job.number}", f"TimeLimit={hours}:{minutes + 5}:00")
+    wait_until((job.place / "outputs" / "tiny" / "STOP").exists, "the job asks the run to stop")
+    said("scontrol", "update", f"JobId={job.number}", "TimeLimit=1-0")  # the next start has time
+    job.signal("CONT")
 
 
-def preempt(job):
+def be_preempted(job):
     said("scontrol", "requeue", job.number)
 
 
-@pytest.mark.parametrize("event", [pytest.param(ask_to_stop, marks=pytest.mark.slow),
+@pytest.mark.parametrize("event", [pytest.param(be_asked_to_stop, marks=pytest.mark.slow),
                                    pytest.param(come_near_the_time_limit, marks=pytest.mark.long),
-                                   pytest.param(preempt, marks=pytest.mark.long)])
+                                   pytest.param(be_preempted, marks=pytest.mark.long)])
 def test_a_training_that_is_queued_again_goes_on_to_the_same_bits(submit, data, undisturbed_training,  # noqa: F811
                                                                   tmp_path, event):
     place = tmp_path / "place"
@@ -136,14 +143,11 @@ def test_a_training_that_is_queued_again_goes_on_to_the_same_bits(submit, data, 
     job = submit(place, "train.sbatch", *SETTINGS)
     held_in_the_middle(job)
     event(job)
-    if event is not preempt:
-        wait_until((place / "outputs" / "tiny" / "STOP").exists, "the job asks the run to stop")
-        job.signal("CONT")
     job.wait_while_running(lambda: job.told()["Restarts"] == "1", "second start")
     job.wait_for("COMPLETED")
     text = job.log()
     assert job.told()["Restarts"] == "1", "a finished run must not queue itself again"
-    assert event is preempt or re.search(rf"stopped at step \d+ of {STEPS}", text), text
+    assert event is be_preempted or re.search(rf"stopped at step \d+ of {STEPS}", text), text
     assert re.search(rf"step \d+ of {STEPS}", text), text
     assert list(place.glob(f"emcore-*-{job.number}/numba")), "compiled code belongs on the node's disk"
     check_same_training(place, undisturbed_training)
@@ -161,6 +165,22 @@ def test_a_training_that_is_out_of_time_goes_on_when_it_is_submitted_again(submi
     assert job.told()["Restarts"] == "0"
     submit(place, "train.sbatch", *SETTINGS).wait_for("COMPLETED")
     check_same_training(place, undisturbed_training)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_asked_to_stop_before_its_training_begins_is_queued_again(submit, data, tmp_path):  # noqa: F811
+    place = tmp_path / "place"
+    shutil.copytree(data, place)
+    slow = place / "python"
+    slow.write_text('#!/bin/bash\ntouch begun\nwhile [ ! -e go ]; do sleep 0.1; done\n' f'exec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    job = submit(place, "train.sbatch", *SETTINGS, python=slow)
+    job.wait_while_running((place / "begun").exists, "start of Python")
+    job.signal("USR1", "--batch")
+    time.sleep(1)  # a signal that ends the script has ended it
+    (place / "go").touch()
+    job.wait_while_running(lambda: job.told()["Restarts"] == "1", "second start")
+    assert f"stopped at step 1 of {STEPS}" in job.log()
 
 
 @pytest.mark.slow
@@ -186,6 +206,7 @@ def test_an_array_of_which_one_is_cancelled_predicts_everything_once(submit, tra
     tasks = [Job(place, f"{array.number}_{index}") for index in range(3)]
     tasks[0].wait_while_running(lambda: any(name.endswith(".seconds") for name in names_in(folder)), "tile")
     array.signal("STOP", "--batch")
+    wait_until(lambda: {task.state() for task in tasks} <= {"STOPPED", *OVER}, "no task runs")
     at_work = [task for task in tasks if task.state() == "STOPPED" and "tiles of" in task.log()]
     assert at_work, "".join(task.log() for task in tasks)
     said("scancel", at_work[0].number)

@@ -18,6 +18,7 @@ from emcore.files import born, machine, remove
 FOLDER = "alive"
 BEAT = 5.0  # seconds between two signs
 SILENCE = 120.0  # seconds without one after which a process is taken to be dead: network file systems tell late
+FORGOTTEN = 7 * 86400.0  # seconds after which the last sign of a process of another machine is removed
 LONGEST_SIGN = 2000  # bytes
 
 
@@ -33,6 +34,9 @@ class Signs:
 
     def __enter__(self) -> "Signs":
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        for path, words, written in signs(self.folder):
+            if is_dead(words) or time.time() - written > FORGOTTEN:
+                remove(path)
         self.say("", None)
         self.thread.start()
         return self

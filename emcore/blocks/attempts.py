@@ -101,10 +101,11 @@ def is_good(work: Work, stage: Stage, outcome: Outcome, tries: dict[int, int], p
                      "blocks.size need less")
 
 
-def attempt(work: Work, stage: Stage, number: int, share: tuple[int, int] = (0, 1)) -> Outcome:
-    """Carries out a task, unless it is done, on its share of this machine's cores; a failure is an outcome, too."""
+def attempt(work: Work, stage: Stage, number: int, share: tuple[int, int] | None = None) -> Outcome:
+    """Carries out a task, unless it is done, on a share of this machine's cores; a failure is an outcome, too."""
     try:
-        take_share(*share)
+        if share is not None:
+            take_share(*share)
         if work.is_done(stage, number):
             return Outcome(number, found=True)
         path = work.path(stage, number)

@@ -21,6 +21,7 @@ from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import LinkRule
 from emcore.segment.cleanup import clear_boundaries
+from emcore.segment.merge_tree import look_up
 from emcore.segment.relabeling import remap
 
 
@@ -105,7 +106,7 @@ class AffinityWork(TreeWork):
         """
         labels, own = self.fragments(number)
         names, numbers = self.numbers_of(number)
-        found = numbers[places_of(own, names)][labels]
+        found = look_up(labels, numbers[places_of(own, names)])
         above = self.grid.neighbour(number, 0, 0) if before else None
         if above is not None:
             section = numbers[places_of(self.plane(above, 0, 1), names)]
@@ -143,7 +144,10 @@ class AffinityWork(TreeWork):
     def cleaned_labels(self, number: int, before: int = 0) -> np.ndarray:
         """The labels of a block before sections are linked."""
         labels = self.cut_labels(number, before)
-        return self.read("dust", 0, "table")[0][labels].astype(self.label_type, copy=False) if self.cleans else labels
+        if not self.cleans:
+            return labels
+        table, = self.read("dust", 0, "table")
+        return look_up(labels, table.astype(self.label_type, copy=False), out=labels)
 
     # ---- links between sections
 

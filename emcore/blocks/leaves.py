@@ -13,6 +13,7 @@ from emcore.blocks.windows import Source, corner, moved, sorted_names
 from emcore.segment import seeded_slices
 from emcore.segment.fragments import block_fragments
 from emcore.segment.linking import join_pairs
+from emcore.segment.merge_tree import look_up
 
 CONTEXT = 2  # voxels around a block that decide, with its own, about every edge that crosses its faces
 FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
@@ -140,7 +141,7 @@ def in_slab(labels: np.ndarray, names: np.ndarray, halos: dict[int, np.ndarray])
     table = np.searchsorted(every, names).astype(np.uint32)
     slab = np.zeros([length + (axis in halos) for axis, length in enumerate(labels.shape)], np.uint32)
     inside = tuple(slice(int(axis in halos), None) for axis in range(3))
-    slab[inside] = table[labels]
+    look_up(labels, table, out=slab[inside])
     for axis, plane in halos.items():
         at = list(inside)
         at[axis] = 0
@@ -148,21 +149,24 @@ def in_slab(labels: np.ndarray, names: np.ndarray, halos: dict[int, np.ndarray])
     return every, slab
 
 
-def faces_of(slab: np.ndarray, halos: Iterable[int], behind: Iterable[int]) -> Columns:
+def faces_of(slab: np.ndarray, count: int, halos: Iterable[int], behind: Iterable[int]) -> Columns:
     """The fragments with edges that other blocks measure: in the planes before the block, and in its last planes."""
     halos, columns = set(halos), {}
     inside = [slice(int(axis in halos), None) for axis in range(3)]
     for axis in range(3):
         at: list = list(inside)
         at[axis] = 0
-        columns[f"low_{axis}"] = _present(slab[tuple(at)]) if axis in halos else np.empty(0, np.uint32)
+        columns[f"low_{axis}"] = _present(slab[tuple(at)], count) if axis in halos else np.empty(0, np.uint32)
         at[axis] = -1
-        columns[f"high_{axis}"] = _present(slab[tuple(at)]) if axis in set(behind) else np.empty(0, np.uint32)
+        columns[f"high_{axis}"] = _present(slab[tuple(at)], count) if axis in set(behind) else np.empty(0, np.uint32)
     return columns
 
 
-def _present(plane: np.ndarray) -> np.ndarray:
-    found = np.unique(plane)
-    return found[found > 0]
+def _present(plane: np.ndarray, count: int) -> np.ndarray:
+    """The labels above 0 and below `count` in a plane."""
+    found = np.zeros(count, bool)
+    found[plane] = True
+    found[:1] = False
+    return np.flatnonzero(found).astype(np.uint32)
 
 

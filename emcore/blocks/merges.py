@@ -35,23 +35,33 @@ def of_graph(graph: Columns, statistic: Statistic) -> Columns:
 def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statistic: Statistic) -> Columns:
     """The merges of a block by what its children left; outer: which faces of each child are faces of the block."""
     # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
-    climbing = [child["names"][child[EDGE + end]] for child in children for end in ("u", "v")]
-    climbing += [child[side] for child in children for side in SIDES]
+    climbing = [child["names"][climbs(child)] for child in children]
     names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
     parts = []
     for child in children:
         part = {name.removeprefix(EDGE): values for name, values in child.items() if name.startswith(EDGE)}
-        for end in ("u", "v"):
-            part[end] = places_of(child["names"][part[end]], names)
+        places = places_of(child["names"], names)
+        part |= {end: places[part[end]] for end in ("u", "v")}
         parts.append(part)
     faces = {side: sorted_names([child[side] for child, own in zip(children, outer) if side in own]) for side in SIDES}
     return merged(names, pool_edges(concatenate(parts)), faces, statistic)
 
 
+def climbs(child: Columns) -> np.ndarray:
+    """Which names of a child its block knows: those of the ends of edges that are left, and those at its faces."""
+    found = np.zeros(len(child["names"]), bool)
+    for end in ("u", "v"):
+        found[child[EDGE + end]] = True
+    for side in SIDES:
+        found[places_of(child[side], child["names"])] = True
+    return found
+
+
 def merged(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statistic) -> Columns:
     """Everything that can merge here: the merges in order, and the edges that are left between frozen clusters."""
-    frozen = np.flatnonzero(np.isin(names, sorted_names(list(faces.values())))).astype(np.uint32)
-    run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen, maxima="base" in edges)
+    frozen = places_of(sorted_names(list(faces.values())), names)
+    run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
+                        maxima="base" in edges)
     run.advance()
     tree, made, left = run.tree(), run.merges(), run.remaining_edges()
     top = left.pop("top")

@@ -111,7 +111,7 @@ class TreeWork(LabelWork):
         halos = leaves.halo_planes(self.grid, number, self.plane)
         names, slab = leaves.in_slab(labels, own, halos)
         behind = [axis for axis in range(3) if self.grid.neighbour(number, axis, 1) is not None]
-        faces = leaves.faces_of(slab, halos, behind)
+        faces = leaves.faces_of(slab, len(names), halos, behind)
         halo = [int(axis in halos) for axis in range(3)]
         window = tuple(slice(span.start - planes, span.stop) for span, planes in zip(self.grid.box(number), halo))
         affinities = self.source.affinities(window)

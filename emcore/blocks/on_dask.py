@@ -45,8 +45,11 @@ class Cluster:
     def __init__(self, of_dask: Any, processes: int):
         self.of_dask, self.processes = of_dask, processes  # a cluster or an address; workers of one machine
 
-    def tend(self) -> None:
-        """Does what must be done now and then."""
+    def tend(self, threads: int) -> None:
+        """Does what must be done now and then; threads: those of all workers that are there."""
+
+    def progressed(self) -> None:
+        """Hears that a task was done."""
 
 
 class Jobs(Cluster):
@@ -55,18 +58,41 @@ class Jobs(Cluster):
     def __init__(self, kind: str, table: dict[str, Any]):
         table = dict(table)
         self.kind, self.jobs = kind, table.pop("jobs", 1)
-        self.handed_in, self.refused, self.looked = 0, "", -math.inf
+        self.in_vain, self.refused, self.looked = 0, "", -math.inf  # in vain: handed in since a task was done
+        self.living: set[str] = set()  # jobs that had workers at the last look
         super().__init__(self._made(table), 1)
         if several := re.search(r"--nworkers (\d+)", self.of_dask.job_script()):
             self.processes = int(several[1])
 
-    def tend(self) -> None:
+    def tend(self, threads: int) -> None:
         if self.refused:
             raise InputError(f"the queue refuses a job of [blocks.{self.kind}]: {self.refused}")
         now = time.monotonic()
-        if now - self.looked > JOBS_AGAIN and self.handed_in < TRIES * self.jobs:
-            self.looked = now
+        if now - self.looked < JOBS_AGAIN:
+            return
+        self.looked = now
+        known = self.of_dask.worker_spec
+        if lost := self.lost():
+            for job in lost:
+                known.pop(job, None)
+            self.of_dask.scale(jobs=len(known))  # which takes them out of the queue; the next look hands in others
+        elif self.in_vain < TRIES * self.jobs:
             self.of_dask.scale(jobs=self.jobs)
+        elif not threads and not self.of_dask.workers:
+            raise InputError(f"{self.in_vain} jobs of [blocks.{self.kind}] ended before a task was done: their logs "
+                             "say why; blocks need less memory and time where blocks.size is smaller")
+
+    def lost(self) -> list[str]:
+        """The jobs that have had workers and have none any more."""
+        names = [str(worker["name"]) for worker in self.of_dask.scheduler_info["workers"].values()]
+        living = {job for job in self.of_dask.workers
+                  if any(name == job or name.startswith(f"{job}-") for name in names)}
+        found = [job for job in self.of_dask.workers if job in self.living - living]
+        self.living = living
+        return found
+
+    def progressed(self) -> None:
+        self.in_vain = 0
 
     def _made(self, table: dict[str, Any]) -> Any:
         import dask
@@ -93,7 +119,7 @@ class Jobs(Cluster):
         from distributed.deploy.spec import ProcessInterface
 
         async def start(job: Any) -> None:
-            self.handed_in += 1
+            self.in_vain += 1
             try:
                 await usual.start(job)
             except Exception as error:  # raised, it would only be logged
@@ -110,7 +136,8 @@ class Tasks:
         from distributed import as_completed
 
         self.work, self.client, self.cluster = work, client, cluster
-        self.ended = as_completed(loop=client.loop)
+        # what came of a task is fetched aside: with the last worker it may be lost, and is made again by the next one
+        self.ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
         self.numbers: dict[Any, int] = {}  # of the tasks that are under way
         self.looked = -LOOK_AT_WORKERS
         self.seen = self.told = time.monotonic()  # a worker
@@ -123,19 +150,23 @@ class Tasks:
         self.ended.add(future)
 
     def next(self) -> Outcome:
+        from distributed import KilledWorker
+        from distributed.client import CancelledError
+
         while not self.ended.has_ready():
             self.look()
             time.sleep(LOOK)
-        future = next(self.ended)
+        future, result = next(self.ended)
         number = self.numbers.pop(future)
-        with self.connected():
-            error = future.exception()
-            if error is None:
-                return future.result()
-        from distributed import KilledWorker
-
+        if isinstance(result, Outcome):
+            self.cluster.progressed()
+            return result
+        error = result[1] if isinstance(result, tuple) else result
         if isinstance(error, KilledWorker):
             return Outcome(number, failed="the death of its worker, whose log says more", tries=TRIES)
+        with self.connected():
+            if isinstance(error, CancelledError):
+                raise error
         return Outcome(number, failed=last_line(error))
 
     def look(self) -> None:
@@ -146,18 +177,19 @@ class Tasks:
         self.looked = now
         with self.connected():
             threads = sum(self.client.nthreads().values())
-        self.cluster.tend()
+        self.cluster.tend(threads)
         self.window = max(LEAST_AHEAD, AHEAD * threads)
         if threads:
             self.seen = self.told = now
         elif now - self.told > TOLD_AGAIN or now - self.seen < LOOK_AT_WORKERS:
             self.told = now
-            print("note: no worker is there yet: waiting for the first one", file=sys.stderr, flush=True)
+            print("note: no worker is there: waiting for one to come", file=sys.stderr, flush=True)
 
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Turns the loss of the scheduler into a sentence."""
         from distributed.client import CancelledError
+
         try:
             if self.client.status not in ("running", "newly-created"):
                 raise OSError("the connection was closed")
@@ -176,6 +208,8 @@ def workers(work: Work, settings: Blocks) -> Iterator[Tasks]:
 
     with ExitStack() as stack:
         stack.enter_context(dask.config.set(SCHEDULER))
+        for name in ("distributed.client", "tornado.application"):  # what they would say is said by our sentences
+            stack.enter_context(quiet(name))
         cluster = cluster_of(settings)
         if not settings.address:
             stack.enter_context(cluster.of_dask)
@@ -186,8 +220,19 @@ def workers(work: Work, settings: Blocks) -> Iterator[Tasks]:
                              f"{last_line(error)}") from None
         if importlib.util.find_spec("bokeh") and client.dashboard_link:
             print(f"dashboard: {client.dashboard_link}", flush=True)
-        cluster.tend()
         yield Tasks(work, client, cluster)
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Keeps a logger from writing anything."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def cluster_of(settings: Blocks) -> Cluster:

@@ -15,6 +15,7 @@ import numpy as np
 from emcore.blocks.grid import Box, Grid
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
+from emcore.segment.fragments import first_voxels
 from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
 
@@ -55,11 +56,6 @@ def piece_columns(labels: np.ndarray, inside: Box, core: Box, shape: Sequence[in
             plane = (*inside[:axis], inside[axis].start - 1, *(slice(None),) * (2 - axis))
             columns[f"before_{axis}"] = local[labels[plane]]
     return own, columns
-
-
-def first_voxels(labels: np.ndarray, count: int) -> np.ndarray:
-    """The index of the first voxel of each label 1 to count, which are numbered in the order of these voxels."""
-    return np.searchsorted(np.maximum.accumulate(labels.reshape(-1)), np.arange(1, count + 1))
 
 
 # ---- which pieces are one

@@ -11,8 +11,9 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
+from emcore.blocks.work import run_task
 from emcore.errors import InputError
 from emcore.files import reported, write_text
-from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed
+from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode, Decode
-from emcore.volumes import list_datasets, open_volume
+from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.blocks import attributes_joined
+from emcore.volumes.stamp import stamp
 
 PLAN = "plan.json"
 ABOUT = "blocks"  # the attribute of labels that tells how to find their blocks
@@ -40,36 +43,63 @@ ABOUT = "blocks"  # the attribute of labels that tells how to find their blocks
 def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choice, blocks: Blocks,
                      record: dict[str, Any]) -> Path:
     """Writes labels like decode.labels.decode, but in the blocks of the choice; a killed run goes on."""
-    source = open_volume(prediction)
-    folder = out.with_suffix(FOLDER)
+    prediction, place = prediction.absolute(), out.absolute()  # workers may stand in other folders
+    source, before = open_volume(prediction), stamp(prediction)
+    folder = place.with_suffix(FOLDER)
     work = work_for(folder, choice.grid, str(prediction), settings, record["prediction"]["digest"])
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
     about = {"folder": folder.name, "block": list(work.grid.block), "content": work.content,
-             "prediction": beside(prediction, out.parent)}
+             "prediction": beside(prediction, place.parent)}
     plan = {**about, "shape": list(work.grid.shape), "decode": config.to_table(settings)}
-    with running(folder, plan, finished=has_labels(out)):
+    with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
-        work.join(out, source.resolution, source.offset,
-                  {"decode": config.to_table(settings), ATTRIBUTE: record, ABOUT: about})
-    tidy(folder)
+        mend(work, blocks)
+        if not is_source(prediction, before, work.content):
+            tidy(folder)
+            raise InputError(f"{prediction} changed while it was decoded: run the same command again")
+        work.join(place, source.resolution, source.offset,
+                  {"decode": config.to_table(settings), ATTRIBUTE: record, ABOUT: {**about, "stamp": before}})
+        tidy(folder)
     return out
 
 
 def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> Path:
     """Writes the labels of another threshold, of the merges that stand beside labels in blocks."""
-    before, record = open_volume(labels, LABELS), read_record(labels, LABELS)
+    labels = labels.absolute()  # as workers may stand in other folders
     work = work_of(labels)
     if not isinstance(work, AffinityWork):
         raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")
+    prediction, said, record = Path(work.source.path), attributes_joined(labels, LABELS), read_record(labels, LABELS)
+    if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
+        raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
+                         "the one that is there")
     work = work.at(threshold)
-    table, about = config.to_table(work.settings), before.attrs[ABOUT]
+    table = config.to_table(work.settings)
+    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
-        said = {"decode": table, ABOUT: about} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
-        work.join(out, before.resolution, before.offset, said)
+        mend(work, blocks)
+        before = open_volume(labels, LABELS)
+        said = {"decode": table, ABOUT: said[ABOUT]} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
+        work.join(out.absolute(), before.resolution, before.offset, said)
     return out
+
+
+def mend(work: LabelWork, blocks: Blocks) -> None:
+    """Looks at the labels of processes that share files: of the shares of others each knows but the names."""
+    stage = work.stages()[-1]
+    for number in range(stage.count if engines.engine_of(blocks) == "share" else 0):
+        if not work.is_done(stage, number):
+            run_task(work, stage, number)
+
+
+def is_source(prediction: Path, before: str | None, content: str) -> bool:
+    """Whether a prediction is the one whose record or voxels have this digest; before: the stamp that it had."""
+    if before is not None and stamp(prediction) == before and read_record(prediction) is None:
+        return True  # without a record all of it would be read
+    return of_source(prediction)["digest"] == content
 
 
 def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, record: dict[str, Any]) -> Choice:
@@ -114,8 +144,12 @@ def work_of(labels: Path) -> LabelWork | None:
 
 
 def damaged_blocks(labels: Path) -> list[Path]:
-    """The blocks of labels that are missing, or that do not hold what was written; every voxel is read."""
-    work = work_of(labels)
+    """The blocks of labels that are missing, or that do not hold what was written; every voxel is read. The labels
+    themselves, where they do not say which blocks they have."""
+    try:
+        work = work_of(labels)
+    except InputError:
+        return [labels]
     if work is None:
         return []
     stage = work.stages()[-1]
@@ -178,10 +212,13 @@ def block_begun(out: Path, content: str) -> tuple[int, int, int] | None:
 def tidy(folder: Path) -> None:
     """Removes the files of stages that no labels beside the folder stand on."""
     wanted: set[str] = set()
-    for labels in folder.parent.glob(f"{folder.stem}*.h5"):
-        with suppress(InputError):
-            if is_in_blocks(labels) and work_of(labels).folder == folder:
-                wanted |= {stage.folder.partition("/")[0] for stage in work_of(labels).stages()}
+    for labels in folder.parent.glob(f"{escape(folder.stem)}*.h5"):
+        try:
+            work = work_of(labels)
+        except InputError:
+            return  # these may stand on any of them
+        if work is not None and work.folder == folder:
+            wanted |= {stage.folder.partition("/")[0] for stage in work.stages()}
     for entry in folder.iterdir():
         if entry.is_dir() and "-" in entry.name and entry.name not in wanted:
             shutil.rmtree(entry, ignore_errors=True)

@@ -57,7 +57,8 @@ class Share:
         self.left = {number: work.path(stage, number) for number in range(stage.count)}  # tasks that have no file
         self.taken: set[int] = set()  # tasks that others are at
         self.tries: dict[int, int] = {}
-        self.cores = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        known = os.environ
+        self.cores = (int(known["LOCAL_RANK"]), int(known["LOCAL_WORLD_SIZE"])) if "LOCAL_WORLD_SIZE" in known else None
         self.looked = -LONGEST_PAUSE
         progress.add(self.look(), found=True)
 

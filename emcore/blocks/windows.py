@@ -49,6 +49,6 @@ def places_of(names: np.ndarray, among: np.ndarray, dtype: np.dtype | type = np.
 
 def sorted_names(parts: Sequence[np.ndarray]) -> np.ndarray:
     """Every name of several arrays once, sorted, without 0."""
-    every = np.unique(np.concatenate([np.asarray(part, np.uint64).ravel() for part in parts] or
-                                     [np.empty(0, np.uint64)]))
-    return every[1:] if len(every) and every[0] == 0 else every
+    every = np.concatenate([np.zeros(1, np.uint64), *(np.asarray(part, np.uint64).ravel() for part in parts)])
+    every.sort()  # many times faster than np.unique
+    return every[1:][every[1:] != every[:-1]]

@@ -46,7 +46,7 @@ class Output(NamedTuple):
 
     path: str | Path
     attributes: dict[str, Any]
-    keep: bool = False  # a file that is there already is the result
+    replaces: bool = True  # a file that stands there; else it is what another process has made just now
     shared: bool = True  # with the other ranks or jobs of this run
 
 

@@ -211,7 +211,7 @@ def write_in_tiles(job: Any, out: Any) -> Path:
 
     out: an Output; a record among its attributes is the plan that all processes agree on.
     """
-    path, replaces = Path(out.path), not out.keep and file_of(Path(out.path)).exists()
+    path, replaces = Path(out.path), out.replaces and file_of(Path(out.path)).exists()
     infer = {name: value for name, value in asdict(job.infer).items() if name not in ("tile", "batch")}
     plan = out.attributes.get(ATTRIBUTE) or {"infer": infer, "shape": job.shape, "source": job.source.name,
                                              **out.attributes}

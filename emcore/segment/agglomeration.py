@@ -60,6 +60,7 @@ class Agglomeration:
         self._levels = np.empty(0, np.uint32)  # with maxima: the bin that a level of the kernel stands for
         self.end = 0.0  # every merge below it has been made
         self._queues: list[kernel.Queue] = []
+        self._made: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what _merges has found since the last step
         if ties == "waterz":
             self._run = Replay(statistic.kind, graph.fragments + 1, graph.u, graph.v)
             _set_replay(self._run, graph, statistic)
@@ -81,6 +82,7 @@ class Agglomeration:
         if isinstance(self._run, Replay):
             self._run.run(end)
         else:
+            self._made = None
             self._merge(end, thread_count(threads))
         self.end = max(self.end, end)
 
@@ -123,10 +125,11 @@ class Agglomeration:
         return self._merges()[0]
 
     def _merges(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        count = sum(queue.merge_count for queue in self._queues)
-        edges, heights, keys = np.empty(count, np.uint32), np.empty(count), np.empty(count, np.uint64)
-        kernel.in_order(self._run, self._queues, edges, heights, keys)
-        return edges, heights, keys
+        if self._made is None:
+            count = sum(queue.merge_count for queue in self._queues)
+            self._made = np.empty(count, np.uint32), np.empty(count), np.empty(count, np.uint64)
+            kernel.in_order(self._run, self._queues, *self._made)
+        return self._made
 
     def roots(self) -> np.ndarray:
         """The smallest fragment of the cluster of every fragment, uint32, from 0 on."""

@@ -97,7 +97,7 @@ def block_fragments(affs: np.ndarray | Affinities, low: float, high: float, *, c
         exits.append(np.stack([voxels, np.full(len(voxels), face.bit)], axis=1))
         face.inner[...] = face.inner & ~np.uint8(1 << face.bit) | leaving * np.uint8(_VISITED)  # no background
     inside = np.ascontiguousarray(marks[place.core])
-    labels, _ = _components(inside, _cuts(inside.shape, threads), threads, 1)
+    labels, count = _components(inside, _cuts(inside.shape, threads), threads, 1)
     found, keys, targets = place.edges(labels, np.concatenate(exits))
     order = np.argsort(found)
     shared = [np.empty((0, 2), np.int64)]
@@ -106,7 +106,7 @@ def block_fragments(affs: np.ndarray | Affinities, low: float, high: float, *, c
             voxels = place.positions(face.start, _not_implied(face, plateau, labels))
             shared.append(np.stack([voxels, np.full(len(voxels), face.bit)], axis=1))
     mutual, _, others = place.edges(labels, np.concatenate(shared))
-    return BlockFragments(labels, place.first_voxels(labels), found[order], keys[order], targets[order],
+    return BlockFragments(labels, place.first_voxels(labels, count), found[order], keys[order], targets[order],
                           mutual, others)
 
 
@@ -169,15 +169,17 @@ class _Window:
         keys = 3 * np.maximum(one, other) + axes
         return labels[tuple(here - self.starts[:, None])], keys.astype(np.uint64), other
 
-    def first_voxels(self, labels: np.ndarray) -> np.ndarray:
+    def first_voxels(self, labels: np.ndarray, count: int) -> np.ndarray:
         """The linear index in the volume of the first voxel of every label; labels are numbered by these."""
-        places, seen = [np.empty(0, np.int64)], 0
-        for z, section in enumerate(labels.reshape(len(labels), -1) if labels.size else ()):
-            highest = np.maximum(np.maximum.accumulate(section), seen)
-            places.append(np.flatnonzero(np.diff(highest, prepend=np.uint32(seen))) + z * len(section))
-            seen = int(highest[-1])
-        at = np.stack(np.unravel_index(np.concatenate(places), labels.shape)) + (self.origin + self.starts)[:, None]
-        return np.ravel_multi_index(tuple(at), self.volume)
+        at = np.stack(np.unravel_index(first_voxels(labels, count), labels.shape))
+        return np.ravel_multi_index(tuple(at + (self.origin + self.starts)[:, None]), self.volume)
+
+
+def first_voxels(labels: np.ndarray, count: int) -> np.ndarray:
+    """The index of the first voxel of each label 1 to count, which are numbered in the order of these voxels."""
+    firsts = np.empty(count, np.int64)
+    components.first_voxels(labels.reshape(-1), firsts)
+    return firsts
 
 
 def _not_implied(face: _Face, plateau: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -153,12 +153,12 @@ def sweep(fragments: np.ndarray, tree: MergeTree, thresholds: Sequence[float], *
 
 def look_up(fragments: np.ndarray, table: np.ndarray, *, out: np.ndarray | None = None,
             threads: int | None = None) -> np.ndarray:
-    """table[fragments], uint32; out may be fragments itself."""
+    """table[fragments]; out may be fragments itself. The table is of uint32 or uint64."""
     fragments = label_view(fragments)
     if out is None:
-        out = np.empty(fragments.shape, np.uint32)
+        out = np.empty(fragments.shape, table.dtype)
     else:
-        _check_out(out, fragments)
+        _check_out(out, fragments, table.dtype)
     threads = thread_count(threads)
     known = run_parallel(lambda start, stop: tree_kernel.look_up(fragments, table, out, start, stop),
                          slabs(fragments.shape[0], threads), threads)
@@ -167,12 +167,12 @@ def look_up(fragments: np.ndarray, table: np.ndarray, *, out: np.ndarray | None 
     return out
 
 
-def _check_out(out: np.ndarray, fragments: np.ndarray) -> None:
+def _check_out(out: np.ndarray, fragments: np.ndarray, dtype: np.dtype) -> None:
     """Refuses an array that cannot take the labels of fragments; it may be fragments itself, but not overlap them."""
-    if not isinstance(out, np.ndarray) or out.shape != fragments.shape or out.dtype != np.uint32:
-        raise InputError(f"out must be {fragments.shape} uint32; got {getattr(out, 'shape', type(out).__name__)} "
+    if not isinstance(out, np.ndarray) or out.shape != fragments.shape or out.dtype != dtype:
+        raise InputError(f"out must be {fragments.shape} {dtype}; got {getattr(out, 'shape', type(out).__name__)} "
                          f"{getattr(out, 'dtype', '')}")
-    if not out.flags.writeable or not out.flags.aligned or any(stride % 4 for stride in out.strides):
+    if not out.flags.writeable or not out.flags.aligned or any(stride % out.itemsize for stride in out.strides):
         raise InputError("out must be an array that may be written, its elements where the machine expects them")
     same = (out.ctypes.data, out.strides, out.itemsize) == (fragments.ctypes.data, fragments.strides,
                                                             fragments.itemsize)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from emcore.errors import InputError
+from emcore.kernels import pooling as kernel
 from emcore.segment.graph import HISTOGRAM, LARGEST_LABEL, RegionGraph, check_graph, too_many_edges
 
 Columns = Mapping[str, np.ndarray]
-_POOLS = {"count": np.add, "sum": np.add, "max": np.maximum, "min": np.minimum, "key": np.maximum}
+_POOLS = {"count": 0, "sum": 0, "max": 1, "min": 2, "base": 2}  # how the rows of a pair become one, as the kernel counts
 
 
 def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
@@ -30,7 +31,7 @@ def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
         sizes = np.zeros(fragments + 1, np.int64)
         for graph in graphs:
             sizes[: graph.fragments + 1] += graph.sizes
-    names = ("u", "v", *_POOLS, *(HISTOGRAM if all(graph.bins is not None for graph in graphs) else ()))
+    names = ("u", "v", "key", "count", "sum", "max", "min", *(HISTOGRAM if all(graph.bins is not None for graph in graphs) else ()))
     edges = pool_edges(concatenate([{name: getattr(graph, name) for name in names} for graph in graphs]))
     if len(edges["u"]) > LARGEST_LABEL:
         raise too_many_edges()
@@ -65,20 +66,16 @@ def pool_edges(edges: Columns) -> dict[str, np.ndarray]:
     first[1:] = (u[1:] != u[:-1]) | (v[1:] != v[:-1])
     starts = np.flatnonzero(first)
     pooled = {"u": u[starts], "v": v[starts]}
-    if len(starts) == len(u):  # every pair comes once
-        return pooled | _rows(edges, order)
-    pair = np.cumsum(first) - 1  # of every row in order
-    for name, pool in _POOLS.items():
+    best = np.empty(len(starts), np.int64)
+    kernel.best_rows(edges["key"], order, starts, best)
+    pooled |= {name: edges[name][best] for name in ("key", "top_u", "top_v") if name in edges}
+    for name, how in _POOLS.items():
         if name in edges:
-            pooled[name] = pool.reduceat(edges[name][order], starts)
-    if "top_u" in edges:
-        best = np.flatnonzero(edges["key"][order] == pooled["key"][pair])
-        best = order[best[np.searchsorted(pair[best], np.arange(len(starts)))]]
-        pooled |= {"top_u": edges["top_u"][best], "top_v": edges["top_v"][best]}
-    if "base" in edges:
-        pooled["base"] = np.logical_and.reduceat(edges["base"][order], starts)
+            column = edges[name].view(np.uint8) if name == "base" else edges[name]
+            pooled[name] = np.empty(len(starts), edges[name].dtype)
+            kernel.pool_column(column, order, starts, pooled[name].view(column.dtype), how)
     if "bin_starts" in edges:
-        pooled |= _pool_histograms(edges, order, pair)
+        pooled |= _pool_histograms(edges, order, starts)
     return pooled
 
 
@@ -91,43 +88,13 @@ def _order(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.lexsort((v, u))
 
 
-def _rows(edges: Columns, order: np.ndarray) -> dict[str, np.ndarray]:
-    """The given rows, but for their ends."""
-    rows = {name: column[order] for name, column in edges.items() if name not in ("u", "v", *HISTOGRAM)}
-    if "bin_starts" in edges:
-        starts, taken = _bins_of(edges["bin_starts"], order)
-        rows |= {"bin_starts": starts, "bins": edges["bins"][taken], "bin_counts": edges["bin_counts"][taken]}
-    return rows
-
-
-def _bins_of(bin_starts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(where the bins of each row begin once they stand in the order of rows, the places where they stand now)."""
-    lengths = (bin_starts[1:] - bin_starts[:-1])[rows]
-    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return starts, np.arange(starts[-1]) + np.repeat(bin_starts[:-1][rows] - starts[:-1], lengths)
-
-
-def _pool_histograms(edges: Columns, order: np.ndarray, pair: np.ndarray) -> dict[str, np.ndarray]:
-    """The histograms of all pairs; pair[i] is that of row order[i]."""
-    starts, taken = _bins_of(edges["bin_starts"], order)
-    bins, counts = edges["bins"][taken], edges["bin_counts"][taken]
-    pair_of = np.repeat(pair, np.diff(starts))
-    if "base" in edges:  # of several parts of one contact the largest stays
-        part = np.repeat(edges["base"][order], np.diff(starts))
-        parts = np.flatnonzero(part)
-        parts = parts[np.lexsort((bins[parts], pair_of[parts]))]
-        smaller = parts[:-1][pair_of[parts[1:]] == pair_of[parts[:-1]]]
-        kept = np.ones(len(bins), bool)
-        kept[smaller] = False
-        pair_of, bins, counts = pair_of[kept], bins[kept], counts[kept]
-    code = pair_of.astype(np.uint64) << np.uint64(32) | bins.astype(np.uint64)
-    by_bin = np.argsort(code)
-    code = code[by_bin]
-    first = np.ones(len(code), bool)
-    first[1:] = code[1:] != code[:-1]
-    places = np.flatnonzero(first)
-    code = code[places]
-    pairs = int(pair[-1]) + 1
-    return {"bin_starts": np.searchsorted(code, np.arange(pairs + 1, dtype=np.uint64) << np.uint64(32)),
-            "bins": (code & np.uint64(0xFFFFFFFF)).astype(np.uint32),
-            "bin_counts": np.add.reduceat(counts[by_bin], places)}
+def _pool_histograms(edges: Columns, order: np.ndarray, starts: np.ndarray) -> dict[str, np.ndarray]:
+    """The histograms of all pairs."""
+    ends, bins, counts = (edges[name] for name in HISTOGRAM)
+    if len(ends) != len(order) + 1 or ends[0] != 0 or ends[-1] != len(bins) or (ends[1:] < ends[:-1]).any() or (
+            len(bins) != len(counts)):
+        raise InputError("bin_starts of a table of edges must rise from 0 to the number of bins")
+    base = edges["base"].view(np.uint8) if "base" in edges else None
+    pooled = np.empty(len(starts) + 1, np.int64), np.empty(len(bins), np.uint32), np.empty(len(bins), np.int64)
+    filled = kernel.pool_histograms(ends, bins, counts, base, order, starts, *pooled)
+    return dict(zip(HISTOGRAM, (pooled[0], pooled[1][:filled], pooled[2][:filled])))

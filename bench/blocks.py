@@ -1,0 +1,206 @@
+"""Decoding in blocks against decoding at once: python -m bench.blocks [--size 512] [--labels FILE] [--gigavoxels 2].
+
+Both ways go from a stored prediction to a labels file, as infer.py does it, in turns, each in a process of its own. A
+process is watched from outside: its own peak, and the most that it and its workers hold together (PSS: shared pages
+count once). Seconds of a stage end with its last file. With --gigavoxels a volume of so many voxels, mirrored copies of
+the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from bench.affinities import load_labels, make_affinities
+from bench.compare import Row, print_header, print_row
+from bench.watch import Watched, watch
+from emcore.blocks.choice import Choice
+from emcore.blocks.grid import Grid
+from emcore.blocks.run import decode_in_blocks, work_of
+from emcore.decode.labels import decode
+from emcore.segment import encode_affinities
+from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.settings.blocks import Blocks
+from emcore.settings.decode import AffinityDecode
+from emcore.volumes import create_volume, open_volume
+
+OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+RECORD = {"prediction": {"digest": "bench"}}
+
+
+# ---- predictions
+
+
+def write_prediction(path: Path, labels: np.ndarray) -> None:
+    """8-bit affinities of labels, as infer.py stores them."""
+    codes, table = encode_affinities(make_affinities(labels))
+    with created(path, codes.shape[1:], table.tolist()) as out:
+        out[...] = codes
+
+
+def created(path: Path, shape: tuple[int, ...], table: list[float]):
+    return create_volume(path, (3, *shape), "uint8", attributes={"offsets": OFFSETS, TABLE_ATTRIBUTE: table})
+
+
+def write_tiled(path: Path, source: Path, counts: tuple[int, int, int], side: int) -> None:
+    """Mirrored copies of the first side³ voxels of a prediction, written copy by copy."""
+    stored = open_volume(source)
+    cell = stored[:, :side, :side, :side]
+    with created(path, tuple(count * side for count in counts), stored.attrs[TABLE_ATTRIBUTE]) as out:
+        for place in np.ndindex(*counts):
+            copy = cell
+            for axis in np.flatnonzero(np.mod(place, 2)).tolist():
+                copy = mirrored(copy, axis)
+            out[(slice(None), *(slice(at * side, (at + 1) * side) for at in place))] = copy
+
+
+def mirrored(affs: np.ndarray, axis: int) -> np.ndarray:
+    """Affinities (3, z, y, x) of the same tissue seen in a mirror: those along the axis lie at the other voxel."""
+    flipped = np.flip(affs, axis + 1).copy()
+    flipped[axis] = np.roll(flipped[axis], 1, axis)
+    return flipped
+
+
+def counts_for(voxels: float, side: int) -> tuple[int, int, int]:
+    """How many copies along z, y and x make at least so many voxels."""
+    counts = [1, 1, 1]
+    while np.prod(counts) * side**3 < voxels:
+        counts[counts.index(min(counts))] *= 2
+    return tuple(counts)
+
+
+# ---- the two ways
+
+
+def at_once(prediction: str, out: str, settings: AffinityDecode) -> None:
+    decode(open_volume(prediction), settings, Path(out))
+
+
+def in_blocks(prediction: str, out: str, settings: AffinityDecode, block: tuple[int, int, int], workers: int) -> None:
+    grid = Grid(open_volume(prediction).shape[1:], block)
+    decode_in_blocks(Path(prediction), settings, Path(out), Choice(grid, workers, ""), Blocks(workers=workers), RECORD)
+
+
+def stage_seconds(labels: Path, begun: float) -> dict[str, float]:
+    """Seconds from the last file of the stage before to the last one of each stage."""
+    work, ends = work_of(labels), {}
+    for stage in work.stages():
+        ends[stage.name] = max(work.path(stage, number).stat().st_mtime for number in range(stage.count))
+    moments = [begun, *ends.values()]
+    return {name: end - before for name, end, before in zip(ends, moments[1:], moments)}
+
+
+def bytes_in(*paths: Path) -> int:
+    return sum(file.stat().st_size for path in paths for file in ([path] if path.is_file() else path.rglob("*"))
+               if file.is_file())
+
+
+def differing(one: Path, other: Path) -> int:
+    """Voxels in which two label volumes differ."""
+    first, second = open_volume(one, "labels"), open_volume(other, "labels")
+    return sum(int(np.count_nonzero(first[z:z + 16] != second[z:z + 16])) for z in range(0, first.shape[0], 16))
+
+
+class Bench:
+    """The files of one run, in a folder of its own."""
+
+    def __init__(self, folder: Path, settings: AffinityDecode, workers: int):
+        self.folder, self.settings, self.workers = folder, settings, workers
+
+    def prediction(self, labels: str | None, size: int) -> Path:
+        path = self.folder / f"{size}_prediction.h5"
+        if not path.exists():
+            write_prediction(path, load_labels(labels, size))
+        return path
+
+    def blocks(self, prediction: Path, block: tuple[int, int, int]) -> tuple[Path, Watched]:
+        """Decodes in blocks, from nothing."""
+        out = self.folder / "blocks_labels.h5"
+        shutil.rmtree(out.with_suffix(".blocks"), ignore_errors=True)
+        out.unlink(missing_ok=True)
+        return out, watch(in_blocks, str(prediction), str(out), self.settings, block, self.workers)
+
+    def whole(self, prediction: Path) -> tuple[Path, Watched]:
+        out = self.folder / "whole_labels.h5"
+        out.unlink(missing_ok=True)
+        return out, watch(at_once, str(prediction), str(out), self.settings)
+
+    def compare(self, prediction: Path, block: tuple[int, int, int], repeats: int, goal: str) -> None:
+        """Prints a row, then the stages of the last turn."""
+        runs: dict[str, list[Watched]] = {"blocks": [], "whole": []}
+        for _ in range(repeats):
+            ours, run = self.blocks(prediction, block)
+            runs["blocks"].append(run)
+            stages = stage_seconds(ours, run.begun)
+            peer, run = self.whole(prediction)
+            runs["whole"].append(run)
+        seconds = {way: statistics.median(run.seconds for run in done) for way, done in runs.items()}
+        mib = {way: max(run.together for run in done) / 2**20 for way, done in runs.items()}
+        shape, different = open_volume(prediction).shape[1:], differing(ours, peer)
+        print_row(Row(f"{'x'.join(map(str, shape))}, blocks of {'x'.join(map(str, block))}", "ours, whole",
+                      seconds["blocks"], seconds["whole"], seconds["whole"] / seconds["blocks"], mib["blocks"],
+                      mib["whole"], goal, "the same labels" if different == 0 else f"{different} VOXELS DIFFER"))
+        for way, done in runs.items():
+            wall, cpu = sorted(run.seconds for run in done), statistics.median(run.cpu for run in done)
+            print(f"    {way}: {wall[0]:.2f} to {wall[-1]:.2f} s, {cpu:.2f} s of cores, largest process "
+                  f"{max(run.largest for run in done) / 2**20:.0f} MiB")
+        print(f"    stages: {told(stages)}")
+        print(f"    disk: blocks {bytes_in(ours, ours.with_suffix('.blocks')) / np.prod(shape):.2f} bytes a voxel, whole "
+              f"{bytes_in(peer) / np.prod(shape):.2f}")
+        if different:
+            raise SystemExit("blocks and the whole give different labels")
+
+    def large(self, source: Path, side: int, voxels: float, block: int) -> None:
+        """A volume of copies in blocks alone, after small copies in the same grid both ways."""
+        counts = counts_for(voxels, side)
+        small = self.folder / "small_prediction.h5"
+        write_tiled(small, source, counts, side // 8)
+        self.compare(small, (max(1, block // 8),) * 3, 1, "")
+        large = self.folder / "large_prediction.h5"
+        write_tiled(large, source, counts, side)
+        out, run = self.blocks(large, (block,) * 3)
+        shape = open_volume(large).shape[1:]
+        count = float(np.prod(shape))
+        print(f"{'x'.join(map(str, shape))} ({count / 1e9:.2f} Gvoxel), blocks of {block}³, {self.workers} workers: "
+              f"{run.seconds:.0f} s, {run.cpu:.0f} s of cores, {count / run.seconds / 1e6:.2f} Mvoxel/s; largest "
+              f"process {run.largest / 1e9:.2f} GB, together {run.together / 1e9:.2f} GB; disk "
+              f"{bytes_in(out, out.with_suffix('.blocks')) / count:.2f} bytes a voxel")
+        print(f"    stages: {told(stage_seconds(out, run.begun))}")
+
+
+def told(stages: dict[str, float]) -> str:
+    return ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=512, help="edge of the volume in voxels")
+    parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic tissue without")
+    parser.add_argument("--block", type=int, help="edge of the blocks; half of the volume's without")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--statistic", default="mean")
+    parser.add_argument("--low", type=float, default=0.1)
+    parser.add_argument("--high", type=float, default=0.999)
+    parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
+    parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
+    arguments = parser.parse_args()
+    settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, settings, arguments.workers)
+        prediction = bench.prediction(arguments.labels, arguments.size)
+        block = arguments.block or arguments.size // 2
+        print_header()
+        if arguments.gigavoxels:
+            bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block)
+        else:
+            bench.compare(prediction, (block,) * 3, arguments.repeats, ">= 0.8")
+
+
+if __name__ == "__main__":
+    main()
