@@ -101,8 +101,7 @@ def _translated(choices: tuple[type, ...], table: Any, others: tuple[type, ...])
         table = schema.older({}, table) or table
     found = {}
     for name, value in table.items():
-        value = new_value(schema.__name__, name, value)
-        name = _new_name((schema, *others), name)
+        name, value = _new_name((schema, *others), name), new_value(schema.__name__, name, value)
         if name not in hints(schema):
             if not any(name in hints(other) for other in others):
                 found[name] = value  # of no kind, to be refused
