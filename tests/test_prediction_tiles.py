@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from emcore.data import sources
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import open_source
@@ -175,11 +176,36 @@ print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 @pytest.mark.long
 def test_the_memory_of_a_process_stays_below_the_estimate(tmp_path):
     np.save(tmp_path / "small.npy", np.zeros((8, 128, 128), np.uint8))
-    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint8, (32, 3000, 3000))[:, ::7] = 9
-    tile = (32, 1024, 1024)
+    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint8, (24, 1500, 1500))[:, ::7] = 9
+    tile = (24, 1024, 1024)
     done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path),
                            str(tile)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     before, most = map(int, done.stdout.split()[-2:])
-    task = Task((32, 3000, 3000), Infer(window=(8, 128, 128), overlap=0.1), 1, 3)
+    task = Task((24, 1500, 1500), Infer(window=(8, 128, 128), overlap=0.1), 1, 3)
     assert most - before < task.memory(tile)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_the_statistics_of_a_large_section_are_counted_in_strips_to_the_same_bits(monkeypatch, dtype):
+    random = np.random.default_rng(0)
+    box = ((1, 7), (2, 40), (3, 50))
+    for number in range(20):
+        image = (random.random((8, 41, 52)) ** 3 * (number * 12 + 1)).astype(dtype)
+        low, high = np.sort(random.random(2) * 100).tolist()
+        for data in (Data(), Data(percentiles=(low, high)), Data(percentiles=(0.0, 100.0)), Data(normalise="score")):
+            data = replace(data, normalise_by="volume")
+            whole = sources.statistics_of(data, open_volume(image), box)
+            with monkeypatch.context() as patched:
+                patched.setattr(sources, "LARGEST_SECTION", 1)
+                patched.setattr(sources, "SAMPLED", 3000)  # strips, and every fourth section
+                every = -(-6 * 38 * 47 // 3000)
+                found = sources.statistics_of(data, open_volume(image), box)
+            chosen = sources.scale_of(image[1:7:every, 2:40, 3:50].ravel().astype(np.float64), data.normalise,
+                                      data.percentiles, "")
+            if data.normalise == "score":
+                assert found == pytest.approx(chosen, rel=1e-12)
+            else:
+                assert found == chosen
+            assert whole == sources.scale_of(image[1:7, 2:40, 3:50].ravel().astype(np.float64), data.normalise,
+                                             data.percentiles, "")

@@ -6,7 +6,8 @@ Any number of processes may work on one prediction: nothing but files is shared.
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -150,10 +151,12 @@ class PredictionWork(Work):
             store.write(path, {"statistics": np.array(self.job.measured(), np.float64)})
         elif self.is_tile(stage):
             self.job.take(store.read(self.path(self.stages()[0], 0), "statistics")[0].tolist())
-            values = np.empty(self.extent(number), self.job.dtype)
-            for low, high, get in self.job.pieces(self.grid.box(number)):
-                first = self.grid.box(number)[0].start
+            values, first = np.empty(self.extent(number), self.job.dtype), self.grid.box(number)[0].start
+
+            def keep(low: int, high: int, get: Callable[[], np.ndarray]) -> None:
                 values[:, low - first:high - first] = get()
+
+            self.in_pieces(number, keep)
             with reported(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_text(seconds_file(path), f"{time.perf_counter() - began}")
@@ -168,11 +171,23 @@ class PredictionWork(Work):
         with (Progress(prod(self.grid.shape), f"predict {self.out.name}", "voxels") as progress,
               create_volume(self.out, (len(self.job.channels), *self.grid.shape), self.job.dtype,
                             self.job.source.resolution, self.job.source.offset, self.said) as out):
-            for low, high, get in self.job.pieces(self.grid.box(0)):
+            def write(low: int, high: int, get: Callable[[], np.ndarray]) -> None:
                 out[:, low:high] = get()
                 progress.add((high - low) * section)
+
+            self.in_pieces(0, write)
             self.check_image()
             begun.keep_seconds(self.out, time.perf_counter() - began, self.said)
+
+    def in_pieces(self, number: int, put: Callable[[int, int, Callable[[], np.ndarray]], None]) -> None:
+        """Computes a tile; one piece of it is put where it belongs while the next is computed."""
+        with ThreadPoolExecutor(1) as writer:
+            under_way = None
+            for piece in self.job.pieces(self.grid.box(number)):
+                if under_way is not None:
+                    under_way.result()
+                under_way = writer.submit(put, *piece)
+            under_way.result()
 
     def check_image(self) -> None:
         """Refuses a result of an image that was replaced while it was read."""
