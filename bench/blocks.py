@@ -148,8 +148,8 @@ class Bench:
             print(f"    {way}: {wall[0]:.2f} to {wall[-1]:.2f} s, {cpu:.2f} s of cores, largest process "
                   f"{max(run.largest for run in done) / 2**20:.0f} MiB")
         print(f"    stages: {told(stages)}")
-        print(f"    disk: blocks {bytes_in(ours, ours.with_suffix('.blocks')) / np.prod(shape):.2f} bytes a voxel, whole "
-              f"{bytes_in(peer) / np.prod(shape):.2f}")
+        disk = bytes_in(ours, ours.with_suffix(".blocks")) / np.prod(shape), bytes_in(peer) / np.prod(shape)
+        print(f"    disk: {disk[0]:.2f} bytes a voxel, whole {disk[1]:.2f}")
         if different:
             raise SystemExit("blocks and the whole give different labels")
 

@@ -18,6 +18,7 @@ ctypedef fused affinity:
 
 cdef enum:
     VISITED = 64
+    OUTSIDE = 128  # with VISITED: voxels that belong to other blocks
 
 
 cdef inline const affinity *edge_row(const char *values, Py_ssize_t stride, const char *here, const char *there,
@@ -170,10 +171,11 @@ cdef inline int take_exits(uint8_t *mark, const int64_t *steps, vector[int64_t]&
     """Takes the marks of all exits of the seed's plateau away; best: the one whose edge comes first in the volume.
 
     Edges are ordered by their later voxel, then z before y before x: an order of positions alone, which any block
-    of the volume shares. The plateau ends at voxels that are VISITED, and its own get that bit.
+    of the volume shares. The plateau ends at voxels that are VISITED, and its own get that bit. Returns OUTSIDE if it
+    goes on at voxels with that bit, else 0.
     """
     cdef int64_t v, n, key, best_key = 0x7FFFFFFFFFFFFFFF
-    cdef int bit
+    cdef int bit, beyond = 0
     best.voxel, best.bit = -1, 0
     mark[seed] |= VISITED
     stack.push_back(seed)
@@ -185,6 +187,7 @@ cdef inline int take_exits(uint8_t *mark, const int64_t *steps, vector[int64_t]&
                 continue
             n = v + steps[bit]
             if mark[n] >> (5 - bit) & 1:
+                beyond |= mark[n]
                 if not mark[n] & VISITED:
                     mark[n] |= VISITED
                     stack.push_back(n)
@@ -193,46 +196,33 @@ cdef inline int take_exits(uint8_t *mark, const int64_t *steps, vector[int64_t]&
                 key = 3 * v + bit if bit < 3 else 3 * n + 5 - bit
                 if key < best_key:
                     best_key, best.voxel, best.bit = key, v, bit
-    return 0
+    return beyond & OUTSIDE
 
 
 def keep_first_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] corners):
-    """Of all exits of one plateau keeps the mark of the first."""
+    """Of all exits of one plateau keeps the mark of the first.
+
+    A plateau that goes on OUTSIDE keeps none; the first exits of these are returned (voxel, bit; int64, as bytes).
+    """
     cdef int64_t steps[6]
     cdef uint8_t *mark
-    cdef vector[int64_t] stack
-    cdef Exit kept
-    cdef Py_ssize_t i
-    if corners.shape[0] == 0:
-        return
-    make_steps(marks.shape[1], marks.shape[2], steps)
-    mark = &marks[0, 0, 0]
-    with nogil:
-        for i in range(corners.shape[0]):
-            if not mark[corners[i]] & VISITED:
-                take_exits(mark, steps, stack, corners[i], &kept)
-                mark[kept.voxel] |= 1 << kept.bit
-
-
-def export_first_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] seeds):
-    """The first exits (voxel, bit; int64, as bytes) of the plateaus of the seeds, which keep none of theirs."""
-    cdef int64_t steps[6]
-    cdef uint8_t *mark
-    cdef vector[int64_t] stack, found
+    cdef vector[int64_t] stack, opened
     cdef Exit first
     cdef Py_ssize_t i
-    if seeds.shape[0] == 0:
+    if corners.shape[0] == 0:
         return b""
     make_steps(marks.shape[1], marks.shape[2], steps)
     mark = &marks[0, 0, 0]
     with nogil:
-        for i in range(seeds.shape[0]):
-            if not mark[seeds[i]] & VISITED:
-                take_exits(mark, steps, stack, seeds[i], &first)
-                if first.voxel >= 0:
-                    found.push_back(first.voxel)
-                    found.push_back(first.bit)
-    return PyBytes_FromStringAndSize(<const char *> found.data(), found.size() * sizeof(int64_t))
+        for i in range(corners.shape[0]):
+            if mark[corners[i]] & VISITED:
+                continue
+            if take_exits(mark, steps, stack, corners[i], &first):
+                opened.push_back(first.voxel)
+                opened.push_back(first.bit)
+            else:
+                mark[first.voxel] |= 1 << first.bit
+    return PyBytes_FromStringAndSize(<const char *> opened.data(), opened.size() * sizeof(int64_t))
 
 
 def keep_nearest_exit(uint8_t[:, :, ::1] marks, const int64_t[::1] corners):

@@ -257,7 +257,7 @@ def about(path):
 ])
 def test_labels_cuts_and_explanations_are_those_of_decoding_at_once(place, extra, blocks, cuts):
     told = decode(*extra)
-    assert "38.4 kvoxel: decoding it whole takes about 1.0 MB, " in told
+    assert "38.4 kvoxel: decoding it whole takes about 806.4 kB, " in told
     whole = Path("whole")
     whole.mkdir()
     for threshold in cuts:
@@ -265,7 +265,7 @@ def test_labels_cuts_and_explanations_are_those_of_decoding_at_once(place, extra
     for path in RESULTS.glob("a_labels*"):
         path.rename(whole / path.name)
     told = decode(*extra, *blocks)
-    assert re.search(r"38.4 kvoxel: \d+ blocks of \d+×\d+×\d+, .* a worker, 1 worker; 345.6 kB of disk", told), told
+    assert re.search(r"38.4 kvoxel: \d+ blocks of \d+×\d+×\d+, .* a worker, 1 worker.*; 422.4 kB of disk", told), told
     for threshold in cuts:
         decode("--cut", threshold)
     found = set()
@@ -337,8 +337,8 @@ def test_a_volume_that_does_not_fit_is_decoded_in_blocks_and_the_user_is_told(pl
     has_memory(monkeypatch, 1.2e6)
     monkeypatch.setattr(choice, "SIDES", (20, 12))
     told = run("infer.py", "blocks.workers=1")
-    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.4 MB, 1.2 MB are there: 8 blocks of 20×20×20, 388.0 kB a "
-            "worker, 1 worker; 345.6 kB of disk") in told
+    assert ("a.h5:raw: 38.4 kvoxel: whole it would take 1.2 MB, 1.2 MB are there: 8 blocks of 20×20×20, 308.0 kB a "
+            "worker, 1 worker; 422.4 kB of disk") in told
     assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
     assert read_plan(blocks_folder())["block"] == [20, 20, 20]
     assert f"{LABELS}: already there" in run("infer.py", "blocks.workers=1")
@@ -620,7 +620,7 @@ def test_files_that_are_damaged_during_a_run_are_made_again(place, undisturbed, 
     while process.alive():
         found = sorted(path for path in blocks_folder().rglob("*.columns") if not TEMPORARY.fullmatch(path.name))
         if found and damaged < 12:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IndexError):  # it is gone, or empty
                 damage(moments.choice(found), moments.choice(["missing", "cut off", "empty", "changed"]))
                 damaged += 1
         time.sleep(moments.uniform(0, 0.08))
@@ -761,14 +761,14 @@ def test_workers_of_a_scheduler_that_is_there_and_stands_elsewhere(place, undist
 def test_a_limit_of_address_space_brings_blocks_by_itself(tmp_path, monkeypatch):
     """`ulimit -v`, as some queues set it: what decoding at once takes is not there, and a worker's share is."""
     monkeypatch.chdir(tmp_path)
-    labels = np.kron(cells_of((24, 24, 24)), np.ones((10, 10, 10), np.uint32))
+    affinities = np.kron(affinities_of(cells_of((24, 24, 24))), np.ones((10, 10, 10), np.uint8))  # large fragments
     RESULTS.mkdir(parents=True)
-    write_prediction(RESULTS / "a_prediction.h5", labels)
+    write(f"{RESULTS}/a_prediction.h5:prediction", affinities, offsets=(-np.eye(3, dtype=int)).tolist())
     Path("run.toml").write_text(CONFIG)
     decode()
     whole = open_volume(LABELS, "labels")[...]
     LABELS.unlink()
-    limit, told = 300_000_000, ""
+    limit, told = 550_000_000, ""
     while "whole it would take" not in told:  # more and more, until a worker fits
         limit += 50_000_000
         assert limit < 1_500_000_000
@@ -787,9 +787,11 @@ def large(tmp_path_factory):
     """The prediction of a volume in which segments of every size are, and a folder for it."""
     place = tmp_path_factory.mktemp("large")
     (place / RESULTS).mkdir(parents=True)
-    labels = cells_of((96, 128, 128), size=12)
-    labels = labels // 3 + 1  # cells of two or three parts
-    affinities = make_affinities(labels)
+    labels = cells_of((64, 112, 112), size=14)
+    for axis in range(3):
+        labels[np.diff(labels, axis=axis, prepend=np.take(labels, [0], axis)) != 0] = 0  # membranes
+    clouds = np.kron(np.random.default_rng(0).uniform(0.3, 1, (16, 28, 28)), np.ones((4, 4, 4)))
+    affinities = make_affinities(labels) * clouds
     write(f"{place}/{RESULTS}/a_prediction.h5:prediction", np.round(affinities * 255).astype(np.uint8),
           offsets=(-np.eye(3, dtype=int)).tolist())
     return place
@@ -798,20 +800,20 @@ def large(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", ["snemi_neurons", "snemi_neurons_sdt", "snemi_neurons_multitask"])
 def test_recipes_are_those_of_decoding_at_once_in_every_grid(large, tmp_path, monkeypatch, recipe):
-    """With their dust and their links, and with thresholds for cuts."""
+    """With their dust and their links, and at another threshold."""
     shutil.copytree(large, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.toml").write_text(f'base = "{ROOT}/configs/snemi/{recipe}.toml"\n')
     decode()
-    decode("--cut", "0.3")
-    cut = LABELS.with_name("a_labels_0.3.h5")
+    decode("--cut", "0.2")
+    cut = LABELS.with_name("a_labels_0.2.h5")
     whole = [(open_volume(path, "labels")[...], about(path)) for path in (LABELS, cut)]
-    assert whole[0][0].max() > 30
-    for size in ("64,64,64", "36,80,56", "200,128,50"):
+    assert 200 < whole[0][0].max() < whole[1][0].max()
+    for size in ("32,56,56", "27,80,40", "100,200,35"):
         for path in (LABELS, cut):
             path.unlink()
         decode(f"blocks.size=[{size}]", "blocks.workers=2")
-        decode("--cut", "0.3")
+        decode("--cut", "0.2")
         for path, (labels, told) in zip((LABELS, cut), whole):
             assert np.array_equal(open_volume(path, "labels")[...], labels), size
             assert about(path) == told
@@ -844,7 +846,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on(place, undistu
         with contextlib.chdir(folder / "place"):
             taken = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
             full = 0
-            for room in (100_000, 400_000, 700_000, 1_000_000):
+            for room in (100_000, 500_000, 1_000_000):
                 resize(folder, taken + room)
                 words = words_of("blocks.size=[12,20,20]", *engine)
                 done = subprocess.run([sys.executable, str(ROOT / words[0]), *words[1:]], capture_output=True,

@@ -1,12 +1,15 @@
 """Whole or in blocks: what a decoding takes of memory and disk, held against what is there, before any work."""
 
+import os
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
+from emcore.blocks.engines import engine_of
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.memory import memory_there
+from emcore.segment.statistics import parse_statistic
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import (
     AffinityDecode,
@@ -19,12 +22,18 @@ from emcore.settings.decode import (
 )
 from emcore.threads import allotted_cores
 
-# bytes a voxel that decoding the whole takes beside its affinities; measured, and docs/blocks.md says on what
-WHOLE = 24
-BLOCK = 36  # bytes a voxel of a block that a worker takes for it, with VALUES bytes of a prediction among them
-VALUES = 12
-WORKER = 250e6  # bytes that a worker takes before it has read anything
-DISK = 9  # bytes a voxel that the files of all stages take
+# Bytes a voxel that decoding takes beside the affinities that it reads. Measured with low 1e-4 and high 0.9999, which
+# leave a fragment for every 80 to 100 voxels, on affinities in 8 bits and float32 (bench/affinities.py, real labels of
+# 256³ and 512³): the whole took 13.2 to 15.7, a worker 10.8 to 14 for blocks of 192³ and 256³ and, with what does not
+# grow with the block, 15 to 18 for 128³. With low 0.1 and high 0.999 it is 10.4 and 10.
+WHOLE, BLOCK = 18, 14
+HISTOGRAMS = 8  # more of these where a quantile is over every contact: 8.4 and 8.2 were measured
+OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least so much is assumed
+# Bytes a voxel of the volume that the last task of merges takes, for all that no block could merge: 5 for 512³ in
+# blocks of 256³, and 1.9 with low 0.1 and high 0.999, by what the fragments are like, which nobody knows before
+TOP = 5
+WORKER = 75e6  # bytes of a worker that are not for its block; 63e6 were measured
+DISK = 11  # bytes a voxel that the files of all stages take: 4.9 to 9.9 were measured
 SHARE = 0.85  # of the memory that is there, as other things want some too
 SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # of blocks, the largest that fits
 
@@ -52,14 +61,26 @@ class Task(NamedTuple):
     @property
     def whole(self) -> int:
         """Bytes that decoding it at once takes."""
-        return self.voxels * (self.value_bytes + WHOLE)
-
+        return self.voxels * (self.value_bytes + (OTHERS if self.beside is None else WHOLE + self.beside))
 
     @property
     def in_block(self) -> int:
-        """Bytes a voxel of a block that a worker takes; kinds that read every channel may take more than affinities."""
-        many = 0 if isinstance(self.decode, AffinityDecode | ConnectedDecode) else self.value_bytes - VALUES
-        return BLOCK + max(0, many)
+        """Bytes a voxel of a block that a worker takes for it."""
+        if self.beside is None:
+            return max(self.value_bytes, VALUES) + OTHERS
+        return self.value_bytes + BLOCK + self.beside
+
+    @property
+    def beside(self) -> int | None:
+        """Bytes a voxel that histograms of the statistic take; None where there is no statistic."""
+        if not isinstance(self.decode, AffinityDecode):
+            return None
+        return HISTOGRAMS * parse_statistic(self.decode.statistic).every_contact
+
+    @property
+    def top(self) -> int:
+        """Bytes that the last merges may take."""
+        return TOP * self.voxels if isinstance(self.decode, AffinityDecode) else 0
 
 
 class Choice(NamedTuple):
@@ -82,20 +103,33 @@ def choose(task: Task, settings: Blocks) -> Choice:
         check_kind(task.decode, why)
     else:
         check_kind(task.decode, "decoding in blocks is asked for: ")
-    workers = settings.workers or allotted_cores()
-    most = bytes_of(settings.memory) or SHARE * there / workers
-    while (block := fitting(task, settings, most)) is None and workers > 1 and not settings.workers:
+    workers, most, may_be_fewer = side_by_side(settings, there)
+    while (block := fitting(task, settings, most)) is None and workers > 1 and may_be_fewer:
         workers -= 1
         most = SHARE * there / workers
     if block is None:
         least = WORKER + task.in_block * prod(smallest(task))
+        more = f"set memory in [blocks.{settings.cluster}] higher, or cores lower" if settings.cluster else (
+            "take a machine with more memory, or fewer workers by blocks.workers")
         raise InputError(f"{volume}: {why}a worker needs at least {size_of(least)} for a block of "
-                         f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: take a "
-                         "machine with more memory, or fewer workers by blocks.workers")
+                         f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: {more}")
     grid = Grid(tuple(task.shape), block)
     needed = WORKER + task.in_block * prod(block)
     told = f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, {workers} worker"
-    return Choice(grid, workers, f"{told}{'s' * (workers > 1)}; {size_of(DISK * task.voxels)} of disk")
+    top = f", up to {size_of(WORKER + task.top)} for the last merges" if WORKER + task.top > needed else ""
+    return Choice(grid, workers, f"{told}{'s' * (workers > 1)}{top}; {size_of(DISK * task.voxels)} of disk")
+
+
+def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
+    """How many tasks are carried out at a time, the bytes that each may take, and whether there may be fewer."""
+    asked, table = bytes_of(settings.memory), getattr(settings, settings.cluster or "", None) or {}
+    cores = table.get("cores")
+    if type(cores) is int and cores > 0 and "memory" in table:  # of a job, which runs a task on each of its cores
+        return table.get("jobs", 1) * cores, asked or SHARE * bytes_of(table["memory"]) / cores, False
+    if engine_of(settings) == "share":  # a task at a time in every process, of which torchrun starts several here
+        return 1, asked or SHARE * there / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False
+    workers = settings.workers or allotted_cores()
+    return workers, asked or SHARE * there / workers, not settings.workers
 
 
 def needs_sections(decode: Decode) -> bool:

@@ -13,7 +13,7 @@ from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import places_of, sorted_names
 from emcore.segment.agglomeration import Agglomeration, maxima_bins
 from emcore.segment.graph import HISTOGRAM, RegionGraph
-from emcore.segment.pooling import concatenate, pool_edges
+from emcore.segment.pooling import concatenate
 from emcore.segment.statistics import Statistic
 
 SIDES = tuple(f"{side}_{axis}" for axis in range(3) for side in ("low", "high"))
@@ -32,10 +32,18 @@ def of_graph(graph: Columns, statistic: Statistic) -> Columns:
     return merged(names, edges, {side: names[graph[side]] for side in SIDES}, statistic)
 
 
-def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statistic: Statistic) -> Columns:
-    """The merges of a block by what its children left; outer: which faces of each child are faces of the block."""
+def climbs(name: str) -> bool:
+    """Whether a column of merges goes up to the block above."""
+    return name == "names" or name in SIDES or name.startswith(EDGE)
+
+
+def of_children(children: Sequence[Columns], outer: Sequence[set[str]]) -> tuple[np.ndarray, Columns, Columns]:
+    """(names, edges, faces) of a block by what its children left; outer: which faces of each child are its faces.
+
+    An edge comes once for every child that holds a part of it.
+    """
     # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
-    climbing = [child["names"][climbs(child)] for child in children]
+    climbing = [child["names"][is_climbing(child)] for child in children]
     names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
     parts = []
     for child in children:
@@ -44,10 +52,10 @@ def of_children(children: Sequence[Columns], outer: Sequence[set[str]], statisti
         part |= {end: places[part[end]] for end in ("u", "v")}
         parts.append(part)
     faces = {side: sorted_names([child[side] for child, own in zip(children, outer) if side in own]) for side in SIDES}
-    return merged(names, pool_edges(concatenate(parts)), faces, statistic)
+    return names, concatenate(parts), faces
 
 
-def climbs(child: Columns) -> np.ndarray:
+def is_climbing(child: Columns) -> np.ndarray:
     """Which names of a child its block knows: those of the ends of edges that are left, and those at its faces."""
     found = np.zeros(len(child["names"]), bool)
     for end in ("u", "v"):

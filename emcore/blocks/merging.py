@@ -17,6 +17,7 @@ from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import Source, corner, moved
 from emcore.blocks.work import Stage, digest_of
 from emcore.segment.graph import Place, region_graph
+from emcore.segment.pooling import pool_edges
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
@@ -126,6 +127,10 @@ class TreeWork(LabelWork):
             return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic)
         children = self.grid.children(number, level)
         places = [self.grid.place(child, level - 1) for child in children]
-        below = self.merge_stage(level - 1)
-        return merges.of_children([store.read_all(self.path(below, child)) for child in children],
-                                  [merges.outer_sides(place, places) for place in places], self.statistic)
+        paths = [self.path(self.merge_stage(level - 1), child) for child in children]
+        taken = [[name for name in store.names_of(path) if merges.climbs(name)] for path in paths]
+        names, edges, faces = merges.of_children([dict(zip(names, store.read(path, *names)))
+                                                  for path, names in zip(paths, taken)],
+                                                 [merges.outer_sides(place, places) for place in places])
+        edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
+        return merges.merged(names, edges, faces, self.statistic)

@@ -27,7 +27,7 @@ from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
 from emcore.errors import InputError
-from emcore.files import reported, write_text
+from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
@@ -46,12 +46,18 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     prediction, place = prediction.absolute(), out.absolute()  # workers may stand in other folders
     source, before = open_volume(prediction), stamp(prediction)
     folder = place.with_suffix(FOLDER)
-    work = work_for(folder, choice.grid, str(prediction), settings, record["prediction"]["digest"])
+    grid, content = choice.grid, record["prediction"]["digest"]
+    about = {"folder": folder.name, "block": list(grid.block), "content": content,
+             "prediction": beside(prediction, place.parent)}
+    plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    about = {"folder": folder.name, "block": list(work.grid.block), "content": work.content,
-             "prediction": beside(prediction, place.parent)}
-    plan = {**about, "shape": list(work.grid.shape), "decode": config.to_table(settings)}
+        create_once(folder / PLAN, written_plan(plan))
+    begun = None if blocks.size else block_begun(out, content)  # perhaps by another process just now, which has
+    if begun is not None and begun != grid.block:  # another memory, and so other blocks: they are taken
+        grid = Grid(grid.shape, begun)
+        about["block"] = plan["block"] = list(begun)
+    work = work_for(folder, grid, str(prediction), settings, content)
     with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
         mend(work, blocks)
@@ -177,9 +183,14 @@ def running(folder: Path, plan: dict[str, Any], finished: bool) -> Iterator[None
             raise InputError(f"{folder} was begun from another prediction than the one that is there now: remove that "
                              "folder to begin anew")
     if stored != plan:
-        write_text(folder / PLAN, json.dumps(plan, indent=1) + "\n")
+        write_text(folder / PLAN, written_plan(plan))
     with Signs(folder):
         yield
+
+
+def written_plan(plan: dict[str, Any]) -> str:
+    """The text of a plan's file."""
+    return json.dumps(plan, indent=1) + "\n"
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:
@@ -204,7 +215,8 @@ def block_begun(out: Path, content: str) -> tuple[int, int, int] | None:
     """The size of the blocks of a run that was begun for these labels and this prediction: its files fit no other."""
     stored = read_plan(out.with_suffix(FOLDER))
     try:
-        return tuple(map(int, stored["block"])) if stored and stored["content"] == content else None
+        depth, height, width = map(int, stored["block"]) if stored and stored["content"] == content else (0, 0, 0)
+        return (depth, height, width) if min(depth, height, width) > 0 else None
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -37,6 +37,9 @@ def read_affinities(prediction: Volume, settings: AffinityDecode | ConnectedDeco
 
 def read_channels(prediction: Volume, channels: Sequence[int], box: Box) -> np.ndarray:
     """The named channels of a prediction (c, z, y, x) within a box; only they are read."""
+    first, count = channels[0], len(channels)
+    if list(channels) == list(range(first, first + count)):
+        return prediction[(slice(first, first + count), *box)]
     sizes = [len(range(*span.indices(length))) for span, length in zip(box, prediction.shape[1:])]
     values = np.empty((len(channels), *sizes), prediction.dtype)
     for row, channel in zip(values, channels):

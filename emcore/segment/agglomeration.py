@@ -60,7 +60,7 @@ class Agglomeration:
         self._levels = np.empty(0, np.uint32)  # with maxima: the bin that a level of the kernel stands for
         self.end = 0.0  # every merge below it has been made
         self._queues: list[kernel.Queue] = []
-        self._made: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # what _merges has found since the last step
+        self._made: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # by _merges since the last step
         if ties == "waterz":
             self._run = Replay(statistic.kind, graph.fragments + 1, graph.u, graph.v)
             _set_replay(self._run, graph, statistic)

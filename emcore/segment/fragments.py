@@ -20,7 +20,7 @@ from emcore.segment.arrays import as_array, as_triple, within
 from emcore.threads import run_parallel, slabs, thread_count
 
 _SLAB_VOXELS = 2**31  # runs are numbered in 32 bits within a slab
-_VISITED = 64  # a bit of a mark
+_VISITED, _OUTSIDE = 64, 128  # bits of a mark
 CONTEXT = 2  # voxels around a block: one for the marks at its faces, one more for those at the other ends
 
 
@@ -84,13 +84,10 @@ def block_fragments(affs: np.ndarray | Affinities, low: float, high: float, *, c
     corners = _corners(marks, cuts, threads)
     for axis in range(3):  # plateaus end at the faces of the core
         for beyond in (slice(0, place.starts[axis]), slice(place.stops[axis], None)):
-            marks[(slice(None),) * axis + (beyond,)] |= _VISITED
+            marks[(slice(None),) * axis + (beyond,)] |= _VISITED | _OUTSIDE
     faces = place.faces(marks)
     plateaus = [face.inner >> face.bit & face.outer >> 5 - face.bit & 1 for face in faces]
-    seeds = [place.positions(face.start, plateau) for face, plateau in zip(faces, plateaus)]
-    opened = kernel.export_first_exit(marks, np.concatenate([np.empty(0, np.int64), *seeds]))
-    kernel.keep_first_exit(marks, corners)
-    exits = [np.frombuffer(opened, np.int64).reshape(-1, 2)]  # voxel, bit
+    exits = [np.frombuffer(kernel.keep_first_exit(marks, corners), np.int64).reshape(-1, 2)]  # voxel, bit
     for face, plateau in zip(faces, plateaus):
         leaving = face.inner >> face.bit & 1
         voxels = place.positions(face.start, leaving & ~plateau)

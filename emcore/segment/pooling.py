@@ -15,7 +15,7 @@ from emcore.kernels import pooling as kernel
 from emcore.segment.graph import HISTOGRAM, LARGEST_LABEL, RegionGraph, check_graph, too_many_edges
 
 Columns = Mapping[str, np.ndarray]
-_POOLS = {"count": 0, "sum": 0, "max": 1, "min": 2, "base": 2}  # how the rows of a pair become one, as the kernel counts
+_POOLS = {"count": 0, "sum": 0, "max": 1, "min": 2, "base": 2}  # operations, as the kernel numbers them
 
 
 def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
@@ -31,7 +31,8 @@ def pool_graphs(graphs: Sequence[RegionGraph]) -> RegionGraph:
         sizes = np.zeros(fragments + 1, np.int64)
         for graph in graphs:
             sizes[: graph.fragments + 1] += graph.sizes
-    names = ("u", "v", "key", "count", "sum", "max", "min", *(HISTOGRAM if all(graph.bins is not None for graph in graphs) else ()))
+    histograms = HISTOGRAM if all(graph.bins is not None for graph in graphs) else ()
+    names = ("u", "v", "key", "count", "sum", "max", "min", *histograms)
     edges = pool_edges(concatenate([{name: getattr(graph, name) for name in names} for graph in graphs]))
     if len(edges["u"]) > LARGEST_LABEL:
         raise too_many_edges()
