@@ -1,5 +1,6 @@
 """infer.py in blocks in a real SLURM (tests/slurm_node.py), as jobs of Dask and as arrays, whose jobs are cancelled."""
 
+import contextlib
 import os
 import shutil
 import signal
