@@ -307,7 +307,7 @@ image = "vol.h5:raw"
 label = "vol.h5:labels"
 name = "again"
 [infer]
-tile = [6, 0, 0]
+slab = 6
 [decode]
 kind = "affinities"
 low = 0.1
