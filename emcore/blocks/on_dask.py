@@ -59,8 +59,9 @@ class Jobs(Cluster):
         table = dict(table)
         self.kind, self.jobs = kind, table.pop("jobs", 1)
         self.in_vain, self.refused, self.looked = 0, "", -math.inf  # in vain: handed in since a task was done
-        self.living: set[str] = set()  # jobs that had workers at the last look
         super().__init__(self._made(table), 1)
+        self.seen: set[str] = set()  # the names of all workers that ever came, however short they lived
+        self.of_dask.scheduler.add_plugin(self._watch(), name="seen")
         if several := re.search(r"--nworkers (\d+)", self.of_dask.job_script()):
             self.processes = int(several[1])
 
@@ -75,6 +76,7 @@ class Jobs(Cluster):
         if lost := self.lost():
             for job in lost:
                 known.pop(job, None)
+                self.seen -= {name for name in set(self.seen) if is_of(job, name)}  # the next job may have this name
             self.of_dask.scale(jobs=len(known))  # which takes them out of the queue; the next look hands in others
         elif self.in_vain < TRIES * self.jobs:
             self.of_dask.scale(jobs=self.jobs)
@@ -84,12 +86,21 @@ class Jobs(Cluster):
 
     def lost(self) -> list[str]:
         """The jobs that have had workers and have none any more."""
-        names = [str(worker["name"]) for worker in self.of_dask.scheduler_info["workers"].values()]
-        living = {job for job in self.of_dask.workers
-                  if any(name == job or name.startswith(f"{job}-") for name in names)}
-        found = [job for job in self.of_dask.workers if job in self.living - living]
-        self.living = living
-        return found
+        there = {str(worker.name) for worker in list(self.of_dask.scheduler.workers.values())}
+        return [job for job in self.of_dask.workers if any(is_of(job, name) for name in set(self.seen))
+                and not any(is_of(job, name) for name in there)]
+
+    def _watch(self) -> Any:
+        """What the scheduler tells of every worker that comes."""
+        from distributed import SchedulerPlugin
+
+        seen = self.seen
+
+        class Watch(SchedulerPlugin):
+            def add_worker(self, scheduler: Any, worker: str) -> None:
+                seen.add(str(scheduler.workers[worker].name))
+
+        return Watch()
 
     def progressed(self) -> None:
         self.in_vain = 0
@@ -127,6 +138,11 @@ class Jobs(Cluster):
                 await ProcessInterface.start(job)
 
         return type(usual.__name__, (usual,), {"start": start})
+
+
+def is_of(job: str, worker: str) -> bool:
+    """Whether a worker of this name belongs to a job."""
+    return worker == job or worker.startswith(f"{job}-")
 
 
 class Tasks:
