@@ -87,7 +87,7 @@ def test_what_a_worker_may_take_is_its_part_of_its_own_job(monkeypatch):
     monkeypatch.setattr(choice, "memory_there", lambda: int(200e9))
     monkeypatch.setattr(choice, "allotted_cores", lambda: 4)
     task = choice.Task((2000, 2000, 2000), 3, 1, AffinityDecode())
-    job = {"jobs": 10, "cores": 2, "memory": "8GB"}
+    job = {"jobs": 10, "cores": 2, "memory": "4GB"}
     for settings, variables, workers, block in (
             (Blocks(engine="local"), {}, 4, 512),
             (Blocks(slurm=job), {}, 20, 384),  # not what the login node has
@@ -99,11 +99,11 @@ def test_what_a_worker_may_take_is_its_part_of_its_own_job(monkeypatch):
         chosen = choice.choose(task, settings)
         assert (chosen.workers, chosen.grid.block) == (workers, (block,) * 3)
     monkeypatch.setattr(choice, "memory_there", lambda: int(6e9))
-    for ranks, block in ((1, 512), (4, 256)):  # all of its job is for one task at a time, or for one in each rank
+    for ranks, block in ((1, 512), (8, 256)):  # all of its job is for one task at a time, or for one in each rank
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         assert choice.choose(task, Blocks(engine="share")).grid.block == (block,) * 3
     with pytest.raises(InputError, match=r"set memory in \[blocks.slurm\] higher, or cores lower"):
-        choice.choose(task, Blocks(slurm={"cores": 8, "memory": "1GB"}))
+        choice.choose(task, Blocks(slurm={"cores": 8, "memory": "500MB"}))
 
 
 def test_jobs_with_unlike_memory_work_in_the_blocks_of_the_one_that_began(place, undisturbed):  # noqa: F811
