@@ -84,7 +84,7 @@ def test_jobs_of_dask_go_on_when_one_is_cancelled_and_none_stays(submit, place, 
 
 
 def test_what_a_worker_may_take_is_its_part_of_its_own_job(monkeypatch):
-    monkeypatch.setattr(choice, "memory_there", lambda: int(200e9))
+    monkeypatch.setattr(choice, "memory_there", lambda: int(100e9))
     monkeypatch.setattr(choice, "allotted_cores", lambda: 4)
     task = choice.Task((2000, 2000, 2000), 3, 1, AffinityDecode())
     job = {"jobs": 10, "cores": 2, "memory": "4GB"}
