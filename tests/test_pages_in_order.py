@@ -40,6 +40,7 @@ NOT_RUN = {
     r"tensorboard ": "another program, which runs until it is stopped",
     r"sbatch ": "needs a cluster; test_slurm.py submits to one of a single node",
     r"make ": "the suites and the demo; CI runs them",
+    r"python infer\.py --cfg X$": "X is a config of the reader's; test_slurm_blocks.py hands in jobs this way",
     r".* --smoke$": "test_recipes.py runs the smoke test of every recipe",
 }
 # large numbers of the pages -> those of the small recipes; what the small recipes cannot say is shortened
@@ -132,6 +133,10 @@ TABLE = {
          makes("outputs/fib25_neurons_weights=fib25_neurons/scores.json",
                "outputs/fib25_neurons_weights=fib25_neurons/report.html")),
     ],
+    "docs/blocks.md": [
+        ("sbatch --array=0-15 slurm/infer.sbatch X decode.kind=none", None),
+        ("sbatch --array=0-199 --gpus=0 --cpus-per-task=2 --mem=16G slurm/infer.sbatch X", None),
+        ("python infer.py --cfg X", None)],
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",
