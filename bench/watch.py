@@ -15,7 +15,7 @@ EVERY = 0.05  # seconds between two looks
 class Watched(NamedTuple):
     """What a call took; bytes are those of processes as they are, with Python and its libraries in them."""
 
-    begun: float  # of the call, as time.time has it; the process and its modules were there
+    begun: float  # when the call began, by time.time; the process and its modules were there
     seconds: float
     cpu: float  # seconds of cores, of all processes
     largest: int  # the most that one process held

@@ -90,3 +90,10 @@ def is_sign(words: Any) -> bool:
     types = {"host": str, "machine": str, "process": int, "born": int, "stage": str, "number": int | None}
     return isinstance(words, dict) and all(name in words and isinstance(words[name], kind)
                                            for name, kind in types.items())
+
+
+def living(folder: Path) -> Iterator[tuple[dict[str, Any], float]]:
+    """What every process of a work that lives said last, and when that was."""
+    for _, words, written in signs(folder):
+        if time.time() - written < SILENCE and not is_dead(words):
+            yield words, written

@@ -1,6 +1,6 @@
 """Borders between the segments of a cut, pooled from the region graphs of blocks: no agglomeration is run again.
 
-    columns = border_columns(graph, numbers, is_small(numbers, sizes, 100), "mean")   # of a block
+    columns = border_columns(graph, numbers, is_small(numbers, sizes, 100), "mean")   # one block tells these
     a, b, heights = borders_in_order(pool_borders(columns_of_all_blocks, "mean"), "mean")
 """
 
@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from emcore.blocks.merges import needed
 from emcore.blocks.pooled import Columns, group_starts, pool, pool_all
+from emcore.segment.agglomeration import maxima_bins
 from emcore.segment.graph import SUM_SCALE
 from emcore.segment.statistics import Statistic, parse_statistic
 
@@ -40,8 +42,7 @@ def border_columns(graph: Mapping[str, np.ndarray], numbers: np.ndarray, small: 
     elif statistic.kind == "quantile":  # a row for every pair of fragments, which other blocks may see too
         columns |= {"u": graph["names"][u], "v": graph["names"][v], "max": graph["max"][chosen]}
     else:
-        wanted = ("sum", "count") if statistic.kind == "mean" else (statistic.kind,)
-        columns |= {name: graph[name][chosen] for name in wanted}
+        columns |= {name: graph[name][chosen] for name in needed(statistic)}
     return pool(columns, _rows_of(statistic))
 
 
@@ -87,9 +88,7 @@ def _quantiles(columns: Mapping[str, np.ndarray], statistic: Statistic) -> Colum
     if statistic.bins == 0:
         heights = 1 - value.astype(np.float64)
     else:
-        level = value
-        if not statistic.every_contact:
-            level = np.minimum(value * np.float32(statistic.bins), statistic.bins - 1).astype(np.uint32)
+        level = value if statistic.every_contact else maxima_bins(value, statistic)
         heights = 1 - (level + 0.5) / statistic.bins
     return {"a": rows["a"][starts], "b": rows["b"][starts], "height": heights,
             "key": np.maximum.reduceat(rows["key"], starts)}

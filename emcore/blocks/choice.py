@@ -34,8 +34,8 @@ OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least s
 TOP = 5
 WORKER = 80e6  # bytes of a worker that are not for its block; 63e6 were measured
 DISK = 12  # bytes a voxel that all stages leave: 4.9 to 9.9 were measured, to which sweeps add 1 to 2
-SHARE = 0.85  # of the memory that is there, as other things want some too
-SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # of blocks, the largest that fits
+SHARE = 0.85  # A decoding takes this part of the memory that is there, as other things want some too.
+SIDES = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # The largest of these sides that fits is taken for blocks.
 
 
 class Task(NamedTuple):
@@ -124,7 +124,7 @@ def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
     """How many tasks are carried out at a time, the bytes that each may take, and whether there may be fewer."""
     asked, table = bytes_of(settings.memory), getattr(settings, settings.cluster or "", None) or {}
     cores = table.get("cores")
-    if type(cores) is int and cores > 0 and "memory" in table:  # of a job, which runs a task on each of its cores
+    if type(cores) is int and cores > 0 and "memory" in table:  # A job runs a task on each of its cores.
         return table.get("jobs", 1) * cores, asked or SHARE * bytes_of(table["memory"]) / cores, False
     if engine_of(settings) == "share":  # a task at a time in every process, of which torchrun starts several here
         return 1, asked or SHARE * there / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), False

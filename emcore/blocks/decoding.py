@@ -14,12 +14,13 @@ from functools import cached_property
 import numpy as np
 
 from emcore.blocks import borders, cuts, dust, linking, store
+from emcore.blocks.grid import Box
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
 from emcore.blocks.windows import places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
-from emcore.segment import LinkRule
+from emcore.segment import Affinities, LinkRule
 from emcore.segment.cleanup import clear_boundaries
 from emcore.segment.merge_tree import look_up
 from emcore.segment.relabeling import remap
@@ -104,10 +105,13 @@ class AffinityWork(TreeWork):
             section = numbers[places_of(self.plane(above, 0, 1), names)]
             found = np.concatenate([section[None], found])
         if self.settings.boundary > 0:
-            window, inside = self.grid.grown(number, 1, 0)
-            inside = (slice(inside[0].stop - len(found), inside[0].stop), *inside[1:])
-            clear_boundaries(found, self.source.affinities(window), inside, self.settings.boundary)
+            clear_boundaries(found, *self.affinities_of(number, len(found)), self.settings.boundary)
         return found
+
+    def affinities_of(self, number: int, sections: int) -> tuple[Affinities, Box]:
+        """The affinities of a block and of the planes before it; where its last so many sections lie in them."""
+        window, inside = self.grid.grown(number, 1, 0)
+        return self.source.affinities(window), (slice(inside[0].stop - sections, inside[0].stop), *inside[1:])
 
     # ---- small segments
 
@@ -128,7 +132,7 @@ class AffinityWork(TreeWork):
         return borders.border_columns(graph, numbers, small, self.statistic)
 
     def make_dust(self, _: int) -> Columns:
-        stage = next((stage for stage in self.stages() if stage.name == "borders"), None)
+        stage = self.stage_named.get("borders")
         parts = (store.read_all(self.path(stage, number)) for number in range(stage.count if stage else 0))
         sizes, = self.read("segments", 0, "voxels")
         return {"table": dust.dust_table(parts, sizes, self.settings)}
@@ -149,16 +153,14 @@ class AffinityWork(TreeWork):
 
     @property
     def pixels(self) -> int:
-        """Of a whole section."""
+        """A whole section has so many."""
         return self.grid.shape[1] * self.grid.shape[2]
 
     def make_overlaps(self, number: int) -> Columns:
         labels, planes = self.cleaned_labels(number, before=1), None
         start = self.grid.box(number)[0].stop - len(labels)
         if self.rule.affinity:
-            window, inside = self.grid.grown(number, 1, 0)
-            inside = (slice(inside[0].stop - len(labels), inside[0].stop), *inside[1:])
-            planes = linking.z_planes(self.source.affinities(window), inside)
+            planes = linking.z_planes(*self.affinities_of(number, len(labels)))
         return linking.overlap_columns(labels, start, self.pixels, planes)
 
     def make_links(self, row: int) -> Columns:
@@ -167,8 +169,8 @@ class AffinityWork(TreeWork):
         return linking.decide(linking.pool_overlaps(parts), self.pixels, self.rule)
 
     def make_linked(self, _: int) -> Columns:
-        stages = {stage.name: stage for stage in self.stages()}
-        rows = [store.read_all(self.path(stages["links"], row)) for row in range(stages["links"].count)]
+        stage = self.stage_named["links"]
+        rows = [store.read_all(self.path(stage, row)) for row in range(stage.count)]
         spans = (dict(zip(linking.SPANS, self.read("overlaps", number, *linking.SPANS)))
                  for number in range(self.grid.blocks()))
         joined = linking.link_table(rows, spans)

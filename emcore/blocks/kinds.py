@@ -31,7 +31,7 @@ from emcore.segment.synapses import DILATE_SIZE, largest_value, side_masks
 from emcore.settings.decode import ComponentsDecode, ConnectedDecode, PolarityDecode
 from emcore.volumes import Volume, open_volume
 
-FORMAT = 1  # of the columns of all stages; files of another one are not taken
+FORMAT = 1  # It names how all stages write their columns; files of another format are not taken.
 SIDES = ("pre", "post", "synapse")
 
 
@@ -111,7 +111,7 @@ class PieceWork(LabelWork):
         if isinstance(self.settings, ConnectedDecode):
             window, inside = around(core, self.grid.shape, (1, 1, 1))
             labels = connect(read_affinities(prediction, self.settings, window), self.settings)
-        else:  # of sections that have nothing to do with each other none is read in vain
+        else:  # Where sections have nothing to do with each other, no other section is read.
             window, inside = around(core, self.grid.shape, (int(self.settings.connectivity not in (4, 8)), 1, 1))
             labels, grown_from = grow(prediction, self.settings, window)
             seeds = grown_from if self.settings.seed_threshold else None

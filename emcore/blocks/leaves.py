@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from emcore.blocks.grid import Grid
+from emcore.blocks.pooled import Columns
 from emcore.blocks.windows import Source, corner, moved, sorted_names
 from emcore.segment import seeded_slices
 from emcore.segment.fragments import block_fragments
@@ -17,7 +18,6 @@ from emcore.segment.merge_tree import look_up
 
 CONTEXT = 2  # voxels around a block that decide, with its own, about every edge that crosses its faces
 FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
-Columns = dict[str, np.ndarray]
 
 
 def watershed_of(source: Source, grid: Grid, number: int, low: float, high: float) -> Columns:

@@ -1,7 +1,7 @@
 """Segments joined across sections in blocks: overlaps add up over the blocks of a row, and one table decides.
 
-    columns = overlap_columns(labels, z, pixels, planes)               # of a block
-    row = decide(pool_overlaps(columns_of_a_row), pixels, rule)        # of the blocks of equal z
+    columns = overlap_columns(labels, z, pixels, planes)               # one block tells these
+    row = decide(pool_overlaps(columns_of_a_row), pixels, rule)        # the blocks of one row decide
     joined = link_table(rows, columns_of_all_blocks)
     segment.remap(labels, (joined.old, joined.new.astype(labels.dtype)), missing="keep")
 """

@@ -25,8 +25,8 @@ from emcore.segment.pooling import pool_edges
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
-FORMAT = 2  # of the columns of all stages; files of another one are not taken
-SWEEPS = 1  # that begin on every level below the top: more of them earn little
+FORMAT = 2  # It names how all stages write their columns; files of another format are not taken.
+SWEEPS = 1  # So many begin on every level below the top; more of them earn little.
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from emcore.blocks.grid import Box, Grid
+from emcore.blocks.pooled import Columns
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
 from emcore.segment.fragments import first_voxels
 from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
 
-Columns = dict[str, np.ndarray]
 Read = Callable[..., list[np.ndarray]]  # columns of the file of a block: read(number, "first", "sizes")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from emcore import config
 from emcore.blocks import engines, status
-from emcore.blocks.alive import SILENCE, Signs, is_dead, signs
+from emcore.blocks.alive import Signs, living
 from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
@@ -176,7 +176,7 @@ def running(folder: Path, plan: dict[str, Any], finished: bool) -> Iterator[None
     """Sets up the plan of a run, unless another run is at work by another plan; shows that this one lives."""
     stored = read_plan(folder)
     if stored is not None and stored != plan:
-        if other := living(folder):
+        if other := at_work(folder):
             raise InputError(f"{folder} is being made with other settings ({listed(changed(stored, plan))}), by "
                              f"{other}. Wait for its end, or end it")
         if stored.get("content") != plan["content"] and not finished:
@@ -202,12 +202,11 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def living(folder: Path) -> str | None:
+def at_work(folder: Path) -> str | None:
     """A process that is at work in a folder, in words."""
-    for _, words, written in signs(folder):
-        silent = time.time() - written
-        if silent < SILENCE and not is_dead(words):
-            return f"process {words['process']} of {words['host']}, which showed itself {silent:.0f} s ago"
+    for words, written in living(folder):
+        return (f"process {words['process']} of {words['host']}, which showed itself {time.time() - written:.0f} s "
+                "ago")
     return None
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from emcore.blocks.alive import SILENCE, is_dead, signs
+from emcore.blocks.alive import living
 from emcore.blocks.work import Stage, Work
 from emcore.files import TEMPORARY
 from emcore.progress import duration, quantity
@@ -26,10 +26,9 @@ def status(work: Work) -> list[str]:
         ago = f", the last {_ago(now - latest)}" if done else ""
         open_files = f", {writing} being written" if writing else ""
         lines.append(f"{stage.name}: {quantity(done)} of {quantity(stage.count)} blocks{ago}{open_files}")
-    for _, words, written in signs(work.folder):
-        if now - written < SILENCE and not is_dead(words):
-            at = f"is at {words['stage']} {words['number']}" if words["number"] is not None else "is at work"
-            lines.append(f"process {words['process']} of {words['host']} {at}, as it said {_ago(now - written)}")
+    for words, written in living(work.folder):
+        at = f"is at {words['stage']} {words['number']}" if words["number"] is not None else "is at work"
+        lines.append(f"process {words['process']} of {words['host']} {at}, as it said {_ago(now - written)}")
     if is_whole:
         return [*lines, "every stage is done"]
     if not newest:

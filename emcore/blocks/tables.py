@@ -85,7 +85,7 @@ class BlockParts:
         return "canonical"
 
     def stage(self, name: str) -> Stage:
-        return next(stage for stage in self.work.tree_stages() if stage.name == name)
+        return self.work.stage_named[name]
 
     def files(self, *names: str) -> list[Path]:
         """The files of all tasks of these stages."""
