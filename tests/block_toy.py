@@ -154,6 +154,8 @@ def change_byte(path: Path) -> None:
 
 
 def drive() -> None:
+    # a suite that runs in the background has interrupts ignored, and so would this process
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run_command(main, sys.argv[1:]))
 
 
