@@ -58,7 +58,6 @@ width = [4, 8]
 [train]
 precision = "fp32"
 [infer]
-slab = 6
 layout = "contiguous"
 compile = "off"
 [decode]
@@ -712,7 +711,7 @@ def test_jobs_of_an_array_go_on_without_one_that_is_killed(place, undisturbed):
 def test_ranks_of_torchrun_predict_and_decode_together(place):
     (RESULTS / "a_prediction.h5").unlink()
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "infer.py"), "--cfg",
-             "run.toml", "blocks.size=[12,20,20]", "decode.threshold=0.9"]
+             "run.toml", "infer.tile=[6,0,0]", "blocks.size=[12,20,20]", "decode.threshold=0.9"]
     done = subprocess.run([sys.executable, *words], env=scripts.environment(), capture_output=True, text=True,
                           timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
