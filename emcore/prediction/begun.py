@@ -14,7 +14,7 @@ from typing import Any
 from emcore import results
 from emcore.blocks.alive import FOLDER, is_dead, signs
 from emcore.blocks.grid import Grid
-from emcore.blocks.run import living
+from emcore.blocks.run import at_work
 from emcore.blocks.windows import extent
 from emcore.errors import InputError
 from emcore.files import create_once, remove, reported, sweep, temporary_name, write_text
@@ -76,7 +76,7 @@ def device_of_sums(path: Path, mine: str) -> str:
 def abandon(path: Path) -> None:
     """Removes what was begun of a prediction, unless a process is working on it."""
     folder = folder_of(path)
-    if other := living(folder):
+    if other := at_work(folder):
         raise InputError(f"{path} is being predicted with other settings by {other}: wait for its end, or end it")
     put_away(folder)
 
@@ -155,7 +155,7 @@ def close(path: Path) -> None:
 def close_if_left(path: Path) -> None:
     """The same, where a process that was killed has left something."""
     folder = folder_of(path)
-    if (folder / PLAN).exists() and living(folder) is None:
+    if (folder / PLAN).exists() and at_work(folder) is None:
         close(path)
 
 
