@@ -102,6 +102,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
 
 
 def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> None:
+    from emcore.blocks import share
     from emcore.engine.arithmetic.mode import Arithmetic
     from emcore.engine.arithmetic.prediction import comply, decide
     from emcore.prediction import Output, begun, predict, tiles
@@ -116,14 +117,13 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
         decided = decide(settings, model, passes(size, settings.infer, window))
         bytes_read = model.in_channels * np.dtype(image["dtype"]).itemsize
         task = tiles.Task(size, replace(settings.infer, window=tuple(window)), bytes_read, channels_of_net(plan))
-        tile = tiles.tile_of(task)
+        way = tiles.way_of(task, prediction, share.place()[1])
         decided = asdict(decided) | {"batch": settings.infer.batch}
-        if decided["device"] == "cuda" and tile != size:  # windows at the end of a tile make smaller batches
-            decided["tile"] = list(tile)
-        whole = plan | {"volume": record.with_content(image), "arithmetic": decided}
-        stored = begun.begin(prediction, tile, size, whole)
-    results.check_there(settings, prediction, stored["plan"], plan, "begun")  # perhaps by another command just now
-    plan = stored["plan"]
+        if decided["device"] == "cuda" and way.tile[1:] != size[1:]:  # windows at the end of a row make smaller batches
+            decided["tile"] = list(way.tile)
+        stored = begun.begin(prediction, way, plan | {"volume": record.with_content(image), "arithmetic": decided})
+    results.check_there(settings, prediction, stored[1], plan, "begun")  # perhaps by another command just now
+    plan = stored[1]
     decided = {name: value for name, value in plan["arithmetic"].items() if name != "tile"}
     infer = replace(settings.infer, batch=decided.pop("batch"))
     arithmetic = Arithmetic(**decided)

@@ -188,7 +188,7 @@ def test_files_say_what_they_hold(tmp_path, dtype, tile):
 
 
 def tiles_in(folder):
-    return list(folder.glob("tiles-*/*.h5"))
+    return list(folder.glob("tiles-*/*/*.h5"))
 
 
 @pytest.mark.slow
@@ -286,7 +286,7 @@ def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp
     assert not calls
     left = {entry.name for entry in tmp_path.iterdir()}
     assert left == {"raw.npy", "out.h5", "out.speed.json"} | ({"out.blocks"} if tile else set())
-    assert {entry.suffix for entry in tmp_path.rglob("out.blocks/*/*")} <= {".h5"}
+    assert {entry.suffix for entry in tmp_path.rglob("out.blocks/*/*/*")} <= {".h5"}
 
 
 def test_where_files_cannot_be_locked_predictions_work_all_the_same(tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_another_prediction_takes_the_place_of_one_that_is_there(tmp_path):
             net.conv.bias += number
         out = predict(net, image, tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(tile=tile))
         assert np.array_equal(open_volume(out)[...], predict(net, image, window=(4, 8, 8)))
-        assert len(list(tmp_path.rglob("out.blocks/*/*"))) == {None: 0, (4, 16, 16): 2, (4, 8, 16): 4}[tile]
+        assert len(list(tmp_path.rglob("out.blocks/*/*/*"))) == {None: 0, (4, 16, 16): 2, (4, 8, 16): 4}[tile]
 
 
 def test_a_checkpoint_of_another_config_and_a_full_disk_are_told(tmp_path, monkeypatch):

@@ -1,29 +1,37 @@
 """Prediction in tiles: the bits of all windows added up at once, in order, for whatever tiles; memory has a bound."""
 
+import json
+import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from emcore.blocks.grid import Grid
 from emcore.data import sources
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
 from emcore.data.sources import open_source
+from emcore.errors import InputError
 from emcore.prediction import predict, tiles
 from emcore.prediction.activation import PIECE, activate
-from emcore.prediction.streaming import Job, as_given
-from emcore.prediction.tiles import Task, tile_of
+from emcore.prediction.begun import Way
+from emcore.prediction.streaming import Job, Output, as_given
+from emcore.prediction.tiles import Task, tile_of, way_of
 from emcore.prediction.windows import starts, touching, weights
 from emcore.segment.affinities import encode_affinities
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.volumes import open_volume
 from emcore.volumes.blocks import attributes_joined
+from emcore.volumes.hdf5_virtual import MOST_PARTS
 from tests.test_kills import ROOT
 from tests.test_predict import Blurred
 
@@ -83,7 +91,7 @@ def at_once(job):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_tiles_have_the_bits_of_all_windows_at_once(tmp_path, name):
+def test_tiles_have_the_bits_of_all_windows_at_once(tmp_path, monkeypatch, name):
     case = {"infer": Infer(), "data": Data(), "dtype": np.uint8, "offsets": None, "box": None} | CASES[name]
     random = np.random.default_rng(0)
     image = random.random(case["shape"]) if case["dtype"] == np.float32 else random.integers(0, 250, case["shape"])
@@ -92,6 +100,9 @@ def test_tiles_have_the_bits_of_all_windows_at_once(tmp_path, name):
     options = dict(window=case["window"], data=case["data"], offsets=case["offsets"])
     infer = replace(case["infer"], tile=case["tile"])
     joined = predict(Blurred(), files, tmp_path / "out.h5", infer=infer, **options)
+    monkeypatch.setattr(tiles, "PART_VOXELS", 100)
+    in_parts = predict(Blurred(), files, tmp_path / "parts.h5", infer=infer, **options)
+    assert len(list(tmp_path.glob("parts.blocks/*/*/*"))) >= len(list(tmp_path.glob("out.blocks/*/*/*")))
     plain = predict(Blurred(), files, tmp_path / "plain.h5", infer=case["infer"], **options)
     data = replace(case["data"], storage="lazy", normalise_by="volume")
     source, infer = open_source(data, files, "test"), replace(case["infer"], window=case["window"])
@@ -99,12 +110,125 @@ def test_tiles_have_the_bits_of_all_windows_at_once(tmp_path, name):
     job = Job(net, source, infer, data, case["offsets"], as_given(net, source, infer, "fp32"))
     expected = at_once(job)
     assert attributes_joined(joined, "main").keys() - attributes_joined(plain, "main").keys() == {"tiles"}
-    for path in (joined, plain):
+    for path in (joined, in_parts, plain):
         out = open_volume(path)
         assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
         assert np.array_equal(out[...].view(np.uint8), expected.view(np.uint8)), (
             path.name, np.argwhere(out[...] != expected)[:5])
     assert np.array_equal(predict(Blurred(), files, infer=case["infer"], **options), expected)
+
+
+class Counted(Blurred):
+    """A net that counts its windows, and is interrupted at one of them."""
+
+    def __init__(self, end=None):
+        super().__init__()
+        self.end, self.count = end, 0
+
+    def forward(self, x):
+        self.count += x.is_cpu
+        if self.count == self.end:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def predicted(net, folder, tile=None):
+    """24 sections, through windows that begin at 0, 3, 6, 9, 12, 15, 18 and 20; three in each row, or two in each tile."""
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "raw.npy", np.random.default_rng(0).integers(0, 250, (24, 16, 16)).astype(np.uint8))
+    return predict(net, str(folder / "raw.npy"), Output(folder / "out.h5", {}, replaces=False), window=(4, 8, 16),
+                   infer=Infer(tile=tile, overlap=0.25))
+
+
+@pytest.fixture(params=[None, (0, 8, 0)], ids=["one tile", "two tiles"])
+def tile(request, monkeypatch):
+    """A tile of parts of four sections."""
+    monkeypatch.setattr(tiles, "PART_VOXELS", 4 * 16 * (8 if request.param else 16))
+    return request.param
+
+
+def test_what_a_kill_loses_is_a_part_and_the_windows_that_reach_into_it(tmp_path, tile):
+    row, others = (2, 8 * 2) if tile else (3, 0)  # windows of a row, and those of tiles that come later
+    for sections, end, again in ((12, 4 * row + 1, 5 * row), (4, 3 * row, 7 * row), (0, 1, 8 * row)):
+        place, net, last = tmp_path / f"{sections}", Counted(end), Counted()
+        with pytest.raises(KeyboardInterrupt):
+            predicted(net, place, tile)
+        done = {path: path.stat().st_mtime_ns for path in place.glob("out.blocks/tiles-*/*/*.h5")}
+        assert len(done) == sections // 4
+        out = predicted(last, place, tile)
+        assert last.count == again + others
+        if tile:
+            assert {path: path.stat().st_mtime_ns for path in done} == done
+        assert np.array_equal(open_volume(out)[...], open_volume(predicted(Blurred(), tmp_path / "whole"))[...])
+
+
+def test_damaged_and_missing_parts_of_a_tile_are_made_again_alone(tmp_path, monkeypatch, capsys, tile):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles.PredictionWork, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            predicted(Blurred(), tmp_path, tile)
+    parts = sorted(tmp_path.glob("out.blocks/tiles-*/*/*.h5"))
+    assert len(parts) == (12 if tile else 6)
+    contents = [path.read_bytes() for path in parts]
+    parts[1].unlink()
+    parts[4].write_bytes(contents[4][:-100])
+    made, write = [], tiles.write_block
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "write_block", lambda path, values: (made.append(path), write(path, values)))
+        out = predicted(Blurred(), tmp_path, tile)
+    assert made == [parts[1], parts[4]]
+    assert f"note: {parts[4]} is damaged; it is made again" in capsys.readouterr().out
+    if tile:
+        assert [path.read_bytes() for path in parts] == contents
+    assert np.array_equal(open_volume(out)[...], open_volume(predicted(Blurred(), tmp_path / "other"))[...])
+
+
+def test_the_net_goes_on_while_a_part_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "PART_VOXELS", 4 * 16 * 16)
+    net, write, went_on = Counted(), tiles.write_block, []
+
+    def slow(path, values):
+        before, end = net.count, time.monotonic() + 20
+        while not went_on and time.monotonic() < end:
+            time.sleep(0.01)
+            if net.count > before:
+                went_on.append(path)
+        write(path, values)
+
+    monkeypatch.setattr(tiles, "write_block", slow)
+    predicted(net, tmp_path)
+    assert [path.name for path in went_on] == ["000000.h5"]
+
+
+def test_after_a_part_that_could_not_be_written_none_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "PART_VOXELS", 4 * 16 * 16)
+    made = []
+
+    def full(path, values):
+        made.append(path.name)
+        raise InputError(f"cannot write {path}: the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "write_block", full)
+        with pytest.raises(InputError, match=r"000000\.h5: the disk is full"):
+            predicted(Blurred(), tmp_path)
+    assert made == ["000000.h5"]
+    assert np.array_equal(open_volume(predicted(Blurred(), tmp_path))[...],
+                          open_volume(predicted(Blurred(), tmp_path / "other"))[...])
+
+
+@pytest.mark.parametrize("change", [{"tile": [4, 8]}, {"part": [4, 0, 16]}, {"joined": 1}, {"part": [3, 16, 16]},
+                                    {"shape": [24, 16, "16"]}, {"part": [4, 8, 16]}, {"plan": 3}])
+def test_a_damaged_plan_is_told(tmp_path, change):
+    folder = tmp_path / "out.blocks"
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps(
+        {"shape": [24, 16, 16], "tile": [8, 16, 16], "part": [4, 16, 16], "joined": False, "plan": {}} | change))
+    with pytest.raises(InputError, match=re.escape(f"{folder / 'plan.json'} cannot be read")):
+        predicted(Blurred(), tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "tanh", "softmax"])
@@ -142,9 +266,50 @@ SIZES = {"eight thousand wide": replace(SMALL.infer, window=(18, 256, 256), dtyp
          "flat windows": replace(SMALL.infer, window=(1, 512, 512))}
 
 
-def test_small_volumes_are_one_tile():
+def test_a_tile_ends_with_a_part_and_of_small_volumes_there_is_one():
     assert tile_of(SMALL) == SMALL.shape
-    assert tile_of(SMALL._replace(infer=replace(SMALL.infer, tile=(50, 0, 5000)))) == (50, 1024, 1024)
+    asked = SMALL._replace(infer=replace(SMALL.infer, tile=(51, 0, 5000)))
+    assert tile_of(asked) == (52, 1024, 1024)
+    assert asked.sections((52, 1024, 1024)) == 13
+    assert way_of(asked, Path("out.h5"), 1) == (asked.shape, (52, 1024, 1024), (13, 1024, 1024), True)
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 4), (13, 1, 9), (12, 6, 6)])
+@pytest.mark.parametrize("tile, part", [((6, 3, 2), 2), ((6, 9, 2), 6), ((20, 4, 9), 3), ((1, 2, 3), 1)])
+def test_every_part_belongs_to_one_tile_and_lies_in_it(shape, tile, part):
+    tile = tuple(map(min, shape, tile))
+    way = Way(shape, tile, (min(part, tile[0]), *tile[1:]), True)
+    numbers = [(tile, number) for tile in range(way.tiles.blocks()) for number in way.parts_of(tile)]
+    assert sorted(number for _, number in numbers) == list(range(way.parts.blocks()))
+    assert len({way.name_of(number) for _, number in numbers}) == len(numbers)
+    for tile, number in numbers:
+        assert way.tile_of(number) == tile
+        assert all(outer.start <= inner.start < inner.stop <= outer.stop
+                   for inner, outer in zip(way.parts.box(number), way.tiles.box(tile)))
+    for tile in range(way.tiles.blocks()):
+        assert set(np.diff(way.parts_of(tile)).tolist()) <= {way.step}
+
+
+@pytest.mark.parametrize("shape", [(100, 1024, 1024), (1000, 4096, 4096), (3000, 700, 700)])
+@pytest.mark.parametrize("processes", [2, 4, 7, 100])
+def test_several_processes_share_the_work_evenly_and_compute_few_windows_twice(shape, processes):
+    task, computed = SMALL._replace(shape=shape), []
+    for count in (1, processes):
+        tile = tile_of(task, count)
+        along = [tiles.windows_along(places, window, length, 0, side) for places, window, length, side
+                 in zip(task.lattice, task.infer.window, shape, tile)]
+        computed.append(sorted((prod(each) for each in product(*along)), reverse=True))
+    alone, shared = computed
+    assert sum(shared) <= 1.25 * sum(alone)
+    busiest = max(sum(shared[rank::processes]) for rank in range(processes))
+    assert busiest < (0.66 if processes < 4 else 0.4) * sum(alone)
+
+
+def test_a_very_large_volume_has_no_more_parts_than_one_file_may_read():
+    task = Task((8000, 16_000, 16_000), Infer(window=(16, 224, 224), dtype="uint8"), 1, 3)
+    tile = tile_of(task)
+    assert Grid(task.shape, (task.sections(tile), *tile[1:])).blocks() < MOST_PARTS
+    assert task.memory(tile) <= tiles.MOST
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -153,10 +318,10 @@ def test_tiles_of_large_volumes_keep_to_the_memory_and_waste_little(name, shape)
     task = Task(shape, SIZES[name], 1, 12 if name == "many channels" else 3)
     tile = tile_of(task)
     assert task.memory(tile) <= tiles.MOST
-    assert prod(tile) <= tiles.SMALL
-    windows = [tiles.windows_in_all(places, window, length, 0, side) / len(places)
+    assert task.sections(tile) == 1 or task.sections(tile) * prod(tile[1:]) <= tiles.PART_VOXELS
+    windows = [sum(tiles.windows_along(places, window, length, 0, side)) / len(places)
                for places, window, length, side in zip(task.lattice, task.infer.window, shape, tile)]
-    assert prod(windows) < (2.2 if name == "many channels" else 1.5), (tile, windows)
+    assert prod(windows) < 1.25, (tile, windows)
 
 
 CHILD = """

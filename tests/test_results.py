@@ -276,7 +276,7 @@ def test_tiles_of_an_unfinished_prediction_are_continued_by_the_same_settings_al
     assert sum(path.suffix == ".h5" for path in first) == 2
     assert "was begun with other settings: infer.overlap" in run("infer.py", "infer.overlap=0.25", code=2)
     told = run("infer.py", "--status")
-    assert "test_im_prediction.h5: begun, 2 of 2 tiles are there" in told
+    assert "test_im_prediction.h5: begun, 2 of 2 parts are there" in told
     with monkeypatch.context() as patched:  # the tile is the one with which it was begun, so that nothing is done again
         patched.setattr(tiles, "join_blocks", killed)
         run("infer.py", "infer.tile=[5,9,0]", code=130)
@@ -310,21 +310,23 @@ def test_a_damaged_tile_is_found_made_again_and_told_before_and_after_the_end(pl
     with monkeypatch.context() as patched:
         patched.setattr(tiles, "join_blocks", killed)
         run("infer.py", code=130)
-    tile = sorted((place / "test_im_prediction.blocks").glob("*/*.h5"))[1]
+    tile = sorted((place / "test_im_prediction.blocks").glob("*/*/*.h5"))[1]
     content = tile.read_bytes()
     damage(tile)
     told = run("infer.py")
-    assert (f"{tile.name} is damaged; it is made again" in told) == (harm != "removed")
+    assert (f"{tile} is damaged; it is made again" in told) == (harm != "removed")
     assert tile.read_bytes() == content
     whole = values(place / "test_im_prediction.h5")
     before = state(place)
     damage(tile)
     with pytest.raises(InputError, match=r"is joined from"):
         values(place / "test_im_prediction.h5")
-    assert f"test_im_prediction.h5: {tile.name} is missing or damaged; it is made again" in run("infer.py")
+    told = f"test_im_prediction.h5: {tile.relative_to(place)} is missing or damaged; it is made again"
+    assert told in run("infer.py")
     assert tile.read_bytes() == content
     assert np.array_equal(values(place / "test_im_prediction.h5"), whole)
-    same = {path: stamp for path, stamp in state(place).items() if path.suffix == ".h5" and path.parent == tile.parent}
+    same = {path: stamp for path, stamp in state(place).items() if path.suffix == ".h5"
+            and path.parent.parent == tile.parent.parent}
     assert {path for path, stamp in same.items() if before[path] != stamp} == {tile}
     assert run("infer.py").count("already there") == 2
 
@@ -339,11 +341,11 @@ def test_a_command_that_comes_second_with_other_settings_does_not_join_the_first
 
     begin = begun.begin
 
-    def first_of_another(path, tile, shape, plan):
+    def first_of_another(path, way, plan):
         table = json.loads(json.dumps(plan))
         table["weights"]["digest"], table["settings"]["infer"]["overlap"] = "0" * 64, 0.25
-        begin(path, tile, shape, table)  # another command, between the check of this one and its work
-        return begin(path, tile, shape, plan)
+        begin(path, way, table)  # another command, between the check of this one and its work
+        return begin(path, way, plan)
 
     monkeypatch.setattr(begun, "begin", first_of_another)
     told = run("infer.py", code=2)

@@ -134,15 +134,15 @@ def test_jobs_wait_for_a_tile_of_a_process_that_lives_take_it_over_once_it_is_go
         jobs = [Started("infer.py", "--cfg", "run.toml", SIZE, "infer.tile=[6,0,0]", THRESHOLD,
                         SLURM_ARRAY_TASK_COUNT="2",
                         SLURM_ARRAY_TASK_ID=str(number)) for number in range(2)]
-        others = {f"00000{number}.h5" for number in (0, 1, 3)}
-        wait_until(lambda: {path.name for path in folder.glob("tiles-*/*.h5")} >= others
+        others = {f"00000{number}" for number in (0, 1, 3)}  # tiles, which have a folder each
+        wait_until(lambda: {path.parent.name for path in folder.glob("tiles-*/*/*.h5")} >= others
                    or not any(job.alive() for job in jobs), "all tiles but one are there")
         time.sleep(3)
-        assert {path.name for path in folder.glob("tiles-*/*.h5")} == others
+        assert {path.parent.name for path in folder.glob("tiles-*/*/*.h5")} == others
         assert [(job.alive(), said_by(job).count("4 tiles of ")) for job in jobs] == [(True, 1), (True, 1)]
     for job in jobs:
         job.ended()
-    assert {path.name for path in folder.glob("tiles-*/*")} == {*others, "000002.h5"}
+    assert {path.name for path in folder.glob("tiles-*/*")} == {*others, "000002"}
     in_blocks = open_volume(LABELS, "labels")[...]
     assert blocks_folder().exists()
     LABELS.unlink()

@@ -261,8 +261,8 @@ def begun_prediction(prediction: Path) -> str:
     if plan is None:
         return "not begun"
     try:
-        count = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["tile"]))).blocks()
+        count = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["part"]))).blocks()
     except (KeyError, TypeError, ValueError):
         return f"begun; {folder / PLAN} cannot be read"
-    done = sum(1 for _ in folder.glob("tiles-*/*.h5"))
-    return f"begun, {done} of {count} tiles are there" if count > 1 else "begun"
+    done = sum(1 for _ in folder.glob("tiles-*/*/*.h5"))
+    return f"begun, {done} of {count} parts are there"

@@ -1,15 +1,17 @@
 """What all processes that work on one prediction agree on, in a folder beside it, and what it took in the end.
 
     A_prediction.h5
-    A_prediction.blocks/     plan.json while it is not finished; the tiles, where it has several
+    A_prediction.blocks/     plan.json and parts while it is not finished; parts stay where A_prediction.h5 reads them
     A_prediction.speed.json
 """
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emcore import results
 from emcore.blocks.alive import FOLDER, is_dead, signs
@@ -28,40 +30,92 @@ PLAN = "plan.json"
 SUMS = "sums.txt"  # the device that adds up windows: each rounds in its own way, so the first process decides
 BLOCKS = ".blocks"
 DATASET = "main"  # of a prediction
-TILES = "tiles"  # the attribute of one that is joined from tiles
+TILES = "tiles"  # the attribute of one that reads parts
+Triple = tuple[int, int, int]
+
+
+class Way(NamedTuple):
+    """How a volume is cut: a tile is a run of parts along z."""
+
+    shape: Triple
+    tile: Triple
+    part: Triple
+    joined: bool  # the prediction reads its parts; else it is one plain file
+
+    @property
+    def tiles(self) -> Grid:
+        return Grid(self.shape, self.tile)
+
+    @property
+    def parts(self) -> Grid:
+        return Grid(self.shape, self.part)
+
+    @property
+    def step(self) -> int:
+        """From the number of a part to that of the next one along z."""
+        return prod(self.parts.counts(0)[1:])
+
+    def parts_of(self, tile: int) -> list[int]:
+        """The numbers of the parts of a tile, along z."""
+        z, y, x = self.tiles.place(tile)
+        count, run = self.parts.counts(0)[0], -(-self.tile[0] // self.part[0])
+        return [self.parts.number((place, y, x)) for place in range(z * run, min((z + 1) * run, count))]
+
+    def tile_of(self, part: int) -> int:
+        """The number of the tile of a part."""
+        z, y, x = self.parts.place(part)
+        return self.tiles.number((z * self.part[0] // self.tile[0], y, x))
+
+    def name_of(self, part: int) -> str:
+        """The file of a part within a folder: each tile has a folder of its own, so that none holds very many files."""
+        return f"{self.tile_of(part):06d}/{self.parts.place(part)[0]:06d}.h5"
+
+    def told(self, folder: str) -> dict[str, Any]:
+        """What a finished prediction says of its parts."""
+        return {"folder": folder, "tile": list(self.tile), "part": list(self.part)}
+
+
+def way_in(found: Mapping[str, Any], shape: Sequence[int], joined: Any) -> Way:
+    """The way that a table from a file tells; ValueError, TypeError or KeyError where it tells none."""
+    shape, tile, part = (tuple(sides) for sides in (shape, found["tile"], found["part"]))
+    for sides in (shape, tile, part):
+        if len(sides) != 3 or any(type(side) is not int or side < 1 for side in sides):
+            raise ValueError
+    if type(joined) is not bool or tile[1:] != part[1:] or (tile[0] % part[0] and tile[0] < shape[0]):
+        raise ValueError
+    return Way(shape, tile, part, joined)
 
 
 def folder_of(path: Path) -> Path:
     return path.with_name(path.name.partition(":")[0]).with_suffix(BLOCKS)
 
 
-def begun(path: Path) -> dict[str, Any] | None:
-    """The tile and the plan of a prediction that was begun and is not finished; None where there is none."""
+def begun(path: Path) -> tuple[Way, dict[str, Any]] | None:
+    """The way and the plan of a prediction that was begun and is not finished; None where there is none."""
     stored = folder_of(path) / PLAN
     try:
         found = json.loads(stored.read_text())
-        if isinstance(found["plan"], dict) and len(found["tile"]) == 3 and all(type(n) is int for n in found["tile"]):
-            return found
+        if isinstance(found["plan"], dict):
+            return way_in(found, found["shape"], found["joined"]), found["plan"]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError):
         pass
-    raise InputError(f"{stored} cannot be read, so nobody knows what the tiles beside it are of: remove "
+    raise InputError(f"{stored} cannot be read, so nobody knows what the parts beside it are of: remove "
                      f"{stored.parent} and run the same command again")
 
 
-def begin(path: Path, tile: tuple[int, int, int], shape: tuple[int, int, int], plan: dict[str, Any]) -> dict[str, Any]:
-    """What holds for this prediction: the tile and the plan given here, or those of the process that began it."""
+def begin(path: Path, way: Way, plan: dict[str, Any]) -> tuple[Way, dict[str, Any]]:
+    """What holds for this prediction: the way and the plan given here, or those of the process that began it."""
     folder = folder_of(path)
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
-    mine = {"tile": list(tile), "shape": list(shape), "plan": plan}
     if (found := begun(path)) is None:
         with reported(folder):
-            create_once(folder / PLAN, json.dumps(mine, indent=1) + "\n")
+            create_once(folder / PLAN, json.dumps({**way._asdict(), "plan": plan}, indent=1) + "\n")
         found = begun(path)
-    return found or mine  # the work was finished by another process just now
+    return found or (way, plan)  # the work was finished by another process just now
 
 
 def device_of_sums(path: Path, mine: str) -> str:
@@ -85,7 +139,7 @@ def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again
     """Refuses a prediction, finished or begun, that is not the wanted one; with `again` it makes room for that one."""
     if not again:
         results.check_there(settings, path, read(path) if path.exists() else None, wanted, "made")
-        results.check_there(settings, path, (begun(path) or {}).get("plan"), wanted, "begun")
+        results.check_there(settings, path, (begun(path) or (None, None))[1], wanted, "begun")
         return
     if not path.parent.exists():
         return
@@ -93,7 +147,7 @@ def check_or_clear(settings: Settings, path: Path, wanted: dict[str, Any], again
         if path.exists() and ((stored := read(path)) is None or differences(stored, wanted, settings)):
             path.unlink()
         found = begun(path)
-        if differences(found["plan"], wanted, settings) if found else not path.exists():
+        if differences(found[1], wanted, settings) if found else not path.exists():
             abandon(path)
 
 
@@ -118,22 +172,25 @@ def put_away(folder: Path) -> None:
 
 
 def tiles_of(path: Path) -> dict[str, Any] | None:
-    """What a finished prediction says of its tiles: their folder and their size; None where it is one plain file."""
+    """What a finished prediction says of its parts, of which `folder` is a path; None where it is one plain file."""
     if path.suffix != ".h5" or not path.exists() or all(one.name != DATASET for one in list_datasets(path)):
         return None
     about = attributes_joined(path, DATASET).get(TILES)
     if about is None:
         return None
     try:
-        return {"folder": path.parent / folder_of(path).name / Path(about["folder"]).name,
-                "size": tuple(int(side) for side in about["size"])}
+        return {**about, "folder": path.parent / folder_of(path).name / Path(about["folder"]).name}
     except (KeyError, TypeError, ValueError):
-        raise InputError(f"{path} does not say where its tiles are: it is damaged; remove it and run the same command "
-                         "again") from None
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    return InputError(f"{path} does not say where its parts are: it is damaged; remove it and run the same command "
+                      "again")
 
 
 def close(path: Path) -> None:
-    """Removes what is needed no more once a prediction is there: all but its tiles."""
+    """Removes what is needed no more once a prediction is there: all but the parts that it reads."""
     folder, tiles = folder_of(path), tiles_of(path)
     if not folder.exists():
         return
@@ -141,8 +198,8 @@ def close(path: Path) -> None:
     for entry in folder.iterdir():
         if entry not in (kept, folder / FOLDER):
             remove(entry)
-    for seconds in kept.glob("*.seconds") if kept else ():
-        remove(seconds)
+    for entry in (*kept.glob("*.columns"), *kept.glob("*/*.seconds")) if kept else ():
+        remove(entry)
     for sign, words, _ in signs(folder):
         if is_dead(words):
             remove(sign)
@@ -160,27 +217,30 @@ def close_if_left(path: Path) -> None:
 
 
 def mend(path: Path) -> None:
-    """Takes back a finished prediction of which tiles are missing or damaged, so that they are made again."""
+    """Takes back a finished prediction of which parts are missing or damaged, so that they are made again."""
     if (about := tiles_of(path)) is None:
         return
     with one_at_a_time(path.parent):
         if not path.exists():
             return  # another process of the same command has seen it
         found = next(one for one in list_datasets(path) if one.name == DATASET)
-        grid = Grid(found.shape[1:], about["size"])
-        tiles = {about["folder"] / f"{number:06d}.h5": (found.shape[0], *extent(grid.box(number)))
-                 for number in range(grid.blocks())}
-        damaged = [tile for tile, shape in tiles.items() if not is_whole(tile, shape, found.dtype)]
-        if not damaged:
+        try:
+            way = way_in(about, found.shape[1:], True)
+        except (KeyError, TypeError, ValueError):
+            raise damaged(path) from None
+        parts = {about["folder"] / way.name_of(number): (found.shape[0], *extent(way.parts.box(number)))
+                 for number in range(way.parts.blocks())}
+        lost = [part for part, shape in parts.items() if not is_whole(part, shape, found.dtype)]
+        if not lost:
             return
         record = attributes_joined(path, DATASET).get(ATTRIBUTE)
-        more = f", with {len(damaged) - 1} more" if damaged[1:] else ""
+        more = f", with {len(lost) - 1} more" if lost[1:] else ""
         if not isinstance(record, dict):
-            raise InputError(f"{damaged[0]} is missing or damaged{more}: remove {path} and predict it again")
-        print(f"{path}: {damaged[0].name} is missing or damaged{more}; it is made again", flush=True)
-        begin(path, about["size"], grid.shape, record)
-        for tile in damaged:
-            remove(tile)
+            raise InputError(f"{lost[0]} is missing or damaged{more}: remove {path} and predict it again")
+        print(f"{path}: {lost[0].relative_to(path.parent)} is missing or damaged{more}; it is made again", flush=True)
+        begin(path, way, record)
+        for part in lost:
+            remove(part)
         path.unlink()
 
 
@@ -190,6 +250,6 @@ def speed_file(prediction: Path) -> Path:
 
 
 def keep_seconds(path: Path, seconds: float, provenance: dict[str, Any]) -> None:
-    """Writes the seconds that all tiles took, those of every process and every start together."""
+    """Writes the seconds that all parts took, those of every process and every start together."""
     made_by = {name: provenance[name] for name in ("checkpoint", "step") if name in provenance}
     write_text(speed_file(path), json.dumps({"seconds": round(seconds, 3), **made_by}) + "\n")
