@@ -120,7 +120,7 @@ def predict_one(settings: Settings, number: int, model, plan: dict, prediction: 
         way = tiles.way_of(task, prediction, share.place()[1])
         decided = asdict(decided) | {"batch": settings.infer.batch}
         if decided["device"] == "cuda" and way.tile[1:] != size[1:]:  # windows at the end of a row make smaller batches
-            decided["tile"] = list(way.tile)
+            decided["tile"] = list(way.tile[1:])
         stored = begun.begin(prediction, way, plan | {"volume": record.with_content(image), "arithmetic": decided})
     results.check_there(settings, prediction, stored[1], plan, "begun")  # perhaps by another command just now
     plan = stored[1]

@@ -151,8 +151,11 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
         found.append("infer.compile was 'on', is 'off'")
     if made.get("device") == "cuda" and settings.infer.batch not in (0, made.get("batch")):
         found.append(f"infer.batch was {made.get('batch')!r}, is {settings.infer.batch!r}")
-    if made.get("device") == "cuda" and "tile" in made and settings.infer.tile not in (None, tuple(made["tile"])):
-        found.append(f"infer.tile was {made['tile']}, is {list(settings.infer.tile)}")
+    if made.get("device") == "cuda" and settings.infer.tile:
+        whole = size_of(stored["volume"])[1:]  # y and x, along which a tile decides how windows are batched
+        was, asked = made.get("tile", whole), [min(pair) for pair in zip(settings.infer.tile[1:], whole)]
+        if any(side not in (0, before) for side, before in zip(asked, was)):
+            found.append(f"infer.tile was {list(was)} along y and x, is {asked}")
     if not same_volume(stored["volume"], wanted["volume"]):
         found.append(f"the volume was {told_volume(stored['volume'])}, is {told_volume(wanted['volume'])}")
     return found

@@ -26,7 +26,9 @@ from emcore.prediction.begun import Way
 from emcore.prediction.streaming import Job, Output, as_given
 from emcore.prediction.tiles import Task, tile_of, way_of
 from emcore.prediction.windows import starts, touching, weights
+from emcore.record import differences
 from emcore.segment.affinities import encode_affinities
+from emcore.settings import Settings
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.volumes import open_volume
@@ -133,7 +135,7 @@ class Counted(Blurred):
 
 
 def predicted(net, folder, tile=None):
-    """24 sections, through windows that begin at 0, 3, 6, 9, 12, 15, 18 and 20; three in each row, or two in each tile."""
+    """24 sections; windows begin at 0, 3, 6, 9, 12, 15, 18 and 20: three in each of these rows, or two in each tile."""
     folder.mkdir(exist_ok=True)
     np.save(folder / "raw.npy", np.random.default_rng(0).integers(0, 250, (24, 16, 16)).astype(np.uint8))
     return predict(net, str(folder / "raw.npy"), Output(folder / "out.h5", {}, replaces=False), window=(4, 8, 16),
@@ -322,6 +324,19 @@ def test_tiles_of_large_volumes_keep_to_the_memory_and_waste_little(name, shape)
     windows = [sum(tiles.windows_along(places, window, length, 0, side)) / len(places)
                for places, window, length, side in zip(task.lattice, task.infer.window, shape, tile)]
     assert prod(windows) < 1.25, (tile, windows)
+
+
+@pytest.mark.parametrize("made, asked, told", [
+    ([640, 700], None, None), ([640, 700], (64, 0, 0), None), ([640, 700], (64, 640, 5000), None),
+    ([640, 700], (64, 320, 0), "infer.tile was [640, 700] along y and x, is [320, 0]"),
+    (None, (64, 0, 700), None), (None, (64, 0, 350), "infer.tile was (800, 700) along y and x, is [0, 350]")])
+def test_on_a_gpu_other_sides_of_a_tile_are_another_prediction_as_they_decide_what_is_batched(made, asked, told):
+    volume = {"image": "a.h5", "shape": [100, 800, 700], "box": None, "dtype": "uint8", "content": "0" * 64}
+    wanted = {"weights": {"digest": "0"}, "settings": {}, "volume": volume}
+    for device in ("cuda", "cpu"):
+        stored = {**wanted, "arithmetic": {"device": device, "batch": 0} | ({"tile": made} if made else {})}
+        found = differences(stored, wanted, Settings("run", infer=Infer(tile=asked)))
+        assert found == ([told] if told and device == "cuda" else [])
 
 
 CHILD = """

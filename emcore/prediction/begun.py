@@ -19,7 +19,7 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.run import at_work
 from emcore.blocks.windows import extent
 from emcore.errors import InputError
-from emcore.files import create_once, remove, reported, sweep, temporary_name, write_text
+from emcore.files import create_once, remove, reported, sweep, sweep_folder, temporary_name, write_text
 from emcore.locks import NoLocks, take
 from emcore.record import ATTRIBUTE, differences, read
 from emcore.settings import Settings
@@ -203,6 +203,7 @@ def close(path: Path) -> None:
     for sign, words, _ in signs(folder):
         if is_dead(words):
             remove(sign)
+    sweep_folder(folder / FOLDER)
     for empty in (folder / FOLDER, folder):  # of several processes the last one finds them empty
         with suppress(OSError):
             empty.rmdir()
