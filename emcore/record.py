@@ -153,9 +153,9 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
         found.append(f"infer.batch was {made.get('batch')!r}, is {settings.infer.batch!r}")
     if made.get("device") == "cuda" and settings.infer.tile:
         whole = size_of(stored["volume"])[1:]  # y and x, along which a tile decides how windows are batched
-        was, asked = made.get("tile", whole), [min(pair) for pair in zip(settings.infer.tile[1:], whole)]
+        was, asked = list(made.get("tile", whole)), [min(pair) for pair in zip(settings.infer.tile[1:], whole)]
         if any(side not in (0, before) for side, before in zip(asked, was)):
-            found.append(f"infer.tile was {list(was)} along y and x, is {asked}")
+            found.append(f"infer.tile was {was} along y and x, is {asked}")
     if not same_volume(stored["volume"], wanted["volume"]):
         found.append(f"the volume was {told_volume(stored['volume'])}, is {told_volume(wanted['volume'])}")
     return found
