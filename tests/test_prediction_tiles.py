@@ -31,7 +31,7 @@ from emcore.segment.affinities import encode_affinities
 from emcore.settings import Settings
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Activation, Infer, Views
-from emcore.volumes import open_volume
+from emcore.volumes import create_volume, open_volume
 from emcore.volumes.blocks import attributes_joined
 from emcore.volumes.hdf5_virtual import MOST_PARTS
 from tests.test_kills import ROOT
@@ -339,31 +339,33 @@ def test_on_a_gpu_other_sides_of_a_tile_are_another_prediction_as_they_decide_wh
         assert found == ([told] if told and device == "cuda" else [])
 
 
+DEEP = Infer(window=(18, 256, 256), overlap=0.2, dtype="uint8")
 CHILD = """
 import resource, sys
 import torch
 from emcore.prediction import predict
-from emcore.settings.predict import Infer
-net = torch.nn.Conv3d(1, 3, 1).eval()
-window, place = (8, 128, 128), sys.argv[1]
-predict(net, f"{place}/small.npy", f"{place}/small.h5", window=window, infer=Infer(overlap=0.1))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-predict(net, f"{place}/large.npy", f"{place}/large.h5", window=window, infer=Infer(overlap=0.1, tile=eval(sys.argv[2])))
-print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+from tests.test_prediction_tiles import DEEP
+torch.set_num_threads(1)
+net, place = torch.nn.Conv3d(1, 3, 1).eval(), sys.argv[1]
+for name in ("small", "large"):
+    predict(net, f"{place}/{name}.h5", f"{place}/{name}_out.h5", window=DEEP.window, infer=DEEP)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
 @pytest.mark.long
-def test_the_memory_of_a_process_stays_below_the_estimate(tmp_path):
-    np.save(tmp_path / "small.npy", np.zeros((8, 128, 128), np.uint8))
-    np.lib.format.open_memmap(tmp_path / "large.npy", "w+", np.uint8, (24, 1500, 1500))[:, ::7] = 9
-    tile = (24, 1024, 1024)
-    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path),
-                           str(tile)], capture_output=True, text=True, cwd=ROOT)
+@pytest.mark.parametrize("side", [2048, 4096])
+def test_the_memory_of_a_process_stays_below_the_estimate_and_does_not_grow_with_the_section(tmp_path, side):
+    shape = (20, side, side)
+    for name, size in (("small", (18, 256, 256)), ("large", shape)):
+        with create_volume(tmp_path / f"{name}.h5", size, "uint8") as out:
+            out[:] = 9
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    before, most = map(int, done.stdout.split()[-2:])
-    task = Task((24, 1500, 1500), Infer(window=(8, 128, 128), overlap=0.1), 1, 3)
-    assert most - before < task.memory(tile)
+    before, most = (int(line) for line in done.stdout.splitlines() if line.isdigit())
+    print(f"{side} x {side}: {(most - before) / 1e9:.2f} GB besides the net")
+    task = Task(shape, DEEP, 1, 3)
+    assert most - before < task.memory(tile_of(task)) <= tiles.MOST
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

@@ -75,13 +75,15 @@ class Task(NamedTuple):
         return -(-tile[0] // -(-tile[0] // max(1, voxels // prod(tile[1:]))))
 
     def memory(self, tile: Triple) -> int:
-        """Bytes that a process takes for a tile besides the net, about: sums, image, finished sections and a part."""
+        """Bytes that a process takes for a tile besides the net, about."""
         window, plane = self.infer.window, tile[1] * tile[2]
         wide = [min(n + 2 * w, length + 2 * pad + w) for n, w, length, pad
                 in zip(tile[1:], window[1:], self.shape[1:], self.infer.pad[1:])]
         piece = max(PIECE, 4 * self.channels * plane)
-        return (4 * (self.channels + 1) * window[0] * plane + 3 * self.read * window[0] * prod(wide) + 5 * piece
-                + AHEAD * piece * self.written // (4 * self.channels) + self.written * self.sections(tile) * plane)
+        sums, image = 4 * (self.channels + 1) * window[0] * plane, 3 * self.read * window[0] * prod(wide)
+        windows, finished = 8 * (self.channels + 3) * prod(window), 8 * piece
+        waiting, part = AHEAD * piece * self.written // (4 * self.channels), self.written * self.sections(tile) * plane
+        return sums + image + windows + finished + waiting + part
 
 
 def tile_of(task: Task, processes: int = 1) -> Triple:
@@ -267,7 +269,7 @@ class Filling:
 
     def __init__(self, work: PredictionWork, numbers: Sequence[int], progress: Progress):
         self.work, self.left, self.progress = work, deque(numbers), progress
-        self.began, self.values, self.failed = time.perf_counter(), None, False
+        self.began, self.values, self.failed = time.perf_counter(), np.empty(0), False
 
     def put(self, low: int, high: int, get: Callable[[], np.ndarray]) -> None:
         """Takes the sections [low, high), which get() returns; nothing after a failure."""
@@ -277,7 +279,7 @@ class Filling:
         while low < high:
             number = self.left[0]
             span = self.work.way.parts.box(number)[0]
-            if self.values is None:
+            if self.values.shape != self.work.extent(number):
                 self.values = np.empty(self.work.extent(number), self.work.job.dtype)
             upto = min(high, span.stop)
             self.values[:, low - span.start:upto - span.start] = piece[:, :upto - low]
@@ -293,7 +295,7 @@ class Filling:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_text(seconds_file(path), f"{now - self.began}")
         write_block(path, self.values)
-        self.began, self.values = now, None
+        self.began = now
         self.left.popleft()
 
 
