@@ -43,7 +43,7 @@ PART_VOXELS, PART_BYTES = 2**24, 2**27  # of the largest part, but whole section
 MOST_PARTS = 50_000  # above which parts are larger
 AHEAD = 4  # pieces that may wait for the disk while the net goes on
 PLAIN = 2**27  # voxels of the largest volume of which the prediction is one plain file
-MOST = 1_500_000_000  # bytes that a process takes for a tile, besides the net
+MOST = 1_700_000_000  # bytes that a process takes for a tile, besides the net
 EXTRA = 1.25  # so many times the windows of one process may be computed by all, where several share them
 
 
