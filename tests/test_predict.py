@@ -220,13 +220,17 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
         process.wait()
     assert start("killed.h5", 0).wait(timeout=100) == 0
     shared = [start("shared.h5", WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]
-    assert [process.wait(timeout=100) for process in shared] == [0, 0]
+    shared += [start("both.h5", tile=None, WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]  # into one plain file
+    assert [process.wait(timeout=100) for process in shared] == [0, 0, 0, 0]
     expected = open_volume(tmp_path / "whole.h5")[...]
+    assert np.array_equal(open_volume(tmp_path / "both.h5")[...], expected)
+    assert not (tmp_path / "both.blocks").exists()
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
         assert json.loads((tmp_path / f"{name}.speed.json").read_text())["seconds"] > 0
         assert {entry.suffix for entry in (tmp_path / f"{name}.blocks").rglob("*") if entry.is_file()} == {".h5"}
-    assert {entry.name.partition(".")[0] for entry in tmp_path.iterdir()} == {"raw", "whole", "killed", "shared"}
+    names = {entry.name.partition(".")[0] for entry in tmp_path.iterdir()}
+    assert names == {"raw", "whole", "killed", "shared", "both"}
 
 
 def blurring(folder, tile=(4, 20, 20)):
