@@ -26,6 +26,7 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
+from emcore.decode.labels import check_end
 from emcore.errors import InputError
 from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
@@ -47,6 +48,7 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     source, before = open_volume(prediction), stamp(prediction)
     folder = place.with_suffix(FOLDER)
     grid, content = choice.grid, record["prediction"]["digest"]
+    settings = with_end(folder, grid, str(prediction), settings, content)
     about = {"folder": folder.name, "block": list(grid.block), "content": content,
              "prediction": beside(prediction, place.parent)}
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
@@ -80,6 +82,7 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
     if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
         raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
                          "the one that is there")
+    check_end(labels, work.end, threshold)
     work = work.at(threshold)
     table = config.to_table(work.settings)
     about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
@@ -91,6 +94,19 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
         said = {"decode": table, ABOUT: said[ABOUT]} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
+
+
+def with_end(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> Decode:
+    """The settings, up to the end of merges that are there, where these serve them too."""
+    if not isinstance(settings, AffinityDecode) or settings.end:
+        return settings
+    try:
+        earlier = config.from_table(AffinityDecode, (read_plan(folder) or {})["decode"], "decode")
+        wider = replace(settings, end=earlier.end or earlier.threshold)
+    except (KeyError, TypeError, ValueError):  # there is no plan, or it is of another kind or below this threshold
+        return settings
+    there, wanted = (work_for(folder, grid, prediction, each, content).folders for each in (earlier, wider))
+    return wider if there["merges"] == wanted["merges"] else settings
 
 
 def mend(work: LabelWork, blocks: Blocks) -> None:
