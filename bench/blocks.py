@@ -4,6 +4,7 @@ Both ways go from a stored prediction to a labels file, as infer.py does it, in 
 process is watched from outside: its own peak, and the most that it and its workers hold together (PSS: shared pages
 count once). Seconds of a stage end with its last file. With --gigavoxels a volume of so many voxels, mirrored copies of
 the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
+--climbs counts what enters the top of the octree for several settings (bench/blocks_climb.py).
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.affinities import load_labels, make_affinities
+from bench.blocks_climb import print_climbs
 from bench.compare import Row, print_header, print_row
 from bench.watch import Watched, watch
 from emcore.blocks.choice import Choice
@@ -185,16 +187,21 @@ def main() -> None:
     parser.add_argument("--statistic", default="mean")
     parser.add_argument("--low", type=float, default=0.1)
     parser.add_argument("--high", type=float, default=0.999)
+    parser.add_argument("--end", type=float, default=0.0, help="decode.end; the threshold without")
+    parser.add_argument("--climbs", action="store_true", help="count what enters the top of the octree instead")
     parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
     parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
     arguments = parser.parse_args()
-    settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high)
+    settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high, end=arguments.end)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, settings, arguments.workers)
         prediction = bench.prediction(arguments.labels, arguments.size)
         block = arguments.block or arguments.size // 2
+        if arguments.climbs:
+            print_climbs(folder, prediction, block)
+            return
         print_header()
         if arguments.gigavoxels:
             bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block)
