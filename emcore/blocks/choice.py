@@ -89,6 +89,7 @@ class Choice(NamedTuple):
     grid: Grid | None
     workers: int
     told: str
+    advice: str = ""  # another sentence, where settings make it costly (density.py)
 
 
 def choose(task: Task, settings: Blocks) -> Choice:
