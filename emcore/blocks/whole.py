@@ -18,6 +18,8 @@ class WholeWork(Work):
     make: Callable[[], None]
     is_made: Callable[[], bool]
 
+    needs_less = "blocks.size decodes the volume in blocks, which need less"
+
     def stages(self) -> list[Stage]:
         return [Stage("decoding", 1, "whole")]
 

@@ -184,14 +184,13 @@ class PredictionWork(Work):
         return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", self.way.tiles.box(number)))
 
     def run(self, stage: Stage, number: int) -> None:
+        found = {}
         if stage.name == "statistics":
             found = {"statistics": np.array(self.job.measured(), np.float64)}
         elif stage.name == "prediction":
             self.predict(number)
-            found = {}
         else:
             self.finish()
-            found = {}
         store.write(self.path(stage, number), found)
 
     def predict(self, tile: int) -> None:
@@ -231,14 +230,16 @@ class PredictionWork(Work):
         """Writes the file that reads the parts, or the one that holds them."""
         self.check_image()
         numbers = range(self.way.parts.blocks())
+        seconds = None
         with suppress(OSError, ValueError):  # parts of a prediction that was finished once have none any more
-            begun.keep_seconds(self.out, sum(float(seconds_file(self.part(number)).read_text()) for number in numbers),
-                               self.said)
+            seconds = sum(float(seconds_file(self.part(number)).read_text()) for number in numbers)
+        if seconds is not None:
+            begun.keep_seconds(self.out, seconds, self.said)
         channels, said = slice(0, len(self.job.channels)), {**self.job.attributes(), **self.said}
         about = ((channels.stop, *self.way.shape), self.job.dtype)
         place = (self.job.source.resolution, self.job.source.offset)
         if not self.way.joined:
-            chunks = choose_chunks(self.extent(0), np.dtype(self.job.dtype))  # of which a part has whole ones
+            chunks = choose_chunks(self.extent(0), np.dtype(self.job.dtype))  # a part is written in whole ones
             with create_volume(self.out, *about, *place, said, chunks) as out:
                 for number in numbers:
                     out[(channels, *self.way.parts.box(number))] = self.values(number)
