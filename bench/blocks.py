@@ -4,31 +4,41 @@ Both ways go from a stored prediction to a labels file, as infer.py does it, in 
 process is watched from outside: its own peak, and the most that it and its workers hold together (PSS: shared pages
 count once). Seconds of a stage end with its last file. With --gigavoxels a volume of so many voxels, mirrored copies of
 the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
+With --peers other systems decode in blocks beside it (bench/blocks_peers.py). With --recipes the tables [decode] of
+recipes are carried out in several grids, and every voxel and every merge is compared.
 """
 
 import argparse
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from bench.affinities import load_labels, make_affinities
+from bench.blocks_peers import compare_peers
 from bench.compare import Row, print_header, print_row
 from bench.watch import Watched, watch
+from emcore import config
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.run import decode_in_blocks, work_of
+from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
-from emcore.segment import encode_affinities
+from emcore.segment import MergeTree, encode_affinities
 from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.settings import Settings
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 RECORD = {"prediction": {"digest": "bench"}}
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RECIPES = ("snemi/snemi_neurons", "snemi/snemi_neurons_multitask")  # dust and links; boundaries and dust
+GRIDS = ((8, 8, 8), (6, 10, 7), (4, 16, 16))  # blocks in sixteenths of the volume's side
 
 
 # ---- predictions
@@ -104,16 +114,21 @@ def differing(one: Path, other: Path) -> int:
     return sum(int(np.count_nonzero(first[z:z + 16] != second[z:z + 16])) for z in range(0, first.shape[0], 16))
 
 
+def merges_differ(one: MergeTree, other: MergeTree) -> bool:
+    """Whether two trees differ in a merge: which fragments join, at which height, by which contact."""
+    return not all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("a", "b", "height", "key"))
+
+
 class Bench:
     """The files of one run, in a folder of its own."""
 
     def __init__(self, folder: Path, settings: AffinityDecode, workers: int):
         self.folder, self.settings, self.workers = folder, settings, workers
 
-    def prediction(self, labels: str | None, size: int) -> Path:
-        path = self.folder / f"{size}_prediction.h5"
+    def prediction(self, labels: str | None, size: int, corner: tuple[int, ...]) -> Path:
+        path = self.folder / f"{size}_at_{'_'.join(map(str, corner))}_prediction.h5"
         if not path.exists():
-            write_prediction(path, load_labels(labels, size))
+            write_prediction(path, load_labels(labels, size, corner))
         return path
 
     def blocks(self, prediction: Path, block: tuple[int, int, int]) -> tuple[Path, Watched]:
@@ -153,6 +168,19 @@ class Bench:
         if different:
             raise SystemExit("blocks and the whole give different labels")
 
+    def recipe(self, name: str, prediction: Path) -> None:
+        """Prints a row for every grid; fails where a voxel or a merge differs."""
+        peer, whole = self.whole(prediction)
+        tree, side = read_segmentation(peer).tree, open_volume(prediction).shape[1]
+        for block in (tuple(side * part // 16 for part in grid) for grid in GRIDS):
+            ours, blocks = self.blocks(prediction, block)
+            voxels, merges = differing(ours, peer), merges_differ(read_segmentation(ours).tree, tree)
+            found = f"{voxels} VOXELS DIFFER" if voxels else "OTHER MERGES" if merges else "the same labels and merges"
+            print_row(Row(f"{name}, {'x'.join(map(str, block))}", "ours, whole", blocks.seconds, whole.seconds,
+                          whole.seconds / blocks.seconds, blocks.together / 2**20, whole.together / 2**20, "", found))
+            if voxels or merges:
+                raise SystemExit("blocks and the whole give different labels")
+
     def large(self, source: Path, side: int, voxels: float, block: int) -> None:
         """A volume of copies in blocks alone, after small copies in the same grid both ways."""
         counts = counts_for(voxels, side)
@@ -179,6 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="edge of the volume in voxels")
     parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic tissue without")
+    parser.add_argument("--corner", type=int, nargs=3, default=(0, 0, 0), help="first voxel z y x of the labels taken")
     parser.add_argument("--block", type=int, help="edge of the blocks; half of the volume's without")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -186,6 +215,9 @@ def main() -> None:
     parser.add_argument("--low", type=float, default=0.1)
     parser.add_argument("--high", type=float, default=0.999)
     parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
+    parser.add_argument("--peers", action="store_true", help="decode in blocks beside other systems instead")
+    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has the peers")
+    parser.add_argument("--recipes", action="store_true", help="decode as recipes do, in several grids, instead")
     parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
     arguments = parser.parse_args()
     settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high)
@@ -193,11 +225,19 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, settings, arguments.workers)
-        prediction = bench.prediction(arguments.labels, arguments.size)
+        prediction = bench.prediction(arguments.labels, arguments.size, tuple(arguments.corner))
         block = arguments.block or arguments.size // 2
         print_header()
         if arguments.gigavoxels:
             bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block)
+        elif arguments.peers:
+            compare_peers(lambda: bench.blocks(prediction, (block,) * 3), bench.whole(prediction)[0],
+                          load_labels(arguments.labels, arguments.size, arguments.corner), (block,) * 3,
+                          arguments.repeats, arguments.workers, arguments.peer_python, folder)
+        elif arguments.recipes:
+            for recipe in RECIPES:
+                bench.settings = config.load(Settings, CONFIGS / f"{recipe}.toml").decode
+                bench.recipe(Path(recipe).name, prediction)
         else:
             bench.compare(prediction, (block,) * 3, arguments.repeats, ">= 0.8")
 
