@@ -62,12 +62,12 @@ class Volara:
         return np.load(self.folder / "segments.npy"), run._replace(seconds=sum(stages.values())), stages
 
 
-def distance(whole, blocks) -> Voi:
-    """VOI of one result to the other; background counts as a segment."""
-    return metrics.voi(metrics.contingency(whole, blocks, ()))
+def distance(one, other, ignored: tuple[int, ...] = ()) -> Voi:
+    return metrics.voi(metrics.contingency(one, other, ignored))
 
 
 def told(voi: Voi) -> str:
+    """Split and merge."""
     return "0" if voi == (0, 0) else f"{voi.split:.3f} + {voi.merge:.3f}"
 
 
@@ -105,6 +105,9 @@ def compare_peers(decode: Callable, whole: Path, labels: np.ndarray, block: tupl
     if peer:
         print(f"    volara's tasks: {', '.join(f'{name} {took:.2f}' for name, took in stages.items())}; in one block "
               f"{run.seconds:.2f} s, largest process {run.largest / 2**20:.0f} MiB")
+        print(f"    VOI of the wholes to the labels that the affinities were made of: emcore "
+              f"{told(distance(labels, open_volume(whole, 'labels'), (0,)))}, volara "
+              f"{told(distance(labels, single, (0,)))}")
     print(PYTC)
     if apart != (0, 0):
         raise SystemExit("blocks and the whole give different labels")
