@@ -9,7 +9,7 @@ from emcore.blocks.windows import Source
 from emcore.decode.affinities import read_affinities, segmentation_of
 from emcore.volumes import open_volume
 from tests.oracles import absorption as oracle
-from tests.test_blocks import events_by, make_prediction, random_grid, random_settings
+from tests.test_blocks import events_by, events_of, make_prediction, random_grid, random_settings
 
 
 def random_graph(rng, names, pairs):
@@ -60,7 +60,8 @@ def test_absorptions_are_those_that_nothing_can_come_before():
         edges.sort()
         u, v, height, key = (np.array(column) for column in zip(*edges))
         columns = {"u": u.astype(np.uint32), "v": v.astype(np.uint32), "key": key.astype(np.uint64)}
-        found = sweeps.absorptions(names, columns, height, np.isin(names, incomplete), as_forest(outside))
+        found = sweeps.absorptions(names, columns, height, np.isin(names, incomplete), as_forest(outside),
+                                    np.inf)
         found = {(source, target, edges[edge]) for source, target, edge in zip(*(part.tolist() for part in found))}
         wanted = oracle.absorptions(edges, outside, set(incomplete.tolist()))
         once = {edge for _, _, edge in wanted}
@@ -88,7 +89,7 @@ def different_events(folder, seeds):
         for stage in work.tree_stages():
             for number in range(stage.count):
                 work.run(stage, number)
-        different += events_by(work) != list(zip(tree.height.tolist(), tree.key.tolist()))
+        different += events_by(work) != events_of(tree, settings.end)
         heights = [store.read(work.path(work.merge_stage(0, turn), number), "height")[0]
                    for turn in (0, None) for number in range(work.grid.blocks())]
         half = len(heights) // 2

@@ -1,5 +1,6 @@
 """Decoding in blocks gives what decoding the whole volume gives, to the bit, for every grid."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
+from emcore.segment import MergeTree
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
 from emcore.settings.decode import AffinityDecode, Link
 from emcore.volumes import create_volume, open_volume
@@ -61,8 +63,10 @@ def random_settings(rng: np.random.Generator, statistic: str, floods: bool) -> A
         after = {"boundary": float(rng.choice([0, 0.2, 0.5])), "dust_size": int(rng.choice([0, 5, 40])),
                  "dust_affinity": float(rng.choice([0, 0.3])), "remove_size": int(rng.choice([0, 4])),
                  "link": link if rng.random() < 0.7 else None}
-    return AffinityDecode(statistic=statistic, low=low, high=high, threshold=float(rng.choice([0.1, 0.35, 0.5, 0.8])),
-                          fragments=how, bias=(0.5, 0.0, 0.0) if rng.random() < 0.2 else (0.0, 0.0, 0.0), **after)
+    threshold = float(rng.choice([0.1, 0.35, 0.5, 0.8]))
+    return AffinityDecode(statistic=statistic, low=low, high=high, threshold=threshold,
+                          end=float(rng.choice([1.0, max(threshold, 0.7)])), fragments=how,
+                          bias=(0.5, 0.0, 0.0) if rng.random() < 0.2 else (0.0, 0.0, 0.0), **after)
 
 
 def labels_by(work: AffinityWork) -> np.ndarray:
@@ -85,19 +89,26 @@ def events_by(work: AffinityWork) -> list[tuple]:
     return sorted(found)
 
 
+def events_of(tree: MergeTree, end: float) -> list[tuple]:
+    """(height, key) of every merge of a whole volume below the end."""
+    return [(height, key) for height, key in zip(tree.height.tolist(), tree.key.tolist()) if height < end]
+
+
 def check_volume(folder: Path, seed: int, statistic: str, floods: bool = False, most: int = 40) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(length) for length in rng.integers(4, 17, 3))
     path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
     settings = random_settings(rng, statistic, floods)
-    segmentation = segmentation_of(read_affinities(open_volume(path), settings), settings)
+    whole = replace(settings, end=0.0)  # all merges
+    segmentation = segmentation_of(read_affinities(open_volume(path), settings), whole)
     labels, tree = labels_of(segmentation, settings), segmentation.tree
     for turn in range(2):
         grid = random_grid(rng, shape, floods, most)
-        work = AffinityWork(folder / f"{seed}-{turn}.blocks", grid, Source(str(path), settings), "content")
-        told = f"seed {seed}, {settings}, {grid}"
+        asked = replace(settings, end=0.0) if turn and seed % 3 == 0 else settings
+        work = AffinityWork(folder / f"{seed}-{turn}.blocks", grid, Source(str(path), asked), "content")
+        told = f"seed {seed}, {asked}, {grid}"
         assert np.array_equal(labels_by(work), labels), told
-        assert events_by(work) == list(zip(tree.height.tolist(), tree.key.tolist())), told
+        assert events_by(work) == events_of(tree, asked.end or asked.threshold), told
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)

@@ -31,8 +31,9 @@ class AffinityWork(TreeWork):
     """The decoding of a prediction by decode.kind = "affinities"."""
 
     def at(self, threshold: float) -> "AffinityWork":
-        """The same work with another threshold."""
-        return replace(self, source=replace(self.source, settings=replace(self.settings, threshold=threshold)))
+        """The same work with another threshold, up to the end of its merges."""
+        settings = replace(self.settings, threshold=threshold, end=self.end)
+        return replace(self, source=replace(self.source, settings=settings))
 
     # ---- stages
 

@@ -24,7 +24,7 @@ SHARED = ("edge", "max", "key", "first")  # the columns of pairs that several bl
 EDGE = "edge_"  # before the names of the columns of edges that climb
 
 
-def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> Columns:
+def of_graph(graph: Columns, statistic: Statistic, end: float, shared: Columns) -> Columns:
     """The merges of a leaf by the region graph of its block alone; shared: what `shared_pairs` found for it."""
     names = graph["names"]
     edges = {name: graph[name] for name in ("u", "v", "key", *needed(statistic)) if name in graph}
@@ -35,7 +35,7 @@ def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> Columns:
         kept[shared["edge"]] = shared["first"]
         edges = {name: values[kept] for name, values in (edges | {"bins": maxima_bins(largest, statistic)}).items()}
         edges |= {"bin_starts": np.arange(len(edges["u"]) + 1), "bin_counts": np.ones(len(edges["u"]), np.int64)}
-    return settled(names, edges, {side: names[graph[side]] for side in SIDES}, statistic)
+    return settled(names, edges, {side: names[graph[side]] for side in SIDES}, statistic, end)
 
 
 def climbs(name: str) -> bool:
@@ -59,10 +59,10 @@ def of_children(children: Sequence[Columns], outer: Sequence[set[str]]) -> tuple
     return names, concatenate(parts), faces_of(children, outer)
 
 
-def of_itself(before: Columns, outside: Columns, statistic: Statistic) -> Columns:
+def of_itself(before: Columns, outside: Columns, statistic: Statistic, end: float) -> Columns:
     """What else merges in a block once it knows the forest that lies outside of it."""
     faces = {side: before[side] for side in SIDES}
-    made = settled(before["names"], pool_edges(edges_of(before)), faces, statistic, outside)
+    made = settled(before["names"], pool_edges(edges_of(before)), faces, statistic, end, outside)
     return made | {"root": made["root"][before["root"]],
                    **{name: np.concatenate([before[name], made[name]]) for name in EVENT}}
 
@@ -92,9 +92,9 @@ def is_climbing(child: Columns) -> np.ndarray:
     return found
 
 
-def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statistic,
+def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statistic, end: float,
             outside: Columns | None = None) -> Columns:
-    """Everything that can merge here: the merges, the edges that are left, and their forest.
+    """Everything that can merge here below the end: the merges, the edges that are left, and their forest.
 
     Without the forest that lies outside, complete clusters merge with one another only. With it, an incomplete one
     absorbs complete ones; it keeps its name, by which other blocks know it. Of a merge, u and v are the places of names
@@ -106,7 +106,7 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
     while True:
         run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
                             maxima=counts_pairs(statistic))
-        run.advance()
+        run.advance(end)
         tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
         events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
                        "height": tree.height, "key": tree.key})
@@ -115,7 +115,7 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
         root = roots[root]
         if outside is None:
             break
-        source, target, made = absorptions(names, edges, height, incomplete, outside)
+        source, target, made = absorptions(names, edges, height, incomplete, outside, end)
         if len(made) == 0:
             break
         events.append({"u": source, "v": target, "a": edges["top_u"][made], "b": edges["top_v"][made],
@@ -126,9 +126,33 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
             roots = roots[roots]
         root = roots[root]
         edges = pool_edges(edges, roots)
+    edges, height = taken_on(edges, height, incomplete, end)
     return {"names": names, "root": root, **faces, **{EDGE + name: values for name, values in edges.items()},
             **{name: np.concatenate([event[name] for event in events]) for name in EVENT},
-            **forest_of(names, edges, height, incomplete)}
+            **forest_of(names, edges, height, incomplete, end)}
+
+
+def taken_on(edges: Columns, height: np.ndarray, incomplete: np.ndarray, end: float) -> tuple[Columns, np.ndarray]:
+    """The edges without those of complete clusters that have none below the end.
+
+    Their edges pool with each other alone, and none ever gets better, so that nothing below the end depends on them.
+    """
+    is_alive = incomplete.copy()
+    for place in ("u", "v"):
+        is_alive[edges[place][height < end]] = True
+    kept = is_alive[edges["u"]] & is_alive[edges["v"]]
+    return chosen_rows(edges, kept), height[kept]
+
+
+def chosen_rows(edges: Columns, kept: np.ndarray) -> Columns:
+    """Some of the edges, with their histograms."""
+    rows = {name: values[kept] for name, values in edges.items() if name not in HISTOGRAM}
+    if "bins" in edges:
+        lengths = np.diff(edges["bin_starts"])
+        bins = np.repeat(kept, lengths)
+        rows |= {"bin_starts": np.append(0, np.cumsum(lengths[kept])), "bins": edges["bins"][bins],
+                 "bin_counts": edges["bin_counts"][bins]}
+    return rows
 
 
 def counts_pairs(statistic: Statistic) -> bool:

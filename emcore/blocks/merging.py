@@ -46,6 +46,11 @@ class TreeWork(LabelWork):
     def statistic(self) -> Statistic:
         return parse_statistic(self.settings.statistic)
 
+    @property
+    def end(self) -> float:
+        """The largest threshold that the merges serve."""
+        return self.settings.end or self.settings.threshold
+
     @cached_property
     def folders(self) -> dict[str, str]:
         """The folders of the stages: each name tells every setting that changes what stands in it, and no other."""
@@ -54,12 +59,12 @@ class TreeWork(LabelWork):
         watershed = (asked.low, asked.high) if asked.fragments == "watershed" else ()
         fragments = digest_of(values, asked.fragments, watershed)
         graph = digest_of(fragments, self.statistic.every_contact)
-        tree = digest_of(graph, self.statistic.name)
+        tree = digest_of(graph, self.statistic.name, self.end)
         return {"fragments": f"fragments-{fragments}", "seams": f"seams-{fragments}", "graph": f"graph-{graph}",
                 "pairs": f"pairs-{graph}", "merges": f"merges-{tree}"}
 
     def tree_stages(self) -> list[Stage]:
-        """What a cut at any threshold needs."""
+        """What a cut at any threshold up to the end needs."""
         levels, blocks, folders = self.grid.levels, self.grid.blocks, self.folders
         pairs = [Stage("pairs", 1, folders["pairs"])] if merges.counts_pairs(self.statistic) else []
         return [Stage("fragments", blocks(), folders["fragments"]), Stage("seams", 1, folders["seams"]),
@@ -165,16 +170,17 @@ class TreeWork(LabelWork):
     def make_settle(self, level: int, turn: int, number: int) -> Columns:
         if turn:
             before = store.read_all(self.path(self.merge_stage(level, turn - 1), number))
-            return merges.of_itself(before, self.make_outside(level, level, turn - 1, number), self.statistic)
+            return merges.of_itself(before, self.make_outside(level, level, turn - 1, number), self.statistic,
+                                    self.end)
         if level:
             names, edges, faces = merges.of_children(*self.children(self.merge_stage(level - 1), level, number))
             edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
-            return merges.settled(names, edges, faces, self.statistic)
+            return merges.settled(names, edges, faces, self.statistic, self.end)
         shared = {}
         if merges.counts_pairs(self.statistic):
             columns = (f"{name}_{number}" for name in merges.SHARED)
             shared = dict(zip(merges.SHARED, self.read("pairs", 0, *columns)))
-        return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic, shared)
+        return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic, self.end, shared)
 
     def children(self, stage: Stage, level: int, number: int,
                  *columns: str) -> tuple[list[Columns], list[set[str]]]:

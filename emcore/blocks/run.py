@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config
-from emcore.blocks import engines, status
+from emcore.blocks import density, engines, status
 from emcore.blocks.alive import Signs, living
 from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
@@ -26,6 +26,7 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
+from emcore.decode.labels import check_end
 from emcore.errors import InputError
 from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
@@ -48,7 +49,7 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     folder = place.with_suffix(FOLDER)
     grid, content = choice.grid, record["prediction"]["digest"]
     about = {"folder": folder.name, "block": list(grid.block), "content": content,
-             "prediction": beside(prediction, place.parent)}
+             "prediction": beside(prediction, place.parent), "end": end_for(folder, settings)}
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     if begun is not None and begun != grid.block:  # another memory, and so other blocks: they are taken
         grid = Grid(grid.shape, begun)
         about["block"] = plan["block"] = list(begun)
-    work = work_for(folder, grid, str(prediction), settings, content)
+    work = work_for(folder, grid, str(prediction), with_end(settings, about), content)
     with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
         mend(work, blocks)
@@ -80,8 +81,9 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
     if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
         raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
                          "the one that is there")
+    check_end(labels, work.end, threshold)
     work = work.at(threshold)
-    table = config.to_table(work.settings)
+    table = config.to_table(replace(config.from_table(AffinityDecode, said["decode"], "decode"), threshold=threshold))
     about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     with running(work.folder, plan, finished=True):
@@ -91,6 +93,19 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
         said = {"decode": table, ABOUT: said[ABOUT]} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
+
+
+def end_for(folder: Path, settings: Decode) -> float:
+    """Up to which threshold merges are found: where the settings name no end, as far as those that may be there."""
+    if not isinstance(settings, AffinityDecode) or settings.end:
+        return getattr(settings, "end", 0.0)
+    earlier = (read_plan(folder) or {}).get("end")
+    return max(settings.threshold, earlier) if isinstance(earlier, float) and earlier <= 1 else settings.threshold
+
+
+def with_end(settings: Decode, about: dict[str, Any]) -> Decode:
+    """The settings, with the end that a plan, or the attributes of labels, tell of their merges."""
+    return replace(settings, end=float(about["end"])) if isinstance(settings, AffinityDecode) else settings
 
 
 def mend(work: LabelWork, blocks: Blocks) -> None:
@@ -109,12 +124,13 @@ def is_source(prediction: Path, before: str | None, content: str) -> bool:
 
 
 def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, record: dict[str, Any]) -> Choice:
-    """How to decode a stored prediction; a run that was begun goes on in its blocks."""
+    """How to decode a stored prediction; a run that was begun goes on in its blocks, and advice would come too late."""
     source = open_volume(prediction)
     channels = source.shape[0] if source.ndim == 4 else 1
     task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
     begun = block_begun(out, record["prediction"]["digest"])
-    return choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
+    choice = choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
+    return choice if begun or choice.grid is None else choice._replace(advice=density.advice(prediction, settings))
 
 
 def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> LabelWork:
@@ -141,7 +157,7 @@ def work_of(labels: Path) -> LabelWork | None:
         grid = Grid(shape, tuple(int(size) for size in about["block"]))
         prediction, content = str(labels.parent / about["prediction"]), str(about["content"])
         folder = labels.parent / Path(about["folder"]).name
-        settings = config.from_table(Decode, said["decode"], "decode")
+        settings = with_end(config.from_table(Decode, said["decode"], "decode"), about)
         if len(grid.block) != 3 or min(grid.block) < 1:
             raise ValueError
     except (KeyError, TypeError, ValueError):
@@ -248,7 +264,7 @@ def status_of(prediction: Path, labels: Path) -> list[str]:
         return lines if has_labels(labels) else [*lines, f"{labels}: not begun"]
     try:
         grid = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["block"])))
-        settings = config.from_table(Decode, plan["decode"], "decode")
+        settings = with_end(config.from_table(Decode, plan["decode"], "decode"), plan)
         work = work_for(labels.with_suffix(FOLDER), grid, plan["prediction"], settings, plan["content"])
     except (KeyError, TypeError, ValueError):
         return [*lines, f"{labels.with_suffix(FOLDER) / PLAN} cannot be read: the next run writes it anew"]

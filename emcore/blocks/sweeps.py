@@ -25,14 +25,15 @@ def spanning(parts: Sequence[Mapping[str, np.ndarray]], terminals: np.ndarray) -
     names = sorted_names([edges["forest_u"], edges["forest_v"]])
     u, v = (places_of(edges[end], names) for end in ("forest_u", "forest_v"))
     return forest_of(names, {"u": u, "v": v, "key": edges["forest_key"]}, edges["forest_height"],
-                     np.isin(names, terminals, assume_unique=True))
+                     np.isin(names, terminals, assume_unique=True), np.inf)
 
 
-def forest_of(names: np.ndarray, edges: Mapping[str, np.ndarray], height: np.ndarray, terminal: np.ndarray) -> Columns:
-    """A forest of edges whose ends are places among names, of which some are terminals."""
+def forest_of(names: np.ndarray, edges: Mapping[str, np.ndarray], height: np.ndarray, terminal: np.ndarray,
+              end: float) -> Columns:
+    """A forest of the edges below the end, whose ends are places among names, of which some are terminals."""
     most = max(0, min(len(height), int(np.count_nonzero(terminal)) - 1))
     ends, chosen = np.empty((most, 2), np.uint32), np.empty(most, np.int64)
-    order = np.lexsort((edges["key"], height))
+    order = below(end, height, edges["key"])
     count = kernel.contract(edges["u"], edges["v"], order, terminal.view(np.uint8), ends, chosen)
     ends, chosen = names[ends[:count]], chosen[:count]
     return {"forest_u": ends[:, 0], "forest_v": ends[:, 1], "forest_height": height[chosen],
@@ -40,17 +41,23 @@ def forest_of(names: np.ndarray, edges: Mapping[str, np.ndarray], height: np.nda
 
 
 def absorptions(names: np.ndarray, edges: Mapping[str, np.ndarray], height: np.ndarray, incomplete: np.ndarray,
-                outside: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Complete clusters that may merge, what each merges with, and the edges across which they do.
+                outside: Mapping[str, np.ndarray], end: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Complete clusters that may merge below the end, what each merges with, and the edges across which they do.
 
     edges join places among names; incomplete tells which names have edges elsewhere, and outside is the forest there.
     A cluster may merge with one that merges too; chains end at the one whose name stays.
     """
     own = len(height)
     u, v = (np.concatenate([edges[end], places_of(outside[f"forest_{end}"], names)]) for end in ("u", "v"))
-    order = np.lexsort((np.concatenate([edges["key"], outside["forest_key"]]),
-                        np.concatenate([height, outside["forest_height"]])))
+    order = below(end, np.concatenate([height, outside["forest_height"]]),
+                  np.concatenate([edges["key"], outside["forest_key"]]))
     most = min(own, len(names))
     found, chosen = np.empty((most, 2), np.uint32), np.empty(most, np.int64)
     count = kernel.absorb(u, v, own, order, incomplete.view(np.uint8), found, chosen)
     return found[:count, 0], found[:count, 1], chosen[:count]
+
+
+def below(end: float, height: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """The numbers of the edges below the end, best first."""
+    kept = np.flatnonzero(height < end)
+    return kept[np.lexsort((key[kept], height[kept]))]

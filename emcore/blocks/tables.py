@@ -121,7 +121,7 @@ class BlockParts:
         return numbers.astype(np.uint32)
 
     def tree(self) -> MergeTree:
-        """The merges of all blocks and levels, in the order of their heights and keys."""
+        """The merges of all blocks and levels up to the end, in the order of their heights and keys."""
         names = self.names
         with legible():
             self.check_memory("the merges")
@@ -135,7 +135,7 @@ class BlockParts:
                 a[start:stop], b[start:stop] = self.numbers(one), self.numbers(other)
                 height[start:stop], key[start:stop] = rest
         order = np.lexsort((key, height))
-        return MergeTree(len(names) - 1, a[order], b[order], height[order], key=key[order])
+        return MergeTree(len(names) - 1, a[order], b[order], height[order], self.work.end, key[order])
 
     def graph(self) -> RegionGraph:
         """The graphs of all blocks as one: each contact of the volume was measured in one of them."""

@@ -127,7 +127,7 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
 def segmentation_of(affs: Affinities | None, settings: AffinityDecode) -> Segmentation:
     """Fragments, graph and tree of affinities by [decode]; none of them is made yet."""
     return Segmentation(affs, low=settings.low, high=settings.high, fragments=settings.fragments,
-                        statistic=settings.statistic, ties=settings.ties)
+                        statistic=settings.statistic, ties=settings.ties, end=settings.end or None)
 
 
 def labels_of(segmentation: Segmentation, settings: AffinityDecode) -> np.ndarray:

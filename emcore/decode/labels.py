@@ -67,8 +67,9 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
     made_by = labels.attrs.get("decode")
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
-    settings = replace(config.from_table(Decode, made_by, "decode"), threshold=threshold)
-    made_of = read_record(stored, LABELS)
+    made_of, settings = read_record(stored, LABELS), config.from_table(Decode, made_by, "decode")
+    check_end(stored, segmentation.tree.complete_below, threshold)
+    settings = replace(settings, threshold=threshold)
     if needs_affinities(settings):
         if prediction is None or not prediction.exists():
             raise InputError(f"{stored} was made with decode.boundary or decode.link, which look at the affinities, "
@@ -79,6 +80,13 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
     record = made_of and {**made_of, "decode": config.to_table(settings)}
     _write(out, LABELS, labels_of(segmentation, settings), (labels.resolution, labels.offset), settings, record)
     return out
+
+
+def check_end(stored: Path, end: float, threshold: float) -> None:
+    """Refuses a cut that the stored merges do not reach."""
+    if threshold > end:
+        raise InputError(f"{stored} has merges up to the threshold {end:g} and cannot be cut at {threshold:g}: set "
+                         f"decode.end = {threshold:g} and run infer.py again")
 
 
 def connected(prediction: Volume, settings: ConnectedDecode) -> np.ndarray:

@@ -64,19 +64,23 @@ class Segmentation:
 
     fragments is "watershed", the name of seeds for floods of single sections (see seeded_slices), or labels that are
     there already. affs may be None for what was read from a file; then only what needs no affinities can be asked for.
+    end is the largest threshold that the merges serve; None keeps all of them.
     """
 
     def __init__(self, affs: np.ndarray | Affinities | None, *, low: float = 1e-4, high: float = 0.9999,
                  fragments: str | np.ndarray = "watershed", statistic: str | Statistic = "mean",
-                 ties: str = "canonical", mask: np.ndarray | None = None, threads: int | None = None):
+                 ties: str = "canonical", mask: np.ndarray | None = None, end: float | None = None,
+                 threads: int | None = None):
         if isinstance(fragments, str):
             check_fragments(fragments)
         if ties not in ("canonical", "waterz"):
             raise InputError(f"ties must be 'canonical' or 'waterz'; got {ties!r}")
+        if end is not None and not within(end, 0, 1):
+            raise InputError(f"end must be 0 to 1, or None for all merges; got {end}")
         parse_statistic(statistic)
         self._affs = None if affs is None else as_affinities(affs)
         self.low, self.high, self.mask, self.threads = low, high, mask, threads
-        self.statistic, self.ties = statistic, ties
+        self.statistic, self.ties, self.end = statistic, ties, end
         self._how = fragments if isinstance(fragments, str) else "given"
         self._fragments = None if isinstance(fragments, str) else fragments
         self._graph: RegionGraph | None = None
@@ -115,11 +119,12 @@ class Segmentation:
 
     @property
     def tree(self) -> MergeTree:
-        """Every merge; it serves every threshold."""
+        """Every merge below the end; it serves every threshold up to there."""
         if self._tree is None and self._parts is not None:
             self._tree = self._parts.tree()
         elif self._tree is None:
-            self._tree = agglomerate(self.graph, self.statistic, ties=self.ties, threads=self.threads)
+            self._tree = agglomerate(self.graph, self.statistic, ties=self.ties, threshold=self.end,
+                                     threads=self.threads)
         return self._tree
 
     @property
@@ -159,7 +164,7 @@ class Segmentation:
         run.advance(threshold, self.threads)
         borders = run.remaining()
         if self._tree is None and self._parts is None:
-            run.advance(None, self.threads)
+            run.advance(self.end, self.threads)
             self._tree = run.tree()
         return borders
 

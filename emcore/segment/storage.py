@@ -74,7 +74,8 @@ def write_tree(path: Path, tree: MergeTree, made_by: Mapping[str, str] | None = 
     """Adds the tree to an HDF5 file; made_by: the statistic and the ties of the agglomeration."""
     tree = check_tree(tree, "write_tree")
     merges = np.stack([tree.a, tree.b, tree.height]).astype(np.float64)
-    _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a),
+    end = {} if np.isinf(tree.complete_below) else {"complete_below": float(tree.complete_below)}
+    _write_rows(path, MERGES, merges, {"fragments": int(tree.fragments), "merges": len(tree.a), **end,
                                        "single": int(tree.height.dtype == np.float32), **(made_by or {})})
     if tree.key is not None:
         _write_rows(path, MERGE_KEYS, tree.key[None], {"merges": len(tree.a)})
@@ -93,9 +94,13 @@ def read_tree(path: Path) -> MergeTree:
     _check_ids(path, MERGES, attributes["fragments"], a, b)
     if np.isnan(height).any() or (np.diff(height) < 0).any():
         raise InputError(f"{path}: the heights of its merges fall; the file is damaged, decode the prediction again")
+    end = attributes.get("complete_below", np.inf)
+    if not isinstance(end, int | float) or not (end >= 0 and (len(height) == 0 or height[-1] < end)):
+        raise InputError(f"{path}: its merges say that they were made up to {end!r}, which does not fit their heights; "
+                         "the file is damaged, decode the prediction again")
     key = _read_keys(path, height) if MERGE_KEYS in names else None
     return MergeTree(int(attributes["fragments"]), a.astype(np.uint32), b.astype(np.uint32),
-                     height.astype(np.float32) if attributes.get("single") else height, key=key)
+                     height.astype(np.float32) if attributes.get("single") else height, float(end), key)
 
 
 def _read_keys(path: Path, height: np.ndarray) -> np.ndarray:

@@ -41,6 +41,8 @@ class AffinityDecode:
     # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
     channels: tuple[int, ...] = ()
     threshold: float = 0.5  # merge while 1 - statistic is below it
+    # the largest threshold that the merges serve; 0: whole volumes keep every merge, blocks those below the threshold
+    end: float = 0.0
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
     temperature: float = 1.0  # then divides the logits
     fragments: str = "watershed"  # or floods of single sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
@@ -58,7 +60,9 @@ class AffinityDecode:
     def __post_init__(self) -> None:
         check_three(self.channels)
         at_least(0, self, "dust_size", "remove_size")
-        within(0, 1, self, "threshold", "low", "high", "boundary", "dust_affinity")
+        within(0, 1, self, "threshold", "end", "low", "high", "boundary", "dust_affinity")
+        if 0 < self.end < self.threshold:
+            raise WrongSetting(f"end must be 0, or not below the threshold {self.threshold:g}; got {self.end:g}")
         above(0, self, "temperature")
         parsed(self, "fragments", check_fragments)
         parsed(self, "statistic", parse_statistic)
