@@ -122,9 +122,11 @@ def differing(one: Path, other: Path) -> int:
     return sum(int(np.count_nonzero(first[z:z + 16] != second[z:z + 16])) for z in range(0, first.shape[0], 16))
 
 
-def merges_differ(one: MergeTree, other: MergeTree) -> bool:
-    """Whether two trees differ in a merge: which fragments join, at which height, by which contact."""
-    return not all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("a", "b", "height", "key"))
+def merges_differ(ours: MergeTree, whole: MergeTree, end: float) -> bool:
+    """Whether ours are not the whole's merges below the end: of which fragments, at which height, by which contact."""
+    count = np.searchsorted(whole.height, end)
+    return not all(np.array_equal(getattr(ours, name), getattr(whole, name)[:count])
+                   for name in ("a", "b", "height", "key"))
 
 
 class Bench:
@@ -179,9 +181,10 @@ class Bench:
         """Prints a row for every grid; fails where a voxel or a merge differs."""
         peer, whole = self.whole(prediction)
         tree, side = read_segmentation(peer).tree, open_volume(prediction).shape[1]
+        end = self.settings.end or self.settings.threshold  # blocks keep no merges beyond it
         for block in (tuple(side * part // 16 for part in grid) for grid in GRIDS):
             ours, blocks = self.blocks(prediction, block)
-            voxels, merges = differing(ours, peer), merges_differ(read_segmentation(ours).tree, tree)
+            voxels, merges = differing(ours, peer), merges_differ(read_segmentation(ours).tree, tree, end)
             found = f"{voxels} VOXELS DIFFER" if voxels else "OTHER MERGES" if merges else "the same labels and merges"
             print_row(Row(f"{name}, {'x'.join(map(str, block))}", "ours, whole", blocks.seconds, whole.seconds,
                           whole.seconds / blocks.seconds, blocks.together / 2**20, whole.together / 2**20, "", found))

@@ -20,7 +20,7 @@ from emcore.metrics.partitions import Voi
 from emcore.volumes import open_volume
 
 SCRIPT = Path(__file__).with_name("blocks_volara.py")
-CONTEXT = 2  # voxels that blocks of volara see around them, as in its tutorial; 16 take longer and bring it no nearer
+CONTEXT = 2  # voxels that blocks of volara see around them, as in its tutorial; 16 take longer and change little
 PYTC = ("PyTC's large_decode is not run: it is a part of PyTC's fork of waterz, which is on no package index "
         "(the waterz there is another one, without large_decode)")
 

@@ -48,18 +48,19 @@ def test_recipes_give_the_labels_of_the_whole_in_every_grid(run, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["differing", "merges_differ"])
 def test_recipes_fail_where_a_voxel_or_a_merge_differs(run, monkeypatch, what):
-    monkeypatch.setattr(blocks, what, lambda one, other: 1)
+    monkeypatch.setattr(blocks, what, lambda *others: 1)
     with pytest.raises(SystemExit, match="different labels"):
         run("--recipes")
 
 
 def test_merges_differ_by_what_joins_where_and_when():
     tree = MergeTree(3, *np.array([[1, 1], [2, 3]], np.uint32), np.array([0.25, 0.5]), key=np.array([7, 5], np.uint64))
-    assert not blocks.merges_differ(tree, replace(tree))
+    assert not blocks.merges_differ(tree, replace(tree), 1)
+    assert blocks.merges_differ(tree, replace(tree), 0.5)  # the whole has one below
     for name in ("b", "height", "key"):
         values = getattr(tree, name).copy()
         values[1] += 1
-        assert blocks.merges_differ(tree, SimpleNamespace(**{**vars(tree), name: values})), name
+        assert blocks.merges_differ(SimpleNamespace(**{**vars(tree), name: values}), tree, 1), name
 
 
 def test_without_peers_ours_stands_alone(run):
