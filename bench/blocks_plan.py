@@ -66,8 +66,7 @@ CLUSTERS = 0.065  # that enter a node for every voxel at faces of its children, 
 EXPONENTS = 0.0, 0.65  # by which they grow with the side of the children: not at all; as in 1024³ from 256 to 512
 EDGES = 4.3  # that enter the top with every cluster
 
-# ---- what tasks of blocks read of the whole volume
-TABLE = 16  # bytes for every label, in each task of labels: its cluster and its number
+# ---- what the file of seams is read by
 HEADER = 2 * 50  # bytes for every block in the header of the file of seams, which has two columns for each
 
 
@@ -126,7 +125,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
-    voxels, work = prod(grid.shape), AffinityWork(Path(), grid, Source("", settings), "")
+    work = AffinityWork(Path(), grid, Source("", settings), "")
     worker = WORKER + Task(grid.shape, 3, 1, settings).in_block * prod(grid.block)
     plan = Plan({}, {}, {}, {"a block": worker})
     for stage in work.stages():
@@ -138,7 +137,6 @@ def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
         if rate.memory and stage.count == 1 < grid.blocks():
             plan.memory[f"last {kind}" if kind == "merges" else kind] = WORKER + rate.memory * count
     plan.memory["pairs"] = WORKER + RATES["pairs"].memory * planes(grid, 0)  # a stage of quantiles of maxima alone
-    plan.memory["labels"] = worker + TABLE * LABELS * voxels
     return plan
 
 
@@ -157,7 +155,7 @@ def limits(grid: Grid, ends: Sequence[Plan], memory: float) -> Iterator[str]:
     for name, least in ends[0].memory.items():
         if name == "pairs" and name not in ends[0].tasks:
             continue
-        most, what = ends[1].memory[name], "each task of" if name in ("a block", "labels") else "the single task"
+        most, what = ends[1].memory[name], "each task of" if name == "a block" else "the single task"
         if most > memory:
             word = "cannot" if least > memory else "may not be able to"
             yield f"{what} {name} takes {span(least, most, size_of)}: a machine with {size_of(memory)} {word} do it"
@@ -251,7 +249,7 @@ def told_rates(labels: Path, seconds: Mapping[str, float], cores: float) -> Iter
             count = sum(store.shapes(work.path(work.merge_stage(level), number))["names"][0]
                         for number in range(stage.count))
         elif RATES[name].thing == "label":
-            count = store.shapes(paths[0])["number"][0]
+            count = 1 + int(store.read(paths[0], "segments")[0][0])
         run = single.get(stage.name)
         busy = run.cpu if run else left * seconds[stage.name] / taken
         found[name] = found.get(name, 0) + np.array([count, sum(path.stat().st_size for path in paths), busy])
