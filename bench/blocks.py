@@ -267,6 +267,8 @@ def main() -> None:
     parser.add_argument("--memory", default="1TB", help="of the machine of a --plan")
     parser.add_argument("--voxels-per-gpu-second", type=float, help="of the prediction, for a --plan")
     arguments = parser.parse_args()
+    if any(arguments.corner) and not arguments.labels:
+        parser.error("--corner is of the file that --labels names")
     settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high, end=arguments.end)
     if arguments.plan is not None:
         print_plan(arguments.plan, arguments.block or 512, settings, bytes_of(arguments.memory),
