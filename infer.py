@@ -88,7 +88,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
         begun.mend(prediction)
         begun.check_or_clear(settings, prediction, plan, again)
-    choices = [planned(settings, plan) for plan in wanted]
+    choices = [planned(settings, plan, *paths) for paths, plan in zip(files, wanted)]
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
@@ -140,10 +140,10 @@ def channels_of_net(plan: dict) -> int:
     return sum(channels for _, channels in model.get("heads", ())) or model.get("out_channels", 3)
 
 
-def planned(settings: Settings, plan: dict):
+def planned(settings: Settings, plan: dict, prediction: Path, labels: Path):
     """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
-    if settings.decode.kind == "none":
-        return None
+    if settings.decode.kind == "none" or (prediction.exists() and record.has_labels(labels)):
+        return None  # of labels that are there decode_once knows whether they are wanted
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.tiles import DTYPES
 
@@ -183,7 +183,7 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path,
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
-    if choice.grid != planned.grid:  # a run that was begun goes on in its blocks
+    if planned is None or choice.grid != planned.grid:  # a run that was begun goes on in its blocks
         print(f"{labels}: {choice.told}", flush=True)
     if choice.grid is not None:  # any number of processes may work on the blocks
         make()
