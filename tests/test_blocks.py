@@ -81,8 +81,8 @@ def labels_by(work: AffinityWork) -> np.ndarray:
 def events_by(work: AffinityWork) -> list[tuple]:
     """(height, key) of every merge of all blocks, in order."""
     found = []
-    for level in range(work.grid.levels):
-        stage = work.merge_stage(level)
+    for part in range(len(work.grid.partitions)):
+        stage = work.merge_stage(part)
         for number in range(stage.count):
             height, key = store.read(work.path(stage, number), "height", "key")
             found += zip(height.tolist(), key.tolist())

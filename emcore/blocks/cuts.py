@@ -1,4 +1,4 @@
-"""A cut of the merges of all blocks: what every cluster is called at a threshold, from the top of the octree down.
+"""A cut of the merges of all windows: what every cluster is called at a threshold, last partition first.
 
 Each name stands for the fragment that has it. A merge says that the fragments of two names are in one cluster wherever
 the threshold is above its height, so names that hang together by merges below the threshold are one. In the block above
@@ -11,13 +11,12 @@ import numpy as np
 
 from emcore.blocks.leaves import Columns
 from emcore.blocks.pooled import pool_all
-from emcore.blocks.windows import moved
 from emcore.kernels import overlaps as kernel
 
 
-def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray, threshold: float,
-            above: tuple[np.ndarray, np.ndarray] | None) -> Columns:
-    """The names that the clusters of a block have at a threshold; above: (names, final) of the block that holds it.
+def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray,
+            threshold: float) -> Columns:
+    """The names that the clusters of a window have at a threshold by its own merges.
 
     root is the place of the name that each name's cluster has in the end.
     """
@@ -26,8 +25,7 @@ def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, h
     kernel.unite(np.stack([u[below], v[below]], axis=1).astype(np.int64), groups)
     called, staying = np.arange(len(names)), np.flatnonzero(root == np.arange(len(names)))
     called[groups[staying]] = staying
-    final = names[called[groups]]
-    return {"names": names, "final": final if above is None else moved(final, *above)}
+    return {"names": names, "final": names[called[groups]]}
 
 
 def numbered(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Columns:

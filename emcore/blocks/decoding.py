@@ -1,6 +1,6 @@
 """From the merges of blocks to labels at a threshold: the stages that a cut takes, and what comes after it.
 
-    cut k n          down the octree: what clusters are called at the threshold
+    cut k n          from the last partition to the first: what clusters are called at the threshold
     numbers          the labels that these names get
     sizes i          the voxels of the segments in a block, and in `segments` those of the volume
     borders i        of small segments; `dust` merges and removes these
@@ -17,7 +17,7 @@ from emcore.blocks import borders, cuts, dust, linking, store
 from emcore.blocks.grid import Box
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
-from emcore.blocks.windows import places_of
+from emcore.blocks.windows import moved, places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import Affinities, LinkRule
@@ -59,7 +59,7 @@ class AffinityWork(TreeWork):
         if asked.link is not None:
             counts |= {"overlaps": blocks, "links": self.grid.counts(0)[0], "linked": 1}
         counts |= {LABELS: blocks}
-        down = [self.cut_stage(level) for level in reversed(range(self.grid.levels))]
+        down = [self.cut_stage(part) for part in reversed(range(len(self.grid.partitions)))]
         return [*self.tree_stages(), *down, *(Stage(name, count, self.folders[name]) for name, count in counts.items())]
 
     @property
@@ -67,8 +67,8 @@ class AffinityWork(TreeWork):
         """Whether small segments are merged or removed."""
         return self.settings.dust_size > 0 or self.settings.remove_size > 0
 
-    def cut_stage(self, level: int) -> Stage:
-        return Stage(f"cut {level}", self.grid.blocks(level), f"{self.folders['cut']}/{level}")
+    def cut_stage(self, part: int) -> Stage:
+        return Stage(f"cut {part}", self.grid.partitions[part].blocks(), f"{self.folders['cut']}/{part}")
 
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == LABELS:
@@ -78,13 +78,13 @@ class AffinityWork(TreeWork):
 
     # ---- the cut
 
-    def make_cut(self, level: int, number: int) -> Columns:
-        above = None
-        if level + 1 < self.grid.levels:
-            parent = self.path(self.cut_stage(level + 1), self.grid.parent(number, level))
-            above = tuple(store.read(parent, "names", "final"))
-        found = store.read(self.path(self.merge_stage(level), number), "names", "root", "u", "v", "height")
-        return cuts.settled(*found, self.settings.threshold, above)
+    def make_cut(self, part: int, number: int) -> Columns:
+        windows, later = self.grid.partitions[part], self.grid.partitions[part + 1:]
+        found = store.read(self.path(self.merge_stage(part), number), "names", "root", "u", "v", "height")
+        columns = cuts.settled(*found, self.settings.threshold)
+        for other in later[0].overlapping(windows.box(number)) if later else ():
+            columns["final"] = moved(columns["final"], *self.read(f"cut {part + 1}", other, "names", "final"))
+        return columns
 
     def make_numbers(self, _: int) -> Columns:
         return cuts.numbered(self.read("cut 0", number, "names", "final") for number in range(self.grid.blocks()))
