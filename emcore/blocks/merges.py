@@ -12,7 +12,7 @@ import numpy as np
 from emcore.blocks.grid import Box, Grid
 from emcore.blocks.leaves import NOWHERE, Columns
 from emcore.blocks.pooled import group_starts, stack
-from emcore.blocks.sweeps import absorptions
+from emcore.blocks.sweeps import FOREST, absorptions, forest_of, spanning
 from emcore.blocks.windows import places_of, sorted_names
 from emcore.segment.agglomeration import Agglomeration, maxima_bins
 from emcore.segment.graph import HISTOGRAM, RegionGraph
@@ -20,8 +20,10 @@ from emcore.segment.pooling import concatenate, pool_edges
 from emcore.segment.statistics import Statistic
 
 EVENT = ("u", "v", "a", "b", "height", "key")  # the columns of merges
+TOPS = ("top_u", "top_v")
 SHARED = ("edge", "max", "key", "first")  # the columns of pairs that several blocks see
 EDGE = "edge_"  # before the names of the columns of edges that are left
+OPEN = "open_"  # before those of edges of which several windows may hold parts
 
 
 def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> tuple[np.ndarray, np.ndarray, Columns]:
@@ -84,9 +86,63 @@ def handed_on(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, wi
     return columns
 
 
-def edges_of(columns: Columns) -> Columns:
+def edges_of(columns: Columns, prefix: str = EDGE) -> Columns:
     """The edges that are left in a window."""
-    return {name.removeprefix(EDGE): values for name, values in columns.items() if name.startswith(EDGE)}
+    return {name.removeprefix(prefix): values for name, values in columns.items() if name.startswith(prefix)}
+
+
+def for_sweep(names: np.ndarray, boxes: np.ndarray, edges: Columns, height: np.ndarray, box: Box,
+              end: float) -> Columns:
+    """What is left, with the forest of the edges that are whole in a box.
+
+    An edge between two incomplete clusters is open, as other windows may hold parts of it, and is named by clusters.
+    """
+    incomplete = reaches_out(boxes, box)
+    is_open = incomplete[edges["u"]] & incomplete[edges["v"]]
+    whole, parts = chosen_rows(edges, ~is_open), chosen_rows(edges, is_open)
+    parts |= {end: names[parts[end]] for end in ("u", "v")}
+    return {**{EDGE + name: values for name, values in whole.items()},
+            **{OPEN + name: values for name, values in parts.items()},
+            **forest_of(names, whole, height[~is_open], incomplete, end),
+            "terminals": names[incomplete], "terminal_boxes": boxes[incomplete]}
+
+
+def with_open(edges: Columns, names: np.ndarray, before: Columns) -> Columns:
+    """Edges with the open ones that were set aside."""
+    parts = edges_of(before, OPEN)
+    return pool_edges(concatenate([edges, parts | {end: places_of(parts[end], names) for end in ("u", "v")}]))
+
+
+def is_swept(name: str) -> bool:
+    """Whether a node of a sweep reads a column of its children."""
+    return name in (*FOREST, "terminals", "terminal_boxes") or name.startswith(OPEN) and not name.endswith(TOPS)
+
+
+def swept(children: Sequence[Columns], box: Box, statistic: Statistic, end: float) -> Columns:
+    """The same of a node: open edges of its children that are whole in its box are closed, and belong to its forest."""
+    names, boxes = united([(child["terminals"], child["terminal_boxes"]) for child in children])
+    parts = [edges_of(child, OPEN) for child in children]
+    edges = pool_edges(concatenate([part | {end: places_of(part[end], names) for end in ("u", "v")} for part in parts]))
+    incomplete = reaches_out(boxes, box)
+    is_open = incomplete[edges["u"]] & incomplete[edges["v"]]
+    whole, parts = chosen_rows(edges, ~is_open), chosen_rows(edges, is_open)
+    closed = forest_of(names, whole, heights_of(whole, statistic), np.ones(len(names), bool), end)
+    terminals = names[incomplete]
+    return {**{name.replace("forest", "closed"): values for name, values in closed.items()},
+            **{OPEN + name: names[values] if name in ("u", "v") else values for name, values in parts.items()},
+            **spanning([*children, closed], terminals), "terminals": terminals, "terminal_boxes": boxes[incomplete]}
+
+
+def heights_of(edges: Columns, statistic: Statistic) -> np.ndarray:
+    """1 - the statistic of every edge."""
+    if len(edges["u"]) == 0:
+        return np.empty(0)
+    ends = {end: edges[end] + np.uint32(1) for end in ("u", "v")}  # as a graph has none at 0
+    graph = graph_of(int(ends["v"].max()), edges | ends)
+    left = Agglomeration(graph, statistic, maxima=counts_pairs(statistic)).remaining_edges()
+    height = np.empty(len(edges["u"]))
+    height[left["top"]] = left["height"]
+    return height
 
 
 def reaches_out(boxes: np.ndarray, box: Box) -> np.ndarray:

@@ -6,7 +6,7 @@
     pairs            fragments that touch in several blocks, where a statistic counts a pair once
     settle k r n     window n of partition k: its merges before it has seen r sweeps, and the edges that are left
     forest j k r n   a sweep, up the octree over partition k: how the edges in node n of level j connect what goes on
-    outside j k r n  and down again: how the edges outside of the node do
+    outside j k r n  and down again: how all edges do that are not the node's own
     merges k n       all merges of a window, and what is left for each window of the next partition
 """
 
@@ -26,7 +26,7 @@ from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
 FORMAT = 3  # It names how all stages write their columns; files of another format are not taken.
-SWEEPS = 1  # So many go over every partition of several windows; more of them earn little.
+SWEEPS = 4  # So many go over every partition of several windows; more of them earn little.
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class TreeWork(LabelWork):
 
     def climb(self, part: int) -> list[Stage]:
         """The stages of a partition: its merges, after each of them a sweep through the octree above it."""
-        between, stages = range(1, self.grid.partitions[part].levels - 1), [self.merge_stage(part, 0)]
+        above, stages = range(1, self.grid.partitions[part].levels), [self.merge_stage(part, 0)]
         for turn in range(self.sweeps(part)):
-            stages += [self.sweep_stage("forest", level, part, turn) for level in between]
-            stages += [self.sweep_stage("outside", level, part, turn) for level in reversed(between)]
+            stages += [self.sweep_stage("forest", level, part, turn) for level in above]
+            stages += [self.sweep_stage("outside", level, part, turn) for level in reversed(above[:-1])]
             stages.append(self.merge_stage(part, turn + 1))
         return stages
 
@@ -170,8 +170,8 @@ class TreeWork(LabelWork):
         return self.make_settle(part, self.sweeps(part), number)
 
     def make_settle(self, part: int, turn: int, number: int) -> Columns:
-        windows, before, outside = self.grid.partitions[part], None, None
-        box = windows.box(number)
+        windows, outside = self.grid.partitions[part], None
+        box, before = windows.box(number), {}
         if turn:
             before = store.read_all(self.path(self.merge_stage(part, turn - 1), number))
             names, boxes, edges = before["names"], before["boxes"], pool_edges(merges.edges_of(before))
@@ -182,15 +182,15 @@ class TreeWork(LabelWork):
         else:
             names, boxes, edges = self.measured(number)
         found, edges, height = merges.settled(names, boxes, edges, box, self.statistic, self.end, outside)
-        if before is not None:
+        boxes = found["boxes"]
+        if before:
+            edges = merges.with_open(edges, names, before)
+            height = merges.heights_of(edges, self.statistic) if turn < self.sweeps(part) else height
             found["root"] = found["root"][before["root"]]
             found |= {name: np.concatenate([before[name], found[name]]) for name in merges.EVENT}
         if turn < self.sweeps(part):
-            incomplete = merges.reaches_out(found["boxes"], box)
-            forest = sweeps.forest_of(names, edges, height, incomplete, self.end)
-            return found | {merges.EDGE + name: values for name, values in edges.items()} | forest | {
-                "terminals": names[incomplete], "terminal_boxes": found["boxes"][incomplete]}
-        boxes = found.pop("boxes")
+            return found | merges.for_sweep(names, boxes, edges, height, box, self.end)
+        del found["boxes"]
         if part + 1 < len(self.grid.partitions):
             found |= merges.handed_on(names, boxes, edges, box, self.grid.partitions[part + 1])
         return found
@@ -215,25 +215,20 @@ class TreeWork(LabelWork):
     # ---- sweeps
 
     def make_forest(self, level: int, part: int, turn: int, number: int) -> Columns:
-        """How the edges in a node connect its incomplete clusters, and these."""
         windows, below = self.grid.partitions[part], self.sweep_stage("forest", level - 1, part, turn)
-        children = windows.children(number, level)
-        terminals, boxes = merges.united([store.read(self.path(below, child), "terminals", "terminal_boxes")
-                                          for child in children])
-        incomplete = merges.reaches_out(boxes, windows.box(number, level))
-        terminals, boxes = terminals[incomplete], boxes[incomplete]
-        return sweeps.spanning([self.read_forest(below, child) for child in children], terminals) | {
-            "terminals": terminals, "terminal_boxes": boxes}
+        children = [self.path(below, child) for child in windows.children(number, level)]
+        wanted = [name for name in store.names_of(children[0]) if merges.is_swept(name)]
+        return merges.swept([dict(zip(wanted, store.read(path, *wanted))) for path in children],
+                            windows.box(number, level), self.statistic, self.end)
 
     def make_outside(self, level: int, part: int, turn: int, number: int) -> Columns:
-        """How what lies outside of a node connects its incomplete clusters."""
         windows, stage = self.grid.partitions[part], self.sweep_stage("forest", level, part, turn)
-        parent = windows.parent(number, level)
-        forests = [self.read_forest(stage, other) for other in windows.children(parent, level + 1) if other != number]
+        parent, above = windows.parent(number, level), self.sweep_stage("forest", level + 1, part, turn)
+        sources = [(stage, other, "forest") for other in windows.children(parent, level + 1) if other != number]
+        sources.append((above, parent, "closed"))
         if level + 2 < windows.levels:
-            forests.append(self.read_forest(self.sweep_stage("outside", level + 1, part, turn), parent))
+            sources.append((self.sweep_stage("outside", level + 1, part, turn), parent, "forest"))
+        forests = [dict(zip(sweeps.FOREST, store.read(self.path(source, at), *(
+            name.replace("forest", kind) for name in sweeps.FOREST)))) for source, at, kind in sources]
         terminals, = store.read(self.path(stage, number), "terminals")
         return sweeps.spanning(forests, terminals)
-
-    def read_forest(self, stage: Stage, number: int) -> Columns:
-        return dict(zip(sweeps.FOREST, store.read(self.path(stage, number), *sweeps.FOREST)))
