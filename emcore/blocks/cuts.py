@@ -5,19 +5,21 @@ the threshold is above its height, so names that hang together by merges below t
 only the name that stays in the end is known, and what does not hang together with that one does not merge there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from emcore.blocks.leaves import Columns
 from emcore.blocks.pooled import pool_all
+from emcore.blocks.windows import moved
 from emcore.kernels import overlaps as kernel
 
 
-def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray,
-            threshold: float) -> Columns:
-    """The names that the clusters of a window have at a threshold by its own merges.
+def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray, threshold: float,
+            above: Sequence[Sequence[np.ndarray]]) -> Columns:
+    """The names that the clusters of a window have at a threshold.
 
+    above: (names, final) of each window that it handed something on to; what several of them know is called alike.
     root is the place of the name that each name's cluster has in the end.
     """
     below = np.flatnonzero(height < threshold)
@@ -25,7 +27,12 @@ def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, h
     kernel.unite(np.stack([u[below], v[below]], axis=1).astype(np.int64), groups)
     called, staying = np.arange(len(names)), np.flatnonzero(root == np.arange(len(names)))
     called[groups[staying]] = staying
-    return {"names": names, "final": names[called[groups]]}
+    final = names[called[groups]]
+    if above:
+        known, known_final = map(np.concatenate, zip(*above))
+        order = np.argsort(known)
+        final = moved(final, known[order], known_final[order])
+    return {"names": names, "final": final}
 
 
 def numbered(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Columns:

@@ -17,7 +17,7 @@ from emcore.blocks import borders, cuts, dust, linking, store
 from emcore.blocks.grid import Box
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
-from emcore.blocks.windows import moved, places_of
+from emcore.blocks.windows import places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import Affinities, LinkRule
@@ -81,10 +81,9 @@ class AffinityWork(TreeWork):
     def make_cut(self, part: int, number: int) -> Columns:
         windows, later = self.grid.partitions[part], self.grid.partitions[part + 1:]
         found = store.read(self.path(self.merge_stage(part), number), "names", "root", "u", "v", "height")
-        columns = cuts.settled(*found, self.settings.threshold)
-        for other in later[0].overlapping(windows.box(number)) if later else ():
-            columns["final"] = moved(columns["final"], *self.read(f"cut {part + 1}", other, "names", "final"))
-        return columns
+        above = [self.read(f"cut {part + 1}", other, "names", "final")
+                 for other in (later[0].overlapping(windows.box(number)) if later else ())]
+        return cuts.settled(*found, self.settings.threshold, above)
 
     def make_numbers(self, _: int) -> Columns:
         return cuts.numbered(self.read("cut 0", number, "names", "final") for number in range(self.grid.blocks()))

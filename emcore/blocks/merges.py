@@ -100,11 +100,22 @@ def for_sweep(names: np.ndarray, boxes: np.ndarray, edges: Columns, height: np.n
     incomplete = reaches_out(boxes, box)
     is_open = incomplete[edges["u"]] & incomplete[edges["v"]]
     whole, parts = chosen_rows(edges, ~is_open), chosen_rows(edges, is_open)
-    parts |= {end: names[parts[end]] for end in ("u", "v")}
-    return {**{EDGE + name: values for name, values in whole.items()},
-            **{OPEN + name: values for name, values in parts.items()},
-            **forest_of(names, whole, height[~is_open], incomplete, end),
-            "terminals": names[incomplete], "terminal_boxes": boxes[incomplete]}
+    forest, left = forest_of(names, whole, height[~is_open], incomplete, end), incomplete.copy()
+    left[whole["u"]] = left[whole["v"]] = left[0] = True
+    left, places = np.flatnonzero(left).astype(np.uint32), np.cumsum(left, dtype=np.uint32) - np.uint32(1)
+    return {"left": left, "boxes": boxes[left],
+            **{EDGE + name: places[values] if name in ("u", "v") else values for name, values in whole.items()},
+            **{OPEN + name: names[values] if name in ("u", "v") else values for name, values in parts.items()},
+            **forest, "terminals": names[incomplete], "terminal_boxes": boxes[incomplete]}
+
+
+def after(before: Columns, found: Columns) -> Columns:
+    """All merges in a window, of which some were made before, between clusters that were left then."""
+    left, roots = before["left"], np.arange(len(before["names"]), dtype=np.uint32)
+    roots[left] = left[found["root"]]
+    found |= {end: left[found[end]] for end in ("u", "v")}
+    return {"names": before["names"], "root": roots[before["root"]],
+            **{name: np.concatenate([before[name], found[name]]) for name in EVENT}}
 
 
 def with_open(edges: Columns, names: np.ndarray, before: Columns) -> Columns:
@@ -115,7 +126,7 @@ def with_open(edges: Columns, names: np.ndarray, before: Columns) -> Columns:
 
 def is_swept(name: str) -> bool:
     """Whether a node of a sweep reads a column of its children."""
-    return name in (*FOREST, "terminals", "terminal_boxes") or name.startswith(OPEN) and not name.endswith(TOPS)
+    return name in (*FOREST, "terminals", "terminal_boxes") or (name.startswith(OPEN) and not name.endswith(TOPS))
 
 
 def swept(children: Sequence[Columns], box: Box, statistic: Statistic, end: float) -> Columns:

@@ -26,7 +26,7 @@ from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
 FORMAT = 3  # It names how all stages write their columns; files of another format are not taken.
-SWEEPS = 4  # So many go over every partition of several windows; more of them earn little.
+SWEEPS = 2  # So many go over every partition of several windows; more of them earn little.
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class TreeWork(LabelWork):
         box, before = windows.box(number), {}
         if turn:
             before = store.read_all(self.path(self.merge_stage(part, turn - 1), number))
-            names, boxes, edges = before["names"], before["boxes"], pool_edges(merges.edges_of(before))
+            names, boxes = before["names"][before["left"]], before["boxes"]
+            edges = pool_edges(merges.edges_of(before))
             outside = self.make_outside(0, part, turn - 1, number)
         elif part:
             names, boxes, edges = merges.gathered(self.handed_on(part, number))
@@ -182,15 +183,14 @@ class TreeWork(LabelWork):
         else:
             names, boxes, edges = self.measured(number)
         found, edges, height = merges.settled(names, boxes, edges, box, self.statistic, self.end, outside)
-        boxes = found["boxes"]
+        boxes = found.pop("boxes")
         if before:
             edges = merges.with_open(edges, names, before)
             height = merges.heights_of(edges, self.statistic) if turn < self.sweeps(part) else height
-            found["root"] = found["root"][before["root"]]
-            found |= {name: np.concatenate([before[name], found[name]]) for name in merges.EVENT}
+            found = merges.after(before, found)
         if turn < self.sweeps(part):
-            return found | merges.for_sweep(names, boxes, edges, height, box, self.end)
-        del found["boxes"]
+            found |= merges.for_sweep(names, boxes, edges, height, box, self.end)
+            return found | {"left": before["left"][found["left"]]} if before else found
         if part + 1 < len(self.grid.partitions):
             found |= merges.handed_on(names, boxes, edges, box, self.grid.partitions[part + 1])
         return found
