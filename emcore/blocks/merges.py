@@ -21,6 +21,7 @@ from emcore.segment.statistics import Statistic
 
 EVENT = ("u", "v", "a", "b", "height", "key")  # the columns of merges
 TOPS = ("top_u", "top_v")
+FEW = 200  # absorptions of fewer than this part of all clusters do not earn another round
 SHARED = ("edge", "max", "key", "first")  # the columns of pairs that several blocks see
 EDGE = "edge_"  # before the names of the columns of edges that are left
 OPEN = "open_"  # before those of edges of which several windows may hold parts
@@ -186,7 +187,7 @@ def settled(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, stat
         if outside is None:
             break
         source, target, made = absorptions(names, edges, height, incomplete, outside, end)
-        if len(made) == 0:
+        if len(made) <= len(names) // FEW:  # the next sweep finds these, too
             break
         events.append({"u": source, "v": target, "a": edges["top_u"][made], "b": edges["top_v"][made],
                        "height": height[made], "key": edges["key"][made]})
