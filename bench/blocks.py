@@ -4,9 +4,12 @@ Both ways go from a stored prediction to a labels file, as infer.py does it, in 
 process is watched from outside: its own peak, and the most that it and its workers hold together (PSS: shared pages
 count once). Seconds of a stage end with its last file. With --gigavoxels a volume of so many voxels, mirrored copies of
 the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
+--kills 2 decodes that volume once more, is killed twice on the way, and compares the labels of every block.
+--climbs counts what enters the top of the octree for several settings (bench/blocks_climb.py).
 """
 
 import argparse
+import hashlib
 import shutil
 import statistics
 import tempfile
@@ -15,17 +18,20 @@ from pathlib import Path
 import numpy as np
 
 from bench.affinities import load_labels, make_affinities
+from bench.blocks_climb import print_climbs
 from bench.compare import Row, print_header, print_row
-from bench.watch import Watched, watch
+from bench.watch import Watched, killed_after, watch
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.run import decode_in_blocks, work_of
+from emcore.blocks.windows import extent
 from emcore.decode.labels import decode
 from emcore.segment import encode_affinities
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
+from emcore.volumes.blocks import read_block
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 RECORD = {"prediction": {"digest": "bench"}}
@@ -119,8 +125,7 @@ class Bench:
     def blocks(self, prediction: Path, block: tuple[int, int, int]) -> tuple[Path, Watched]:
         """Decodes in blocks, from nothing."""
         out = self.folder / "blocks_labels.h5"
-        shutil.rmtree(out.with_suffix(".blocks"), ignore_errors=True)
-        out.unlink(missing_ok=True)
+        remove_labels(out)
         return out, watch(in_blocks, str(prediction), str(out), self.settings, block, self.workers)
 
     def whole(self, prediction: Path) -> tuple[Path, Watched]:
@@ -153,8 +158,11 @@ class Bench:
         if different:
             raise SystemExit("blocks and the whole give different labels")
 
-    def large(self, source: Path, side: int, voxels: float, block: int) -> None:
-        """A volume of copies in blocks alone, after small copies in the same grid both ways."""
+    def large(self, source: Path, side: int, voxels: float, block: int, kills: int) -> None:
+        """A volume of copies in blocks alone, after small copies in the same grid both ways.
+
+        kills: then once more, with so many kills on the way.
+        """
         counts = counts_for(voxels, side)
         small = self.folder / "small_prediction.h5"
         write_tiled(small, source, counts, side // 8)
@@ -168,7 +176,34 @@ class Bench:
               f"{run.seconds:.0f} s, {run.cpu:.0f} s of cores, {count / run.seconds / 1e6:.2f} Mvoxel/s; largest "
               f"process {run.largest / 1e9:.2f} GB, together {run.together / 1e9:.2f} GB; disk "
               f"{bytes_in(out, out.with_suffix('.blocks')) / count:.2f} bytes a voxel")
-        print(f"    stages: {told(stage_seconds(out, run.begun))}")
+        print(f"    stages: {told(stage_seconds(out, run.begun))}", flush=True)
+        if kills:
+            wanted = digests(out)
+            remove_labels(out)
+            arguments = in_blocks, str(large), str(out), self.settings, (block,) * 3, self.workers
+            for _ in range(kills):
+                killed_after(run.seconds / (kills + 1), *arguments)
+            last, found = watch(*arguments), digests(out)
+            print(f"    killed {kills} times after {run.seconds / (kills + 1):.0f} s each, then {last.seconds:.0f} s; "
+                  f"largest process {last.largest / 1e9:.2f} GB; "
+                  + (f"the same {len(found)} blocks of labels" if found == wanted else "OTHER LABELS"))
+            if found != wanted:
+                raise SystemExit("a run that was killed gives other labels")
+
+
+def digests(labels: Path) -> list[str]:
+    """A digest of the labels of every block."""
+    work = work_of(labels)
+    stage = work.stages()[-1]
+    shapes = [extent(work.grid.box(number)) for number in range(stage.count)]
+    return [hashlib.sha256(read_block(work.path(stage, number), shape, work.label_type)).hexdigest()
+            for number, shape in enumerate(shapes)]
+
+
+def remove_labels(labels: Path) -> None:
+    """Removes labels and their blocks."""
+    shutil.rmtree(labels.with_suffix(".blocks"), ignore_errors=True)
+    labels.unlink(missing_ok=True)
 
 
 def told(stages: dict[str, float]) -> str:
@@ -185,19 +220,25 @@ def main() -> None:
     parser.add_argument("--statistic", default="mean")
     parser.add_argument("--low", type=float, default=0.1)
     parser.add_argument("--high", type=float, default=0.999)
+    parser.add_argument("--end", type=float, default=0.0, help="decode.end; the threshold without")
+    parser.add_argument("--climbs", action="store_true", help="count what enters the top of the octree instead")
     parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
+    parser.add_argument("--kills", type=int, default=0, help="with --gigavoxels: again, with so many kills on the way")
     parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
     arguments = parser.parse_args()
-    settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high)
+    settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high, end=arguments.end)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, settings, arguments.workers)
         prediction = bench.prediction(arguments.labels, arguments.size)
         block = arguments.block or arguments.size // 2
+        if arguments.climbs:
+            print_climbs(folder, prediction, block)
+            return
         print_header()
         if arguments.gigavoxels:
-            bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block)
+            bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block, arguments.kills)
         else:
             bench.compare(prediction, (block,) * 3, arguments.repeats, ">= 0.8")
 

@@ -44,6 +44,17 @@ def watch(function: Callable, *arguments) -> Watched:
     return Watched(begun, seconds, cpu, **peaks)
 
 
+def killed_after(seconds: float, function: Callable, *arguments) -> None:
+    """Calls function(*arguments) in a process that is killed after so many seconds."""
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process.start()
+    process.join(seconds)
+    if process.exitcode is not None:
+        raise SystemExit(f"{function.__name__} ended by itself, with exit code {process.exitcode}, before its kill")
+    process.kill()
+    process.join()
+
+
 def _call(pipe, function: Callable, arguments: tuple) -> None:
     begun, start, before = time.time(), time.perf_counter(), _cpu()
     function(*arguments)

@@ -50,7 +50,7 @@ def both_ways(folder: Path, seed: int, statistic: str, floods: bool = False,
     work = AffinityWork(out.with_suffix(".blocks"), grid_of(rng, shape, floods), Source(str(path), settings), "content")
     run_inline(work)
     about = {"folder": work.folder.name, "block": list(work.grid.block), "content": work.content,
-             "prediction": path.name}
+             "prediction": path.name, "end": work.end}
     return whole, work.join(out, prediction.resolution, prediction.offset,
                             {"decode": config.to_table(settings), ABOUT: about})
 

@@ -253,8 +253,9 @@ def about(path):
 
 
 @pytest.mark.parametrize("extra, blocks, cuts", [
-    pytest.param((), BLOCKS, (0.3, 0.7), id="watershed"),
-    pytest.param(("decode.fragments=minima", "decode.threshold=0.25"), SECTIONS, (0.2, 0.3), id="floods"),
+    pytest.param(("decode.end=0.8",), BLOCKS, (0.3, 0.7), id="watershed"),
+    pytest.param(("decode.fragments=minima", "decode.threshold=0.25", "decode.end=0.3"), SECTIONS, (0.2, 0.3),
+                 id="floods"),
 ])
 def test_labels_cuts_and_explanations_are_those_of_decoding_at_once(place, extra, blocks, cuts):
     told = decode(*extra)
@@ -285,7 +286,7 @@ def test_labels_cuts_and_explanations_are_those_of_decoding_at_once(place, extra
 def test_scores_and_page_are_those_of_decoding_at_once(place):
     scores = {}
     for blocks in ((), BLOCKS):
-        run("infer.py", *blocks)
+        run("infer.py", "decode.end=1", *blocks)
         assert blocks_folder().exists() == bool(blocks)
         told = run("evaluate.py", 'evaluate.scores=["rand","voi","curve"]')
         assert "is not scored" not in told
@@ -399,10 +400,10 @@ def test_settings_of_blocks_change_nothing_in_labels_that_are_there(place):
 
 
 def test_another_setting_of_decode_takes_the_stages_that_it_does_not_concern(place):
-    run("infer.py", *BLOCKS)
+    run("infer.py", "decode.threshold=0.7", *BLOCKS)
     before, first = stamps(blocks_folder()), open_volume(LABELS, "labels")[...]
-    told = run("infer.py", "decode.threshold=0.7")
-    assert f"{LABELS} is made again: decode.threshold was 0.5, is 0.7" in told
+    told = run("infer.py")
+    assert f"{LABELS} is made again: decode.threshold was 0.7, is 0.5" in told
     assert "8 blocks of 12×20×20" in told
     second = stamps(blocks_folder())
     stages = {path.relative_to(blocks_folder()).parts[0].partition("-")[0]
@@ -410,7 +411,7 @@ def test_another_setting_of_decode_takes_the_stages_that_it_does_not_concern(pla
     assert stages == {"fragments", "seams", "graph", "merges"}
     assert not {path for path in second if path.name != PLAN and path in before and second[path] != before[path]}
     assert not np.array_equal(open_volume(LABELS, "labels")[...], first)
-    told = run("infer.py", "decode.threshold=0.7", "decode.link=none")
+    told = run("infer.py", "decode.link=none")
     assert "is made again: decode.link" in told
     third = stamps(blocks_folder())
     kept = {path.relative_to(blocks_folder()).parts[0].partition("-")[0]
@@ -418,6 +419,26 @@ def test_another_setting_of_decode_takes_the_stages_that_it_does_not_concern(pla
     assert kept == {"fragments", "seams", "graph", "merges", "cut", "numbers", "sizes", "segments", "borders", "dust"}
     assert {folder.name.partition("-")[0] for folder in blocks_folder().iterdir() if "-" in folder.name} == {
         *kept, "labels"}, "stages that no labels stand on are left"
+
+
+def test_merges_are_found_up_to_an_end_and_serve_no_cut_beyond_it(place, undisturbed):
+    run("infer.py", *BLOCKS)
+    before = stamps(blocks_folder())
+    told = run("infer.py", "--cut", "0.6", code=2)
+    assert "a_labels.h5 has merges up to the threshold 0.5 and cannot be cut at 0.6: set decode.end = 0.6 and" in told
+    assert stamps(blocks_folder()) == before
+    assert "the curve over the thresholds ends at 0.5, up to which merges were found (decode.end)" in run(
+        "evaluate.py", 'evaluate.scores=["voi","curve"]')
+    told = run("infer.py", "decode.end=0.6")
+    assert "is made again: decode.end was 0.0, is 0.6" in told
+    kept = {path.relative_to(blocks_folder()).parts[0].partition("-")[0]
+            for path, stamp in stamps(blocks_folder()).items() if before.get(path) == stamp}
+    assert kept == {"fragments", "seams", "graph"}
+    assert open_volume(LABELS, "labels")[...].tobytes() == undisturbed[LABELS.name][0]
+    run("infer.py", "--cut", "0.6")
+    in_blocks = open_volume(LABELS.with_name("a_labels_0.6.h5"), "labels")[...]
+    run("infer.py", "decode.threshold=0.6")
+    assert np.array_equal(open_volume(LABELS, "labels")[...], in_blocks)
 
 
 def test_cuts_keep_their_blocks_when_the_labels_beside_them_are_made_again(place):
@@ -458,9 +479,9 @@ def test_a_run_that_lives_refuses_one_with_other_settings(place, undisturbed):
     first.kill(signal.SIGSTOP)
     try:
         told = decode(*BLOCKS, "decode.threshold=0.7", code=2)
-        assert re.search(r"error: \S*a_labels.blocks is being made with other settings \(decode.threshold was 0.5, is "
-                         rf"0.7\), by process {first.process.pid} of \S+, which showed itself \d+ s ago. Wait for its",
-                         told), told
+        assert re.search(r"error: \S*a_labels.blocks is being made with other settings \(end was 0.5, is 0.7; "
+                         rf"decode.threshold was 0.5, is 0.7\), by process {first.process.pid} of \S+, which showed "
+                         r"itself \d+ s ago. Wait for its", told), told
         assert "with other settings" in decode("blocks.size=[12,40,40]", code=2)
     finally:
         first.kill(signal.SIGCONT)

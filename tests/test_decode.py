@@ -15,7 +15,7 @@ from emcore.decode.affinities import calibrate, read_affinities
 from emcore.decode.labels import decode, recut
 from emcore.errors import InputError
 from emcore.segment.cleanup import merge_dust
-from emcore.segment.storage import read_graph
+from emcore.segment.storage import read_graph, read_tree
 from emcore.settings import Settings
 from emcore.settings.decode import (
     AffinityDecode,
@@ -365,6 +365,42 @@ def test_a_cut_that_cannot_be_made_is_one_sentence(tmp_path):
     assert not (tmp_path / "cut.h5").exists()
     with pytest.raises(InputError, match=r"affinities are \(channels, z, y, x\)"):
         decode(open_volume(random_affinities()[0]), PLAIN, tmp_path / "labels.h5")
+
+
+@pytest.mark.parametrize("ties", ["canonical", "waterz"])
+def test_merges_up_to_an_end_serve_the_cuts_up_to_there_and_refuse_others(tmp_path, ties):
+    prediction = stored(tmp_path, random_affinities(), offsets=NEAREST)
+    settings = replace(PLAIN, ties=ties, dust_size=4)
+    whole = decode(prediction, settings, tmp_path / "whole.h5")
+    out = decode(prediction, replace(settings, end=0.7), tmp_path / "labels.h5")
+    every, found = read_tree(whole), read_tree(out)
+    count = int(np.searchsorted(every.height, 0.7))
+    assert 0 < count < len(every.height)
+    assert found.complete_below == 0.7
+    assert every.complete_below == np.inf
+    for name in ("a", "b", "height"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(every, name)[:count])
+    for threshold in (0.3, 0.7):
+        ours, wanted = (open_volume(recut(path, threshold, tmp_path / "cut.h5"), "labels")[...]
+                        for path in (out, whole))
+        np.testing.assert_array_equal(ours, wanted)
+    with pytest.raises(InputError, match=r"merges up to the threshold 0.7 and cannot be cut at 0.71: set decode.end = "
+                                         "0.71 and run infer.py again"):
+        recut(out, 0.71, tmp_path / "cut.h5")
+    with pytest.raises(InputError, match=r"end must be 0, or not below the threshold 0.5; got 0.4"):
+        replace(settings, threshold=0.5, end=0.4)
+
+
+@pytest.mark.parametrize("end", [0.15, -1.0, "0.5", float("nan")])
+def test_an_end_that_does_not_fit_the_merges_is_one_sentence(tmp_path, end):
+    out = decode(stored(tmp_path, random_affinities(), offsets=NEAREST), PLAIN, tmp_path / "labels.h5")
+    said = {"fragments": 20, "merges": 2, "complete_below": end}
+    with h5py.File(out, "a") as file:
+        del file["merge_keys"]
+    with create_volume(f"{out}:merges", (3, 1, 1, 2), np.float64, attributes=said) as target:
+        target[...] = np.array([[1, 2], [2, 3], [0.1, 0.2]]).reshape(3, 1, 1, 2)
+    with pytest.raises(InputError, match=r"its merges say that they were made up to .*, which does not fit"):
+        recut(out, 0.1, tmp_path / "cut.h5")
 
 
 @pytest.mark.parametrize("dataset, values, attributes, sentence", [

@@ -48,9 +48,8 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     source, before = open_volume(prediction), stamp(prediction)
     folder = place.with_suffix(FOLDER)
     grid, content = choice.grid, record["prediction"]["digest"]
-    settings = with_end(folder, grid, str(prediction), settings, content)
     about = {"folder": folder.name, "block": list(grid.block), "content": content,
-             "prediction": beside(prediction, place.parent)}
+             "prediction": beside(prediction, place.parent), "end": end_for(folder, settings)}
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +58,7 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     if begun is not None and begun != grid.block:  # another memory, and so other blocks: they are taken
         grid = Grid(grid.shape, begun)
         about["block"] = plan["block"] = list(begun)
-    work = work_for(folder, grid, str(prediction), settings, content)
+    work = work_for(folder, grid, str(prediction), with_end(settings, about), content)
     with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
         mend(work, blocks)
@@ -84,7 +83,7 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
                          "the one that is there")
     check_end(labels, work.end, threshold)
     work = work.at(threshold)
-    table = config.to_table(work.settings)
+    table = config.to_table(replace(config.from_table(AffinityDecode, said["decode"], "decode"), threshold=threshold))
     about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     with running(work.folder, plan, finished=True):
@@ -96,17 +95,17 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
     return out
 
 
-def with_end(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> Decode:
-    """The settings, up to the end of merges that are there, where these serve them too."""
+def end_for(folder: Path, settings: Decode) -> float:
+    """Up to which threshold merges are found: where the settings name no end, as far as those that may be there."""
     if not isinstance(settings, AffinityDecode) or settings.end:
-        return settings
-    try:
-        earlier = config.from_table(AffinityDecode, (read_plan(folder) or {})["decode"], "decode")
-        wider = replace(settings, end=earlier.end or earlier.threshold)
-    except (KeyError, TypeError, ValueError):  # there is no plan, or it is of another kind or below this threshold
-        return settings
-    there, wanted = (work_for(folder, grid, prediction, each, content).folders for each in (earlier, wider))
-    return wider if there["merges"] == wanted["merges"] else settings
+        return getattr(settings, "end", 0.0)
+    earlier = (read_plan(folder) or {}).get("end")
+    return max(settings.threshold, earlier) if isinstance(earlier, float) and earlier <= 1 else settings.threshold
+
+
+def with_end(settings: Decode, about: dict[str, Any]) -> Decode:
+    """The settings, with the end that a plan, or the attributes of labels, tell of their merges."""
+    return replace(settings, end=float(about["end"])) if isinstance(settings, AffinityDecode) else settings
 
 
 def mend(work: LabelWork, blocks: Blocks) -> None:
@@ -157,7 +156,7 @@ def work_of(labels: Path) -> LabelWork | None:
         grid = Grid(shape, tuple(int(size) for size in about["block"]))
         prediction, content = str(labels.parent / about["prediction"]), str(about["content"])
         folder = labels.parent / Path(about["folder"]).name
-        settings = config.from_table(Decode, said["decode"], "decode")
+        settings = with_end(config.from_table(Decode, said["decode"], "decode"), about)
         if len(grid.block) != 3 or min(grid.block) < 1:
             raise ValueError
     except (KeyError, TypeError, ValueError):
@@ -264,7 +263,7 @@ def status_of(prediction: Path, labels: Path) -> list[str]:
         return lines if has_labels(labels) else [*lines, f"{labels}: not begun"]
     try:
         grid = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["block"])))
-        settings = config.from_table(Decode, plan["decode"], "decode")
+        settings = with_end(config.from_table(Decode, plan["decode"], "decode"), plan)
         work = work_for(labels.with_suffix(FOLDER), grid, plan["prediction"], settings, plan["content"])
     except (KeyError, TypeError, ValueError):
         return [*lines, f"{labels.with_suffix(FOLDER) / PLAN} cannot be read: the next run writes it anew"]

@@ -84,6 +84,9 @@ def curve(case: Case) -> list[Row]:
     except TooLittleMemory as error:
         case.notes.append(f"there is no curve over the thresholds: {error}")
         return []
+    if tree.complete_below < 1:
+        case.notes.append(f"the curve over the thresholds ends at {tree.complete_below:g}, up to which merges were "
+                          "found (decode.end)")
     states = np.unique(np.linspace(0, len(tree.height), POINTS).astype(int))
     chosen = case.labels.attrs.get("decode")
     best = {name: whole.best(name)._asdict() for name in ("voi", convention)}
