@@ -59,7 +59,7 @@ class AffinityWork(TreeWork):
         if asked.link is not None:
             counts |= {"overlaps": blocks, "links": self.grid.counts(0)[0], "linked": 1}
         counts |= {LABELS: blocks}
-        down = [self.cut_stage(part) for part in reversed(range(len(self.grid.partitions)))]
+        down = [self.cut_stage(partition) for partition in reversed(range(len(self.grid.partitions)))]
         return [*self.tree_stages(), *down, *(Stage(name, count, self.folders[name]) for name, count in counts.items())]
 
     @property
@@ -67,8 +67,8 @@ class AffinityWork(TreeWork):
         """Whether small segments are merged or removed."""
         return self.settings.dust_size > 0 or self.settings.remove_size > 0
 
-    def cut_stage(self, part: int) -> Stage:
-        return Stage(f"cut {part}", self.grid.partitions[part].blocks(), f"{self.folders['cut']}/{part}")
+    def cut_stage(self, partition: int) -> Stage:
+        return Stage(f"cut {partition}", self.grid.partitions[partition].blocks(), f"{self.folders['cut']}/{partition}")
 
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == LABELS:
@@ -78,10 +78,10 @@ class AffinityWork(TreeWork):
 
     # ---- the cut
 
-    def make_cut(self, part: int, number: int) -> Columns:
-        windows, later = self.grid.partitions[part], self.grid.partitions[part + 1:]
-        found = store.read(self.path(self.merge_stage(part), number), "names", "root", "u", "v", "height")
-        above = [self.read(f"cut {part + 1}", other, "names", "final")
+    def make_cut(self, partition: int, number: int) -> Columns:
+        windows, later = self.grid.partitions[partition], self.grid.partitions[partition + 1:]
+        found = store.read(self.path(self.merge_stage(partition), number), "names", "root", "u", "v", "height")
+        above = [self.read(f"cut {partition + 1}", other, "names", "final")
                  for other in (later[0].overlapping(windows.box(number)) if later else ())]
         return cuts.settled(*found, self.settings.threshold, above)
 

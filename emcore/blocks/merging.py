@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from emcore.blocks import leaves, merges, store, sweeps
+from emcore.blocks.grid import Box
 from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import Source, corner, moved
@@ -67,7 +68,7 @@ class TreeWork(LabelWork):
         """What a cut at any threshold up to the end needs."""
         blocks, folders = self.grid.blocks, self.folders
         pairs = [Stage("pairs", 1, folders["pairs"])] if merges.counts_pairs(self.statistic) else []
-        climbs = [stage for part in range(len(self.grid.partitions)) for stage in self.climb(part)]
+        climbs = [stage for partition in range(len(self.grid.partitions)) for stage in self.climb(partition)]
         return [Stage("fragments", blocks(), folders["fragments"]), Stage("seams", 1, folders["seams"]),
                 self.graph_stage, *pairs, *climbs]
 
@@ -75,32 +76,39 @@ class TreeWork(LabelWork):
     def graph_stage(self) -> Stage:
         return Stage("graph", self.grid.blocks(), self.folders["graph"])
 
-    def climb(self, part: int) -> list[Stage]:
+    def climb(self, partition: int) -> list[Stage]:
         """The stages of a partition: its merges, after each of them a sweep through the octree above it."""
-        above, stages = range(1, self.grid.partitions[part].levels), [self.merge_stage(part, 0)]
-        for turn in range(self.sweeps(part)):
-            stages += [self.sweep_stage("forest", level, part, turn) for level in above]
-            stages += [self.sweep_stage("outside", level, part, turn) for level in reversed(above[:-1])]
-            stages.append(self.merge_stage(part, turn + 1))
+        above, stages = range(1, self.grid.partitions[partition].levels), [self.merge_stage(partition, 0)]
+        for turn in range(self.sweeps(partition)):
+            stages += [self.sweep_stage("forest", level, partition, turn) for level in above]
+            stages += [self.sweep_stage("outside", level, partition, turn) for level in reversed(above[:-1])]
+            stages.append(self.merge_stage(partition, turn + 1))
         return stages
 
-    def sweeps(self, part: int) -> int:
+    def sweeps(self, partition: int) -> int:
         """How many sweeps go over a partition; the volume has nothing outside of it."""
-        return 0 if self.grid.partitions[part].blocks() == 1 else SWEEPS
+        return 0 if self.grid.partitions[partition].blocks() == 1 else SWEEPS
 
-    def merge_stage(self, part: int, turn: int | None = None) -> Stage:
+    def merge_stage(self, partition: int, turn: int | None = None) -> Stage:
         """Merges of a partition after so many sweeps; all its merges after the last one."""
-        name, folder = f"merges {part}", f"{self.folders['merges']}/{part}"
-        if turn not in (None, self.sweeps(part)):
-            name, folder = f"settle {part} {turn}", f"{folder}-{turn}"
-        return Stage(name, self.grid.partitions[part].blocks(), folder)
+        name, folder = f"merges {partition}", f"{self.folders['merges']}/{partition}"
+        if turn not in (None, self.sweeps(partition)):
+            name, folder = f"settle {partition} {turn}", f"{folder}-{turn}"
+        return Stage(name, self.grid.partitions[partition].blocks(), folder)
 
-    def sweep_stage(self, kind: str, level: int, part: int, turn: int) -> Stage:
+    def sweep_stage(self, kind: str, level: int, partition: int, turn: int) -> Stage:
         """A level of the octree over a partition, in a sweep: forest on the way up, outside on the way down."""
         if level == 0:
-            return self.merge_stage(part, turn)
-        return Stage(f"{kind} {level} {part} {turn}", self.grid.partitions[part].blocks(level),
-                     f"{self.folders['merges']}/{part}-{turn}-{kind}-{level}")
+            return self.merge_stage(partition, turn)
+        return Stage(f"{kind} {level} {partition} {turn}", self.grid.partitions[partition].blocks(level),
+                     f"{self.folders['merges']}/{partition}-{turn}-{kind}-{level}")
+
+    def box_of(self, stage: Stage, number: int) -> Box | None:
+        kind, *places = stage.name.split()
+        if not places:
+            return super().box_of(stage, number)
+        level, partition = map(int, places[:2] if kind in ("forest", "outside") else ("0", places[0]))
+        return self.grid.partitions[partition].box(number, level)
 
     def run(self, stage: Stage, number: int) -> None:
         kind, *places = stage.name.split()
@@ -166,19 +174,19 @@ class TreeWork(LabelWork):
                                    | {"incomplete": merges.reaches_out(*self.read("graph", number, "boxes"), box)}
                                    for number, box in enumerate(map(self.grid.box, range(self.grid.blocks()))))
 
-    def make_merges(self, part: int, number: int) -> Columns:
-        return self.make_settle(part, self.sweeps(part), number)
+    def make_merges(self, partition: int, number: int) -> Columns:
+        return self.make_settle(partition, self.sweeps(partition), number)
 
-    def make_settle(self, part: int, turn: int, number: int) -> Columns:
-        windows, outside = self.grid.partitions[part], None
+    def make_settle(self, partition: int, turn: int, number: int) -> Columns:
+        windows, outside = self.grid.partitions[partition], None
         box, before = windows.box(number), {}
         if turn:
-            before = store.read_all(self.path(self.merge_stage(part, turn - 1), number))
+            before = store.read_all(self.path(self.merge_stage(partition, turn - 1), number))
             names, boxes = before["names"][before["left"]], before["boxes"]
             edges = pool_edges(merges.edges_of(before))
-            outside = self.make_outside(0, part, turn - 1, number)
-        elif part:
-            names, boxes, edges = merges.gathered(self.handed_on(part, number))
+            outside = self.make_outside(0, partition, turn - 1, number)
+        elif partition:
+            names, boxes, edges = merges.gathered(self.handed_on(partition, number))
             edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
         else:
             names, boxes, edges = self.measured(number)
@@ -186,13 +194,13 @@ class TreeWork(LabelWork):
         boxes = found.pop("boxes")
         if before:
             edges = merges.with_open(edges, names, before)
-            height = merges.heights_of(edges, self.statistic) if turn < self.sweeps(part) else height
+            height = merges.heights_of(edges, self.statistic) if turn < self.sweeps(partition) else height
             found = merges.after(before, found)
-        if turn < self.sweeps(part):
+        if turn < self.sweeps(partition):
             found |= merges.for_sweep(names, boxes, edges, height, box, self.end)
             return found | {"left": before["left"][found["left"]]} if before else found
-        if part + 1 < len(self.grid.partitions):
-            found |= merges.handed_on(names, boxes, edges, box, self.grid.partitions[part + 1])
+        if partition + 1 < len(self.grid.partitions):
+            found |= merges.handed_on(names, boxes, edges, box, self.grid.partitions[partition + 1])
         return found
 
     def measured(self, number: int) -> tuple[np.ndarray, np.ndarray, Columns]:
@@ -203,10 +211,10 @@ class TreeWork(LabelWork):
             shared = dict(zip(merges.SHARED, self.read("pairs", 0, *columns)))
         return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic, shared)
 
-    def handed_on(self, part: int, number: int) -> list[Columns]:
+    def handed_on(self, partition: int, number: int) -> list[Columns]:
         """What the windows of the partition before hand on to one of this partition."""
-        windows, stage, parts = self.grid.partitions[part - 1], self.merge_stage(part - 1), []
-        for earlier in windows.overlapping(self.grid.partitions[part].box(number)):
+        windows, stage, parts = self.grid.partitions[partition - 1], self.merge_stage(partition - 1), []
+        for earlier in windows.overlapping(self.grid.partitions[partition].box(number)):
             path, end = self.path(stage, earlier), f"_{number}"
             columns = [name for name in store.names_of(path) if name.endswith(end)]
             parts.append({name.removesuffix(end): values for name, values in zip(columns, store.read(path, *columns))})
@@ -214,20 +222,20 @@ class TreeWork(LabelWork):
 
     # ---- sweeps
 
-    def make_forest(self, level: int, part: int, turn: int, number: int) -> Columns:
-        windows, below = self.grid.partitions[part], self.sweep_stage("forest", level - 1, part, turn)
+    def make_forest(self, level: int, partition: int, turn: int, number: int) -> Columns:
+        windows, below = self.grid.partitions[partition], self.sweep_stage("forest", level - 1, partition, turn)
         children = [self.path(below, child) for child in windows.children(number, level)]
         wanted = [name for name in store.names_of(children[0]) if merges.is_swept(name)]
         return merges.swept([dict(zip(wanted, store.read(path, *wanted))) for path in children],
                             windows.box(number, level), self.statistic, self.end)
 
-    def make_outside(self, level: int, part: int, turn: int, number: int) -> Columns:
-        windows, stage = self.grid.partitions[part], self.sweep_stage("forest", level, part, turn)
-        parent, above = windows.parent(number, level), self.sweep_stage("forest", level + 1, part, turn)
+    def make_outside(self, level: int, partition: int, turn: int, number: int) -> Columns:
+        windows, stage = self.grid.partitions[partition], self.sweep_stage("forest", level, partition, turn)
+        parent, above = windows.parent(number, level), self.sweep_stage("forest", level + 1, partition, turn)
         sources = [(stage, other, "forest") for other in windows.children(parent, level + 1) if other != number]
         sources.append((above, parent, "closed"))
         if level + 2 < windows.levels:
-            sources.append((self.sweep_stage("outside", level + 1, part, turn), parent, "forest"))
+            sources.append((self.sweep_stage("outside", level + 1, partition, turn), parent, "forest"))
         forests = [dict(zip(sweeps.FOREST, store.read(self.path(source, at), *(
             name.replace("forest", kind) for name in sweeps.FOREST)))) for source, at, kind in sources]
         terminals, = store.read(self.path(stage, number), "terminals")

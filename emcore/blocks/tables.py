@@ -125,7 +125,7 @@ class BlockParts:
         names = self.names
         with legible():
             self.check_memory("the merges")
-            files = self.files(*(self.work.merge_stage(part).name for part in range(len(self.work.grid.partitions))))
+            files = self.files(*(self.work.merge_stage(step).name for step in range(len(self.work.grid.partitions))))
             count = sum(store.shapes(path)["height"][0] for path in files)
             (a, b), height, key = np.empty((2, count), np.uint32), np.empty(count), np.empty(count, np.uint64)
             stop = 0
