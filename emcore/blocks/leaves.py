@@ -151,13 +151,21 @@ def in_slab(labels: np.ndarray, names: np.ndarray, halos: dict[int, np.ndarray])
     return every, slab
 
 
-def boxes_of(slab: np.ndarray, count: int, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
-    """Where the edges of every label may lie, int32: first z, y, x and last z, y, x in the volume.
+def boxes_of(slab: np.ndarray, own: np.ndarray, halo: Sequence[int], start: Sequence[int],
+             shape: Sequence[int]) -> np.ndarray:
+    """Where the edges of every label in a slab may lie, int32: first z, y, x and last z, y, x in the volume.
 
-    That is one voxel more than the label has itself, as a contact is measured at its later voxel. start: of the slab.
+    That is one voxel more than the label has itself, as a contact is measured at its later voxel. own: the boxes of the
+    labels behind the planes of the halo, counted from there; start: the first voxel of the slab in the volume.
     """
-    boxes = measure(slab, count - 1, with_boxes=True)[1]
-    boxes += np.tile(start, 2)
+    boxes = np.where(own[:, 3:4] < 0, NOWHERE, own + np.tile(np.add(start, halo), 2))
+    for axis in np.flatnonzero(halo):
+        plane = tuple(slice(0, 1) if other == axis else slice(halo[other], None) for other in range(3))
+        sizes, found = measure(slab[plane], len(own) - 1, with_boxes=True)
+        here = np.flatnonzero(sizes)
+        found = found[here] + np.tile([start[other] + halo[other] * (other != axis) for other in range(3)], 2)
+        boxes[here, :3] = np.minimum(boxes[here, :3], found[:, :3])
+        boxes[here, 3:] = np.maximum(boxes[here, 3:], found[:, 3:])
     boxes[:, 3:] = np.minimum(boxes[:, 3:] + 1, np.subtract(shape, 1))
     boxes[0] = NOWHERE
     return boxes.astype(np.int32)

@@ -160,10 +160,10 @@ class TreeWork(LabelWork):
         names, slab = leaves.in_slab(labels, own, halos)
         halo = [int(axis in halos) for axis in range(3)]
         window = tuple(slice(span.start - planes, span.stop) for span, planes in zip(self.grid.box(number), halo))
-        boxes = leaves.boxes_of(slab, len(names), corner(window), self.grid.shape)
         affinities = self.source.affinities(window)
-        graph = region_graph(slab, affinities, statistic=self.settings.statistic, channels=affinities.channels,
-                             place=Place(corner(window), self.grid.shape, halo))
+        graph = region_graph(slab, affinities, statistic=self.settings.statistic, extras=("sizes", "boxes"),
+                             channels=affinities.channels, place=Place(corner(window), self.grid.shape, halo))
+        boxes = leaves.boxes_of(slab, graph.boxes, halo, corner(window), self.grid.shape)
         histogram = {name: getattr(graph, name) for name in merges.HISTOGRAM if graph.bins is not None}
         return {"names": names, "sizes": graph.sizes, "boxes": boxes, **histogram,
                 **{name: getattr(graph, name) for name in ("u", "v", "count", "sum", "max", "min", "key")}}
