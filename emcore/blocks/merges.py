@@ -19,7 +19,8 @@ from emcore.segment.graph import HISTOGRAM, RegionGraph
 from emcore.segment.pooling import concatenate, pool_edges
 from emcore.segment.statistics import Statistic
 
-EVENT = ("u", "v", "a", "b", "height", "key")  # the columns of merges
+EVENT = {"u": np.uint32, "v": np.uint32, "a": np.uint64, "b": np.uint64, "height": np.float64,
+         "key": np.uint64}  # the columns of merges
 TOPS = ("top_u", "top_v")
 FEW = 200  # absorptions of fewer than this part of all clusters do not earn another round
 SHARED = ("edge", "max", "key", "first")  # the columns of pairs that several blocks see
@@ -104,6 +105,7 @@ def for_sweep(names: np.ndarray, boxes: np.ndarray, edges: Columns, height: np.n
     forest, left = forest_of(names, whole, height[~is_open], incomplete, end), incomplete.copy()
     left[whole["u"]] = left[whole["v"]] = left[0] = True
     left, places = np.flatnonzero(left).astype(np.uint32), np.cumsum(left, dtype=np.uint32) - np.uint32(1)
+    whole["height"] = height[~is_open]
     return {"left": left, "boxes": boxes[left],
             **{EDGE + name: places[values] if name in ("u", "v") else values for name, values in whole.items()},
             **{OPEN + name: names[values] if name in ("u", "v") else values for name, values in parts.items()},
@@ -164,26 +166,27 @@ def reaches_out(boxes: np.ndarray, box: Box) -> np.ndarray:
 
 
 def settled(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, statistic: Statistic, end: float,
-            outside: Columns | None = None) -> tuple[Columns, Columns, np.ndarray]:
+            height: np.ndarray | None = None, outside: Columns | None = None) -> tuple[Columns, Columns, np.ndarray]:
     """Everything that can merge in a box below the end: (merges, the edges that are left, their heights).
 
-    Without the forest that lies outside, complete clusters merge with one another only. With it, an incomplete one
-    absorbs complete ones; it keeps its name, by which other windows know it. Of a merge, u and v are the places of
-    names of the two clusters, a and b the fragments whose contact has the key. root is the place of the name that
-    stays, where boxes has the box of the whole cluster.
+    Without the forest that lies outside, complete clusters merge with one another only; height says that this has been
+    done. With it, an incomplete one absorbs complete ones; it keeps its name, by which other windows know it. Of a
+    merge, u and v are the places of names of the two clusters, a and b the fragments whose contact has the key. root is
+    the place of the name that stays, where boxes has the box of the whole cluster.
     """
-    incomplete, root, events = reaches_out(boxes, box), np.arange(len(names), dtype=np.uint32), []
-    frozen = np.flatnonzero(incomplete)
+    incomplete, root = reaches_out(boxes, box), np.arange(len(names), dtype=np.uint32)
+    frozen, events = np.flatnonzero(incomplete), [{name: np.empty(0, kind) for name, kind in EVENT.items()}]
     while True:
-        run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
-                            maxima=counts_pairs(statistic))
-        run.advance(end)
-        tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
-        events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
-                       "height": tree.height, "key": tree.key})
-        top, height = left.pop("top"), left.pop("height")
-        edges = left | {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
-        root = roots[root]
+        if height is None:
+            run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
+                                maxima=counts_pairs(statistic))
+            run.advance(end)
+            tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
+            events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
+                           "height": tree.height, "key": tree.key})
+            top, height = left.pop("top"), left.pop("height")
+            edges = left | {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
+            root = roots[root]
         if outside is None:
             break
         source, target, made = absorptions(names, edges, height, incomplete, outside, end)
@@ -196,7 +199,7 @@ def settled(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, stat
         while (roots[roots] != roots).any():
             roots = roots[roots]
         root = roots[root]
-        edges = pool_edges(edges, roots)
+        edges, height = pool_edges(edges, roots), None
     edges, height = taken_on(edges, height, incomplete, end)
     boxes, gone = boxes.copy(), np.flatnonzero(root != np.arange(len(names)))
     for side, extreme in enumerate((np.minimum,) * 3 + (np.maximum,) * 3):

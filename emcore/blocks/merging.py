@@ -178,19 +178,20 @@ class TreeWork(LabelWork):
         return self.make_settle(partition, self.sweeps(partition), number)
 
     def make_settle(self, partition: int, turn: int, number: int) -> Columns:
-        windows, outside = self.grid.partitions[partition], None
+        windows, outside, height = self.grid.partitions[partition], None, None
         box, before = windows.box(number), {}
         if turn:
             before = store.read_all(self.path(self.merge_stage(partition, turn - 1), number))
             names, boxes = before["names"][before["left"]], before["boxes"]
-            edges = pool_edges(merges.edges_of(before))
+            edges = merges.edges_of(before)
+            height = edges.pop("height")
             outside = self.make_outside(0, partition, turn - 1, number)
         elif partition:
             names, boxes, edges = merges.gathered(self.handed_on(partition, number))
             edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
         else:
             names, boxes, edges = self.measured(number)
-        found, edges, height = merges.settled(names, boxes, edges, box, self.statistic, self.end, outside)
+        found, edges, height = merges.settled(names, boxes, edges, box, self.statistic, self.end, height, outside)
         boxes = found.pop("boxes")
         if before:
             edges = merges.with_open(edges, names, before)
