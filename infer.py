@@ -209,6 +209,8 @@ def decode_one(settings: Settings, prediction: Path, labels: Path, made_of: dict
     if choice.grid is None:
         decode(open_volume(prediction), settings.decode, labels, made_of)
     else:
+        if choice.advice:
+            print(f"{prediction}: {choice.advice}", flush=True)
         decode_in_blocks(prediction, settings.decode, labels, choice, settings.blocks, made_of)
 
 

@@ -1,4 +1,5 @@
 """Decoding in blocks against decoding at once: python -m bench.blocks [--size 512] [--labels FILE] [--gigavoxels 2].
+What it takes of volumes that nobody can try: python -m bench.blocks --plan [Z,Y,X] (bench/blocks_plan.py).
 
 Both ways go from a stored prediction to a labels file, as infer.py does it, in turns, each in a process of its own. A
 process is watched from outside: its own peak, and the most that it and its workers hold together (PSS: shared pages
@@ -19,6 +20,7 @@ import numpy as np
 
 from bench.affinities import load_labels, make_affinities
 from bench.blocks_climb import print_climbs
+from bench.blocks_plan import print_plan, shape_of, told_rates
 from bench.compare import Row, print_header, print_row
 from bench.watch import Watched, killed_after, watch
 from emcore.blocks.choice import Choice
@@ -28,7 +30,7 @@ from emcore.blocks.windows import extent
 from emcore.decode.labels import decode
 from emcore.segment import encode_affinities
 from emcore.segment.affinities import TABLE_ATTRIBUTE
-from emcore.settings.blocks import Blocks
+from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
 from emcore.volumes.blocks import read_block
@@ -152,7 +154,7 @@ class Bench:
             wall, cpu = sorted(run.seconds for run in done), statistics.median(run.cpu for run in done)
             print(f"    {way}: {wall[0]:.2f} to {wall[-1]:.2f} s, {cpu:.2f} s of cores, largest process "
                   f"{max(run.largest for run in done) / 2**20:.0f} MiB")
-        print(f"    stages: {told(stages)}")
+        print(f"    stages: {told(stages)}", *told_rates(ours, stages, runs["blocks"][-1].cpu), sep="\n")
         disk = bytes_in(ours, ours.with_suffix(".blocks")) / np.prod(shape), bytes_in(peer) / np.prod(shape)
         print(f"    disk: {disk[0]:.2f} bytes a voxel, whole {disk[1]:.2f}")
         if different:
@@ -176,7 +178,8 @@ class Bench:
               f"{run.seconds:.0f} s, {run.cpu:.0f} s of cores, {count / run.seconds / 1e6:.2f} Mvoxel/s; largest "
               f"process {run.largest / 1e9:.2f} GB, together {run.together / 1e9:.2f} GB; disk "
               f"{bytes_in(out, out.with_suffix('.blocks')) / count:.2f} bytes a voxel")
-        print(f"    stages: {told(stage_seconds(out, run.begun))}", flush=True)
+        stages = stage_seconds(out, run.begun)
+        print(f"    stages: {told(stages)}", *told_rates(out, stages, run.cpu), sep="\n", flush=True)
         if kills:
             wanted = digests(out)
             remove_labels(out)
@@ -225,8 +228,15 @@ def main() -> None:
     parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
     parser.add_argument("--kills", type=int, default=0, help="with --gigavoxels: again, with so many kills on the way")
     parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
+    parser.add_argument("--plan", nargs="*", type=shape_of, metavar="Z,Y,X", help="what such volumes take, or a ladder")
+    parser.add_argument("--memory", default="1TB", help="of the machine of a --plan")
+    parser.add_argument("--voxels-per-gpu-second", type=float, help="of the prediction, for a --plan")
     arguments = parser.parse_args()
     settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high, end=arguments.end)
+    if arguments.plan is not None:
+        print_plan(arguments.plan, arguments.block or 512, settings, bytes_of(arguments.memory),
+                   arguments.voxels_per_gpu_second)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ import pytest
 
 from bench.affinities import make_affinities
 from emcore import files
-from emcore.blocks import choice
+from emcore.blocks import choice, density
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.explain import main as explain
 from emcore.blocks.run import PLAN, read_plan
@@ -244,6 +244,24 @@ def printed(command, *arguments):
 
 
 # ---- whole and in blocks
+
+
+def test_what_thresholds_cost_is_told_where_a_decoding_in_blocks_begins(place, monkeypatch):
+    monkeypatch.setattr(density, "DENSE", 0)  # so that it always costs too much
+    said = f"{RESULTS / 'a_prediction.h5'}: one fragment for every "
+    assert said not in decode()
+    LABELS.unlink()
+    assert decode(*BLOCKS).count(said) == 1
+    before = open_volume(LABELS, "labels")[...]
+    assert said not in decode(*BLOCKS)  # its fragments are there
+    LABELS.unlink()
+    shutil.rmtree(blocks_folder())
+    assert run("infer.py", *BLOCKS).count(said) == 1
+    shutil.rmtree(blocks_folder())
+    LABELS.unlink()
+    monkeypatch.setattr(density, "DENSE", 1)
+    assert "fragment for" not in decode(*BLOCKS)
+    assert np.array_equal(open_volume(LABELS, "labels")[...], before)
 
 
 def about(path):

@@ -104,6 +104,43 @@ def test_the_parameters_that_are_written_decode_to_the_score_that_was_found(tmp_
     assert [float(line["voi"]) for line in table] == sorted(float(line["voi"]) for line in table)
 
 
+def test_voxels_per_fragment_stand_beside_the_scores_and_rows_of_older_versions_lack_them(tmp_path, capsys):
+    names = ("a", "b")
+    for number, name in enumerate(names):
+        stored_volume(tmp_path, name, number)
+    predictions = [open_volume(tmp_path / f"{name}_prediction.h5")[...] for name in names]
+    settings = settings_of(tmp_path, names)
+    rows = tune(settings, tmp_path)
+    assert {row.kind for row in rows} == {"curve", "decoded"}
+    expected = []
+    for row in rows:
+        found = [segment.watershed(affs, row.decode["low"], row.decode["high"]) for affs in predictions]
+        voxels = sum(map(np.count_nonzero, found))
+        fragments = sum(len(np.unique(labels[labels > 0])) for labels in found)
+        expected.append(voxels / fragments)
+        assert {entry["voxels_per_fragment"] for entry in row.found.values()} == {expected[-1]}
+    assert len(set(expected)) > 1
+    best = next(number for number, row in enumerate(rows) if row.kind == "decoded")
+    assert f" (one fragment for every {expected[best]:.0f} voxels), with the settings so far" in capsys.readouterr().out
+
+    def column():
+        with open(tmp_path / "tune.csv") as file:
+            return [line["voxels_per_fragment"] for line in csv.DictReader(file)]
+
+    assert column() == [str(round(voxels, 1)) for voxels in expected]
+    before, *lines = (tmp_path / "tune.jsonl").read_text().splitlines()
+    older = [json.loads(line) for line in lines]
+    for row in older:
+        for entry in row["found"].values():
+            del entry["voxels_per_fragment"]
+    (tmp_path / "tune.jsonl").write_text("\n".join([before, *map(json.dumps, older), ""]))
+    assert [row.key for row in tune(settings, tmp_path)] == [row.key for row in rows]
+    told = capsys.readouterr().out
+    assert "0 stages to do" in told
+    assert "one fragment" not in told
+    assert column() == [""] * len(rows)
+
+
 def test_listed_thresholds_are_the_only_ones(tmp_path):
     truth = stored_volume(tmp_path, "a")
     affs = open_volume(tmp_path / "a_prediction.h5")[...]

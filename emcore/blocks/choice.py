@@ -89,6 +89,7 @@ class Choice(NamedTuple):
     grid: Grid | None
     workers: int
     told: str
+    advice: str = ""  # another sentence, where settings make it costly (density.py)
 
 
 def choose(task: Task, settings: Blocks) -> Choice:
@@ -184,7 +185,7 @@ def check_kind(decode: Decode, why: str = "") -> None:
 
 
 def amount(count: float, unit: str) -> str:
-    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {prefix}{unit}"
     return f"{count:.0f} {unit}"

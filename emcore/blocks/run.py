@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config
-from emcore.blocks import engines, status
+from emcore.blocks import density, engines, status
 from emcore.blocks.alive import Signs, living
 from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
@@ -124,12 +124,13 @@ def is_source(prediction: Path, before: str | None, content: str) -> bool:
 
 
 def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, record: dict[str, Any]) -> Choice:
-    """How to decode a stored prediction; a run that was begun goes on in its blocks."""
+    """How to decode a stored prediction; a run that was begun goes on in its blocks, and advice would come too late."""
     source = open_volume(prediction)
     channels = source.shape[0] if source.ndim == 4 else 1
     task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
     begun = block_begun(out, record["prediction"]["digest"])
-    return choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
+    choice = choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
+    return choice if begun or choice.grid is None else choice._replace(advice=density.advice(prediction, settings))
 
 
 def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> LabelWork:

@@ -26,7 +26,7 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import Scored, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_stages import PER_FRAGMENT, Scored, Task, curve_stage, decoded_stage, identity
 from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
@@ -92,8 +92,8 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
         raise InputError(f"no decoding ended within --tune-trial-seconds {limit:g}, so there is no best one: give more")
     write_parameters(results / "best_params.toml", best_row, settings)
     base_row = next(row for row in rows if row.key == decoded_key(base))
-    so_far = f"{value(base_row, objective):.4f}" if base_row.kind == "decoded" else "not decoded in time"
-    print(f"{objective} {value(best_row, objective):.4f}, with the settings so far {so_far}; "
+    so_far = told(base_row, objective) if base_row.kind == "decoded" else "not decoded in time"
+    print(f"{objective} {told(best_row, objective)}, with the settings so far {so_far}; "
           f"{duration(time.monotonic() - start)}\n{results / 'best_params.toml'}")
     return rows
 
@@ -189,18 +189,28 @@ def value(row: Row, objective: str) -> float:
     return number if number == number else float("inf")
 
 
+def told(row: Row, objective: str) -> str:
+    """The value of a decoding, and how fine its fragments are, which a row of an older version does not say."""
+    size = row.found[objective].get(PER_FRAGMENT)
+    return f"{value(row, objective):.4f}" + (f" (one fragment for every {size:.0f} voxels)" if size else "")
+
+
 def write_table(path: Path, rows: list[Row], objective: str) -> None:
-    """One line a row, best first: what it did, its threshold, its scores, seconds, settings that differ somewhere."""
+    """One line a row, best first: what it did, settings that differ somewhere, its threshold, its scores, the voxels of
+    a fragment (empty where an older version did not count them), seconds."""
     plain = [flat(row.decode) for row in rows]
     names = [name for name in dict.fromkeys(name for settings in plain for name in settings)
              if name in ("statistic", "low", "high") or len({str(settings.get(name)) for settings in plain}) > 1]
     names = [name for name in names if name != "threshold"]
     scores = next((list(row.found[objective]["scores"]) for row in rows if row.found), [])
-    lines = [["stage", *names, "threshold", *scores, "seconds"]]
+    lines = [["stage", *names, "threshold", *scores, PER_FRAGMENT, "seconds"]]
     for row, settings in zip(rows, plain):
         found = row.found.get(objective)
-        values = ([found["threshold"], *(round(found["scores"][name], 6) for name in scores)] if found
-                  else [""] * (1 + len(scores)))
+        values = [""] * (2 + len(scores))
+        if found:
+            size = found.get(PER_FRAGMENT)
+            values = [found["threshold"], *(round(found["scores"][name], 6) for name in scores),
+                      "" if size is None else round(size, 1)]
         lines.append([row.kind, *(settings.get(name, "") for name in names), *values, round(row.seconds, 3)])
     write_text(path, csv_text(lines))
 

@@ -23,8 +23,10 @@ from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
 HASHED_BYTES = 64 << 20  # of a volume at a time
+PER_FRAGMENT = "voxels_per_fragment"  # in tune.jsonl and tune.csv
 
-Found = dict[str, dict[str, Any]]  # objective -> threshold, its scores, and those of every volume
+# objective -> threshold, its scores, those of every volume, and how many voxels a fragment has
+Found = dict[str, dict[str, Any]]
 
 
 class Scored(NamedTuple):
@@ -60,29 +62,36 @@ def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], th
     """
     curves: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
     demanding = max(statistics, key=lambda statistic: parse_statistic(statistic).every_contact)
+    counts = []
     for source in task.sources:
         segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
+        counts.append(count(segmentation.fragments))
         table, graph = compared(task, source, segmentation.fragments), segmentation.graph
         del segmentation
         for statistic in statistics:
             curves[statistic].append(metrics.fold(table, segment.agglomerate(graph, statistic, ties=point.ties)))
-    return [best_thresholds(task, curves[statistic], thresholds) for statistic in statistics]
+    return [best_thresholds(task, curves[statistic], thresholds, per_fragment(counts)) for statistic in statistics]
 
 
 def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
     """The scores of one full decoding, with everything that happens after the cut."""
-    volumes = {}
+    volumes, counts = {}, []
     for source in task.sources:
         segmentation = segmentation_of(affinities(source, point), point)
+        counts.append(count(segmentation.fragments))
         table = compared(task, source, labels_of(segmentation, point))
         scores = named_scores(agreement(table, task.convention))
         volumes[source.name] = {name: float(value) for name, value in scores.items()}
-    entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes}
+    entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes,
+             PER_FRAGMENT: per_fragment(counts)}
     return [dict.fromkeys(OBJECTIVES, entry)]
 
 
-def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds) -> Found:
-    """By objective: of all thresholds the one where its mean over the volumes is lowest, the first of equals."""
+def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds, voxels: float) -> Found:
+    """By objective: of all thresholds the one where its mean over the volumes is lowest, the first of equals.
+
+    voxels: how many a fragment has, which no threshold changes.
+    """
     tried = np.array(thresholds.listed)
     if not thresholds.listed:  # the state changes just above a score, so that scores and both ends show every state
         ends = np.array([thresholds.low, thresholds.high])
@@ -100,8 +109,20 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
             threshold = middle if middle > tried[best - 1] else threshold
         volumes = {source.name: {name: float(values[state[best]]) for name, values in scores.items()}
                    for source, scores, state in zip(task.sources, along, states)}
-        found[objective] = {"threshold": threshold, "scores": mean_scores(volumes), "volumes": volumes}
+        found[objective] = {"threshold": threshold, "scores": mean_scores(volumes), "volumes": volumes,
+                            PER_FRAGMENT: voxels}
     return found
+
+
+def count(fragments: np.ndarray) -> tuple[int, int]:
+    """(voxels in fragments, fragments), which are numbered from 1 on."""
+    return int(np.count_nonzero(fragments)), int(fragments.max(initial=0))
+
+
+def per_fragment(counts: Sequence[tuple[int, int]]) -> float:
+    """How many voxels a fragment has in all volumes; what decoding in blocks costs falls with it (docs/blocks.md)."""
+    voxels, fragments = np.sum(counts, axis=0).tolist()
+    return voxels / max(1, fragments)
 
 
 def named_scores(found: Agreement) -> dict[str, Any]:
