@@ -4,8 +4,9 @@
     python -m bench.blocks --plan 4000,20000,20000      # one volume
 
 Stages and tasks are those of emcore itself. What a stage takes grows with the voxels, with the faces between blocks,
-with the clusters that enter the nodes of the octree, or with the labels; RATES says what was measured for each of them.
-How many clusters enter larger nodes than any that was measured is an extrapolation: it has a lower and an upper end.
+with the clusters that enter the windows of a partition, or with the labels; RATES says what was measured for each of
+them. How many clusters enter larger windows than any that was measured is an extrapolation: it has a lower and an upper
+end.
 """
 
 import argparse
@@ -33,7 +34,7 @@ LADDER = ((1000,) * 3, (2154,) * 3, (10_000,) * 3, (100_000,) * 3)
 class Rate(NamedTuple):
     """What a stage takes for each of the things that it works on."""
 
-    thing: str  # voxel; face: a voxel on one side of a face between two nodes; cluster that enters a node; label
+    thing: str  # voxel; face: a voxel on one side of a face between two nodes; cluster that enters a window; label
     disk: float  # bytes of its files
     cores: float  # nanoseconds of a core
     memory: float = 0  # bytes of memory, where a single task works on all of them
@@ -62,8 +63,8 @@ LABELS = 8.8e-4  # labels a voxel, most of them of a few voxels
 PREDICTION = 3  # bytes a voxel of the prediction itself: 8 bits along z, y and x
 
 # ---- what climbs: of all figures those to measure anew when merges change (decode.end is the threshold, .5)
-CLUSTERS = 0.065  # that enter a node for every voxel at faces of its children, in 1024³, where these are blocks of 256³
-EXPONENTS = 0.0, 0.65  # by which they grow with the side of the children: not at all; as in 1024³ from 256 to 512
+CLUSTERS = 0.0217, 0.0039  # for every voxel at faces of the windows before, 256³, and of those half a window off
+EXPONENTS = -1.0, 0.0  # by which they grow with the side of the windows: as in 1024³ from 256 to 512; not at all
 EDGES = 4.3  # that enter the top with every cluster
 
 # ---- what tasks of blocks read of the whole volume
@@ -95,25 +96,29 @@ def planes(grid: Grid, level: int) -> int:
     return sum((count - 1) * prod(grid.shape) // length for count, length in zip(grid.counts(level), grid.shape))
 
 
-def clusters(grid: Grid, level: int, exponent: float) -> float:
-    """Clusters that enter the nodes of a level, all together."""
-    child = prod(min(size << level - 1, length) for size, length in zip(grid.block, grid.shape))
-    return CLUSTERS * 2 * planes(grid, level - 1) * (child ** (1 / 3) / 256) ** exponent
+def clusters(grid: Grid, partition: int, exponent: float) -> float:
+    """Clusters that enter the windows of a partition, all together; none is before the first."""
+    before = grid.partitions[partition - 1]
+    side = prod(map(min, before.block, grid.shape)) ** (1 / 3)
+    return CLUSTERS[any(before.shift)] * 2 * planes(before, 0) * (side / 256) ** exponent if partition else 0.0
 
 
-def rate_of(stage: Stage) -> tuple[str, int]:
-    """The name of a stage's rate, and the level of its nodes."""
-    kind, level = [*stage.name.split(), "0"][:2]
-    return f"{kind} 0" if level == "0" and f"{kind} 0" in RATES else kind, int(level)
+def rate_of(stage: Stage) -> tuple[str, int, int]:
+    """The name of a stage's rate, the partition that it works on, and the level of its nodes above that."""
+    kind, *places = stage.name.split()
+    level, partition = map(int, places[:2] if kind in ("forest", "outside") else (0, *places[:1], 0)[:2])
+    return f"{kind} 0" if partition == 0 and f"{kind} 0" in RATES else kind, partition, level
 
 
 def things(grid: Grid, stage: Stage, exponent: float) -> float:
     """How many of what its rate counts a stage works on, in all its tasks."""
-    name, level = rate_of(stage)
+    name, partition, level = rate_of(stage)
     thing = RATES[name].thing
     if thing == "cluster":
-        return clusters(grid, level, exponent)
-    return planes(grid, level) if thing == "face" else prod(grid.shape) * (LABELS if thing == "label" else 1)
+        return clusters(grid, partition, exponent)
+    if thing == "face":  # what a forest joins lies at the faces between the children of a node
+        return planes(grid.partitions[partition], level - (name == "forest"))
+    return prod(grid.shape) * (LABELS if thing == "label" else 1)
 
 
 class Plan(NamedTuple):
@@ -145,7 +150,7 @@ def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
 def figures(grid: Grid, settings: AffinityDecode) -> dict[str, tuple[float, float]]:
     """The figures of a Run by the model, at both ends."""
     plans = [plan_of(grid, settings, exponent) for exponent in EXPONENTS]
-    tops = [clusters(grid, grid.levels - 1, exponent) for exponent in EXPONENTS]
+    tops = [clusters(grid, len(grid.partitions) - 1, exponent) for exponent in EXPONENTS]
     return {"bytes of disk": tuple(sum(plan.disk.values()) for plan in plans),
             "seconds of a core": tuple(sum(plan.cores.values()) for plan in plans),
             "clusters in the last merges": tuple(tops),
@@ -165,8 +170,8 @@ def limits(grid: Grid, ends: Sequence[Plan], memory: float) -> Iterator[str]:
     if header > store.LONGEST_HEADER:
         yield (f"the file of seams would name its columns in {size_of(header)}, but no more than "
                f"{size_of(store.LONGEST_HEADER)} are read: no machine can do it")
-    edges = [EDGES * clusters(grid, grid.levels - 1, exponent) for exponent in EXPONENTS if grid.levels > 1]
-    if edges and edges[1] >= 2**32:
+    edges = [EDGES * clusters(grid, len(grid.partitions) - 1, exponent) for exponent in EXPONENTS]
+    if edges[1] >= 2**32:
         word = "no machine can" if edges[0] >= 2**32 else "perhaps no machine can"
         yield f"{span(*edges, count_of)} edges enter the last merges, which number them in 32 bits: {word} do it"
 
@@ -244,11 +249,11 @@ def told_rates(labels: Path, seconds: Mapping[str, float], cores: float) -> Iter
     found: dict[str, np.ndarray] = {}
     memory: dict[str, float] = {}
     for stage in work.stages():
-        name, level = rate_of(stage)
+        name, partition, _ = rate_of(stage)
         paths = [work.path(stage, number) for number in range(stage.count)]
         count = things(work.grid, stage, EXPONENTS[0])
         if RATES[name].thing == "cluster":
-            count = sum(store.shapes(work.path(work.merge_stage(level), number))["names"][0]
+            count = sum(store.shapes(work.path(work.merge_stage(partition), number))["names"][0]
                         for number in range(stage.count))
         elif RATES[name].thing == "label":
             count = store.shapes(paths[0])["number"][0]

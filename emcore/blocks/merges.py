@@ -1,8 +1,9 @@
-"""Merges of a block by its own table of edges, and what climbs to the block above it.
+"""Merges of a window by its own table of edges, and what it hands on to the windows of the next partition.
 
-A fragment is incomplete where other blocks measure some of its edges. What an incomplete one could merge with waits:
-both ends are frozen, and their edge climbs. Every merge that is made is one of the whole volume, at its height and with
-its key, because the statistics are reducible (docs/blocks.md).
+A cluster is incomplete where edges of it may lie in other windows: its box, in which all of them lie, reaches out of
+this one. What an incomplete one could merge with waits: both ends are frozen, and their edge is handed on. Every merge
+that is made is one of the whole volume, at its height and with its key, because the statistics are reducible
+(docs/blocks.md).
 """
 
 from collections.abc import Iterable, Sequence
@@ -133,7 +134,10 @@ def is_swept(name: str) -> bool:
 
 
 def swept(children: Sequence[Columns], box: Box, statistic: Statistic, end: float) -> Columns:
-    """The same of a node: open edges of its children that are whole in its box are closed, and belong to its forest."""
+    """The same of a node in the octree over the windows: open edges of its children that are whole in it are closed.
+
+    The closed ones belong to its forest, and to what its children are told of the outside.
+    """
     names, boxes = united([(child["terminals"], child["terminal_boxes"]) for child in children])
     parts = [edges_of(child, OPEN) for child in children]
     edges = pool_edges(concatenate([part | {end: places_of(part[end], names) for end in ("u", "v")} for part in parts]))
