@@ -40,35 +40,35 @@ class Rate(NamedTuple):
     memory: float = 0  # bytes of memory, where a single task works on all of them
 
 
-# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³. What is
-# of voxels was printed by python -m bench.blocks --size 512 --labels labels512.h5 --repeats 1, pairs by the same with
-# --statistic aff85_his256, all else by the same with --gigavoxels 1 --block 256, which are eight mirrored copies.
+# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³, as printed
+# by python -m bench.blocks --size 512 --labels labels512.h5 --gigavoxels 1 --block 256, which are eight mirrored copies;
+# pairs by the same with --statistic aff85_his256 without --gigavoxels.
 RATES = {
-    "fragments": Rate("voxel", 4.16, 44.6),
-    "seams": Rate("face", 1.0, 425, 14.1),
-    "graph": Rate("voxel", 0.777, 30.5),
+    "fragments": Rate("voxel", 4.17, 35.5),
+    "seams": Rate("face", 1.0, 369, 14.2),
+    "graph": Rate("voxel", 1.02, 37.8),
     "pairs": Rate("face", 0.863, 109, 22.4),
-    "settle 0": Rate("voxel", 0.575, 10.7),
-    "merges 0": Rate("voxel", 0.355, 13.7),
-    "cut 0": Rate("voxel", 0.105, 0.683),
-    "settle": Rate("cluster", 161, 1950),
-    "merges": Rate("cluster", 116, 12_300, 513),
-    "cut": Rate("cluster", 16, 167),
-    "forest": Rate("face", 9.35, 183),
-    "outside": Rate("face", 7.36, 1280),
-    "numbers": Rate("label", 16, 811, 80.7),
-    "labels": Rate("voxel", 0.243, 25.6),
+    "settle 0": Rate("voxel", 0.752, 15.7),
+    "merges 0": Rate("voxel", 0.478, 6.11),
+    "cut 0": Rate("voxel", 0.116, 1.26),
+    "settle": Rate("cluster", 149, 2930),
+    "merges": Rate("cluster", 99.2, 1850, 2560),
+    "cut": Rate("cluster", 16, 620),
+    "forest": Rate("face", 2.89, 75.2, 108),
+    "outside": Rate("face", 1.54, 137),
+    "numbers": Rate("label", 16, 706, 79.8),
+    "labels": Rate("voxel", 0.298, 20.9),
 }
 LABELS = 8.8e-4  # labels a voxel, most of them of a few voxels
 PREDICTION = 3  # bytes a voxel of the prediction itself: 8 bits along z, y and x
 
 # ---- what climbs: of all figures those to measure anew when merges change (decode.end is the threshold, .5)
-CLUSTERS = 0.0217, 0.0039  # for every voxel at faces of the windows before, 256³, and of those half a window off
-EXPONENTS = -1.0, 0.0  # by which they grow with the side of the windows: as in 1024³ from 256 to 512; not at all
-EDGES = 4.3  # that enter the top with every cluster
+CLUSTERS = (0.0409, 0.00573), (0.0101, 0.000685)  # for every voxel at faces of the windows before: 256³, 512³; the second
+#                                                   of each pair where these lie half a window off
+EXPONENTS = -0.5, 0.0  # by which they grow with the side of larger windows: as segments that touch a face; not at all
+EDGES = 13.6  # that enter the top with every cluster
 
-# ---- what tasks of blocks read of the whole volume
-TABLE = 16  # bytes for every label, in each task of labels: its cluster and its number
+# ---- what the file of seams is read by
 HEADER = 2 * 50  # bytes for every block in the header of the file of seams, which has two columns for each
 
 
@@ -80,11 +80,11 @@ class Run(NamedTuple):
     measured: dict[str, float]
 
 
-RUNS = (  # the commands above; the second is the largest that was made
-    Run(Grid((512,) * 3, (256,) * 3), {"bytes of disk": 8.38e8, "seconds of a core": 17.5}),
-    Run(Grid((1024,) * 3, (256,) * 3), {"bytes of disk": 7.66e9, "seconds of a core": 185,
-                                        "clusters in the last merges": 641_237,
-                                        "bytes of memory of the last merges": 4.5e8}),
+RUNS = (  # the command above, and the same without --gigavoxels
+    Run(Grid((512,) * 3, (256,) * 3), {"bytes of disk": 9.46e8, "seconds of a core": 17.7}),
+    Run(Grid((1024,) * 3, (256,) * 3), {"bytes of disk": 8.90e9, "seconds of a core": 167,
+                                        "clusters in the last merges": 8624,
+                                        "bytes of memory of the last merges": 7.8e7}),
 )
 
 
@@ -98,9 +98,10 @@ def planes(grid: Grid, level: int) -> int:
 
 def clusters(grid: Grid, partition: int, exponent: float) -> float:
     """Clusters that enter the windows of a partition, all together; none is before the first."""
-    before = grid.partitions[partition - 1]
-    side = prod(map(min, before.block, grid.shape)) ** (1 / 3)
-    return CLUSTERS[any(before.shift)] * 2 * planes(before, 0) * (side / 256) ** exponent if partition else 0.0
+    before = grid.partitions[max(0, partition - 1)]
+    level = min(1, (before.block[0] // grid.block[0]).bit_length() - 1)
+    growth = max(1, prod(map(min, before.block, grid.shape)) ** (1 / 3) / 512) ** exponent if level else 1
+    return CLUSTERS[level][any(before.shift)] * 2 * planes(before, 0) * growth if partition else 0.0
 
 
 def rate_of(stage: Stage) -> tuple[str, int, int]:
@@ -131,7 +132,7 @@ class Plan(NamedTuple):
 
 
 def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
-    voxels, work = prod(grid.shape), AffinityWork(Path(), grid, Source("", settings), "")
+    work = AffinityWork(Path(), grid, Source("", settings), "")
     worker = WORKER + Task(grid.shape, 3, 1, settings).in_block * prod(grid.block)
     plan = Plan({}, {}, {}, {"a block": worker})
     for stage in work.stages():
@@ -141,9 +142,9 @@ def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
                             (plan.cores, rate.cores * count / 1e9)):
             table[group] = table.get(group, 0) + more
         if rate.memory and stage.count == 1 < grid.blocks():
-            plan.memory[f"last {kind}" if kind == "merges" else kind] = WORKER + rate.memory * count
+            name = f"last {kind}" if kind in ("merges", "forest") else kind
+            plan.memory[name] = max(plan.memory.get(name, 0), WORKER + rate.memory * count)
     plan.memory["pairs"] = WORKER + RATES["pairs"].memory * planes(grid, 0)  # a stage of quantiles of maxima alone
-    plan.memory["labels"] = worker + TABLE * LABELS * voxels
     return plan
 
 
@@ -162,7 +163,7 @@ def limits(grid: Grid, ends: Sequence[Plan], memory: float) -> Iterator[str]:
     for name, least in ends[0].memory.items():
         if name == "pairs" and name not in ends[0].tasks:
             continue
-        most, what = ends[1].memory[name], "each task of" if name in ("a block", "labels") else "the single task"
+        most, what = ends[1].memory[name], "each task of" if name == "a block" else "the single task"
         if most > memory:
             word = "cannot" if least > memory else "may not be able to"
             yield f"{what} {name} takes {span(least, most, size_of)}: a machine with {size_of(memory)} {word} do it"
@@ -256,12 +257,12 @@ def told_rates(labels: Path, seconds: Mapping[str, float], cores: float) -> Iter
             count = sum(store.shapes(work.path(work.merge_stage(partition), number))["names"][0]
                         for number in range(stage.count))
         elif RATES[name].thing == "label":
-            count = store.shapes(paths[0])["number"][0]
+            count = 1 + int(store.read(paths[0], "segments")[0][0])
         run = single.get(stage.name)
         busy = run.cpu if run else left * seconds[stage.name] / taken
         found[name] = found.get(name, 0) + np.array([count, sum(path.stat().st_size for path in paths), busy])
         if run:
-            memory[name] = max(0, run.largest - idle) / count
+            memory[name] = max(memory.get(name, 0), (run.largest - idle) / count)
     for name, (count, disk, busy) in found.items():
         held = f", {memory[name]:.3g} bytes of memory" if name in memory else ""
         yield (f"    {name}: for each {RATES[name].thing} of {count:.0f} {disk / count:.3g} bytes, "

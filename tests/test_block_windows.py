@@ -9,7 +9,9 @@ from emcore import files
 from emcore.blocks import merges, store
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
+from emcore.blocks.leaves import boxes_of
 from emcore.blocks.windows import Source
+from emcore.segment.graph import measure
 from tests.test_blocks import STATISTICS, check_volume, make_prediction, random_grid, random_settings
 
 
@@ -40,6 +42,26 @@ def test_every_partition_holds_every_voxel_once():
     assert Grid((9, 9, 9), (9, 9, 9)).partitions == [Grid((9, 9, 9), (9, 9, 9))]
     assert [windows.counts(0) for windows in Grid((12, 8, 3), (4, 4, 4)).partitions] == [
         (3, 2, 1), (4, 3, 1), (2, 1, 1), (2, 1, 1), (1, 1, 1)]
+
+
+def test_the_box_of_a_fragment_holds_the_later_voxels_of_its_contacts():
+    rng, clipped = np.random.default_rng(2), 0
+    for _ in range(200):
+        shape = rng.integers(2, 12, 3)
+        start = np.array([rng.integers(0, length) for length in shape])
+        stop = np.array([rng.integers(first, length) + 1 for first, length in zip(start, shape)])
+        halo = (start > 0).astype(int)
+        slab = rng.integers(0, 9, stop - start + halo).astype(np.uint32)
+        slab[np.sum([halo[axis] * (place == 0) for axis, place in enumerate(np.indices(slab.shape))], axis=0) > 1] = 0
+        own = measure(slab[tuple(slice(planes, None) for planes in halo)], 8, with_boxes=True)[1]
+        boxes = boxes_of(slab, own, halo.tolist(), (start - halo).tolist(), tuple(shape.tolist()))
+        for label in range(1, 9):
+            voxels = np.argwhere(slab == label) + start - halo
+            if len(voxels):
+                last = np.minimum(voxels.max(0) + 1, shape - 1)
+                assert boxes[label].tolist() == [*voxels.min(0), *last]
+                clipped += int((last == shape - 1).any())
+    assert clipped > 100
 
 
 def test_a_window_knows_which_of_its_clusters_have_edges_elsewhere(tmp_path):

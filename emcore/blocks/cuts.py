@@ -5,13 +5,13 @@ the threshold is above its height, so names that hang together by merges below t
 only the name that stays in the end is known, and what does not hang together with that one does not merge there.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from emcore.blocks.leaves import Columns
 from emcore.blocks.pooled import pool_all
-from emcore.blocks.windows import moved
+from emcore.blocks.windows import moved, places_of
 from emcore.kernels import overlaps as kernel
 
 
@@ -35,16 +35,20 @@ def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, h
     return {"names": names, "final": final}
 
 
-def numbered(parts: Iterable[tuple[np.ndarray, np.ndarray]]) -> Columns:
-    """Every cluster at the cut by its name (final, sorted), with its label: its rank by smallest fragments (number).
+def numbered(read: Callable[[int], Sequence[np.ndarray]], blocks: int) -> Columns:
+    """How many segments a cut has, and for block i its clusters (final_i, sorted) with their labels (number_i).
 
-    parts: (names, final) of the fragments of all blocks.
+    A label is the rank of a cluster by its smallest fragment. read: (names, final) of the fragments of a block.
     """
-    clusters = pool_all(({"final": final, "min": names} for names, final in (smallest(*part) for part in parts)),
-                        ("final",))
+    firsts = (smallest(*read(block)) for block in range(blocks))
+    clusters = pool_all(({"final": final, "min": names} for names, final in firsts), ("final",))
     order, number = np.argsort(clusters["min"]), np.empty(len(clusters["min"]), np.uint64)
     number[order] = np.arange(len(order))
-    return {"final": clusters["final"], "number": number}
+    columns = {"segments": np.array([len(order) - 1])}
+    for block in range(blocks):
+        final = columns[f"final_{block}"] = np.unique(read(block)[1])
+        columns[f"number_{block}"] = number[places_of(final, clusters["final"], np.int64)]
+    return columns
 
 
 def smallest(names: np.ndarray, final: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

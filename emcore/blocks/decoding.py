@@ -86,12 +86,12 @@ class AffinityWork(TreeWork):
         return cuts.settled(*found, self.settings.threshold, above)
 
     def make_numbers(self, _: int) -> Columns:
-        return cuts.numbered(self.read("cut 0", number, "names", "final") for number in range(self.grid.blocks()))
+        return cuts.numbered(lambda number: self.read("cut 0", number, "names", "final"), self.grid.blocks())
 
     def numbers_of(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(the names of the fragments in and before a block, sorted, 0 first; the labels that they have at the cut)."""
         names, final = self.read("cut 0", number, "names", "final")
-        clusters, numbers = self.read("numbers", 0, "final", "number")
+        clusters, numbers = self.read("numbers", 0, f"final_{number}", f"number_{number}")
         return names, numbers[places_of(final, clusters, np.int64)].astype(self.label_type)
 
     def cut_labels(self, number: int, before: int = 0) -> np.ndarray:
@@ -120,9 +120,9 @@ class AffinityWork(TreeWork):
         return {"numbers": numbers, "voxels": voxels}
 
     def make_segments(self, _: int) -> Columns:
-        segments, = self.read("numbers", 0, "number")
+        segments, = self.read("numbers", 0, "segments")
         parts = (self.read("sizes", number, "numbers", "voxels") for number in range(self.grid.blocks()))
-        return {"voxels": dust.pool_sizes(parts, len(segments) - 1)}
+        return {"voxels": dust.pool_sizes(parts, int(segments[0]))}
 
     def make_borders(self, number: int) -> Columns:
         graph = store.read_all(self.path(self.graph_stage, number))

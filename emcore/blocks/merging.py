@@ -232,12 +232,14 @@ class TreeWork(LabelWork):
 
     def make_outside(self, level: int, partition: int, turn: int, number: int) -> Columns:
         windows, stage = self.grid.partitions[partition], self.sweep_stage("forest", level, partition, turn)
-        parent, above = windows.parent(number, level), self.sweep_stage("forest", level + 1, partition, turn)
-        sources = [(stage, other, "forest") for other in windows.children(parent, level + 1) if other != number]
-        sources.append((above, parent, "closed"))
+        parent = windows.parent(number, level)
+        forests = [self.read_forest(stage, other) for other in windows.children(parent, level + 1) if other != number]
+        forests.append(self.read_forest(self.sweep_stage("forest", level + 1, partition, turn), parent, "closed"))
         if level + 2 < windows.levels:
-            sources.append((self.sweep_stage("outside", level + 1, partition, turn), parent, "forest"))
-        forests = [dict(zip(sweeps.FOREST, store.read(self.path(source, at), *(
-            name.replace("forest", kind) for name in sweeps.FOREST)))) for source, at, kind in sources]
+            forests.append(self.read_forest(self.sweep_stage("outside", level + 1, partition, turn), parent))
         terminals, = store.read(self.path(stage, number), "terminals")
         return sweeps.spanning(forests, terminals)
+
+    def read_forest(self, stage: Stage, number: int, kind: str = "forest") -> Columns:
+        columns = store.read(self.path(stage, number), *(name.replace("forest", kind) for name in sweeps.FOREST))
+        return dict(zip(sweeps.FOREST, columns))
