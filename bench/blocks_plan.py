@@ -40,9 +40,9 @@ class Rate(NamedTuple):
     memory: float = 0  # bytes of memory, where a single task works on all of them
 
 
-# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³, as printed
-# by python -m bench.blocks --size 512 --labels labels512.h5 --gigavoxels 1 --block 256, which are eight mirrored copies;
-# pairs by the same with --statistic aff85_his256 without --gigavoxels.
+# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³: printed
+# by python -m bench.blocks --size 512 --labels labels512.h5 --gigavoxels 1 --block 256, which are mirrored copies, and
+# those of pairs by the same with --statistic aff85_his256 and without --gigavoxels.
 RATES = {
     "fragments": Rate("voxel", 4.17, 35.5),
     "seams": Rate("face", 1.0, 369, 14.2),
@@ -63,8 +63,9 @@ LABELS = 8.8e-4  # labels a voxel, most of them of a few voxels
 PREDICTION = 3  # bytes a voxel of the prediction itself: 8 bits along z, y and x
 
 # ---- what climbs: of all figures those to measure anew when merges change (decode.end is the threshold, .5)
-CLUSTERS = (0.0409, 0.00573), (0.0101, 0.000685)  # for every voxel at faces of the windows before: 256³, 512³; the second
-#                                                   of each pair where these lie half a window off
+# Clusters for every voxel at faces of the windows before, 256³ and 512³: first of those that begin with the volume,
+# then of those that lie half a window off.
+CLUSTERS = (0.0409, 0.00573), (0.0101, 0.000685)
 EXPONENTS = -0.5, 0.0  # by which they grow with the side of larger windows: as segments that touch a face; not at all
 EDGES = 13.6  # that enter the top with every cluster
 
