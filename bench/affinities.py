@@ -5,6 +5,8 @@ those of real networks do. From a real 512³ label volume 81 % of the edges lie 
 leaves a fragment per 146 voxels; its first 256³, with larger cells, give 87 % and 242; a synthetic 128³ 75 % and 133.
 """
 
+from collections.abc import Sequence
+
 import h5py
 import numpy as np
 
@@ -14,13 +16,13 @@ _HALO = 2  # sections that the blur of one section looks at, on either side
 _INSIDE, _MEMBRANE, _CROSSING, _CLOUDS, _EDGE, _CLEAR = 12.3, 9.0, 11.0, 3.6, 1.0, 0.7  # logits
 
 
-def load_labels(path: str | None, size: int) -> np.ndarray:
-    """The first size³ voxels of an HDF5 file's labels, or of a synthetic volume where no path is given."""
+def load_labels(path: str | None, size: int, corner: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+    """size³ voxels of an HDF5 file's labels, from a corner on, or of a synthetic volume where no path is given."""
     if path is None:
         from emcore.synth import synthesize  # only here: growing 128³ took most of a minute on a busy machine
         return synthesize((size, size, size), (40.0, 16.0, 16.0)).neuron_ids
     with h5py.File(path, "r") as file:
-        return file["labels"][:size, :size, :size]
+        return file["labels"][tuple(slice(begin, begin + size) for begin in corner)]
 
 
 def _blurred(volume: np.ndarray, axis: int) -> np.ndarray:

@@ -7,12 +7,15 @@ count once). Seconds of a stage end with its last file. With --gigavoxels a volu
 the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
 --kills 2 decodes that volume once more, is killed twice on the way, and compares the labels of every block.
 --climbs counts what enters the top of the octree for several settings (bench/blocks_climb.py).
+With --peers other systems decode in blocks beside it (bench/blocks_peers.py). With --recipes the tables [decode] of
+recipes are carried out in several grids, and every voxel and every merge is compared.
 """
 
 import argparse
 import hashlib
 import shutil
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,16 +23,20 @@ import numpy as np
 
 from bench.affinities import load_labels, make_affinities
 from bench.blocks_climb import print_climbs
+from bench.blocks_peers import compare_peers
 from bench.blocks_plan import print_plan, shape_of, told_rates
 from bench.compare import Row, print_header, print_row
 from bench.watch import Watched, killed_after, watch
+from emcore import config
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.run import decode_in_blocks, work_of
+from emcore.blocks.tables import read_segmentation
 from emcore.blocks.windows import extent
 from emcore.decode.labels import decode
-from emcore.segment import encode_affinities
+from emcore.segment import MergeTree, encode_affinities
 from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.settings import Settings
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
@@ -37,6 +44,9 @@ from emcore.volumes.blocks import read_block
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 RECORD = {"prediction": {"digest": "bench"}}
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+RECIPES = ("snemi/snemi_neurons", "snemi/snemi_neurons_multitask")  # dust and links; boundaries and dust
+GRIDS = ((8, 8, 8), (6, 10, 7), (4, 16, 16))  # blocks in sixteenths of the volume's side
 
 
 # ---- predictions
@@ -112,16 +122,23 @@ def differing(one: Path, other: Path) -> int:
     return sum(int(np.count_nonzero(first[z:z + 16] != second[z:z + 16])) for z in range(0, first.shape[0], 16))
 
 
+def merges_differ(ours: MergeTree, whole: MergeTree, end: float) -> bool:
+    """Whether ours are not the whole's merges below the end: of which fragments, at which height, by which contact."""
+    count = np.searchsorted(whole.height, end)
+    return not all(np.array_equal(getattr(ours, name), getattr(whole, name)[:count])
+                   for name in ("a", "b", "height", "key"))
+
+
 class Bench:
     """The files of one run, in a folder of its own."""
 
     def __init__(self, folder: Path, settings: AffinityDecode, workers: int):
         self.folder, self.settings, self.workers = folder, settings, workers
 
-    def prediction(self, labels: str | None, size: int) -> Path:
-        path = self.folder / f"{size}_prediction.h5"
+    def prediction(self, labels: str | None, size: int, corner: tuple[int, ...]) -> Path:
+        path = self.folder / f"{size}_at_{'_'.join(map(str, corner))}_prediction.h5"
         if not path.exists():
-            write_prediction(path, load_labels(labels, size))
+            write_prediction(path, load_labels(labels, size, corner))
         return path
 
     def blocks(self, prediction: Path, block: tuple[int, int, int]) -> tuple[Path, Watched]:
@@ -159,6 +176,20 @@ class Bench:
         print(f"    disk: {disk[0]:.2f} bytes a voxel, whole {disk[1]:.2f}")
         if different:
             raise SystemExit("blocks and the whole give different labels")
+
+    def recipe(self, name: str, prediction: Path) -> None:
+        """Prints a row for every grid; fails where a voxel or a merge differs."""
+        peer, whole = self.whole(prediction)
+        tree, side = read_segmentation(peer).tree, open_volume(prediction).shape[1]
+        end = self.settings.end or self.settings.threshold  # blocks keep no merges beyond it
+        for block in (tuple(side * part // 16 for part in grid) for grid in GRIDS):
+            ours, blocks = self.blocks(prediction, block)
+            voxels, merges = differing(ours, peer), merges_differ(read_segmentation(ours).tree, tree, end)
+            found = f"{voxels} VOXELS DIFFER" if voxels else "OTHER MERGES" if merges else "the same labels and merges"
+            print_row(Row(f"{name}, {'x'.join(map(str, block))}", "ours, whole", blocks.seconds, whole.seconds,
+                          whole.seconds / blocks.seconds, blocks.together / 2**20, whole.together / 2**20, "", found))
+            if voxels or merges:
+                raise SystemExit("blocks and the whole give different labels")
 
     def large(self, source: Path, side: int, voxels: float, block: int, kills: int) -> None:
         """A volume of copies in blocks alone, after small copies in the same grid both ways.
@@ -217,6 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="edge of the volume in voxels")
     parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic tissue without")
+    parser.add_argument("--corner", type=int, nargs=3, default=(0, 0, 0), help="first voxel z y x of the labels taken")
     parser.add_argument("--block", type=int, help="edge of the blocks; half of the volume's without")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -226,12 +258,17 @@ def main() -> None:
     parser.add_argument("--end", type=float, default=0.0, help="decode.end; the threshold without")
     parser.add_argument("--climbs", action="store_true", help="count what enters the top of the octree instead")
     parser.add_argument("--gigavoxels", type=float, help="decode so many in blocks instead")
+    parser.add_argument("--peers", action="store_true", help="decode in blocks beside other systems instead")
+    parser.add_argument("--peer-python", default=sys.executable, help="the interpreter that has the peers")
+    parser.add_argument("--recipes", action="store_true", help="decode as recipes do, in several grids, instead")
     parser.add_argument("--kills", type=int, default=0, help="with --gigavoxels: again, with so many kills on the way")
     parser.add_argument("--folder", type=Path, help="where files stand, and stay; a temporary one without")
     parser.add_argument("--plan", nargs="*", type=shape_of, metavar="Z,Y,X", help="what such volumes take, or a ladder")
     parser.add_argument("--memory", default="1TB", help="of the machine of a --plan")
     parser.add_argument("--voxels-per-gpu-second", type=float, help="of the prediction, for a --plan")
     arguments = parser.parse_args()
+    if any(arguments.corner) and not arguments.labels:
+        parser.error("--corner is of the file that --labels names")
     settings = AffinityDecode(statistic=arguments.statistic, low=arguments.low, high=arguments.high, end=arguments.end)
     if arguments.plan is not None:
         print_plan(arguments.plan, arguments.block or 512, settings, bytes_of(arguments.memory),
@@ -241,7 +278,7 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, settings, arguments.workers)
-        prediction = bench.prediction(arguments.labels, arguments.size)
+        prediction = bench.prediction(arguments.labels, arguments.size, tuple(arguments.corner))
         block = arguments.block or arguments.size // 2
         if arguments.climbs:
             print_climbs(folder, prediction, block)
@@ -249,6 +286,14 @@ def main() -> None:
         print_header()
         if arguments.gigavoxels:
             bench.large(prediction, arguments.size, arguments.gigavoxels * 1e9, block, arguments.kills)
+        elif arguments.peers:
+            compare_peers(lambda: bench.blocks(prediction, (block,) * 3), bench.whole(prediction)[0],
+                          load_labels(arguments.labels, arguments.size, arguments.corner), (block,) * 3,
+                          arguments.repeats, arguments.workers, arguments.peer_python, folder)
+        elif arguments.recipes:
+            for recipe in RECIPES:
+                bench.settings = config.load(Settings, CONFIGS / f"{recipe}.toml").decode
+                bench.recipe(Path(recipe).name, prediction)
         else:
             bench.compare(prediction, (block,) * 3, arguments.repeats, ">= 0.8")
 
