@@ -50,7 +50,7 @@ class LabelWork(Work):
         return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", box))
 
     def box_of(self, stage: Stage, number: int) -> Box | None:
-        """The voxels that a task is about, where these are not all there are."""
+        """The voxels that a task is about; None where it is about no box of them."""
         return self.grid.box(number) if stage.count == self.grid.blocks() else None
 
     def join(self, out: Path, resolution: Sequence[float] | None, offset: Sequence[float] | None,
