@@ -56,11 +56,11 @@ def carried_out(work: AffinityWork) -> dict[str, float]:
 
 
 def entering_top(work: AffinityWork) -> tuple[int, int]:
-    """Clusters with edges, and edges, that the children of the top hand up."""
-    top = work.grid.levels - 1
+    """Clusters with edges, and edges, that the last windows below the top hand on."""
+    top = len(work.grid.partitions) - 1
     if top == 0:
         return 0, 0
-    edges = pool_edges(merges.of_children(*work.children(work.merge_stage(top - 1), top, 0))[1])
+    edges = pool_edges(merges.gathered(work.handed_on(top, 0))[2])
     return len(np.unique(np.concatenate([edges["u"], edges["v"]]))), len(edges["u"])
 
 

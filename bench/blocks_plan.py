@@ -4,8 +4,9 @@
     python -m bench.blocks --plan 4000,20000,20000      # one volume
 
 Stages and tasks are those of emcore itself. What a stage takes grows with the voxels, with the faces between blocks,
-with the clusters that enter the nodes of the octree, or with the labels; RATES says what was measured for each of them.
-How many clusters enter larger nodes than any that was measured is an extrapolation: it has a lower and an upper end.
+with the clusters that enter the windows of a partition, or with the labels; RATES says what was measured for each of
+them. How many clusters enter larger windows than any that was measured is an extrapolation: it has a lower and an upper
+end.
 """
 
 import argparse
@@ -33,38 +34,40 @@ LADDER = ((1000,) * 3, (2154,) * 3, (10_000,) * 3, (100_000,) * 3)
 class Rate(NamedTuple):
     """What a stage takes for each of the things that it works on."""
 
-    thing: str  # voxel; face: a voxel on one side of a face between two nodes; cluster that enters a node; label
+    thing: str  # voxel; face: a voxel on one side of a face between two nodes; cluster that enters a window; label
     disk: float  # bytes of its files
     cores: float  # nanoseconds of a core
     memory: float = 0  # bytes of memory, where a single task works on all of them
 
 
-# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³. What is
-# of voxels was printed by python -m bench.blocks --size 512 --labels labels512.h5 --repeats 1, pairs by the same with
-# --statistic aff85_his256, all else by the same with --gigavoxels 1 --block 256, which are eight mirrored copies.
+# 8-bit affinities of real labels, mean, low .1 and high .999 (a fragment for every 153 voxels), blocks of 256³: printed
+# by python -m bench.blocks --size 512 --labels labels512.h5 --gigavoxels 1 --block 256, which are mirrored copies, and
+# those of pairs by the same with --statistic aff85_his256 and without --gigavoxels.
 RATES = {
-    "fragments": Rate("voxel", 4.16, 44.6),
-    "seams": Rate("face", 1.0, 425, 14.1),
-    "graph": Rate("voxel", 0.777, 30.5),
+    "fragments": Rate("voxel", 4.17, 35.5),
+    "seams": Rate("face", 1.0, 369, 14.2),
+    "graph": Rate("voxel", 1.02, 37.8),
     "pairs": Rate("face", 0.863, 109, 22.4),
-    "settle 0": Rate("voxel", 0.575, 10.7),
-    "merges 0": Rate("voxel", 0.355, 13.7),
-    "cut 0": Rate("voxel", 0.105, 0.683),
-    "settle": Rate("cluster", 161, 1950),
-    "merges": Rate("cluster", 116, 12_300, 513),
-    "cut": Rate("cluster", 16, 167),
-    "forest": Rate("face", 9.35, 183),
-    "outside": Rate("face", 7.36, 1280),
-    "numbers": Rate("label", 16, 811, 80.7),
-    "labels": Rate("voxel", 0.243, 25.6),
+    "settle 0": Rate("voxel", 0.752, 15.7),
+    "merges 0": Rate("voxel", 0.478, 6.11),
+    "cut 0": Rate("voxel", 0.116, 1.26),
+    "settle": Rate("cluster", 149, 2930),
+    "merges": Rate("cluster", 99.2, 1850, 2560),
+    "cut": Rate("cluster", 16, 620),
+    "forest": Rate("face", 2.89, 75.2, 108),
+    "outside": Rate("face", 1.54, 137),
+    "numbers": Rate("label", 16, 706, 79.8),
+    "labels": Rate("voxel", 0.298, 20.9),
 }
 LABELS = 8.8e-4  # labels a voxel, most of them of a few voxels
 PREDICTION = 3  # bytes a voxel of the prediction itself: 8 bits along z, y and x
 
 # ---- what climbs: of all figures those to measure anew when merges change (decode.end is the threshold, .5)
-CLUSTERS = 0.065  # that enter a node for every voxel at faces of its children, in 1024³, where these are blocks of 256³
-EXPONENTS = 0.0, 0.65  # by which they grow with the side of the children: not at all; as in 1024³ from 256 to 512
-EDGES = 4.3  # that enter the top with every cluster
+# Clusters for every voxel at faces of the windows before, 256³ and 512³: first of those that begin with the volume,
+# then of those that lie half a window off.
+CLUSTERS = (0.0409, 0.00573), (0.0101, 0.000685)
+EXPONENTS = -0.5, 0.0  # by which they grow with the side of larger windows: as segments that touch a face; not at all
+EDGES = 13.6  # that enter the top with every cluster
 
 # ---- what the file of seams is read by
 HEADER = 2 * 50  # bytes for every block in the header of the file of seams, which has two columns for each
@@ -78,11 +81,11 @@ class Run(NamedTuple):
     measured: dict[str, float]
 
 
-RUNS = (  # the commands above; the second is the largest that was made
-    Run(Grid((512,) * 3, (256,) * 3), {"bytes of disk": 8.38e8, "seconds of a core": 17.5}),
-    Run(Grid((1024,) * 3, (256,) * 3), {"bytes of disk": 7.66e9, "seconds of a core": 185,
-                                        "clusters in the last merges": 641_237,
-                                        "bytes of memory of the last merges": 4.5e8}),
+RUNS = (  # the command above, and the same without --gigavoxels
+    Run(Grid((512,) * 3, (256,) * 3), {"bytes of disk": 9.46e8, "seconds of a core": 17.7}),
+    Run(Grid((1024,) * 3, (256,) * 3), {"bytes of disk": 8.90e9, "seconds of a core": 167,
+                                        "clusters in the last merges": 8624,
+                                        "bytes of memory of the last merges": 7.8e7}),
 )
 
 
@@ -94,25 +97,30 @@ def planes(grid: Grid, level: int) -> int:
     return sum((count - 1) * prod(grid.shape) // length for count, length in zip(grid.counts(level), grid.shape))
 
 
-def clusters(grid: Grid, level: int, exponent: float) -> float:
-    """Clusters that enter the nodes of a level, all together."""
-    child = prod(min(size << level - 1, length) for size, length in zip(grid.block, grid.shape))
-    return CLUSTERS * 2 * planes(grid, level - 1) * (child ** (1 / 3) / 256) ** exponent
+def clusters(grid: Grid, partition: int, exponent: float) -> float:
+    """Clusters that enter the windows of a partition, all together; none is before the first."""
+    before = grid.partitions[max(0, partition - 1)]
+    level = min(1, (before.block[0] // grid.block[0]).bit_length() - 1)
+    growth = max(1, prod(map(min, before.block, grid.shape)) ** (1 / 3) / 512) ** exponent if level else 1
+    return CLUSTERS[level][any(before.shift)] * 2 * planes(before, 0) * growth if partition else 0.0
 
 
-def rate_of(stage: Stage) -> tuple[str, int]:
-    """The name of a stage's rate, and the level of its nodes."""
-    kind, level = [*stage.name.split(), "0"][:2]
-    return f"{kind} 0" if level == "0" and f"{kind} 0" in RATES else kind, int(level)
+def rate_of(stage: Stage) -> tuple[str, int, int]:
+    """The name of a stage's rate, the partition that it works on, and the level of its nodes above that."""
+    kind, *places = stage.name.split()
+    level, partition = map(int, places[:2] if kind in ("forest", "outside") else (0, *places[:1], 0)[:2])
+    return f"{kind} 0" if partition == 0 and f"{kind} 0" in RATES else kind, partition, level
 
 
 def things(grid: Grid, stage: Stage, exponent: float) -> float:
     """How many of what its rate counts a stage works on, in all its tasks."""
-    name, level = rate_of(stage)
+    name, partition, level = rate_of(stage)
     thing = RATES[name].thing
     if thing == "cluster":
-        return clusters(grid, level, exponent)
-    return planes(grid, level) if thing == "face" else prod(grid.shape) * (LABELS if thing == "label" else 1)
+        return clusters(grid, partition, exponent)
+    if thing == "face":  # what a forest joins lies at the faces between the children of a node
+        return planes(grid.partitions[partition], level - (name == "forest"))
+    return prod(grid.shape) * (LABELS if thing == "label" else 1)
 
 
 class Plan(NamedTuple):
@@ -135,7 +143,8 @@ def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
                             (plan.cores, rate.cores * count / 1e9)):
             table[group] = table.get(group, 0) + more
         if rate.memory and stage.count == 1 < grid.blocks():
-            plan.memory[f"last {kind}" if kind == "merges" else kind] = WORKER + rate.memory * count
+            name = f"last {kind}" if kind in ("merges", "forest") else kind
+            plan.memory[name] = max(plan.memory.get(name, 0), WORKER + rate.memory * count)
     plan.memory["pairs"] = WORKER + RATES["pairs"].memory * planes(grid, 0)  # a stage of quantiles of maxima alone
     return plan
 
@@ -143,7 +152,7 @@ def plan_of(grid: Grid, settings: AffinityDecode, exponent: float) -> Plan:
 def figures(grid: Grid, settings: AffinityDecode) -> dict[str, tuple[float, float]]:
     """The figures of a Run by the model, at both ends."""
     plans = [plan_of(grid, settings, exponent) for exponent in EXPONENTS]
-    tops = [clusters(grid, grid.levels - 1, exponent) for exponent in EXPONENTS]
+    tops = [clusters(grid, len(grid.partitions) - 1, exponent) for exponent in EXPONENTS]
     return {"bytes of disk": tuple(sum(plan.disk.values()) for plan in plans),
             "seconds of a core": tuple(sum(plan.cores.values()) for plan in plans),
             "clusters in the last merges": tuple(tops),
@@ -163,8 +172,8 @@ def limits(grid: Grid, ends: Sequence[Plan], memory: float) -> Iterator[str]:
     if header > store.LONGEST_HEADER:
         yield (f"the file of seams would name its columns in {size_of(header)}, but no more than "
                f"{size_of(store.LONGEST_HEADER)} are read: no machine can do it")
-    edges = [EDGES * clusters(grid, grid.levels - 1, exponent) for exponent in EXPONENTS if grid.levels > 1]
-    if edges and edges[1] >= 2**32:
+    edges = [EDGES * clusters(grid, len(grid.partitions) - 1, exponent) for exponent in EXPONENTS]
+    if edges[1] >= 2**32:
         word = "no machine can" if edges[0] >= 2**32 else "perhaps no machine can"
         yield f"{span(*edges, count_of)} edges enter the last merges, which number them in 32 bits: {word} do it"
 
@@ -242,11 +251,11 @@ def told_rates(labels: Path, seconds: Mapping[str, float], cores: float) -> Iter
     found: dict[str, np.ndarray] = {}
     memory: dict[str, float] = {}
     for stage in work.stages():
-        name, level = rate_of(stage)
+        name, partition, _ = rate_of(stage)
         paths = [work.path(stage, number) for number in range(stage.count)]
         count = things(work.grid, stage, EXPONENTS[0])
         if RATES[name].thing == "cluster":
-            count = sum(store.shapes(work.path(work.merge_stage(level), number))["names"][0]
+            count = sum(store.shapes(work.path(work.merge_stage(partition), number))["names"][0]
                         for number in range(stage.count))
         elif RATES[name].thing == "label":
             count = 1 + int(store.read(paths[0], "segments")[0][0])
@@ -254,7 +263,7 @@ def told_rates(labels: Path, seconds: Mapping[str, float], cores: float) -> Iter
         busy = run.cpu if run else left * seconds[stage.name] / taken
         found[name] = found.get(name, 0) + np.array([count, sum(path.stat().st_size for path in paths), busy])
         if run:
-            memory[name] = max(0, run.largest - idle) / count
+            memory[name] = max(memory.get(name, 0), (run.largest - idle) / count)
     for name, (count, disk, busy) in found.items():
         held = f", {memory[name]:.3g} bytes of memory" if name in memory else ""
         yield (f"    {name}: for each {RATES[name].thing} of {count:.0f} {disk / count:.3g} bytes, "

@@ -1,5 +1,6 @@
 """Decoding in blocks gives what decoding the whole volume gives, to the bit, for every grid."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def labels_by(work: AffinityWork) -> np.ndarray:
 def events_by(work: AffinityWork) -> list[tuple]:
     """(height, key) of every merge of all blocks, in order."""
     found = []
-    for level in range(work.grid.levels):
-        stage = work.merge_stage(level)
+    for partition in range(len(work.grid.partitions)):
+        stage = work.merge_stage(partition)
         for number in range(stage.count):
             height, key = store.read(work.path(stage, number), "height", "key")
             found += zip(height.tolist(), key.tolist())
@@ -94,16 +95,17 @@ def events_of(tree: MergeTree, end: float) -> list[tuple]:
     return [(height, key) for height, key in zip(tree.height.tolist(), tree.key.tolist()) if height < end]
 
 
-def check_volume(folder: Path, seed: int, statistic: str, floods: bool = False, most: int = 40) -> None:
+def check_volume(folder: Path, seed: int, statistic: str, floods: bool = False, most: int = 24,
+                 grids: Sequence[Grid] = ()) -> None:
+    """Two random grids of a random volume, or those that are given."""
     rng = np.random.default_rng(seed)
-    shape = tuple(int(length) for length in rng.integers(4, 17, 3))
+    shape = grids[0].shape if grids else tuple(int(length) for length in rng.integers(4, 17, 3))
     path = make_prediction(folder / f"{seed}_prediction.h5", rng, shape)
     settings = random_settings(rng, statistic, floods)
     whole = replace(settings, end=0.0)  # all merges
     segmentation = segmentation_of(read_affinities(open_volume(path), settings), whole)
     labels, tree = labels_of(segmentation, settings), segmentation.tree
-    for turn in range(2):
-        grid = random_grid(rng, shape, floods, most)
+    for turn, grid in enumerate(grids or [random_grid(rng, shape, floods, most) for _ in range(2)]):
         asked = replace(settings, end=0.0) if turn and seed % 3 == 0 else settings
         work = AffinityWork(folder / f"{seed}-{turn}.blocks", grid, Source(str(path), asked), "content")
         told = f"seed {seed}, {asked}, {grid}"

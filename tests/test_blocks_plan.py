@@ -82,8 +82,9 @@ def test_it_says_what_no_machine_can_do():
     assert said(LADDER[0], 1e12) == []
     petavoxel = "\n".join(said(LADDER[-1], 1e12))
     for words in ("the single task seams takes ", "the single task numbers takes ",
-                  "the file of seams would name its columns in ", " edges enter the last merges, "):
+                  "the single task last forest takes ", "the file of seams would name its columns in "):
         assert words in petavoxel
+    assert " edges enter the last merges, which number them in 32 bits: " in "\n".join(said((10**6,) * 3, 1e12))
     assert "each task of a block takes 2.4 GB: a machine with 1.0 GB cannot do it" in said(LADDER[0], 1e9)
 
 
@@ -125,5 +126,5 @@ def test_the_rates_of_a_run_add_up_to_what_it_took(tmp_path, monkeypatch):
     files = [path for path in labels.with_suffix(".blocks").rglob("*") if path.suffix in (".columns", ".h5")]
     assert disk == pytest.approx(sum(path.stat().st_size for path in files), rel=0.01)
     assert cores == pytest.approx(20, rel=0.01)
-    assert memory.keys() == {"seams", "merges", "cut", "numbers"}
+    assert memory.keys() == {"seams", "forest", "merges", "cut", "numbers"}
     assert memory["seams"] == pytest.approx(10**6 / planes(grid, 0), rel=0.01)

@@ -1,4 +1,4 @@
-"""A cut of the merges of all blocks: what every cluster is called at a threshold, from the top of the octree down.
+"""A cut of the merges of all windows: what every cluster is called at a threshold, last partition first.
 
 Each name stands for the fragment that has it. A merge says that the fragments of two names are in one cluster wherever
 the threshold is above its height, so names that hang together by merges below the threshold are one. In the block above
@@ -16,9 +16,10 @@ from emcore.kernels import overlaps as kernel
 
 
 def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, height: np.ndarray, threshold: float,
-            above: tuple[np.ndarray, np.ndarray] | None) -> Columns:
-    """The names that the clusters of a block have at a threshold; above: (names, final) of the block that holds it.
+            above: Sequence[Sequence[np.ndarray]]) -> Columns:
+    """The names that the clusters of a window have at a threshold.
 
+    above: (names, final) of each window that it handed something on to; what several of them know is called alike.
     root is the place of the name that each name's cluster has in the end.
     """
     below = np.flatnonzero(height < threshold)
@@ -27,7 +28,11 @@ def settled(names: np.ndarray, root: np.ndarray, u: np.ndarray, v: np.ndarray, h
     called, staying = np.arange(len(names)), np.flatnonzero(root == np.arange(len(names)))
     called[groups[staying]] = staying
     final = names[called[groups]]
-    return {"names": names, "final": final if above is None else moved(final, *above)}
+    if above:
+        known, known_final = map(np.concatenate, zip(*above))
+        order = np.argsort(known)
+        final = moved(final, known[order], known_final[order])
+    return {"names": names, "final": final}
 
 
 def numbered(read: Callable[[int], Sequence[np.ndarray]], blocks: int) -> Columns:

@@ -1,6 +1,6 @@
 """From the merges of blocks to labels at a threshold: the stages that a cut takes, and what comes after it.
 
-    cut k n          down the octree: what clusters are called at the threshold
+    cut k n          from the last partition to the first: what clusters are called at the threshold
     numbers          the labels that these names get
     sizes i          the voxels of the segments in a block, and in `segments` those of the volume
     borders i        of small segments; `dust` merges and removes these
@@ -59,7 +59,7 @@ class AffinityWork(TreeWork):
         if asked.link is not None:
             counts |= {"overlaps": blocks, "links": self.grid.counts(0)[0], "linked": 1}
         counts |= {LABELS: blocks}
-        down = [self.cut_stage(level) for level in reversed(range(self.grid.levels))]
+        down = [self.cut_stage(partition) for partition in reversed(range(len(self.grid.partitions)))]
         return [*self.tree_stages(), *down, *(Stage(name, count, self.folders[name]) for name, count in counts.items())]
 
     @property
@@ -67,8 +67,8 @@ class AffinityWork(TreeWork):
         """Whether small segments are merged or removed."""
         return self.settings.dust_size > 0 or self.settings.remove_size > 0
 
-    def cut_stage(self, level: int) -> Stage:
-        return Stage(f"cut {level}", self.grid.blocks(level), f"{self.folders['cut']}/{level}")
+    def cut_stage(self, partition: int) -> Stage:
+        return Stage(f"cut {partition}", self.grid.partitions[partition].blocks(), f"{self.folders['cut']}/{partition}")
 
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == LABELS:
@@ -78,12 +78,11 @@ class AffinityWork(TreeWork):
 
     # ---- the cut
 
-    def make_cut(self, level: int, number: int) -> Columns:
-        above = None
-        if level + 1 < self.grid.levels:
-            parent = self.path(self.cut_stage(level + 1), self.grid.parent(number, level))
-            above = tuple(store.read(parent, "names", "final"))
-        found = store.read(self.path(self.merge_stage(level), number), "names", "root", "u", "v", "height")
+    def make_cut(self, partition: int, number: int) -> Columns:
+        windows, later = self.grid.partitions[partition], self.grid.partitions[partition + 1:]
+        found = store.read(self.path(self.merge_stage(partition), number), "names", "root", "u", "v", "height")
+        above = [self.read(f"cut {partition + 1}", other, "names", "final")
+                 for other in (later[0].overlapping(windows.box(number)) if later else ())]
         return cuts.settled(*found, self.settings.threshold, above)
 
     def make_numbers(self, _: int) -> Columns:

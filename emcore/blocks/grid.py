@@ -1,7 +1,11 @@
-"""Blocks of a volume, and the octree above them: eight neighbouring blocks make one of the next level, up to one."""
+"""Blocks of a volume, and the octree above them: eight neighbouring blocks make one of the next level, up to one.
+
+Merges are made in partitions of the volume into windows, one partition after the other: the blocks of a level, and then
+windows of the same size that lie half a window off. Each partition is a grid itself, with an octree of its own.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from math import prod
@@ -13,10 +17,11 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Grid:
-    """The blocks of a volume (z, y, x); those at its far ends may be smaller. Level 0 are the blocks themselves."""
+    """The blocks of a volume (z, y, x); those at its ends may be smaller. Level 0 are the blocks themselves."""
 
     shape: tuple[int, int, int]
     block: tuple[int, int, int]
+    shift: tuple[int, int, int] = (0, 0, 0)  # so many voxels of the first block would lie before the volume
 
     @cached_property
     def levels(self) -> int:
@@ -25,7 +30,18 @@ class Grid:
 
     def counts(self, level: int) -> tuple[int, int, int]:
         """Blocks of a level along z, y and x."""
-        return tuple(max(1, -(-length // (size << level))) for length, size in zip(self.shape, self.block))
+        return tuple(max(1, -(-(length + before) // (size << level)))
+                     for length, size, before in zip(self.shape, self.block, self.shift))
+
+    @cached_property
+    def partitions(self) -> list["Grid"]:
+        """The windows that merges are made in, from the blocks to the volume."""
+        found = []
+        for level in range(self.levels):
+            windows = Grid(self.shape, tuple(size << level for size in self.block))
+            shift = tuple(size // 2 if count > 1 else 0 for size, count in zip(windows.block, windows.counts(0)))
+            found += [windows, replace(windows, shift=shift)] if any(shift) else [windows]
+        return found
 
     def blocks(self, level: int = 0) -> int:
         """How many blocks a level has; they are numbered in raster order."""
@@ -40,8 +56,8 @@ class Grid:
 
     def box(self, number: int, level: int = 0) -> Box:
         """The voxels of a block."""
-        return tuple(slice(at * (size << level), min((at + 1) * (size << level), length))
-                     for at, size, length in zip(self.place(number, level), self.block, self.shape))
+        return tuple(slice(max(0, at * (size << level) - before), min((at + 1) * (size << level) - before, length))
+                     for at, size, length, before in zip(self.place(number, level), self.block, self.shape, self.shift))
 
     def parent(self, number: int, level: int) -> int:
         """The block of level + 1 that holds a block of `level`."""
@@ -69,8 +85,18 @@ class Grid:
 
     def holders(self, positions: np.ndarray) -> np.ndarray:
         """The numbers of the blocks that hold voxels, given by their linear indices in the volume."""
-        places = np.unravel_index(positions, self.shape)
-        return np.ravel_multi_index(tuple(place // size for place, size in zip(places, self.block)), self.counts(0))
+        return self.numbers_at(np.unravel_index(positions, self.shape))
+
+    def numbers_at(self, voxels: Sequence[np.ndarray]) -> np.ndarray:
+        """The numbers of the blocks that hold voxels, given by z, y and x."""
+        places = tuple((voxel + before) // size for voxel, before, size in zip(voxels, self.shift, self.block))
+        return np.ravel_multi_index(places, self.counts(0))
+
+    def overlapping(self, box: Box) -> list[int]:
+        """The numbers of the blocks that share voxels with a box."""
+        ranges = [range((span.start + before) // size, (span.stop - 1 + before) // size + 1)
+                  for span, before, size in zip(box, self.shift, self.block)]
+        return [self.number(place) for place in product(*ranges)]
 
     def slabs(self) -> Iterator[tuple[int, list[int]]]:
         """For every row of blocks along z its number and the numbers of its blocks."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from emcore.blocks.grid import Grid
+from emcore.blocks.grid import Box, Grid
 from emcore.blocks.windows import extent
 from emcore.blocks.work import Stage, Work
 from emcore.files import assembled
@@ -44,11 +44,14 @@ class LabelWork(Work):
         write_block(path, labels.astype(self.label_type, copy=False))
 
     def where(self, stage: Stage, number: int) -> str:
-        level = int([*stage.name.split(), "0"][1])
-        if stage.count != self.grid.blocks(level):
+        box = self.box_of(stage, number)
+        if box is None:
             return super().where(stage, number)
-        spans = self.grid.box(number, level)
-        return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", spans))
+        return ", ".join(f"{axis} {span.start} to {span.stop}" for axis, span in zip("zyx", box))
+
+    def box_of(self, stage: Stage, number: int) -> Box | None:
+        """The voxels that a task is about; None where it is about no box of them."""
+        return self.grid.box(number) if stage.count == self.grid.blocks() else None
 
     def join(self, out: Path, resolution: Sequence[float] | None, offset: Sequence[float] | None,
              attributes: dict[str, Any]) -> Path:

@@ -4,7 +4,7 @@ A fragment's name is the place of its first voxel in the volume, plus 1; so name
 their order is the order in which the whole volume numbers its fragments.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from emcore.blocks.pooled import Columns
 from emcore.blocks.windows import Source, corner, moved, sorted_names
 from emcore.segment import seeded_slices
 from emcore.segment.fragments import block_fragments
+from emcore.segment.graph import measure
 from emcore.segment.linking import join_pairs
 from emcore.segment.merge_tree import look_up
 
 CONTEXT = 2  # voxels around a block that decide, with its own, about every edge that crosses its faces
+NOWHERE = (2**31 - 1,) * 3 + (-1,) * 3  # the box of what has no edges; any other one united with it stays as it is
 FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
 
@@ -149,24 +151,21 @@ def in_slab(labels: np.ndarray, names: np.ndarray, halos: dict[int, np.ndarray])
     return every, slab
 
 
-def faces_of(slab: np.ndarray, count: int, halos: Iterable[int], behind: Iterable[int]) -> Columns:
-    """The fragments with edges that other blocks measure: in the planes before the block, and in its last planes."""
-    halos, columns = set(halos), {}
-    inside = [slice(int(axis in halos), None) for axis in range(3)]
-    for axis in range(3):
-        at: list = list(inside)
-        at[axis] = 0
-        columns[f"low_{axis}"] = _present(slab[tuple(at)], count) if axis in halos else np.empty(0, np.uint32)
-        at[axis] = -1
-        columns[f"high_{axis}"] = _present(slab[tuple(at)], count) if axis in set(behind) else np.empty(0, np.uint32)
-    return columns
+def boxes_of(slab: np.ndarray, own: np.ndarray, halo: Sequence[int], start: Sequence[int],
+             shape: Sequence[int]) -> np.ndarray:
+    """Where the edges of every label in a slab may lie, int32: first z, y, x and last z, y, x in the volume.
 
-
-def _present(plane: np.ndarray, count: int) -> np.ndarray:
-    """The labels above 0 and below `count` in a plane."""
-    found = np.zeros(count, bool)
-    found[plane] = True
-    found[:1] = False
-    return np.flatnonzero(found).astype(np.uint32)
-
-
+    That is one voxel more than the label has itself, as a contact is measured at its later voxel. own: the boxes of the
+    labels behind the planes of the halo, counted from there; start: the first voxel of the slab in the volume.
+    """
+    boxes = np.where(own[:, 3:4] < 0, NOWHERE, own + np.tile(np.add(start, halo), 2))
+    for axis in np.flatnonzero(halo):
+        plane = tuple(slice(0, 1) if other == axis else slice(halo[other], None) for other in range(3))
+        sizes, found = measure(slab[plane], len(own) - 1, with_boxes=True)
+        here = np.flatnonzero(sizes)
+        found = found[here] + np.tile([start[other] + halo[other] * (other != axis) for other in range(3)], 2)
+        boxes[here, :3] = np.minimum(boxes[here, :3], found[:, :3])
+        boxes[here, 3:] = np.maximum(boxes[here, 3:], found[:, 3:])
+    boxes[:, 3:] = np.minimum(boxes[:, 3:] + 1, np.subtract(shape, 1))
+    boxes[0] = NOWHERE
+    return boxes.astype(np.int32)

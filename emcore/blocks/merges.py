@@ -1,31 +1,36 @@
-"""Merges of a block by its own table of edges, and what climbs to the block above it.
+"""Merges of a window by its own table of edges, and what it hands on to the windows of the next partition.
 
-A fragment is incomplete where other blocks measure some of its edges. What an incomplete one could merge with waits:
-both ends are frozen, and their edge climbs. Every merge that is made is one of the whole volume, at its height and with
-its key, because the statistics are reducible (docs/blocks.md).
+A cluster is incomplete where edges of it may lie in other windows: its box, in which all of them lie, reaches out of
+this one. What an incomplete one could merge with waits: both ends are frozen, and their edge is handed on. Every merge
+that is made is one of the whole volume, at its height and with its key, because the statistics are reducible
+(docs/blocks.md).
 """
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from emcore.blocks.leaves import Columns
+from emcore.blocks.grid import Box, Grid
+from emcore.blocks.leaves import NOWHERE, Columns
 from emcore.blocks.pooled import group_starts, stack
-from emcore.blocks.sweeps import absorptions, forest_of
+from emcore.blocks.sweeps import FOREST, absorptions, forest_of, spanning
 from emcore.blocks.windows import places_of, sorted_names
 from emcore.segment.agglomeration import Agglomeration, maxima_bins
 from emcore.segment.graph import HISTOGRAM, RegionGraph
 from emcore.segment.pooling import concatenate, pool_edges
 from emcore.segment.statistics import Statistic
 
-SIDES = tuple(f"{side}_{axis}" for axis in range(3) for side in ("low", "high"))
-EVENT = ("u", "v", "a", "b", "height", "key")  # the columns of merges
+EVENT = {"u": np.uint32, "v": np.uint32, "a": np.uint64, "b": np.uint64, "height": np.float64,
+         "key": np.uint64}  # the columns of merges
+TOPS = ("top_u", "top_v")
+FEW = 200  # absorptions of fewer than this part of all clusters do not earn another round
 SHARED = ("edge", "max", "key", "first")  # the columns of pairs that several blocks see
-EDGE = "edge_"  # before the names of the columns of edges that climb
+EDGE = "edge_"  # before the names of the columns of edges that are left
+OPEN = "open_"  # before those of edges of which several windows may hold parts
 
 
-def of_graph(graph: Columns, statistic: Statistic, end: float, shared: Columns) -> Columns:
-    """The merges of a leaf by the region graph of its block alone; shared: what `shared_pairs` found for it."""
+def of_graph(graph: Columns, statistic: Statistic, shared: Columns) -> tuple[np.ndarray, np.ndarray, Columns]:
+    """(names, boxes, edges) by the region graph of a block; shared: what `shared_pairs` found for it."""
     names = graph["names"]
     edges = {name: graph[name] for name in ("u", "v", "key", *needed(statistic)) if name in graph}
     edges |= {"top_u": names[graph["u"]], "top_v": names[graph["v"]]}
@@ -35,88 +40,161 @@ def of_graph(graph: Columns, statistic: Statistic, end: float, shared: Columns) 
         kept[shared["edge"]] = shared["first"]
         edges = {name: values[kept] for name, values in (edges | {"bins": maxima_bins(largest, statistic)}).items()}
         edges |= {"bin_starts": np.arange(len(edges["u"]) + 1), "bin_counts": np.ones(len(edges["u"]), np.int64)}
-    return settled(names, edges, {side: names[graph[side]] for side in SIDES}, statistic, end)
+    return names, graph["boxes"], edges
 
 
-def climbs(name: str) -> bool:
-    """Whether a column of merges goes up to the block above."""
-    return name == "names" or name in SIDES or name.startswith(EDGE)
+def gathered(parts: Sequence[Columns]) -> tuple[np.ndarray, np.ndarray, Columns]:
+    """(names, boxes, edges) of a window by what those of the partition before it handed on.
 
-
-def of_children(children: Sequence[Columns], outer: Sequence[set[str]]) -> tuple[np.ndarray, Columns, Columns]:
-    """(names, edges, faces) of a block by what its children left; outer: which faces of each child are its faces.
-
-    An edge comes once for every child that holds a part of it.
+    An edge comes once for every one of them that held a part of it.
     """
-    # an incomplete fragment passes through every block above it, as the block that cuts it may hold none of its edges
-    climbing = [child["names"][is_climbing(child)] for child in children]
-    names = np.concatenate([np.zeros(1, np.uint64), sorted_names(climbing)])
-    parts = []
-    for child in children:
-        part, places = edges_of(child), places_of(child["names"], names)
+    names, boxes = united([(part["names"], part["boxes"]) for part in parts])
+    names, boxes = np.append(np.uint64(0), names), np.concatenate([[NOWHERE], boxes]).astype(np.int32)
+    tables = []
+    for part in parts:
+        places = places_of(part["names"], names)
+        tables.append(edges_of(part) | {end: places[part[EDGE + end]] for end in ("u", "v")})
+    return names, boxes, concatenate(tables)
+
+
+def united(records: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """(names, boxes): every name once, sorted, and the box around all its boxes."""
+    names = sorted_names([names for names, _ in records])
+    every = np.tile(np.array(NOWHERE, np.int32), (len(names), 1))
+    for own, boxes in records:
+        at = places_of(own, names)
+        every[at, :3], every[at, 3:] = np.minimum(every[at, :3], boxes[:, :3]), np.maximum(every[at, 3:], boxes[:, 3:])
+    return names, every
+
+
+def handed_on(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, windows: Grid) -> Columns:
+    """What is left in a box, for every window of the next partition that shares voxels with it.
+
+    A window gets the names whose boxes it touches. An edge goes where the boxes of both its ends and this one begin.
+    """
+    left = reaches_out(boxes, box)
+    left[edges["u"]] = left[edges["v"]] = True
+    corners = np.maximum(boxes[edges["u"], :3], boxes[edges["v"], :3])
+    holders = windows.numbers_at([np.maximum(along, span.start) for along, span in zip(corners.T, box)])
+    columns = {}
+    for number in windows.overlapping(box):
+        there, places = windows.box(number), np.empty(len(names), np.uint32)
+        here = np.flatnonzero(left & np.all([(boxes[:, axis] < span.stop) & (boxes[:, axis + 3] >= span.start)
+                                             for axis, span in enumerate(there)], axis=0))
+        places[here] = np.arange(len(here))
+        part = chosen_rows(edges, holders == number)
         part |= {end: places[part[end]] for end in ("u", "v")}
-        parts.append(part)
-    return names, concatenate(parts), faces_of(children, outer)
+        part = {"names": names[here], "boxes": boxes[here], **{EDGE + name: values for name, values in part.items()}}
+        columns |= {f"{name}_{number}": values for name, values in part.items()}
+    return columns
 
 
-def of_itself(before: Columns, outside: Columns, statistic: Statistic, end: float) -> Columns:
-    """What else merges in a block once it knows the forest that lies outside of it."""
-    faces = {side: before[side] for side in SIDES}
-    made = settled(before["names"], pool_edges(edges_of(before)), faces, statistic, end, outside)
-    return made | {"root": made["root"][before["root"]],
-                   **{name: np.concatenate([before[name], made[name]]) for name in EVENT}}
+def edges_of(columns: Columns, prefix: str = EDGE) -> Columns:
+    """The edges that are left in a window."""
+    return {name.removeprefix(prefix): values for name, values in columns.items() if name.startswith(prefix)}
 
 
-def edges_of(columns: Columns) -> Columns:
-    """The edges that are left in a block."""
-    return {name.removeprefix(EDGE): values for name, values in columns.items() if name.startswith(EDGE)}
+def for_sweep(names: np.ndarray, boxes: np.ndarray, edges: Columns, height: np.ndarray, box: Box,
+              end: float) -> Columns:
+    """What is left, with the forest of the edges that are whole in a box.
 
-
-def faces_of(children: Sequence[Columns], outer: Sequence[set[str]]) -> Columns:
-    """The incomplete fragments at each face of a block."""
-    return {side: sorted_names([child[side] for child, own in zip(children, outer) if side in own]) for side in SIDES}
-
-
-def incomplete_of(columns: Columns) -> np.ndarray:
-    """The names of the fragments that have edges in other blocks, sorted."""
-    return sorted_names([columns[side] for side in SIDES])
-
-
-def is_climbing(child: Columns) -> np.ndarray:
-    """Which names of a child its block knows: those of the ends of edges that are left, and those at its faces."""
-    found = np.zeros(len(child["names"]), bool)
-    for end in ("u", "v"):
-        found[child[EDGE + end]] = True
-    for side in SIDES:
-        found[places_of(child[side], child["names"])] = True
-    return found
-
-
-def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statistic, end: float,
-            outside: Columns | None = None) -> Columns:
-    """Everything that can merge here below the end: the merges, the edges that are left, and their forest.
-
-    Without the forest that lies outside, complete clusters merge with one another only. With it, an incomplete one
-    absorbs complete ones; it keeps its name, by which other blocks know it. Of a merge, u and v are the places of names
-    of the two clusters, a and b the fragments whose contact has the key. root is the place of the name that stays.
+    An edge between two incomplete clusters is open, as other windows may hold parts of it, and is named by clusters.
     """
-    frozen, root, events = places_of(incomplete_of(faces), names), np.arange(len(names), dtype=np.uint32), []
-    incomplete = np.zeros(len(names), bool)
-    incomplete[frozen] = True
+    incomplete = reaches_out(boxes, box)
+    is_open = incomplete[edges["u"]] & incomplete[edges["v"]]
+    whole, parts = chosen_rows(edges, ~is_open), chosen_rows(edges, is_open)
+    forest, left = forest_of(names, whole, height[~is_open], incomplete, end), incomplete.copy()
+    left[whole["u"]] = left[whole["v"]] = left[0] = True
+    left, places = np.flatnonzero(left).astype(np.uint32), np.cumsum(left, dtype=np.uint32) - np.uint32(1)
+    whole["height"] = height[~is_open]
+    return {"left": left, "boxes": boxes[left],
+            **{EDGE + name: places[values] if name in ("u", "v") else values for name, values in whole.items()},
+            **{OPEN + name: names[values] if name in ("u", "v") else values for name, values in parts.items()},
+            **forest, "terminals": names[incomplete], "terminal_boxes": boxes[incomplete]}
+
+
+def after(before: Columns, found: Columns) -> Columns:
+    """All merges in a window, of which some were made before, between clusters that were left then."""
+    left, roots = before["left"], np.arange(len(before["names"]), dtype=np.uint32)
+    roots[left] = left[found["root"]]
+    found |= {end: left[found[end]] for end in ("u", "v")}
+    return {"names": before["names"], "root": roots[before["root"]],
+            **{name: np.concatenate([before[name], found[name]]) for name in EVENT}}
+
+
+def with_open(edges: Columns, names: np.ndarray, before: Columns) -> Columns:
+    """Edges with the open ones that were set aside."""
+    parts = edges_of(before, OPEN)
+    return pool_edges(concatenate([edges, parts | {end: places_of(parts[end], names) for end in ("u", "v")}]))
+
+
+def is_swept(name: str) -> bool:
+    """Whether a node of a sweep reads a column of its children."""
+    return name in (*FOREST, "terminals", "terminal_boxes") or (name.startswith(OPEN) and not name.endswith(TOPS))
+
+
+def swept(children: Sequence[Columns], box: Box, statistic: Statistic, end: float) -> Columns:
+    """The same of a node in the octree over the windows: open edges of its children that are whole in it are closed.
+
+    The closed ones belong to its forest, and to what its children are told of the outside.
+    """
+    names, boxes = united([(child["terminals"], child["terminal_boxes"]) for child in children])
+    parts = [edges_of(child, OPEN) for child in children]
+    edges = pool_edges(concatenate([part | {end: places_of(part[end], names) for end in ("u", "v")} for part in parts]))
+    incomplete = reaches_out(boxes, box)
+    is_open = incomplete[edges["u"]] & incomplete[edges["v"]]
+    whole, parts = chosen_rows(edges, ~is_open), chosen_rows(edges, is_open)
+    closed = forest_of(names, whole, heights_of(whole, statistic), np.ones(len(names), bool), end)
+    terminals = names[incomplete]
+    return {**{name.replace("forest", "closed"): values for name, values in closed.items()},
+            **{OPEN + name: names[values] if name in ("u", "v") else values for name, values in parts.items()},
+            **spanning([*children, closed], terminals), "terminals": terminals, "terminal_boxes": boxes[incomplete]}
+
+
+def heights_of(edges: Columns, statistic: Statistic) -> np.ndarray:
+    """1 - the statistic of every edge."""
+    if len(edges["u"]) == 0:
+        return np.empty(0)
+    ends = {end: edges[end] + np.uint32(1) for end in ("u", "v")}  # as a graph has none at 0
+    graph = graph_of(int(ends["v"].max()), edges | ends)
+    left = Agglomeration(graph, statistic, maxima=counts_pairs(statistic)).remaining_edges()
+    height = np.empty(len(edges["u"]))
+    height[left["top"]] = left["height"]
+    return height
+
+
+def reaches_out(boxes: np.ndarray, box: Box) -> np.ndarray:
+    """Which clusters are incomplete in a box, as edges of theirs may lie outside of it."""
+    return np.any([(boxes[:, axis] < span.start) | (boxes[:, axis + 3] >= span.stop)
+                   for axis, span in enumerate(box)], axis=0)
+
+
+def settled(names: np.ndarray, boxes: np.ndarray, edges: Columns, box: Box, statistic: Statistic, end: float,
+            height: np.ndarray | None = None, outside: Columns | None = None) -> tuple[Columns, Columns, np.ndarray]:
+    """Everything that can merge in a box below the end: (merges, the edges that are left, their heights).
+
+    Without the forest that lies outside, complete clusters merge with one another only; height says that this has been
+    done. With it, an incomplete one absorbs complete ones; it keeps its name, by which other windows know it. Of a
+    merge, u and v are the places of names of the two clusters, a and b the fragments whose contact has the key. root is
+    the place of the name that stays, where boxes has the box of the whole cluster.
+    """
+    incomplete, root = reaches_out(boxes, box), np.arange(len(names), dtype=np.uint32)
+    frozen, events = np.flatnonzero(incomplete), [{name: np.empty(0, kind) for name, kind in EVENT.items()}]
     while True:
-        run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
-                            maxima=counts_pairs(statistic))
-        run.advance(end)
-        tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
-        events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
-                       "height": tree.height, "key": tree.key})
-        top, height = left.pop("top"), left.pop("height")
-        edges = left | {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
-        root = roots[root]
+        if height is None:
+            run = Agglomeration(graph_of(len(names) - 1, edges), statistic, frozen=frozen if len(frozen) else None,
+                                maxima=counts_pairs(statistic))
+            run.advance(end)
+            tree, made, left, roots = run.tree(), run.merges(), run.remaining_edges(), run.roots()
+            events.append({"u": tree.a, "v": tree.b, "a": edges["top_u"][made], "b": edges["top_v"][made],
+                           "height": tree.height, "key": tree.key})
+            top, height = left.pop("top"), left.pop("height")
+            edges = left | {"top_u": edges["top_u"][top], "top_v": edges["top_v"][top]}
+            root = roots[root]
         if outside is None:
             break
         source, target, made = absorptions(names, edges, height, incomplete, outside, end)
-        if len(made) == 0:
+        if len(made) <= len(names) // FEW:  # the next sweep finds these, too
             break
         events.append({"u": source, "v": target, "a": edges["top_u"][made], "b": edges["top_v"][made],
                        "height": height[made], "key": edges["key"][made]})
@@ -125,11 +203,13 @@ def settled(names: np.ndarray, edges: Columns, faces: Columns, statistic: Statis
         while (roots[roots] != roots).any():
             roots = roots[roots]
         root = roots[root]
-        edges = pool_edges(edges, roots)
+        edges, height = pool_edges(edges, roots), None
     edges, height = taken_on(edges, height, incomplete, end)
-    return {"names": names, "root": root, **faces, **{EDGE + name: values for name, values in edges.items()},
-            **{name: np.concatenate([event[name] for event in events]) for name in EVENT},
-            **forest_of(names, edges, height, incomplete, end)}
+    boxes, gone = boxes.copy(), np.flatnonzero(root != np.arange(len(names)))
+    for side, extreme in enumerate((np.minimum,) * 3 + (np.maximum,) * 3):
+        extreme.at(boxes[:, side], root[gone], boxes[gone, side])
+    return {"names": names, "root": root, "boxes": boxes,
+            **{name: np.concatenate([event[name] for event in events]) for name in EVENT}}, edges, height
 
 
 def taken_on(edges: Columns, height: np.ndarray, incomplete: np.ndarray, end: float) -> tuple[Columns, np.ndarray]:
@@ -168,10 +248,7 @@ def shared_pairs(graphs: Iterable[Columns]) -> Columns:
     """
     parts = []
     for block, graph in enumerate(graphs):
-        incomplete = np.zeros(len(graph["names"]), bool)
-        for side in SIDES:
-            incomplete[graph[side]] = True
-        edge = np.flatnonzero(incomplete[graph["u"]] & incomplete[graph["v"]])
+        edge = np.flatnonzero(graph["incomplete"][graph["u"]] & graph["incomplete"][graph["v"]])
         parts.append({"u": graph["names"][graph["u"][edge]], "v": graph["names"][graph["v"][edge]], "edge": edge,
                       "block": np.full(len(edge), block), "max": graph["max"][edge], "key": graph["key"][edge]})
     blocks, rows = len(parts), stack(parts)
@@ -204,15 +281,3 @@ def graph_of(fragments: int, edges: Columns) -> RegionGraph:
              "min": np.zeros(count, np.float32)}
     given = {name: edges[name] for name in (*blank, "u", "v", "key", *HISTOGRAM) if name in edges}
     return RegionGraph(fragments, **(blank | given))
-
-
-def outer_sides(child: Sequence[int], siblings: Sequence[Sequence[int]]) -> set[str]:
-    """Which faces of a child, given by its place among its siblings, are faces of their parent."""
-    sides = set()
-    for axis in range(3):
-        along = [place[axis] for place in siblings]
-        if child[axis] == min(along):
-            sides.add(f"low_{axis}")
-        if child[axis] == max(along):
-            sides.add(f"high_{axis}")
-    return sides

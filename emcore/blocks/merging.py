@@ -4,10 +4,10 @@
     seams            the names that fragments at faces have in the volume
     graph i          which fragments touch, measured in the block of the later voxel
     pairs            fragments that touch in several blocks, where a statistic counts a pair once
-    settle k r n     up the octree: merges before the node has seen r sweeps, and the edges that are left
-    forest j k r n   a sweep from level k up: how the edges below a node of level j connect its incomplete fragments
-    outside j k r n  and down again: how the edges outside of it do
-    merges k n       all merges of a node, and the edges that climb
+    settle k r n     window n of partition k: its merges before it has seen r sweeps, and the edges that are left
+    forest j k r n   a sweep, up the octree over partition k: how the edges in node n of level j connect what goes on
+    outside j k r n  and down again: how all edges do that are not the node's own
+    merges k n       all merges of a window, and what is left for each window of the next partition
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from emcore.blocks import leaves, merges, store, sweeps
+from emcore.blocks.grid import Box
 from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
 from emcore.blocks.windows import Source, corner, moved
@@ -25,8 +26,8 @@ from emcore.segment.pooling import pool_edges
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
-FORMAT = 2  # It names how all stages write their columns; files of another format are not taken.
-SWEEPS = 1  # So many begin on every level below the top; more of them earn little.
+FORMAT = 3  # It names how all stages write their columns; files of another format are not taken.
+SWEEPS = 2  # So many go over every partition of several windows; more of them earn little.
 
 
 @dataclass(frozen=True)
@@ -65,40 +66,49 @@ class TreeWork(LabelWork):
 
     def tree_stages(self) -> list[Stage]:
         """What a cut at any threshold up to the end needs."""
-        levels, blocks, folders = self.grid.levels, self.grid.blocks, self.folders
+        blocks, folders = self.grid.blocks, self.folders
         pairs = [Stage("pairs", 1, folders["pairs"])] if merges.counts_pairs(self.statistic) else []
+        climbs = [stage for partition in range(len(self.grid.partitions)) for stage in self.climb(partition)]
         return [Stage("fragments", blocks(), folders["fragments"]), Stage("seams", 1, folders["seams"]),
-                self.graph_stage, *pairs, *(stage for level in range(levels) for stage in self.climb(level))]
+                self.graph_stage, *pairs, *climbs]
 
     @property
     def graph_stage(self) -> Stage:
         return Stage("graph", self.grid.blocks(), self.folders["graph"])
 
-    def climb(self, level: int) -> list[Stage]:
-        """The stages of a level: its merges, after each of them a sweep through the levels above it."""
-        between, stages = range(level + 1, self.grid.levels - 1), [self.merge_stage(level, 0)]
-        for turn in range(self.sweeps(level)):
-            stages += [self.sweep_stage("forest", above, level, turn) for above in between]
-            stages += [self.sweep_stage("outside", above, level, turn) for above in reversed(between)]
-            stages.append(self.merge_stage(level, turn + 1))
+    def climb(self, partition: int) -> list[Stage]:
+        """The stages of a partition: its merges, after each of them a sweep through the octree above it."""
+        above, stages = range(1, self.grid.partitions[partition].levels), [self.merge_stage(partition, 0)]
+        for turn in range(self.sweeps(partition)):
+            stages += [self.sweep_stage("forest", level, partition, turn) for level in above]
+            stages += [self.sweep_stage("outside", level, partition, turn) for level in reversed(above[:-1])]
+            stages.append(self.merge_stage(partition, turn + 1))
         return stages
 
-    def sweeps(self, level: int) -> int:
-        """How many sweeps begin at a level; the top has nothing outside of it."""
-        return 0 if level == self.grid.levels - 1 else SWEEPS
+    def sweeps(self, partition: int) -> int:
+        """How many sweeps go over a partition; the volume has nothing outside of it."""
+        return 0 if self.grid.partitions[partition].blocks() == 1 else SWEEPS
 
-    def merge_stage(self, level: int, turn: int | None = None) -> Stage:
-        """Merges of a level after so many sweeps; all its merges after the last one."""
-        if turn in (None, self.sweeps(level)):
-            return Stage(f"merges {level}", self.grid.blocks(level), f"{self.folders['merges']}/{level}")
-        return Stage(f"settle {level} {turn}", self.grid.blocks(level), f"{self.folders['merges']}/{level}-{turn}")
+    def merge_stage(self, partition: int, turn: int | None = None) -> Stage:
+        """Merges of a partition after so many sweeps; all its merges after the last one."""
+        name, folder = f"merges {partition}", f"{self.folders['merges']}/{partition}"
+        if turn not in (None, self.sweeps(partition)):
+            name, folder = f"settle {partition} {turn}", f"{folder}-{turn}"
+        return Stage(name, self.grid.partitions[partition].blocks(), folder)
 
-    def sweep_stage(self, kind: str, above: int, level: int, turn: int) -> Stage:
-        """A level above another one, in a sweep from that one: forest on the way up, outside on the way down."""
-        if above == level:
-            return self.merge_stage(level, turn)
-        return Stage(f"{kind} {above} {level} {turn}", self.grid.blocks(above),
-                     f"{self.folders['merges']}/{level}-{turn}-{kind}-{above}")
+    def sweep_stage(self, kind: str, level: int, partition: int, turn: int) -> Stage:
+        """A level of the octree over a partition, in a sweep: forest on the way up, outside on the way down."""
+        if level == 0:
+            return self.merge_stage(partition, turn)
+        return Stage(f"{kind} {level} {partition} {turn}", self.grid.partitions[partition].blocks(level),
+                     f"{self.folders['merges']}/{partition}-{turn}-{kind}-{level}")
+
+    def box_of(self, stage: Stage, number: int) -> Box | None:
+        kind, *places = stage.name.split()
+        if not places:
+            return super().box_of(stage, number)
+        level, partition = map(int, places[:2] if kind in ("forest", "outside") else ("0", places[0]))
+        return self.grid.partitions[partition].box(number, level)
 
     def run(self, stage: Stage, number: int) -> None:
         kind, *places = stage.name.split()
@@ -148,65 +158,88 @@ class TreeWork(LabelWork):
         labels, own = self.fragments(number)
         halos = leaves.halo_planes(self.grid, number, self.plane)
         names, slab = leaves.in_slab(labels, own, halos)
-        behind = [axis for axis in range(3) if self.grid.neighbour(number, axis, 1) is not None]
-        faces = leaves.faces_of(slab, len(names), halos, behind)
         halo = [int(axis in halos) for axis in range(3)]
         window = tuple(slice(span.start - planes, span.stop) for span, planes in zip(self.grid.box(number), halo))
         affinities = self.source.affinities(window)
-        graph = region_graph(slab, affinities, statistic=self.settings.statistic, channels=affinities.channels,
-                             place=Place(corner(window), self.grid.shape, halo))
+        graph = region_graph(slab, affinities, statistic=self.settings.statistic, extras=("sizes", "boxes"),
+                             channels=affinities.channels, place=Place(corner(window), self.grid.shape, halo))
+        boxes = leaves.boxes_of(slab, graph.boxes, halo, corner(window), self.grid.shape)
         histogram = {name: getattr(graph, name) for name in merges.HISTOGRAM if graph.bins is not None}
-        return {"names": names, "sizes": graph.sizes, **faces, **histogram,
+        return {"names": names, "sizes": graph.sizes, "boxes": boxes, **histogram,
                 **{name: getattr(graph, name) for name in ("u", "v", "count", "sum", "max", "min", "key")}}
 
     def make_pairs(self, _: int) -> Columns:
-        wanted = ("names", "u", "v", "max", "key", *merges.SIDES)
+        wanted = ("names", "u", "v", "max", "key")
         return merges.shared_pairs(dict(zip(wanted, self.read("graph", number, *wanted)))
-                                   for number in range(self.grid.blocks()))
+                                   | {"incomplete": merges.reaches_out(*self.read("graph", number, "boxes"), box)}
+                                   for number, box in enumerate(map(self.grid.box, range(self.grid.blocks()))))
 
-    def make_merges(self, level: int, number: int) -> Columns:
-        return self.make_settle(level, self.sweeps(level), number)
+    def make_merges(self, partition: int, number: int) -> Columns:
+        return self.make_settle(partition, self.sweeps(partition), number)
 
-    def make_settle(self, level: int, turn: int, number: int) -> Columns:
+    def make_settle(self, partition: int, turn: int, number: int) -> Columns:
+        windows, outside, height = self.grid.partitions[partition], None, None
+        box, before = windows.box(number), {}
         if turn:
-            before = store.read_all(self.path(self.merge_stage(level, turn - 1), number))
-            return merges.of_itself(before, self.make_outside(level, level, turn - 1, number), self.statistic,
-                                    self.end)
-        if level:
-            names, edges, faces = merges.of_children(*self.children(self.merge_stage(level - 1), level, number))
+            before = store.read_all(self.path(self.merge_stage(partition, turn - 1), number))
+            names, boxes = before["names"][before["left"]], before["boxes"]
+            edges = merges.edges_of(before)
+            height = edges.pop("height")
+            outside = self.make_outside(0, partition, turn - 1, number)
+        elif partition:
+            names, boxes, edges = merges.gathered(self.handed_on(partition, number))
             edges = pool_edges(edges)  # in steps, each of which lets go of what the one before it held
-            return merges.settled(names, edges, faces, self.statistic, self.end)
+        else:
+            names, boxes, edges = self.measured(number)
+        found, edges, height = merges.settled(names, boxes, edges, box, self.statistic, self.end, height, outside)
+        boxes = found.pop("boxes")
+        if before:
+            edges = merges.with_open(edges, names, before)
+            height = merges.heights_of(edges, self.statistic) if turn < self.sweeps(partition) else height
+            found = merges.after(before, found)
+        if turn < self.sweeps(partition):
+            found |= merges.for_sweep(names, boxes, edges, height, box, self.end)
+            return found | {"left": before["left"][found["left"]]} if before else found
+        if partition + 1 < len(self.grid.partitions):
+            found |= merges.handed_on(names, boxes, edges, box, self.grid.partitions[partition + 1])
+        return found
+
+    def measured(self, number: int) -> tuple[np.ndarray, np.ndarray, Columns]:
+        """Names, boxes and edges of a block."""
         shared = {}
         if merges.counts_pairs(self.statistic):
             columns = (f"{name}_{number}" for name in merges.SHARED)
             shared = dict(zip(merges.SHARED, self.read("pairs", 0, *columns)))
-        return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic, self.end, shared)
+        return merges.of_graph(store.read_all(self.path(self.graph_stage, number)), self.statistic, shared)
 
-    def children(self, stage: Stage, level: int, number: int,
-                 *columns: str) -> tuple[list[Columns], list[set[str]]]:
-        """What a stage found of a node's children, if no columns are named what climbs; and the outer faces of each."""
-        children = self.grid.children(number, level)
-        places = [self.grid.place(child, level - 1) for child in children]
-        paths = [self.path(stage, child) for child in children]
-        taken = [columns or [name for name in store.names_of(path) if merges.climbs(name)] for path in paths]
-        return ([dict(zip(names, store.read(path, *names))) for path, names in zip(paths, taken)],
-                [merges.outer_sides(place, places) for place in places])
+    def handed_on(self, partition: int, number: int) -> list[Columns]:
+        """What the windows of the partition before hand on to one of this partition."""
+        windows, stage, parts = self.grid.partitions[partition - 1], self.merge_stage(partition - 1), []
+        for earlier in windows.overlapping(self.grid.partitions[partition].box(number)):
+            path, end = self.path(stage, earlier), f"_{number}"
+            columns = [name for name in store.names_of(path) if name.endswith(end)]
+            parts.append({name.removesuffix(end): values for name, values in zip(columns, store.read(path, *columns))})
+        return parts
 
     # ---- sweeps
 
-    def make_forest(self, above: int, level: int, turn: int, number: int) -> Columns:
-        below = self.sweep_stage("forest", above - 1, level, turn)
-        children, outer = self.children(below, above, number, *merges.SIDES, *sweeps.FOREST)
-        faces = merges.faces_of(children, outer)
-        return faces | sweeps.spanning(children, merges.incomplete_of(faces))
+    def make_forest(self, level: int, partition: int, turn: int, number: int) -> Columns:
+        windows, below = self.grid.partitions[partition], self.sweep_stage("forest", level - 1, partition, turn)
+        children = [self.path(below, child) for child in windows.children(number, level)]
+        wanted = [name for name in store.names_of(children[0]) if merges.is_swept(name)]
+        return merges.swept([dict(zip(wanted, store.read(path, *wanted))) for path in children],
+                            windows.box(number, level), self.statistic, self.end)
 
-    def make_outside(self, above: int, level: int, turn: int, number: int) -> Columns:
-        """How what lies outside of a node connects its incomplete fragments, by a sweep from `level`."""
-        parent, stage = self.grid.parent(number, above), self.sweep_stage("forest", above, level, turn)
-        parts = [dict(zip(sweeps.FOREST, store.read(self.path(stage, other), *sweeps.FOREST)))
-                 for other in self.grid.children(parent, above + 1) if other != number]
-        if above + 2 < self.grid.levels:
-            beyond = self.sweep_stage("outside", above + 1, level, turn)
-            parts.append(dict(zip(sweeps.FOREST, store.read(self.path(beyond, parent), *sweeps.FOREST))))
-        own = dict(zip(merges.SIDES, store.read(self.path(stage, number), *merges.SIDES)))
-        return sweeps.spanning(parts, merges.incomplete_of(own))
+    def make_outside(self, level: int, partition: int, turn: int, number: int) -> Columns:
+        windows, stage = self.grid.partitions[partition], self.sweep_stage("forest", level, partition, turn)
+        parent = windows.parent(number, level)
+        forests = [self.read_forest(stage, other) for other in windows.children(parent, level + 1) if other != number]
+        forests.append(self.read_forest(self.sweep_stage("forest", level + 1, partition, turn), parent, "closed"))
+        if level + 2 < windows.levels:
+            forests.append(self.read_forest(self.sweep_stage("outside", level + 1, partition, turn), parent))
+        terminals, = store.read(self.path(stage, number), "terminals")
+        return sweeps.spanning(forests, terminals)
+
+    def read_forest(self, stage: Stage, number: int, kind: str = "forest") -> Columns:
+        columns = store.read(self.path(stage, number), *(name.replace("forest", kind) for name in sweeps.FOREST))
+        return dict(zip(sweeps.FOREST, columns))

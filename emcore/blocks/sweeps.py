@@ -1,10 +1,10 @@
-"""What a block knows of all the others: a spanning forest of their edges by rank, among its own incomplete fragments.
+"""What a window knows of all the others: a spanning forest of their edges by rank, among its own incomplete clusters.
 
     forest = spanning([forest_of_one, of_another], incomplete)   # names; at every rank the same names hang together
     source, target, edges = absorptions(edges, height, incomplete, forest)
 
-Forests go up the octree, and down again what lies outside of each block. So small they are, they tell exactly how well
-two incomplete fragments are connected elsewhere, and no later merge ever connects them better (docs/blocks.md).
+Forests go up an octree over the windows, and down again what lies outside of each. So small they are, they tell exactly
+how well two incomplete clusters are connected elsewhere, and no later merge ever connects them better (docs/blocks.md).
 """
 
 from collections.abc import Mapping, Sequence

@@ -121,11 +121,11 @@ class BlockParts:
         return numbers.astype(np.uint32)
 
     def tree(self) -> MergeTree:
-        """The merges of all blocks and levels up to the end, in the order of their heights and keys."""
+        """The merges of all partitions up to the end, in the order of their heights and keys."""
         names = self.names
         with legible():
             self.check_memory("the merges")
-            files = self.files(*(self.work.merge_stage(level).name for level in range(self.work.grid.levels)))
+            files = self.files(*(self.work.merge_stage(step).name for step in range(len(self.work.grid.partitions))))
             count = sum(store.shapes(path)["height"][0] for path in files)
             (a, b), height, key = np.empty((2, count), np.uint32), np.empty(count), np.empty(count, np.uint64)
             stop = 0
