@@ -1,7 +1,7 @@
 """Predicts the test volumes of a config and decodes them into labels; a killed run continues where it stopped.
 
     python infer.py --cfg configs/demo.toml                    # newest checkpoint of the run
-    torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the slabs are shared out
+    torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the tiles are shared out
     python infer.py --cfg configs/demo.toml decode.threshold=0.4   # the stored prediction is decoded again
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
     python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
@@ -28,8 +28,6 @@ from emcore import config, record, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.target import affinity_offsets
-
-SECONDS_BETWEEN_LOOKS = 2.0  # for a prediction that other processes are finishing
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
     from emcore.engine import checkpoint, ranks, weights
     from emcore.engine.memory import keep_pages
-    from emcore.prediction import parts
+    from emcore.prediction import begun
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
@@ -88,81 +86,81 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     files = results.files_of(settings, folder)
     wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
-        parts.check_or_clear(settings, prediction, plan, again)
-    choices = [planned(settings, plan) for plan in wanted]
+        begun.mend(prediction)
+        begun.check_or_clear(settings, prediction, plan, again)
+    choices = [planned(settings, plan, *paths) for paths, plan in zip(files, wanted)]
     for number, ((prediction, labels), plan) in enumerate(zip(files, wanted)):
         if prediction.exists():
             unknown = "" if record.read(prediction) else ", without a record of what made it"
             print(f"{prediction}: already there{unknown}", flush=True)
-        elif not predict_one(settings, number, model, plan, prediction):
-            if not shares_blocks(settings, choices[number]):
-                continue  # another process is finishing it
-            print(f"{prediction}: waiting for the processes that finish it", flush=True)
-            while not prediction.exists():
-                if not (parts.has_free(prediction) and predict_one(settings, number, model, plan, prediction)):
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
+            begun.close_if_left(prediction)
+        else:
+            predict_one(settings, number, model, plan, prediction)
         if settings.decode.kind != "none":
             decode_once(settings, number, prediction, labels, choices[number])
     return 0
 
 
-def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> bool:
-    """Whether the prediction is there at the end; if not, other processes are at work on it."""
+def predict_one(settings: Settings, number: int, model, plan: dict, prediction: Path) -> None:
+    from emcore.blocks import share
     from emcore.engine.arithmetic.mode import Arithmetic
     from emcore.engine.arithmetic.prediction import comply, decide
-    from emcore.prediction import Output, parts, predict
+    from emcore.prediction import Output, begun, predict, tiles
     from emcore.prediction.windows import passes
 
-    start, volume = time.monotonic(), settings.data.test[number]
-    if plan["volume"]["resolution"] is None:
-        print(f"{plan['volume']['image']} does not say its resolution: a voxel counts as 1 nm; data.resolution sets it")
-    window = settings.infer.window or settings.data.patch
-    begun = parts.begun(prediction)
-    if begun is None:
-        decided = decide(settings, model, passes(record.size_of(plan["volume"]), settings.infer, window))
+    start, volume, image = time.monotonic(), settings.data.test[number], plan["volume"]
+    if image["resolution"] is None:
+        print(f"{image['image']} does not say its resolution: a voxel counts as 1 nm; data.resolution sets it")
+    window, size = settings.infer.window or settings.data.patch, record.size_of(image)
+    stored = begun.begun(prediction)
+    if stored is None:
+        decided = decide(settings, model, passes(size, settings.infer, window))
+        bytes_read = model.in_channels * np.dtype(image["dtype"]).itemsize
+        task = tiles.Task(size, replace(settings.infer, window=tuple(window)), bytes_read, channels_of_net(plan))
+        way = tiles.way_of(task, prediction, share.place()[1])
         decided = asdict(decided) | {"batch": settings.infer.batch}
-        whole = plan | {"volume": record.with_content(plan["volume"]), "arithmetic": decided}
-        begun = parts.begin(prediction, settings.infer.slab, whole)
-    results.check_there(settings, prediction, begun["plan"], plan, "begun")  # perhaps by another command just now
-    plan = begun["plan"]
-    decided = dict(plan["arithmetic"])
+        if decided["device"] == "cuda" and way.tile[1:] != size[1:]:  # windows at the end of a row make smaller batches
+            decided["tile"] = list(way.tile[1:])
+        stored = begun.begin(prediction, way, plan | {"volume": record.with_content(image), "arithmetic": decided})
+    results.check_there(settings, prediction, stored[1], plan, "begun")  # perhaps by another command just now
+    plan = stored[1]
+    decided = {name: value for name, value in plan["arithmetic"].items() if name != "tile"}
     infer = replace(settings.infer, batch=decided.pop("batch"))
     arithmetic = Arithmetic(**decided)
     print(f"{prediction.name}: {arithmetic}", flush=True)
     said = {record.ATTRIBUTE: plan, "checkpoint": plan["weights"]["checkpoint"], "step": plan["weights"]["step"]}
     predict(comply(arithmetic, settings, model), volume, Output(prediction, said, replaces=False), window=window,
             infer=infer, data=settings.data, offsets=affinity_offsets(settings.target), arithmetic=arithmetic)
-    if prediction.exists():
-        print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
-    return prediction.exists()
+    print(f"{prediction}: {time.monotonic() - start:.1f} s", flush=True)
 
 
-def planned(settings: Settings, plan: dict):
+def channels_of_net(plan: dict) -> int:
+    """Channels that a net predicts, by its table in a record."""
+    model = plan["settings"]["model"]
+    return sum(channels for _, channels in model.get("heads", ())) or model.get("out_channels", 3)
+
+
+def planned(settings: Settings, plan: dict, prediction: Path, labels: Path):
     """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
-    if settings.decode.kind == "none":
-        return None
+    if settings.decode.kind == "none" or (prediction.exists() and record.has_labels(labels)):
+        return None  # of labels that are there decode_once knows whether they are wanted
     from emcore.blocks.choice import Task, choose
-    from emcore.prediction.streaming import DTYPES
+    from emcore.prediction.tiles import DTYPES
 
-    channels = len(settings.infer.select) or plan["settings"]["model"].get("out_channels", 3)
+    channels = len(settings.infer.select) or channels_of_net(plan)
     itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
     choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
     print(f"{plan['volume']['image']}: {choice.told}", flush=True)
     return choice
 
 
-def shares_blocks(settings: Settings, choice) -> bool:
-    """Whether this process has a part in decoding a volume in blocks, once the prediction is there."""
-    from emcore.blocks.engines import engine_of
-
-    return choice is not None and choice.grid is not None and engine_of(settings.blocks) == "share"
-
-
 def decode_once(settings: Settings, number: int, prediction: Path, labels: Path, planned) -> None:
-    """Decodes, unless the labels are those that are asked for or another process is making them; planned: what the user
-    was told about how it will be done."""
+    """Decodes, unless the labels are those that are asked for; of several processes one does it, or each has a part.
+
+    planned: what the user was told about how it will be done.
+    """
     from emcore.blocks.run import choice_of, damaged_blocks
-    from emcore.prediction.parts import claimed
+    from emcore.blocks.whole import make_once
 
     def why_make() -> str | None:
         """Why labels are to be made; empty where there are none, None where those that are there are wanted."""
@@ -185,19 +183,12 @@ def decode_once(settings: Settings, number: int, prediction: Path, labels: Path,
         print(f"{labels}: already there", flush=True)
         return
     choice = choice_of(prediction, settings.decode, settings.blocks, labels, wanted)
-    if choice.grid != planned.grid:  # a run that was begun goes on in its blocks
+    if planned is None or choice.grid != planned.grid:  # a run that was begun goes on in its blocks
         print(f"{labels}: {choice.told}", flush=True)
     if choice.grid is not None:  # any number of processes may work on the blocks
         make()
         return
-    lock = labels.with_suffix(".lock")
-    with claimed(lock) as mine:
-        if not mine:
-            print(f"{labels}: another process is making it", flush=True)
-            return
-        if why_make() is not None:
-            make()
-        lock.unlink(missing_ok=True)
+    make_once(labels, make, lambda: why_make() is None)
 
 
 def decode_one(settings: Settings, prediction: Path, labels: Path, made_of: dict, choice) -> None:

@@ -64,7 +64,7 @@ def stream(work: dict) -> dict:
     """Seconds in all, in the net, reading and writing."""
     import torch
 
-    from emcore.prediction import parts, predict, streaming
+    from emcore.prediction import predict, streaming, tiles
     from emcore.settings.data import Data
     from emcore.settings.predict import Activation, Infer
 
@@ -83,7 +83,7 @@ def stream(work: dict) -> dict:
     net = torch.nn.Conv3d(1, 3, 3, padding=1).eval()
     net.forward = timed(net.forward, "net")
     streaming.read = timed(streaming.read, "disk")
-    parts._put = timed(parts._put, "disk")
+    tiles.write_block = timed(tiles.write_block, "disk")
     start = time.perf_counter()
     predict(net, work["path"], Path(work["folder"]) / "out_prediction.h5", window=STREAM, infer=Infer(
         overlap=work["overlap"], dtype="uint8", activation=(Activation(),)), data=Data(normalise="divide"))

@@ -1,7 +1,7 @@
 """What made a result: the record in every prediction and every labels file, and how it differs from what is asked for.
 
 A record is a plain table. It holds by value everything that changes a bit of the result: the weights by their content,
-the settings of the stage, the arithmetic, the source volume by its content. Threads, workers, slabs and paths of
+the settings of the stage, the arithmetic, the source volume by its content. Threads, workers, tiles and paths of
 checkpoints change no bit; some of them stand in the record for a reader and are never compared.
 """
 
@@ -27,7 +27,7 @@ from emcore.volumes.stamp import content, stamp
 ATTRIBUTE = "record"
 LABELS = "labels"  # the dataset of a labels file that carries its record
 # settings of [infer] that change no bit, or that stand elsewhere in the record
-ELSEWHERE = ("checkpoint", "weights", "batch", "slab", "compile", "layout")
+ELSEWHERE = ("checkpoint", "weights", "batch", "tile", "compile", "layout")
 CHOICES = {"device": "device", "precision": "train.precision", "layout": "infer.layout"}
 SETTINGS = {"model": Model, "infer": Infer}
 MOST_NAMED = 4  # differences that a sentence lists
@@ -151,6 +151,11 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], settings: 
         found.append("infer.compile was 'on', is 'off'")
     if made.get("device") == "cuda" and settings.infer.batch not in (0, made.get("batch")):
         found.append(f"infer.batch was {made.get('batch')!r}, is {settings.infer.batch!r}")
+    if made.get("device") == "cuda" and settings.infer.tile:
+        whole = size_of(stored["volume"])[1:]  # y and x, along which a tile decides how windows are batched
+        was, asked = list(made.get("tile", whole)), [min(pair) for pair in zip(settings.infer.tile[1:], whole)]
+        if any(side not in (0, before) for side, before in zip(asked, was)):
+            found.append(f"infer.tile was {was} along y and x, is {asked}")
     if not same_volume(stored["volume"], wanted["volume"]):
         found.append(f"the volume was {told_volume(stored['volume'])}, is {told_volume(wanted['volume'])}")
     return found

@@ -96,7 +96,7 @@ def reduced(settings: Settings, folder: Path) -> Settings:
                      test=tuple(placed(volume) for volume in data.test[:1])),
         evaluate=replace(evaluate, crop=None, synapse_size=round(evaluate.synapse_size * share),
                          synapse_margin=min(1, evaluate.synapse_margin)),
-        infer=replace(infer, checkpoint="", window=None, batch=min(4, infer.batch), slab=patch[0],
+        infer=replace(infer, checkpoint="", window=None, batch=min(4, infer.batch), tile=None,
                       pad=tuple(min(p, n // 4) for p, n in zip(infer.pad, patch))))
 
 

@@ -236,6 +236,28 @@ def test_what_another_process_is_at_is_left_to_it(work):
     assert list((work.folder / "alive").iterdir()) == []
 
 
+def test_a_sign_that_is_not_finished_leaves_nothing_behind_on_a_full_disk_or_after_a_kill(tmp_path, monkeypatch):
+    def full(path, text):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        with Signs(tmp_path):
+            assert list((tmp_path / "alive").iterdir()) == []
+    with monkeypatch.context() as patched:
+        patched.setattr("emcore.blocks.alive.os.replace", killed)
+        patched.setattr("emcore.files.born", lambda process: 1)  # another one has its number now
+        with pytest.raises(KeyboardInterrupt):
+            Signs(tmp_path).say("", None)
+    assert len(list((tmp_path / "alive").iterdir())) == 1
+    with Signs(tmp_path) as signs:
+        assert list((tmp_path / "alive").iterdir()) == [signs.path]
+
+
 @pytest.mark.parametrize("known, wanted", [
     ({}, (0, 1)), ({"WORLD_SIZE": "4", "RANK": "2"}, (2, 4)),
     ({"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_COUNT": "6"}, (5, 6)),

@@ -211,3 +211,14 @@ def test_the_description_is_valid_toml_with_every_default_and_comment():
 def test_reading_settings_needs_no_torch():
     code = "import sys; sys.modules['torch'] = None; import emcore.config, emcore; emcore.config.read_toml"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_older_slabs_of_sections_are_tiles_of_as_many(tmp_path, capsys):
+    from emcore.settings import Settings
+    from emcore.settings.predict import Infer
+
+    (tmp_path / "old.toml").write_text('name = "a"\n[infer]\nslab = 5\n')
+    assert config.load(Settings, tmp_path / "old.toml").infer.tile == (5, 0, 0)
+    assert config.load(Settings, tmp_path / "old.toml", ["infer.slab=7"]).infer.tile == (7, 0, 0)
+    assert config.from_table(Infer, {"slab": 6, "overlap": 0.25}, "infer") == Infer(tile=(6, 0, 0), overlap=0.25)
+    assert config.load(Settings, tmp_path / "old.toml", ["infer.tile=[0,9,9]"]).infer.tile == (0, 9, 9)

@@ -54,7 +54,7 @@ def check_full(done, place):
 def test_infer_on_a_disk_that_fills_says_so_and_goes_on_when_there_is_room(trained, undisturbed_prediction,  # noqa: F811
                                                                           seed):
     whole, _ = undisturbed_prediction
-    needed = 2.5 * sum(path.stat().st_size for path in whole.joinpath(*RESULTS).iterdir())  # parts and the whole
+    needed = 2.5 * sum(path.stat().st_size for path in whole.joinpath(*RESULTS).rglob("*"))  # and what is moved
     random = np.random.default_rng((11, seed))
     for _ in range(DISKS if seed else 1):
         with disk(LARGE) as mounted:

@@ -37,7 +37,7 @@ image = "large.h5:raw"
 label = "large.h5:labels"
 name = "large"
 [infer]
-slab = 4
+tile = [16, 40, 0]
 layout = "contiguous"
 [decode]
 kind = "affinities"

@@ -120,7 +120,7 @@ def test_inference_gives_the_published_bytes(tmp_path, capsys):
     assert abs(int(values.sum(dtype=np.int64)) - 1_385_737) <= 5
     assert open_volume(tmp_path / "out" / "volume_1.h5:main").shape == (1, 2, 32, 32)
     job = prediction(net, f"{tmp_path}/a.h5:main", read_flags("test", flags))
-    probability = np.concatenate([part() for _, _, part in job.pieces(job.spans)], 1)
+    probability = np.concatenate([part() for _, _, part in job.pieces(job.whole)], 1)
     assert probability.mean() == pytest.approx(0.3949978, abs=2e-6)
     assert probability.std() == pytest.approx(0.2953850, abs=2e-6)
     denser = prediction(net, f"{tmp_path}/a.h5:main", read_flags("test", [*flags, "--test-stride", "2,8,16"]))

@@ -1,4 +1,4 @@
-"""Prediction: the same voxels whatever the windows, slabs, processes and kills; views that respect affinities."""
+"""Prediction: the same voxels whatever the windows, tiles, processes and kills; views that respect affinities."""
 
 import json
 import os
@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,10 +85,9 @@ def test_the_windows_are_those_of_the_published_recipes():
 
 
 @pytest.mark.parametrize("blend", ["bump", "gaussian", "constant"])
-@pytest.mark.parametrize("slab", [1, 4, 100])
-def test_what_the_net_leaves_alone_comes_back(blend, slab):
+def test_what_the_net_leaves_alone_comes_back(blend):
     image = volume()
-    infer = Infer(blend=blend, slab=slab, activation=PLAIN, batch=3)
+    infer = Infer(blend=blend, activation=PLAIN, batch=3)
     out = predict(Same(), image, window=(4, 8, 8), data=RAW, infer=infer)
     np.testing.assert_allclose(out[0], image, atol=1e-6)
 
@@ -101,13 +99,10 @@ def test_a_volume_smaller_than_a_window_and_padding_are_mirrored_and_cut_off():
         np.testing.assert_allclose(out[0], image, atol=1e-6)
 
 
-def test_slabs_change_nothing_and_equal_all_windows_added_at_once():
+def test_a_prediction_equals_all_windows_added_at_once():
     image, net = volume(), Blurred()
-    infer = Infer(activation=(Activation("0:2", "sigmoid"), Activation("2", "tanh")), pad=(1, 2, 0), slab=100)
+    infer = Infer(activation=(Activation("0:2", "sigmoid"), Activation("2", "tanh")), pad=(1, 2, 0))
     whole = predict(net, image, window=(4, 8, 8), data=RAW, infer=infer)
-    for slab in (1, 3, 5):
-        part = predict(net, image, window=(4, 8, 8), data=RAW, infer=Infer(**{**infer.__dict__, "slab": slab}))
-        assert np.array_equal(part, whole)
     padded = torch.from_numpy(np.pad(image, ((1, 1), (2, 2), (0, 0)), mode="reflect"))[None, None]
     sums, total, weight = torch.zeros(3, *padded.shape[2:]), torch.zeros(padded.shape[2:]), weights((4, 8, 8), "bump")
     with torch.no_grad():
@@ -159,14 +154,15 @@ def test_views_without_a_counterpart_for_a_channel_are_refused():
         predict(Same(), volume(), window=(4, 8, 8), data=RAW, infer=Infer(select=(0, 1)))
 
 
+@pytest.mark.parametrize("tile", [None, (5, 0, 12)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "affinity8"])
-def test_files_say_what_they_hold(tmp_path, dtype):
+def test_files_say_what_they_hold(tmp_path, dtype, tile):
     with h5py.File(tmp_path / "raw.h5", "w") as f:
         raw = f.create_dataset("main", data=(volume() * 255).astype(np.uint8))
         raw.attrs["resolution"] = (40, 4, 4)
         raw.attrs["offset"] = (80, 0, 0)
     offsets = OFFSETS["nearest"]
-    infer = Infer(dtype=dtype, slab=3, select=(2, 0), activation=PLAIN)
+    infer = Infer(dtype=dtype, tile=tile, select=(2, 0), activation=PLAIN)
     path = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), Output(tmp_path / "out.h5", {"step": 7}),
                    window=(4, 8, 8), offsets=offsets, infer=infer)
     out = open_volume(path)
@@ -179,7 +175,8 @@ def test_files_say_what_they_hold(tmp_path, dtype):
     assert 0 < kept["seconds"] < 100
     assert out.resolution == (40, 4, 4)
     assert out.offset == (80, 0, 0)
-    assert not list(tmp_path.glob("*.parts"))
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        "raw.h5", "out.h5", "out.speed.json"} | ({"out.blocks"} if tile else set())
     values = predict(Neighbours(offsets), str(tmp_path / "raw.h5"), window=(4, 8, 8), offsets=offsets,
                      infer=Infer(select=(2, 0), activation=PLAIN))
     if dtype == "affinity8":
@@ -190,111 +187,134 @@ def test_files_say_what_they_hold(tmp_path, dtype):
         np.testing.assert_allclose(out[...].astype(np.float32) / scale, values, atol=2e-3)
 
 
+def tiles_in(folder):
+    return list(folder.glob("tiles-*/*/*.h5"))
+
+
 @pytest.mark.slow
 def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(tmp_path):
     with h5py.File(tmp_path / "raw.h5", "w") as f:
-        f["main"] = (volume((48, 40, 40)) * 255).astype(np.uint8)
+        f["main"] = (volume((24, 40, 40)) * 255).astype(np.uint8)
     root = Path(__file__).resolve().parent.parent
     code = ("import sys, time, torch; sys.path.insert(0, {root!r}); torch.set_num_threads(1)\n"
             "from tests.test_predict import Blurred; from emcore.prediction import predict\n"
             "from emcore.settings.predict import Infer\n"
             "class Slow(Blurred):\n"
             "    def forward(self, x):\n        time.sleep({sleep})\n        return super().forward(x)\n"
-            "predict(Slow(), 'raw.h5', {out!r}, window=(8, 16, 16), infer=Infer(slab=4))\n")
+            "predict(Slow(), 'raw.h5', {out!r}, window=(8, 16, 16), infer=Infer(tile={tile}))\n")
 
-    def start(out, sleep=0.002, **more):
-        return subprocess.Popen([sys.executable, "-c", code.format(root=str(root), out=out, sleep=sleep)], cwd=tmp_path,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **more})
+    def start(out, sleep=0.002, tile=(8, 20, 40), **more):
+        words = code.format(root=str(root), out=out, sleep=sleep, tile=tile)
+        return subprocess.Popen([sys.executable, "-c", words], cwd=tmp_path, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE, env={**os.environ, **more})
 
-    assert start("whole.h5", 0).wait(timeout=100) == 0
+    assert start("whole.h5", 0, None).wait(timeout=100) == 0
     for _ in range(3):
-        process = start("killed.h5")
-        deadline = time.monotonic() + 30
-        before = len(list(tmp_path.glob("killed.h5.parts/*.npy")))
-        while time.monotonic() < deadline and len(list(tmp_path.glob("killed.h5.parts/*.npy"))) < before + 1:
+        process = start("killed.h5", 0.02)
+        deadline, folder = time.monotonic() + 60, tmp_path / "killed.blocks"
+        before = len(tiles_in(folder))
+        while time.monotonic() < deadline and len(tiles_in(folder)) < before + 1:
             time.sleep(0.02)
         assert not (tmp_path / "killed.h5").exists()
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start("killed.h5", 0).wait(timeout=100) == 0
-    shared = [start("shared.h5", WORLD_SIZE="2") for _ in range(2)]
-    assert [process.wait(timeout=100) for process in shared] == [0, 0]
+    shared = [start("shared.h5", WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]
+    shared += [start("both.h5", tile=None, WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]  # into one plain file
+    assert [process.wait(timeout=100) for process in shared] == [0, 0, 0, 0]
     expected = open_volume(tmp_path / "whole.h5")[...]
+    assert np.array_equal(open_volume(tmp_path / "both.h5")[...], expected)
+    assert not (tmp_path / "both.blocks").exists()
     for name in ("killed", "shared"):
         assert np.array_equal(open_volume(tmp_path / f"{name}.h5")[...], expected)
         assert json.loads((tmp_path / f"{name}.speed.json").read_text())["seconds"] > 0
+        assert {entry.suffix for entry in (tmp_path / f"{name}.blocks").rglob("*") if entry.is_file()} == {".h5"}
+    names = {entry.name.partition(".")[0] for entry in tmp_path.iterdir()}
+    assert names == {"raw", "whole", "killed", "shared", "both"}
 
 
-def blurring(folder):
-    """What predicts a small volume into out.h5 of the folder, in three parts."""
+def blurring(folder, tile=(4, 20, 20)):
+    """What predicts a small volume into out.h5 of the folder, in three tiles."""
     np.save(folder / "raw.npy", (volume((12, 20, 20)) * 255).astype(np.uint8))
-    return lambda: predict(Blurred(), str(folder / "raw.npy"), folder / "out.h5", window=(4, 8, 8), infer=Infer(slab=4))
+    return lambda: predict(Blurred(), str(folder / "raw.npy"), Output(folder / "out.h5", {}, replaces=False),
+                           window=(4, 8, 8), infer=Infer(tile=tile))
 
 
-@pytest.mark.parametrize("moment", ["before a claim", "within a claim", "after the last part", "before the start"])
-def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp_path, monkeypatch, moment):
-    from emcore.prediction import parts, streaming
+@pytest.mark.parametrize("tile", [(4, 20, 20), None])
+@pytest.mark.parametrize("moment", ["before the plan", "before the work", "after the work", "before the start"])
+def test_a_process_that_comes_second_finds_the_work_done_and_does_none_of_it(tmp_path, monkeypatch, moment, tile):
+    from emcore.prediction import begun, streaming, tiles
 
-    work = blurring(tmp_path)
-    real, calls = {"_take": parts._take, "claimed": parts.claimed, "Job": streaming.Job, "_put": parts._put}, []
+    work = blurring(tmp_path, tile)
+    real, calls = {"begin": begun.begin, "carry_out": tiles.carry_out, "Job": streaming.Job}, []
+    pieces = streaming.Job.pieces
 
     def other_process_does_all():
+        """Its calls are counted where this process is done, else only those that this process makes after it."""
         with monkeypatch.context() as plain:
-            for name, function in real.items():
-                plain.setattr(streaming if name == "Job" else parts, name, function)
+            plain.setattr(begun, "begin", real["begin"])
+            plain.setattr(tiles, "carry_out", real["carry_out"])
+            plain.setattr(streaming, "Job", real["Job"])
             work()
-        calls.clear()
+        if moment != "after the work":
+            calls.clear()
 
-    def take(*arguments):
-        if moment == "before a claim":
+    def begin(*arguments):
+        if moment == "before the plan":
             other_process_does_all()
-        done = real["_take"](*arguments)
-        if moment == "after the last part":
-            other_process_does_all()
-        return done
+        return real["begin"](*arguments)
 
-    @contextmanager
-    def claimed(path):
-        with real["claimed"](path) as mine:
-            if moment == "within a claim" and path.parent.exists():  # the folder goes; the lock is still held
-                path.parent.rename(path.parent.with_suffix(".done"))
-                (tmp_path / "out.h5").touch()
-            yield mine
+    def carry_out(*arguments):
+        if moment == "before the work":
+            other_process_does_all()
+        real["carry_out"](*arguments)
+        if moment == "after the work":
+            calls.clear()
+            other_process_does_all()
 
     def job(*arguments):
         if moment == "before the start":
             other_process_does_all()
         return real["Job"](*arguments)
 
-    def put(*arguments):
-        calls.append(arguments)
-        return real["_put"](*arguments)
+    def counted(self, box):
+        calls.append(box)
+        return pieces(self, box)
 
-    monkeypatch.setattr(parts, "_take", take)
-    monkeypatch.setattr(parts, "claimed", claimed)
-    monkeypatch.setattr(parts, "_put", put)
+    monkeypatch.setattr(begun, "begin", begin)
+    monkeypatch.setattr(tiles, "carry_out", carry_out)
     monkeypatch.setattr(streaming, "Job", job)
+    monkeypatch.setattr(real["Job"], "pieces", counted)
     assert work() == tmp_path / "out.h5"
-    assert (tmp_path / "out.h5").exists()
+    assert open_volume(tmp_path / "out.h5").shape == (3, 12, 20, 20)
     assert not calls
-    assert not list(tmp_path.glob("*.parts/*.npy"))
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {"raw.npy", "out.h5", "out.speed.json"} | ({"out.blocks"} if tile else set())
+    assert {entry.suffix for entry in tmp_path.rglob("out.blocks/*/*/*")} <= {".h5"}
 
 
-def test_where_files_cannot_be_locked_one_process_works_and_several_are_told(tmp_path, monkeypatch):
+def test_where_files_cannot_be_locked_predictions_work_all_the_same(tmp_path, monkeypatch):
     work = blurring(tmp_path)
 
     def no_locks(*arguments):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("emcore.locks.fcntl.flock", no_locks)
-    with monkeypatch.context() as patched:
-        patched.setenv("WORLD_SIZE", "2")
-        with pytest.raises(InputError, match=r"cannot lock .*, or run one process"):
-            work()
     assert open_volume(work()).shape == (3, 12, 20, 20)
 
 
-def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(tmp_path, monkeypatch):
+def test_another_prediction_takes_the_place_of_one_that_is_there(tmp_path):
+    image = (volume((8, 16, 16)) * 255).astype(np.uint8)
+    for number, tile in enumerate(((4, 16, 16), (4, 16, 16), None, (4, 8, 16))):
+        net = Blurred()
+        with torch.no_grad():
+            net.conv.bias += number
+        out = predict(net, image, tmp_path / "out.h5", window=(4, 8, 8), infer=Infer(tile=tile))
+        assert np.array_equal(open_volume(out)[...], predict(net, image, window=(4, 8, 8)))
+        assert len(list(tmp_path.rglob("out.blocks/*/*/*"))) == {None: 0, (4, 16, 16): 2, (4, 8, 16): 4}[tile]
+
+
+def test_a_checkpoint_of_another_config_and_a_full_disk_are_told(tmp_path, monkeypatch):
     net, image = torch.nn.Conv3d(1, 2, 1).eval(), np.zeros((8, 16, 16), np.uint8)
     with pytest.raises(InputError, match="predicts 2 channels, but the config has 3 affinity offsets"):
         predict(net, image, window=(4, 8, 8), offsets=[(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
@@ -305,23 +325,16 @@ def test_a_checkpoint_of_another_config_a_full_disk_and_a_broken_part_are_told(t
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    infer = Infer(slab=4)
-    with monkeypatch.context() as patched:
-        patched.setattr("emcore.files.os.fsync", full)
-        with pytest.raises(InputError, match="the disk is full; make room and run the same command again"):
-            predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
-    with monkeypatch.context() as patched:  # all parts are there, but the whole is not
-        patched.setattr("emcore.prediction.parts.create_volume", lambda *a: full(0))
-        with pytest.raises(OSError, match="No space"):
-            predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
-    part = sorted(tmp_path.glob("*.parts/*.npy"))[1]
-    part.write_bytes(part.read_bytes()[:200])
-    with pytest.raises(InputError, match=f"{part.name} cannot be read .*delete it and run the same command again"):
+    for tile in ((4, 16, 16), None):
+        infer = Infer(tile=tile)
+        with monkeypatch.context() as patched:
+            patched.setattr("emcore.files.os.fsync", full)
+            with pytest.raises(InputError, match="the disk is full; make room and run the same command again"):
+                predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
+        assert not out.exists()
         predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
-    assert not out.exists()
-    part.unlink()
-    predict(net, str(tmp_path / "raw.h5"), out, window=(4, 8, 8), infer=infer)
-    assert out.exists()
+        assert out.exists()
+        out.unlink()
 
 
 def test_a_compiler_that_stumbles_costs_nothing_but_the_speed(monkeypatch, capsys):

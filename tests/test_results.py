@@ -42,7 +42,7 @@ width = [4, 8]
 [train]
 precision = "fp32"
 [infer]
-slab = 3
+tile = [4, 0, 0]
 layout = "contiguous"
 compile = "off"
 [decode]
@@ -103,9 +103,10 @@ def state(folder):
 def test_the_same_command_again_does_nothing_and_settings_that_change_no_bit_do_not_matter(place):
     run("infer.py")
     before = state(place)
-    assert {path.name for path in before} == {"test_im_prediction.h5", "test_im_prediction.speed.json",
-                                              "test_im_labels.h5"}
-    for extra in ((), ("infer.slab=5",), ("infer.batch=3",), ("data.workers=7", "train.steps=3"), ("device=auto",)):
+    assert {path.name for path in place.iterdir()} == {
+        "test_im_prediction.h5", "test_im_prediction.blocks", "test_im_prediction.speed.json", "test_im_labels.h5"}
+    for extra in ((), ("infer.tile=[5,0,0]", "infer.batch=3"), ("infer.slab=5",), ("data.workers=7", "train.steps=3"),
+                  ("device=auto",)):
         assert run("infer.py", *extra).count("already there") == 2
     assert state(place) == before
 
@@ -246,8 +247,8 @@ def test_weights_of_others_do_not_write_into_the_folder_of_a_run(place):
     run("evaluate.py", "--results", beside)
     assert state(place.parent) == before
     assert {path.name for path in beside.iterdir()} == {
-        "test_im_prediction.h5", "test_im_prediction.speed.json", "test_im_labels.h5", "scores.json", "scores.csv",
-        "scores.txt", "report.html"}
+        "test_im_prediction.h5", "test_im_prediction.blocks", "test_im_prediction.speed.json", "test_im_labels.h5",
+        "scores.json", "scores.csv", "scores.txt", "report.html"}
     write_checkpoint(Path("shared.pt").resolve(), seed=4)
     assert "the weights were" in run("infer.py", "--checkpoint", "shared.pt", code=2)
     shutil.rmtree(place.parent)
@@ -259,8 +260,8 @@ def test_two_volumes_of_one_name_are_refused(place):
     assert "two volumes of data.test are called a" in run("infer.py", twice, code=2)
 
 
-def test_parts_of_an_unfinished_prediction_are_continued_by_the_same_settings_alone(place, monkeypatch):
-    from emcore.prediction import parts
+def test_tiles_of_an_unfinished_prediction_are_continued_by_the_same_settings_alone(place, monkeypatch):
+    from emcore.prediction import tiles
 
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -268,20 +269,66 @@ def test_parts_of_an_unfinished_prediction_are_continued_by_the_same_settings_al
     whole = Path("whole")
     run("infer.py", "--results", whole)
     with monkeypatch.context() as patched:
-        patched.setattr(parts, "create_volume", killed)
+        patched.setattr(tiles, "join_blocks", killed)
         run("infer.py", code=130)
-    unfinished = place / "test_im_prediction.h5.parts"
-    assert len(list(unfinished.glob("*.npy"))) == 3
-    assert "was begun with other settings: infer.overlap" in run("infer.py", "infer.overlap=0.25", code=2)
+    unfinished = place / "test_im_prediction.blocks"
     first = state(unfinished)
-    with monkeypatch.context() as patched:  # the slab is the one with which it was begun, so that nothing is done again
-        patched.setattr(parts, "create_volume", killed)
-        run("infer.py", "infer.slab=5", code=130)
-    assert {path: stamp for path, stamp in state(unfinished).items() if path.suffix == ".npy"} == {
-        path: stamp for path, stamp in first.items() if path.suffix == ".npy"}
-    run("infer.py", "infer.slab=5")
+    assert sum(path.suffix == ".h5" for path in first) == 2
+    assert "was begun with other settings: infer.overlap" in run("infer.py", "infer.overlap=0.25", code=2)
+    told = run("infer.py", "--status")
+    assert "test_im_prediction.h5: begun, 2 of 2 parts are there" in told
+    with monkeypatch.context() as patched:  # the tile is the one with which it was begun, so that nothing is done again
+        patched.setattr(tiles, "join_blocks", killed)
+        run("infer.py", "infer.tile=[5,9,0]", code=130)
+    assert {path: stamp for path, stamp in state(unfinished).items() if path.suffix == ".h5"} == {
+        path: stamp for path, stamp in first.items() if path.suffix == ".h5"}
+    run("infer.py", "infer.tile=[5,9,0]")
     assert np.array_equal(values(place / "test_im_prediction.h5"), values(whole / "test_im_prediction.h5"))
-    assert not unfinished.exists()
+    assert {path.suffix for path in state(unfinished)} == {".h5"}
+    assert names(place) == names(whole)
+
+
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut off", "flipped"])
+def test_a_damaged_tile_is_found_made_again_and_told_before_and_after_the_end(place, monkeypatch, harm):
+    from emcore.prediction import tiles
+
+    def damage(path):
+        content = path.read_bytes()
+        changed = content[:len(content) // 2] if harm == "cut off" else bytearray(content)
+        if harm == "flipped":
+            start = content.index(h5py.File(path)["labels"][0, 0].tobytes())
+            changed[start + 5] ^= 8
+        path.unlink() if harm == "removed" else path.write_bytes(bytes(changed))
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "join_blocks", killed)
+        run("infer.py", code=130)
+    tile = sorted((place / "test_im_prediction.blocks").glob("*/*/*.h5"))[1]
+    content = tile.read_bytes()
+    damage(tile)
+    told = run("infer.py")
+    assert (f"{tile.relative_to(Path.cwd())} is damaged; it is made again" in told) == (harm != "removed")
+    assert tile.read_bytes() == content
+    whole = values(place / "test_im_prediction.h5")
+    before = state(place)
+    damage(tile)
+    with pytest.raises(InputError, match=r"is joined from"):
+        values(place / "test_im_prediction.h5")
+    told = f"test_im_prediction.h5: {tile.relative_to(place)} is missing or damaged; it is made again"
+    assert told in run("infer.py")
+    assert tile.read_bytes() == content
+    assert np.array_equal(values(place / "test_im_prediction.h5"), whole)
+    same = {path: stamp for path, stamp in state(place).items() if path.suffix == ".h5"
+            and path.parent.parent == tile.parent.parent}
+    assert {path for path, stamp in same.items() if before[path] != stamp} == {tile}
+    assert run("infer.py").count("already there") == 2
 
 
 def test_again_where_nothing_is_there_yet_just_predicts(place):
@@ -290,34 +337,53 @@ def test_again_where_nothing_is_there_yet_just_predicts(place):
 
 
 def test_a_command_that_comes_second_with_other_settings_does_not_join_the_first(place, monkeypatch):
-    from emcore.prediction import parts
+    from emcore.prediction import begun
 
-    begin = parts.begin
+    begin = begun.begin
 
-    def first_of_another(path, slab, plan):
+    def first_of_another(path, way, plan):
         table = json.loads(json.dumps(plan))
         table["weights"]["digest"], table["settings"]["infer"]["overlap"] = "0" * 64, 0.25
-        begin(path, slab, table)  # another command, between the check of this one and its work
-        return begin(path, slab, plan)
+        begin(path, way, table)  # another command, between the check of this one and its work
+        return begin(path, way, plan)
 
-    monkeypatch.setattr(parts, "begin", first_of_another)
+    monkeypatch.setattr(begun, "begin", first_of_another)
     told = run("infer.py", code=2)
     assert "was begun with other settings: the weights were" in told
-    assert not list((place / "test_im_prediction.h5.parts").glob("*.npy"))
+    assert not list(place.rglob("*.h5"))
 
 
-def test_an_image_that_changes_while_it_is_predicted_is_noticed(place, monkeypatch):
-    from emcore.prediction import parts
-    take = parts._take
+@pytest.mark.parametrize("tile", ["[3,0,0]", "none"])
+def test_an_image_that_changes_while_it_is_predicted_is_noticed(place, monkeypatch, tile):
+    from emcore.prediction.streaming import Job
 
-    def change(*arguments):
+    pieces = Job.pieces
+
+    def change(job, box):
         write_volume("other.h5", 1)
         os.replace("other.h5", "a.h5")
-        return take(*arguments)
+        return pieces(job, box)
 
-    monkeypatch.setattr(parts, "_take", change)
-    assert "a.h5:raw changed while it was predicted" in run("infer.py", code=2)
+    monkeypatch.setattr(Job, "pieces", change)
+    assert "a.h5:raw changed while it was predicted" in run("infer.py", f"infer.tile={tile}", code=2)
     assert not (place / "test_im_prediction.h5").exists()
+
+
+def test_a_run_that_lives_is_not_replaced_by_one_with_other_settings(place, monkeypatch):
+    from emcore.blocks.alive import Signs
+    from emcore.prediction import tiles
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tiles, "join_blocks", killed)
+        run("infer.py", code=130)
+    other = ("infer.overlap=0.25", "decode.kind=none", "--again")
+    with Signs(place / "test_im_prediction.blocks"):
+        assert "prediction.h5 is being predicted with other settings by process" in run("infer.py", *other, code=2)
+    run("infer.py", *other)
+    assert len(list(place.glob("test_im_prediction.blocks/tiles-*"))) == 1
 
 
 def test_files_of_older_versions_count_as_already_there_and_are_named_as_such(place):

@@ -204,10 +204,10 @@ def test_an_array_of_which_one_is_cancelled_predicts_everything_once(submit, tra
     folder, expected = (one / "outputs" / "tiny" / "results_step=2" for one in (place, whole))
     array = submit(place, "infer.sbatch", options=["--array=0-2"])
     tasks = [Job(place, f"{array.number}_{index}") for index in range(3)]
-    tasks[0].wait_while_running(lambda: any(name.endswith(".npy") for name in names_in(folder)), "part of a prediction")
+    tasks[0].wait_while_running(lambda: any(name.endswith(".seconds") for name in names_in(folder)), "tile")
     array.signal("STOP", "--batch")
     wait_until(lambda: {task.state() for task in tasks} <= {"STOPPED", *OVER}, "no task runs")
-    at_work = [task for task in tasks if task.state() == "STOPPED" and "parts;" in task.log()]
+    at_work = [task for task in tasks if task.state() == "STOPPED" and "tiles of" in task.log()]
     assert at_work, "".join(task.log() for task in tasks)
     said("scancel", at_work[0].number)
     at_work[0].wait_for("CANCELLED")

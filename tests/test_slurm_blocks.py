@@ -12,11 +12,11 @@ import pytest
 
 from emcore import config, record
 from emcore.blocks import choice
-from emcore.blocks.alive import signs
+from emcore.blocks.alive import Signs, signs
 from emcore.blocks.grid import Grid
 from emcore.blocks.run import decode_in_blocks, read_plan
 from emcore.errors import InputError
-from emcore.prediction.parts import claimed, folder_of
+from emcore.prediction.begun import folder_of
 from emcore.settings import Settings
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode
@@ -120,40 +120,29 @@ def test_jobs_with_unlike_memory_work_in_the_blocks_of_the_one_that_began(place,
 # ---- arrays
 
 
-WAITS = "waiting for the processes that finish it"
-
-
 def said_by(process):
     return "".join(path.read_text() for path in process.streams if path.exists())
 
 
-@contextlib.contextmanager
-def held(part):
-    """A part of a prediction that another process seems to be at."""
-    part.parent.mkdir(parents=True)
-    with claimed(part) as mine:
-        assert mine
-        yield
-
-
 @pytest.mark.slow
-def test_jobs_that_wait_for_a_part_of_the_prediction_take_it_over_once_and_decode_together(place):  # noqa: F811
+def test_jobs_wait_for_a_tile_of_a_process_that_lives_take_it_over_once_it_is_gone_and_decode_together(place):  # noqa: F811
     prediction = RESULTS / "a_prediction.h5"
     prediction.unlink()
-    parts = folder_of(prediction)
-    with held(parts / "000000_000006.lock"):
-        jobs = [Started("infer.py", "--cfg", "run.toml", SIZE, THRESHOLD, SLURM_ARRAY_TASK_COUNT="2",
+    folder = folder_of(prediction)
+    with Signs(folder) as another:
+        another.say("prediction", 2)
+        jobs = [Started("infer.py", "--cfg", "run.toml", SIZE, "infer.tile=[6,0,0]", THRESHOLD,
+                        SLURM_ARRAY_TASK_COUNT="2",
                         SLURM_ARRAY_TASK_ID=str(number)) for number in range(2)]
-        wait_until(lambda: all(WAITS in said_by(job) or not job.alive() for job in jobs), "both jobs wait")
+        others = {f"00000{number}" for number in (0, 1, 3)}  # tiles, which have a folder each
+        wait_until(lambda: {path.parent.name for path in folder.glob("tiles-*/*/*.h5")} >= others
+                   or not any(job.alive() for job in jobs), "all tiles but one are there")
         time.sleep(3)
-        assert len(list(parts.glob("*.npy"))) == 3
-        assert [(job.alive(), said_by(job).count("4 parts; ")) for job in jobs] == [(True, 1), (True, 1)]
-    wait_until(prediction.exists, "the prediction is there")
-    first = prediction.stat()
+        assert {path.parent.name for path in folder.glob("tiles-*/*/*.h5")} == others
+        assert [(job.alive(), said_by(job).count("4 tiles of ")) for job in jobs] == [(True, 1), (True, 1)]
     for job in jobs:
         job.ended()
-    assert prediction.stat() == first, "a prediction that is there was made again"
-    assert sum("4 parts; " in said_by(job).partition(WAITS)[2] for job in jobs) in (1, 2)
+    assert {path.name for path in folder.glob("tiles-*/*")} == {*others, "000002"}
     in_blocks = open_volume(LABELS, "labels")[...]
     assert blocks_folder().exists()
     LABELS.unlink()

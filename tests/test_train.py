@@ -307,7 +307,7 @@ image = "vol.h5:raw"
 label = "vol.h5:labels"
 name = "again"
 [infer]
-slab = 6
+tile = [6, 0, 0]
 [decode]
 kind = "affinities"
 low = 0.1

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from emcore.files import born, machine, remove
+from emcore.files import born, machine, remove, reported, sweep_folder, temporary_name
 
 FOLDER = "alive"
 BEAT = 5.0  # seconds between two signs
@@ -33,7 +33,9 @@ class Signs:
         self.thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> "Signs":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with reported(self.path.parent):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_folder(self.path.parent)
         for path, words, written in signs(self.folder):
             if is_dead(words) or time.time() - written > FORGOTTEN:
                 remove(path)
@@ -50,10 +52,12 @@ class Signs:
         """Says what this process is at, or that it waits."""
         words = {"host": platform.node(), "machine": machine(), "process": os.getpid(), "born": self.born,
                  "stage": stage, "number": number}
-        draft = self.path.with_suffix(".new")
-        with suppress(OSError):  # a full disk is told by what is written first
+        draft = temporary_name(self.path, "partial")
+        try:
             draft.write_text(json.dumps(words))
             os.replace(draft, self.path)
+        except OSError:  # a full disk is told by what is written first
+            remove(draft)
 
     def others(self, stage: str) -> set[int]:
         """The tasks of a stage that other living processes are at."""

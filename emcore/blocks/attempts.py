@@ -97,8 +97,7 @@ def is_good(work: Work, stage: Stage, outcome: Outcome, tries: dict[int, int], p
         return False
     sys.stderr.write(outcome.trace)
     raise InputError(f"{told} failed {tries[outcome.number]} times, at last by: {outcome.failed}. What is done stays: "
-                     "the same command goes on with the rest; where memory ran out, fewer blocks.workers or a smaller "
-                     "blocks.size need less")
+                     f"the same command goes on with the rest; where memory ran out, {work.needs_less}")
 
 
 def attempt(work: Work, stage: Stage, number: int, share: tuple[int, int] | None = None) -> Outcome:

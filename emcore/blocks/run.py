@@ -272,8 +272,13 @@ def status_of(prediction: Path, labels: Path) -> list[str]:
 
 
 def begun_prediction(prediction: Path) -> str:
-    parts = prediction.with_name(f"{prediction.name}.parts")
-    if not parts.exists():
+    folder = prediction.with_suffix(FOLDER)
+    plan = read_plan(folder)
+    if plan is None:
         return "not begun"
-    done = sum(entry.suffix == ".npy" for entry in parts.iterdir())
-    return f"begun, {done} parts are there"
+    try:
+        count = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["part"]))).blocks()
+    except (KeyError, TypeError, ValueError):
+        return f"begun; {folder / PLAN} cannot be read"
+    done = sum(1 for _ in folder.glob("tiles-*/*/*.h5"))
+    return f"begun, {done} of {count} parts are there"

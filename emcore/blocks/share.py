@@ -35,12 +35,16 @@ def place() -> tuple[int, int]:
                          "numbers here") from None
 
 
+def is_quiet() -> bool:
+    """Whether another rank on this terminal says how far the work is."""
+    return "LOCAL_RANK" in os.environ and place()[0] > 0
+
+
 def run(work: Work, rank: int, world: int, signs: Signs | None = None) -> None:
     """Returns when every task of every stage is done, by whomever."""
-    is_quiet = "LOCAL_RANK" in os.environ and rank > 0  # one of the ranks at a terminal speaks
     with signs or Signs(work.folder) as signs:
         for stage in work.stages():
-            with Progress(stage.count, stage.name, "blocks", io.StringIO() if is_quiet else None) as progress:
+            with Progress(stage.count, stage.name, "blocks", io.StringIO() if is_quiet() else None) as progress:
                 share = Share(work, stage, signs, progress)
                 for number in range(rank, stage.count, world):
                     share.look(LONGEST_PAUSE)

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import writing
+from emcore.files import reported, writing
 
 MAGIC = b"emcore columns 1\n"
 LONGEST_HEADER = 2**28
@@ -48,7 +48,8 @@ def write(path: Path, columns: Mapping[str, np.ndarray]) -> None:
                        if values.size else 0])
         offset += values.nbytes
     header = json.dumps(listed, separators=(",", ":")).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with writing(path) as file:
         file.write(MAGIC + f"{len(header):08x} {zlib.crc32(header):08x}\n".encode() + header)
         for values in arrays.values():

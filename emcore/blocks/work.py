@@ -30,9 +30,10 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class Work(ABC):
-    """The stages of one decoding; it may be pickled, and is small."""
+    """The stages of one result; it may be pickled, and is small."""
 
     folder: Path  # where the files of all stages stand
+    needs_less = "fewer blocks.workers or a smaller blocks.size need less"
 
     @abstractmethod
     def stages(self) -> Sequence[Stage]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emcore.config.checks import WrongSetting
-from emcore.config.renamed import RENAMED
+from emcore.config.renamed import RENAMED, new_value
 from emcore.config.schema import (
     alternatives,
     defaults,
@@ -101,7 +101,7 @@ def _translated(choices: tuple[type, ...], table: Any, others: tuple[type, ...])
         table = schema.older({}, table) or table
     found = {}
     for name, value in table.items():
-        name = _new_name((schema, *others), name)
+        name, value = _new_name((schema, *others), name), new_value(schema.__name__, name, value)
         if name not in hints(schema):
             if not any(name in hints(other) for other in others):
                 found[name] = value  # of no kind, to be refused
@@ -140,6 +140,7 @@ def _merged(choices: tuple[type, ...], before: Mapping[str, Any], given: Mapping
         given = _translated(choices, given, ())
     found = dict(before)
     for name, value in given.items():
+        value = new_value(schema.__name__, name, value)
         name = _known(schema, siblings, name, where)
         key, kind = join(where, name), hints(schema)[name]
         if isinstance(value, Mapping) and tables(kind):
@@ -177,7 +178,7 @@ def _set(choices: tuple[type, ...], given: dict[str, Any], usual: Mapping[str, A
     name, rest = _known(schema, siblings, steps[0], where, root), steps[1:]
     key, kind = join(where, name), hints(schema)[name]
     if not rest:
-        given[name] = _parse(text, kind)
+        given[name] = new_value(schema.__name__, steps[0], _parse(text, kind))
         if tag(schema) and tag(schema)[0] == name:  # settings of the kind before are not those of this one
             kept = _kept(_chosen(choices, given, where), siblings, given)
             for lost in given.keys() - kept.keys():

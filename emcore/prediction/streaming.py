@@ -1,4 +1,4 @@
-"""A volume through a net, section by section: memory is a window's depth of sums, whatever the volume's size."""
+"""A volume through a net, section by section: of a box of it the sums of a window's depth are held."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,13 @@ from torch.func import functional_call
 
 from emcore.data.augment import normalise
 from emcore.data.sampler import read
-from emcore.data.sources import Source, open_source
+from emcore.data.sources import Source, open_source, statistics_of
 from emcore.engine.arithmetic.mode import Arithmetic
 from emcore.engine.arithmetic.net import compiled, compiles_here, first_line, run
 from emcore.engine.arithmetic.prediction import batch_size, wants_compiling
 from emcore.errors import InputError
-from emcore.prediction.parts import write_in_parts
+from emcore.prediction.activation import activate
+from emcore.prediction.tiles import DTYPES, PIECE, Task, write_in_tiles
 from emcore.prediction.windows import (
     channel_plan,
     forward_view,
@@ -27,6 +28,7 @@ from emcore.prediction.windows import (
     passes,
     shifted,
     starts,
+    touching,
     views_of,
     weights,
 )
@@ -34,11 +36,9 @@ from emcore.segment.affinities import TABLE_ATTRIBUTE, encode_affinities
 from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Infer
-from emcore.volumes import split_reference
 
 Triple = tuple[int, int, int]
-PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
-DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
+Box = tuple[slice, slice, slice]
 
 
 class Output(NamedTuple):
@@ -47,6 +47,7 @@ class Output(NamedTuple):
     path: str | Path
     attributes: dict[str, Any]
     replaces: bool = True  # a file that stands there; else it is what another process has made just now
+    shared: bool = True  # with the other ranks or jobs of this run
 
 
 def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = None, *, window: Triple,
@@ -61,19 +62,19 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
-    path, attributes, replaces = out if isinstance(out, Output) else (out, {}, True)
-    replaced = replaces and path is not None and split_reference(path)[0].exists()
-    source = open_source(data, volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume), "test")
+    volume = volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume)
+    source = open_source(replace(data, normalise="none"), volume, "test")  # it is measured once, when work begins
     infer = replace(infer, window=tuple(window))
     if isinstance(arithmetic, str):
         arithmetic = as_given(model, source, infer, arithmetic)
     job = Job(model, source, infer, data, offsets, arithmetic)
-    if path is None:
-        out = np.empty((len(job.channels), *job.shape), DTYPES[infer.dtype])
-        for low, high, values in job.pieces(job.spans):
-            out[:, low:high] = values()
-        return out
-    return write_in_parts(job, Path(path), attributes, replaced)
+    if out is not None:
+        return write_in_tiles(job, out if isinstance(out, Output) else Output(out, {}))
+    job.take(job.measured())
+    values = np.empty((len(job.channels), *job.shape), job.dtype)
+    for low, high, get in job.pieces(job.whole):
+        values[:, low:high] = get()
+    return values
 
 
 def as_given(model: nn.Module, source: Source, infer: Infer, precision: str) -> Arithmetic:
@@ -87,6 +88,20 @@ def as_given(model: nn.Module, source: Source, infer: Infer, precision: str) -> 
 def channels_in(source: Source) -> int:
     image = source.arrays["image"]
     return image.shape[0] if len(image.shape) == 4 else 1
+
+
+class Core(NamedTuple):
+    """A box of the padded volume, and which windows have voxels in it."""
+
+    low: Triple
+    high: Triple
+    ys: Sequence[int]  # where they begin
+    xs: Sequence[int]
+
+    def overlap(self, axis: int, start: int, length: int) -> tuple[slice, slice]:
+        """What a window and the core share along an axis: as places of the core, and of the window."""
+        first, last = max(self.low[axis], start), min(self.high[axis], start + length)
+        return slice(first - self.low[axis], last - self.low[axis]), slice(first - start, last - start)
 
 
 class Job:
@@ -123,11 +138,10 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
-        self.split(infer.slab)
-        # sums are kept on the device where half of what is free there holds them
-        roomy = self.device.type == "cuda" and self.sums_bytes() < torch.cuda.mem_get_info(self.device)[0] // 2
-        self.keep_sums_on(self.device.type if roomy else "cpu")
-        self.piece = max(1, PIECE // (4 * self.count * self.padded[1] * self.padded[2]))
+        image = source.arrays["image"]
+        self.task = Task(self.shape, infer, channels_in(source) * image.dtype.itemsize, self.count)
+        self.whole = tuple(slice(0, length) for length in self.shape)
+        self.work_in(self.shape)
         self.copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def keep_sums_on(self, kind: str) -> None:
@@ -135,10 +149,20 @@ class Job:
         self.sums_device = self.device if kind == self.device.type else torch.device("cpu")
         self.weights = weights(self.window, self.infer.blend).to(self.sums_device)
 
-    def split(self, slab: int) -> None:
-        """Cuts the volume into spans of so many sections, the parts that processes share."""
-        step = max(1, slab)
-        self.spans = [(low, min(self.shape[0], low + step)) for low in range(0, self.shape[0], step)]
+    def work_in(self, tile: Triple) -> None:
+        """Takes tiles of this size; sums are kept on the device where half of what is free there holds them."""
+        sums = 4 * (self.count + 1) * self.window[0] * tile[1] * tile[2]
+        roomy = self.device.type == "cuda" and sums < torch.cuda.mem_get_info(self.device)[0] // 2
+        self.keep_sums_on(self.device.type if roomy else "cpu")
+        self.piece = max(1, PIECE // (4 * self.count * tile[1] * tile[2]))
+
+    def measured(self) -> tuple[float, float]:
+        """The statistics of the image."""
+        return statistics_of(self.data, self.source.arrays["image"], self.source.box)
+
+    def take(self, statistics: tuple[float, float]) -> None:
+        """Scales the image by these statistics."""
+        self.source = replace(self.source, statistics=tuple(statistics))
 
     def _compiled(self) -> nn.Module:
         try:
@@ -162,29 +186,9 @@ class Job:
     def _net(self, x: Tensor) -> Tensor:
         return run(self.runner, x, self.precision)
 
-    def sums_bytes(self) -> int:
-        """Memory of the sums of the windows that are not finished."""
-        return 4 * (self.count + 1) * self.window[0] * self.padded[1] * self.padded[2]
-
-    def memory(self) -> int:
-        """Bytes that the work takes besides the net, about: sums, two rows of the image, finished sections."""
-        plane = self.padded[1] * self.padded[2]
-        item = self.source.arrays["image"].dtype.itemsize
-        return (self.sums_bytes() + 3 * channels_in(self.source) * self.window[0] * plane * item
-                + 5 * 4 * self.count * self.piece * plane)
-
     def activate(self, logits: Tensor) -> Tensor:
         """Values of (n, c, ...) logits, by channel."""
-        out = logits.clone()
-        for channels, kind in self.activations:
-            part = logits[:, channels]
-            if kind == "sigmoid":
-                out[:, channels] = part.sigmoid()
-            elif kind == "tanh":
-                out[:, channels] = part.tanh()
-            elif kind == "softmax":
-                out[:, channels] = part.softmax(1)
-        return out
+        return activate(logits, self.activations)
 
     def _windows(self, batch: Tensor) -> Tensor:
         """Logits of windows, or with several views their combined values."""
@@ -209,41 +213,39 @@ class Job:
                 total = values if total is None else choose(total, values)
         return total / counts if mode == "mean" else total  # the plain view covers every voxel
 
-    def pieces(self, spans: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Callable[[], np.ndarray]]]:
-        """(first, last section, how to get the values) of finished sections, in order; none crosses the end of a span.
+    def pieces(self, box: Box) -> Iterator[tuple[int, int, Callable[[], np.ndarray]]]:
+        """(first, last section, how to get the values) of finished sections of a box of the volume, in order.
 
-        Sums are kept of the sections that windows still add to: a ring as deep as a window.
+        Every window that touches the box is computed, in the order of all windows. Sums are kept of the sections that
+        windows still add to: a ring as deep as a window.
         """
-        pad, depth, plane = self.infer.pad[0], self.window[0], self.padded[1:]
-        low, high = spans[0][0] + pad, spans[-1][1] + pad
-        rows = [z for z in self.starts[0] if z + depth > low and z < high]
-        sums = torch.zeros(self.count + 1, depth, *plane, device=self.sums_device)
-        ends = [low, *(last + pad for _, last in spans)]
+        low, high = zip(*((span.start + pad, span.stop + pad) for span, pad in zip(box, self.infer.pad)))
+        rows, *flat = (touching(*axis) for axis in zip(self.starts, self.window, low, high))
+        core = Core(low, high, *flat)
+        sums = torch.zeros(self.count + 1, self.window[0], high[1] - low[1], high[2] - low[2], device=self.sums_device)
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._row, rows[0])
+            ahead = reader.submit(self._row, rows[0], core)
             for number, z in enumerate(rows):
                 image = ahead.result()
                 if number + 1 < len(rows):
-                    ahead = reader.submit(self._row, rows[number + 1])
-                self._add(sums, z, image)
-                done = rows[number + 1] if number + 1 < len(rows) else min(self.padded[0], z + depth)
-                yield from self._finished(sums, z, done, low, high, ends)
+                    ahead = reader.submit(self._row, rows[number + 1], core)
+                self._add(sums, z, image, core)
+                done = rows[number + 1] if number + 1 < len(rows) else min(self.padded[0], z + self.window[0])
+                yield from self._finished(sums, z, done, core)
 
-    def _finished(self, sums: Tensor, start: int, stop: int, low: int, high: int, ends: Sequence[int]):
+    def _finished(self, sums: Tensor, start: int, stop: int, core: Core):
         """The sections [start, stop) that no window adds to any more; their place in the ring is cleared."""
-        pad, depth = self.infer.pad, self.window[0]
+        depth, low, high = self.window[0], core.low[0], core.high[0]
         while start < stop:
             ring = start % depth
-            last = min(stop, start + depth - ring, start + self.piece, *(end for end in ends if end > start))
+            last = min(stop, start + depth - ring, start + self.piece, *(end for end in (low, high) if end > start))
             part = sums[:, ring:ring + last - start]
             if low <= start < high:
-                inner = part[:, :, pad[1]:pad[1] + self.shape[1], pad[2]:pad[2] + self.shape[2]]
-                values = inner[:-1] / inner[-1:]
+                values = part[:-1] / part[-1:]
                 if len(self.views) == 1:
-                    # each section by itself: the last bits of a sigmoid depend on how many values are computed at once
-                    values = torch.stack([self.activate(section.contiguous()[None])[0] for section in values.unbind(1)],
-                                         1)
-                yield start - pad[0], last - pad[0], self._to_host(values[self.channels])
+                    values = self.activate(values[None])[0]
+                pad = self.infer.pad[0]
+                yield start - pad, last - pad, self._to_host(values[self.channels])
             part.zero_()
             start = last
 
@@ -265,14 +267,12 @@ class Job:
             return self._stored(host)
         return wait
 
-    def _row(self, z: int) -> tuple[Tensor, torch.cuda.Event | None]:
-        """The padded image of all windows that begin at section z of the padded volume, (c, z, y, x), as it is."""
-        pad = self.infer.pad
+    def _row(self, z: int, core: Core) -> tuple[Tensor, torch.cuda.Event | None]:
+        """The padded image of the windows of a core that begin at section z, (c, z, y, x), as it is."""
         box = []
-        for axis, length in enumerate(self.padded):
-            start = self.source.box[axis][0] - pad[axis]
-            size = max(length, self.window[axis])
-            box.append((start + z, start + z + self.window[0]) if axis == 0 else (start, start + size))
+        for axis, places in enumerate(([z], core.ys, core.xs)):
+            first = self.source.box[axis][0] - self.infer.pad[axis]
+            box.append((first + places[0], first + places[-1] + self.window[axis]))
         image = read(self.source, "image", box)
         image = np.ascontiguousarray(image if image.ndim == 4 else image[None])
         if image.dtype != np.uint8:
@@ -287,7 +287,7 @@ class Job:
         return row, copied
 
     @torch.inference_mode()
-    def _add(self, sums: Tensor, z: int, row: tuple[Tensor, torch.cuda.Event | None]) -> None:
+    def _add(self, sums: Tensor, z: int, row: tuple[Tensor, torch.cuda.Event | None], core: Core) -> None:
         """Adds the windows that begin at section z to the sums; the last channel sums the weights."""
         image, copied = row
         if copied is not None:
@@ -296,18 +296,19 @@ class Job:
         depth, wy, wx = self.window
         ring = z % depth
         statistics = torch.tensor([self.source.statistics], device=self.device)
-        places = [(y, x) for y in self.starts[1] for x in self.starts[2]]
+        places = [(y, x) for y in core.ys for x in core.xs]
         for i in range(0, len(places), self.batch):
             some = places[i:i + self.batch]
-            batch = torch.stack([image[:, :, y:y + wy, x:x + wx] for y, x in some])
+            batch = torch.stack([image[:, :, y - core.ys[0]:y - core.ys[0] + wy, x - core.xs[0]:x - core.xs[0] + wx]
+                                 for y, x in some])
             batch = normalise(batch, statistics, self.data)
             if self.runner is not self.model and len(some) < self.batch:  # compiled for one size alone
                 batch = torch.cat([batch, batch[:1].expand(self.batch - len(some), *batch.shape[1:])])
             for (y, x), value in zip(some, self._windows(batch)):
                 value = value.to(self.sums_device)
+                (to_y, from_y), (to_x, from_x) = core.overlap(1, y, wy), core.overlap(2, x, wx)
                 for here, there in places_in_ring(ring, depth):
-                    place = sums[:, there, y:y + wy, x:x + wx]
-                    inside = (here, slice(place.shape[2]), slice(place.shape[3]))  # a window may hang over the end
+                    place, inside = sums[:, there, to_y, to_x], (here, from_y, from_x)
                     place[:-1].addcmul_(value[(slice(None), *inside)], self.weights[inside])
                     place[-1] += self.weights[inside]
 

@@ -23,7 +23,7 @@ from emcore.decode.labels import decode
 from emcore.engine.checkpoint import tell
 from emcore.errors import InputError
 from emcore.metrics.partitions import ALONG_CURVES, agreement
-from emcore.prediction.streaming import predict
+from emcore.prediction.streaming import Output, predict
 from emcore.settings import Settings
 from emcore.settings.augment import Augment
 from emcore.settings.target import affinity_offsets
@@ -126,7 +126,8 @@ class Validation:
             box = tuple(edge for span in source.box for edge in span)
             with tempfile.TemporaryDirectory(dir=self.folder, prefix=".validation_") as place:
                 prediction, labels = Path(place) / "prediction.h5", Path(place) / "labels.h5"
-                predict(self.task.net, replace(data.validation[number], box=box), prediction,
+                predict(self.task.net, replace(data.validation[number], box=box),
+                        Output(prediction, {}, shared=False),
                         window=settings.infer.window or data.patch, infer=settings.infer, data=data,
                         offsets=affinity_offsets(settings.target), arithmetic=self.task.mode.precision)
                 decode(open_volume(prediction), settings.decode, labels)

@@ -1,5 +1,6 @@
 """Where windows stand and how their voxels are weighed; the lattice is anchored at the volume's first voxel."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from math import prod
 
@@ -16,9 +17,17 @@ def starts(length: int, window: int, overlap: float) -> list[int]:
     """First voxels of the windows along an axis; the last one is moved back to end with the axis."""
     if length <= window:
         return [0]
-    step = max(1, round(window * (1 - min(max(overlap, 0.0), 0.99))))
-    found = list(range(0, length - window + 1, step))
+    found = list(range(0, length - window + 1, step_of(window, overlap)))
     return found if found[-1] == length - window else [*found, length - window]
+
+
+def step_of(window: int, overlap: float) -> int:
+    return max(1, round(window * (1 - min(max(overlap, 0.0), 0.99))))
+
+
+def touching(places: Sequence[int], window: int, low: int, high: int) -> Sequence[int]:
+    """Those of the windows that begin at `places`, which ascend, that have voxels in [low, high)."""
+    return places[bisect_right(places, low - window):bisect_left(places, high)]
 
 
 def passes(size: Triple, infer: Infer, window: Triple) -> int:

@@ -38,13 +38,14 @@ class Infer:
     select: tuple[int, ...] = ()  # channels that are written; empty writes all
     dtype: Literal["float32", "float16", "uint8", "affinity8"] = "float32"  # affinity8: 8 bits that keep what saturates
     views: Views = Views()  # test-time augmentation
-    slab: int = 64  # sections of one part: what is done by one process, and not done again after a kill
+    # voxels along z, y, x of what one process does at a time, and not again after a kill; 0 and none choose by memory
+    tile: Triple | None = None
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto compiles for much work on a GPU
     # memory layout of the weights; auto measures both, once a result
     layout: Literal["auto", "channels_last", "contiguous"] = "auto"
 
     def __post_init__(self) -> None:
-        at_least(1, self, "window", "slab")
-        at_least(0, self, "pad", "batch", "select")
+        at_least(1, self, "window")
+        at_least(0, self, "pad", "batch", "select", "tile")
         if not 0 <= self.overlap < 1:
             raise WrongSetting(f"overlap must be 0 or more and below 1; got {self.overlap}")

@@ -24,7 +24,7 @@ from emcore.files import csv_text, write_text
 from emcore.memory import check_memory
 from emcore.metrics.placement import Borders, Shared, box, placed, whole_table
 from emcore.metrics.tables import Contingency
-from emcore.prediction.parts import speed_file
+from emcore.prediction.begun import speed_file
 from emcore.segment.affinities import Affinities, above
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.statistics import parse_statistic

@@ -90,7 +90,7 @@ def test(flags: argparse.Namespace) -> int:
                   "--resolution Z Y X")
         place = (resolution, job.source.offset)
         with create_volume(f"{target}:main", shape, "uint8", *place, compression="gzip") as out:
-            for low, high, values in job.pieces(job.spans):
+            for low, high, values in job.pieces(job.whole):
                 out[:, low:high] = (values() * np.float32(255)).astype(np.uint8)  # cut off, not rounded
                 print(f"volume_id: {number}, sections {low} to {high - 1}", flush=True)
         print("Output shape:", shape)
