@@ -26,8 +26,8 @@ DENSE = 1 / 100  # fragments a voxel, above which something is said
 LOW, HIGH = 0.1, 0.999  # what docs/decoding.md names
 HELPS = 1.5  # times fewer fragments, from which these are worth naming
 LOST = 0.1  # of the voxels in fragments: where they leave more of these without one, they are not for this net
-# Bytes of disk that graph, merges and cuts leave for every edge of the region graph: 154 were measured on real labels of
-# 512³ in blocks of 256³, 185 to 196 of 256³ in blocks of 128³ with these thresholds and with the default ones
+# Bytes of disk that graph, merges and cuts leave for every edge of the region graph: 154 were measured on real labels
+# of 512³ in blocks of 256³, 185 to 196 of 256³ in blocks of 128³ with these thresholds and with the default ones
 BYTES = 160
 
 
