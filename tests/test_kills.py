@@ -37,7 +37,7 @@ image = "large.h5:raw"
 label = "large.h5:labels"
 name = "large"
 [infer]
-tile = [16, 40, 0]
+tile = [16, 40, 1000]
 layout = "contiguous"
 [decode]
 kind = "affinities"

@@ -1,4 +1,7 @@
-"""Settings that have another name now; the old ones are taken until the next release, with one sentence on stderr."""
+"""Settings that are new, or have another name now.
+
+The old ones are taken until the next release, with one sentence on stderr.
+"""
 
 from typing import Any
 
@@ -10,7 +13,14 @@ RENAMED = {
     ("Infer", "slab"): "tile",
 }
 
+# settings with a default that tables of the last release do not have, though they hold all that there were then
+ADDED = {("AffinityDecode", "end")}
+
+OLD_SLAB = 64  # sections, by default; a tile is chosen by default
+
 
 def new_value(table: str, old: str, value: Any) -> Any:
     """What the value of an old setting means under its new name."""
-    return [value, 0, 0] if (table, old) == ("Infer", "slab") and type(value) is int else value
+    if (table, old) != ("Infer", "slab") or type(value) is not int:
+        return value
+    return None if value == OLD_SLAB else [value, 0, 0]
