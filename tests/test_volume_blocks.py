@@ -56,6 +56,18 @@ def run(*arguments):
                           cwd=ROOT, timeout=300)
 
 
+def test_the_same_work_makes_the_same_bytes_at_any_time(tmp_path):
+    files = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        files.append(joined(tmp_path / name, labels((70, 64, 60))))
+        time.sleep(1.1)  # HDF5 would keep the second at which a dataset is made
+    first, second = ([file.read_bytes(), *(path.read_bytes() for path in sorted(file.parent.rglob("*/*.h5")))]
+                     for file in files)
+    assert len(first) > 2
+    assert first == second
+
+
 # ---- blocks
 
 

@@ -115,6 +115,7 @@ def join_blocks(out: Path, dataset: str, shape: Sequence[int], dtype: Any, parts
     stored = metadata.written(resolution, offset, attributes)
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.VIRTUAL)
+    properties.set_obj_track_times(False)  # the same work makes the same bytes
     place = h5py.h5s.create_simple(shape)
     for count, (box, name) in enumerate(parts, start=1):
         if count > MOST_PARTS:
