@@ -29,9 +29,9 @@ from emcore.threads import allotted_cores
 WHOLE, BLOCK = 18, 14
 HISTOGRAMS = 34  # more of these where a quantile is over every contact: 8 in 8 bits to 32 in float32
 OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least so much is assumed
-# Bytes a voxel of the volume that the last task of merges takes, for all that no block could merge: 5 for 512³ in
-# blocks of 256³, and 1.9 with low 0.1 and high 0.999, by what the fragments are like, which nobody knows before
-TOP = 5
+# Bytes a voxel of the volume that the last task of merges takes at most, for all that no window could merge: 2.6 for
+# aff85_his256 with the default low and high at 512³; 0.4 for the mean with 0.1 and 0.999 at 1024³
+TOP = 3
 WORKER = 80e6  # bytes of a worker that are not for its block; 63e6 were measured
 DISK = 16  # bytes a voxel that all stages leave: 5.7 to 11.8 were measured at 256³; 512³ had up to half more fragments
 SHARE = 0.85  # A decoding takes this part of the memory that is there, as other things want some too.
