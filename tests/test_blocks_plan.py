@@ -85,7 +85,7 @@ def test_it_says_what_no_machine_can_do():
                   "the single task last forest takes ", "the file of seams would name its columns in "):
         assert words in petavoxel
     assert " edges enter the last merges, which number them in 32 bits: " in "\n".join(said((10**6,) * 3, 1e12))
-    assert "each task of a block takes 2.4 GB: a machine with 1.0 GB cannot do it" in said(LADDER[0], 1e9)
+    assert "each task of a block takes 2.6 GB: a machine with 1.0 GB cannot do it" in said(LADDER[0], 1e9)
 
 
 def test_volumes_are_printed_side_by_side(capsys):

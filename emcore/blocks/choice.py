@@ -25,8 +25,8 @@ from emcore.threads import allotted_cores
 # Bytes a voxel that decoding takes beside the affinities that it reads. Measured with low 1e-4 and high 0.9999, which
 # leave a fragment for every 80 to 100 voxels, on affinities in 8 bits and float32 (bench/affinities.py, real labels of
 # 256³ and 512³): the whole took 13.2 to 15.7, a worker 10.8 to 14 for blocks of 192³ and 256³ and, with what does not
-# grow with the block, 15 to 18 for 128³. With low 0.1 and high 0.999 it is 10.4 and 10.
-WHOLE, BLOCK = 18, 14
+# grow with the block, 15 to 19 for 128³. With low 0.1 and high 0.999 it is 10.4 and 10.
+WHOLE, BLOCK = 18, 16
 HISTOGRAMS = 34  # more of these where a quantile is over every contact: 8 in 8 bits to 32 in float32
 OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least so much is assumed
 # Bytes a voxel of the volume that the last task of merges takes at most, for all that no window could merge: 2.6 for
