@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from emcore.config.checks import WrongSetting
-from emcore.config.renamed import ADDED, RENAMED, new_value
+from emcore.config.renamed import RENAMED, known_then, new_value
 from emcore.config.schema import (
     alternatives,
     defaults,
@@ -239,8 +239,7 @@ def _kept(schema: type, siblings: Siblings, before: Mapping[str, Any]) -> dict[s
 def _is_whole(choices: tuple[type, ...], given: Mapping[str, Any]) -> bool:
     """Whether an older version wrote a table, which held all settings of every kind that have a default."""
     names = {_new_name(choices, name) for name in given}
-    return len(choices) > 1 and all(
-        {name for name in defaults(choice) if (choice.__name__, name) not in ADDED} <= names for choice in choices)
+    return len(choices) > 1 and all(known_then(choice.__name__, defaults(choice)) <= names for choice in choices)
 
 
 def _known(schema: type, siblings: Siblings, name: str, where: str, root: type | None = None) -> str:

@@ -3,6 +3,7 @@
 The old ones are taken until the next release, with one sentence on stderr.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 # (class of the table, old name) -> new name
@@ -17,6 +18,11 @@ RENAMED = {
 ADDED = {("AffinityDecode", "end")}
 
 OLD_SLAB = 64  # sections, by default; a tile is chosen by default
+
+
+def known_then(table: str, names: Iterable[str]) -> set[str]:
+    """The settings among these that the last release had."""
+    return {name for name in names if (table, name) not in ADDED}
 
 
 def new_value(table: str, old: str, value: Any) -> Any:
