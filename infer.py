@@ -143,7 +143,7 @@ def channels_of_net(plan: dict) -> int:
 def planned(settings: Settings, plan: dict, prediction: Path, labels: Path):
     """How the labels of a volume will be made, which is told; refused here where neither way has the memory."""
     if settings.decode.kind == "none" or (prediction.exists() and record.has_labels(labels)):
-        return None  # of labels that are there decode_once knows whether they are wanted
+        return None  # decode_once knows whether labels that are there are wanted
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.tiles import DTYPES
 

@@ -70,7 +70,7 @@ def export() -> None:
 
 
 if __name__ == "__main__":
-    multiprocessing.set_start_method("fork", force=True)  # as volara's examples do
+    multiprocessing.set_start_method("fork", force=True)  # volara's examples do so
     logging.getLogger().setLevel(logging.WARNING)
     what, folder, *arguments = sys.argv[1:]
     os.chdir(folder)

@@ -19,7 +19,7 @@ DOCUMENTED = AffinityDecode(low=0.1, high=0.999)
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
-    """As many boxes as there should be, however busy this machine is."""
+    """The look ends after as many boxes as there should be, however busy this machine is."""
     monkeypatch.setattr(density, "SECONDS", 600)
 
 
@@ -114,7 +114,7 @@ def test_thresholds_that_lose_voxels_are_not_named_without_that(tmp_path):
 
 def test_what_lies_outside_of_the_tissue_does_not_count(tmp_path):
     affs = cells((192, 192, 192), 3, 0.99995, 0.9995, 6)
-    affs[:, :96] = affs[:, :, :96] = 0  # of it only a quarter is tissue
+    affs[:, :96] = affs[:, :, :96] = 0  # only a quarter of it is tissue
     path = stored(tmp_path / "a.h5", affs)
     boxes = boxes_of(path)
     assert len(boxes) > density.BOXES

@@ -25,9 +25,9 @@ STEP = (0.8191725134, 0.6710436067, 0.5497004779)  # Its multiples, less whole n
 DENSE = 1 / 100  # fragments a voxel, above which something is said
 LOW, HIGH = 0.1, 0.999  # what docs/decoding.md names
 HELPS = 1.5  # times fewer fragments, from which these are worth naming
-LOST = 0.1  # of the voxels in fragments: where they leave more of these without one, they are not for this net
-# Bytes of disk that graph, merges and cuts leave for every edge of the region graph: 154 were measured on real labels
-# of 512³ in blocks of 256³, 185 to 196 of 256³ in blocks of 128³ with these thresholds and with the default ones
+LOST = 0.1  # Where they leave a larger part of the voxels without a fragment, they are not for this net.
+# Graph, merges and cuts leave so many bytes of disk for every edge of the region graph. On real labels it was 154
+# at 512³ in blocks of 256³, and 185 to 196 at 256³ in blocks of 128³, with these thresholds and with the default ones.
 BYTES = 160
 
 

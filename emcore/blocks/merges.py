@@ -155,7 +155,7 @@ def heights_of(edges: Columns, statistic: Statistic) -> np.ndarray:
     """1 - the statistic of every edge."""
     if len(edges["u"]) == 0:
         return np.empty(0)
-    ends = {end: edges[end] + np.uint32(1) for end in ("u", "v")}  # as a graph has none at 0
+    ends = {end: edges[end] + np.uint32(1) for end in ("u", "v")}  # a graph has no edge at 0
     graph = graph_of(int(ends["v"].max()), edges | ends)
     left = Agglomeration(graph, statistic, maxima=counts_pairs(statistic)).remaining_edges()
     height = np.empty(len(edges["u"]))

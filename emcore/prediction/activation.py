@@ -40,7 +40,7 @@ def in_pieces(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 
 
 def softmax(values: Tensor) -> Tensor:
-    """Of (channel, voxel) logits; on one thread, as torch would cut even a short piece anywhere into as many parts."""
+    """The softmax of (channel, voxel) logits; it runs on one thread, as torch would cut even a short piece anywhere."""
     threads = torch.get_num_threads()
     if values.device.type != "cpu" or threads == 1:
         return values.softmax(0)

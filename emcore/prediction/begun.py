@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from emcore import results
 from emcore.blocks.alive import FOLDER, is_dead, signs
 from emcore.blocks.grid import Grid
-from emcore.blocks.run import at_work
+from emcore.blocks.joined import FOLDER as BLOCKS
+from emcore.blocks.run import PLAN, at_work
 from emcore.blocks.windows import extent
 from emcore.errors import InputError
 from emcore.files import create_once, remove, reported, sweep, sweep_folder, temporary_name, write_text
@@ -26,10 +27,8 @@ from emcore.settings import Settings
 from emcore.volumes import list_datasets
 from emcore.volumes.blocks import attributes_joined, is_whole
 
-PLAN = "plan.json"
 SUMS = "sums.txt"  # the device that adds up windows: each rounds in its own way, so the first process decides
-BLOCKS = ".blocks"
-DATASET = "main"  # of a prediction
+DATASET = "main"  # It holds the values of a prediction.
 TILES = "tiles"  # the attribute of one that reads parts
 Triple = tuple[int, int, int]
 
@@ -204,7 +203,7 @@ def close(path: Path) -> None:
         if is_dead(words):
             remove(sign)
     sweep_folder(folder / FOLDER)
-    for empty in (folder / FOLDER, folder):  # of several processes the last one finds them empty
+    for empty in (folder / FOLDER, folder):  # the last of several processes finds them empty
         with suppress(OSError):
             empty.rmdir()
     remove(path.with_name(f"{path.name}.parts"))  # left by older versions

@@ -39,7 +39,7 @@ from emcore.volumes.writing import choose_chunks
 Triple = tuple[int, int, int]
 DTYPES = {"float32": "float32", "float16": "float16", "uint8": "uint8", "affinity8": "uint8"}
 PIECE = 2**25  # bytes of sums that are finished at a time, but whole sections
-PART_VOXELS, PART_BYTES = 2**24, 2**27  # of the largest part, but whole sections: a kill loses no more
+PART_VOXELS, PART_BYTES = 2**24, 2**27  # A part is no larger, but holds whole sections; a kill loses no more.
 MOST_PARTS = 50_000  # above which parts are larger
 AHEAD = 4  # pieces that may wait for the disk while the net goes on
 PLAIN = 2**27  # voxels of the largest volume of which the prediction is one plain file
@@ -56,7 +56,7 @@ class Task(NamedTuple):
     shape: Triple
     infer: Infer  # with its window
     read: int  # bytes a voxel of the image
-    channels: int  # of the net
+    channels: int  # that the net predicts
 
     @property
     def lattice(self) -> list[list[int]]:
