@@ -34,13 +34,14 @@ from emcore.blocks.run import decode_in_blocks, work_of
 from emcore.blocks.tables import read_segmentation
 from emcore.blocks.windows import extent
 from emcore.decode.labels import decode
+from emcore.files import assembled
 from emcore.segment import MergeTree, encode_affinities
 from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
-from emcore.volumes.blocks import read_block
+from emcore.volumes.blocks import join_blocks, read_block, write_block
 
 OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
 RECORD = {"prediction": {"digest": "bench"}}
@@ -64,15 +65,23 @@ def created(path: Path, shape: tuple[int, ...], table: list[float]):
 
 
 def write_tiled(path: Path, source: Path, counts: tuple[int, int, int], side: int) -> None:
-    """Mirrored copies of the first side³ voxels of a prediction, written copy by copy."""
-    stored = open_volume(source)
+    """Mirrored copies of the first side³ voxels of a prediction; each of the eight different ones is on disk once."""
+    stored, folder, parts = open_volume(source), path.with_suffix(".blocks"), []
     cell = stored[:, :side, :side, :side]
-    with created(path, tuple(count * side for count in counts), stored.attrs[TABLE_ATTRIBUTE]) as out:
-        for place in np.ndindex(*counts):
+    folder.mkdir(exist_ok=True)
+    for place in np.ndindex(*counts):
+        turned = np.mod(place, 2)
+        file = folder / f"{'_'.join(map(str, turned))}.h5"
+        if not file.exists():
             copy = cell
-            for axis in np.flatnonzero(np.mod(place, 2)).tolist():
+            for axis in np.flatnonzero(turned).tolist():
                 copy = mirrored(copy, axis)
-            out[(slice(None), *(slice(at * side, (at + 1) * side) for at in place))] = copy
+            write_block(file, copy)
+        box = slice(0, 3), *(slice(at * side, (at + 1) * side) for at in place)
+        parts.append((box, f"{folder.name}/{file.name}"))
+    with assembled(path) as temporary:
+        join_blocks(temporary, "main", (3, *(count * side for count in counts)), cell.dtype, parts,
+                    attributes={"offsets": OFFSETS, TABLE_ATTRIBUTE: stored.attrs[TABLE_ATTRIBUTE]})
 
 
 def mirrored(affs: np.ndarray, axis: int) -> np.ndarray:

@@ -13,11 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
-from emcore.blocks import borders, cuts, dust, linking, store
+from emcore.blocks import borders, cuts, dust, linking, runs, store
 from emcore.blocks.grid import Box
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
-from emcore.blocks.windows import places_of
+from emcore.blocks.windows import extent, places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import Affinities, LinkRule
@@ -97,9 +97,10 @@ class AffinityWork(TreeWork):
     def cut_labels(self, number: int, before: int = 0) -> np.ndarray:
         """The labels of a block at the cut without boundaries; before=1: and of the section before it, if there is one.
         """
-        labels, own = self.fragments(number)
+        begins, labels = self.read("fragments", number, *runs.NAMES)
         names, numbers = self.numbers_of(number)
-        found = look_up(labels, numbers[places_of(own, names)])
+        labels = numbers[places_of(self.names(number), names)][labels]  # runs are fewer than voxels
+        found = runs.labels_of(begins, labels, extent(self.grid.box(number)))
         above = self.grid.neighbour(number, 0, 0) if before else None
         if above is not None:
             section = numbers[places_of(self.plane(above, 0, 1), names)]

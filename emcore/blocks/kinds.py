@@ -13,11 +13,12 @@ from functools import cached_property
 import numpy as np
 
 from emcore import config
-from emcore.blocks import store
+from emcore.blocks import runs, store
 from emcore.blocks.choice import check_kind, needs_sections
 from emcore.blocks.grid import Box
 from emcore.blocks.joined import LabelWork
 from emcore.blocks.pieces import Columns, Numbered, around, joint_columns, numbered, piece_columns
+from emcore.blocks.windows import extent
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.affinities import read_affinities
 from emcore.decode.labels import connect, grow, sides
@@ -31,7 +32,7 @@ from emcore.segment.synapses import DILATE_SIZE, largest_value, side_masks
 from emcore.settings.decode import ComponentsDecode, ConnectedDecode, PolarityDecode
 from emcore.volumes import Volume, open_volume
 
-FORMAT = 1  # It names how all stages write their columns; files of another format are not taken.
+FORMAT = 2  # It names how all stages write their columns; files of another format are not taken.
 SIDES = ("pre", "post", "synapse")
 
 
@@ -116,7 +117,7 @@ class PieceWork(LabelWork):
             labels, grown_from = grow(prediction, self.settings, window)
             seeds = grown_from if self.settings.seed_threshold else None
         own, columns = piece_columns(labels, inside, core, self.grid.shape, seeds)
-        return {"labels": own, **prefixed("piece", columns)}
+        return {**runs.runs_of(own), **prefixed("piece", columns)}
 
     def synapse_columns(self, core: Box, prediction: Volume) -> Columns:
         """The parts of a block: voxels of one pre and one post piece (0: of none), which lie in one synapse."""
@@ -136,7 +137,7 @@ class PieceWork(LabelWork):
         synapse = np.zeros(len(known), np.uint32)
         synapse[labels] = own["synapse"]
         synapse[0] = 0
-        return {"labels": labels, "part_pre": (known >> np.uint64(32)).astype(np.uint32),
+        return {**runs.runs_of(labels), "part_pre": (known >> np.uint64(32)).astype(np.uint32),
                 "part_post": known.astype(np.uint32), "part_synapse": synapse,
                 "part_sizes": measure(labels, len(known) - 1)[0], **columns}
 
@@ -181,8 +182,8 @@ class PieceWork(LabelWork):
     def labels(self, number: int) -> np.ndarray:
         """The labels of a block."""
         table, = self.read("numbers", 0, f"table_{number}")
-        labels, = self.read("pieces", number, "labels")
-        return table[labels]
+        begins, pieces = self.read("pieces", number, *runs.NAMES)
+        return runs.labels_of(begins, table[pieces], extent(self.grid.box(number)))
 
 
 def prefixed(kind: str, columns: Columns) -> Columns:

@@ -10,6 +10,7 @@ import numpy as np
 
 from emcore.blocks.grid import Grid
 from emcore.blocks.pooled import Columns
+from emcore.blocks.runs import runs_of
 from emcore.blocks.windows import Source, corner, moved, sorted_names
 from emcore.segment import seeded_slices
 from emcore.segment.fragments import block_fragments
@@ -32,7 +33,7 @@ def watershed_of(source: Source, grid: Grid, number: int, low: float, high: floa
     targets, start = found.exit_targets.copy(), corner(grid.box(number))
     voxels = np.unravel_index(targets[own], grid.shape)
     targets[own] = -found.labels[tuple(place - first for place, first in zip(voxels, start))].astype(np.int64)
-    return {"labels": found.labels, "names": names, "exit_label": found.exit_labels, "exit_key": found.exit_keys,
+    return {**runs_of(found.labels), "names": names, "exit_label": found.exit_labels, "exit_key": found.exit_keys,
             "exit_target": targets, "mutual_label": found.mutual_labels, "mutual_target": found.mutual_targets,
             **planes_of(found.labels)}
 
@@ -47,7 +48,7 @@ def floods_of(source: Source, grid: Grid, number: int) -> Columns:
     names = [np.arange(1, count + 1, dtype=np.uint64) + np.uint64((box[0].start + z) * pixels)
              for z, count in enumerate(counts)]
     none = np.empty(0, np.int64)
-    return {"labels": floods, "names": np.concatenate([np.zeros(1, np.uint64), *names]),
+    return {**runs_of(floods), "names": np.concatenate([np.zeros(1, np.uint64), *names]),
             "exit_label": none.astype(np.uint32), "exit_key": none.astype(np.uint64), "exit_target": none,
             "mutual_label": none.astype(np.uint32), "mutual_target": none, **planes_of(floods)}
 

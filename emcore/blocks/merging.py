@@ -15,18 +15,18 @@ from functools import cached_property
 
 import numpy as np
 
-from emcore.blocks import leaves, merges, store, sweeps
+from emcore.blocks import leaves, merges, runs, store, sweeps
 from emcore.blocks.grid import Box
 from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
-from emcore.blocks.windows import Source, corner, moved
+from emcore.blocks.windows import Source, corner, extent, moved
 from emcore.blocks.work import Stage, digest_of
 from emcore.segment.graph import Place, region_graph
 from emcore.segment.pooling import pool_edges
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
-FORMAT = 3  # It names how all stages write their columns; files of another format are not taken.
+FORMAT = 4  # It names how all stages write their columns; files of another format are not taken.
 SWEEPS = 2  # So many go over every partition of several windows; more of them earn little.
 
 
@@ -140,8 +140,8 @@ class TreeWork(LabelWork):
 
     def fragments(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The local labels of a block, and the names of these fragments in the volume."""
-        labels, = self.read("fragments", number, "labels")
-        return labels, self.names(number)
+        begins, labels = self.read("fragments", number, *runs.NAMES)
+        return runs.labels_of(begins, labels, extent(self.grid.box(number))), self.names(number)
 
     def plane(self, number: int, axis: int, side: int) -> np.ndarray:
         """The names in the first or last plane of a block along an axis."""

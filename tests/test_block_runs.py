@@ -1,0 +1,21 @@
+"""Labels of blocks as runs."""
+
+import numpy as np
+import pytest
+
+from emcore.blocks import runs
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
+def test_labels_come_back_from_their_runs(dtype):
+    for number in range(40):
+        rng = np.random.default_rng(number)
+        shape = tuple(rng.integers(1, 9, 3))
+        labels = np.repeat(rng.integers(0, 3, shape), rng.integers(1, 5), axis=2).astype(dtype)
+        labels[labels == 2] = np.iinfo(dtype).max
+        begins, values = runs.runs_of(labels).values()
+        flat = labels.ravel()
+        assert list(values) == [flat[0]] + [b for a, b in zip(flat, flat[1:]) if a != b]  # a run ends where labels differ
+        found = runs.labels_of(begins, values, labels.shape)
+        assert found.dtype == labels.dtype
+        np.testing.assert_array_equal(found, labels)
