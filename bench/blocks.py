@@ -6,7 +6,9 @@ process is watched from outside: its own peak, and the most that it and its work
 count once). Seconds of a stage end with its last file. With --gigavoxels a volume of so many voxels, mirrored copies of
 the one of --size, is decoded in blocks alone; the same number of small copies, in the same grid, is decoded both ways.
 --kills 2 decodes that volume once more, is killed twice on the way, and compares the labels of every block.
---climbs counts what enters the top of the octree for several settings (bench/blocks_climb.py).
+--climbs counts what enters the top of the octree for several settings, or with --end for the given ones alone
+(bench/blocks_climb.py); with --gigavoxels it does so for copies. --prediction takes a stored prediction, of a net for
+instance, in place of one that is made of labels; --size is then the side of the cube that is taken of it.
 With --peers other systems decode in blocks beside it (bench/blocks_peers.py). With --recipes the tables [decode] of
 recipes are carried out in several grids, and every voxel and every merge is compared.
 """
@@ -22,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.affinities import load_labels, make_affinities
-from bench.blocks_climb import print_climbs
+from bench.blocks_climb import every_setting, print_climbs
 from bench.blocks_peers import compare_peers
 from bench.blocks_plan import print_plan, shape_of, told_rates
 from bench.compare import Row, print_header, print_row
@@ -67,7 +69,7 @@ def created(path: Path, shape: tuple[int, ...], table: list[float]):
 def write_tiled(path: Path, source: Path, counts: tuple[int, int, int], side: int) -> None:
     """Mirrored copies of the first side³ voxels of a prediction; each of the eight different ones is on disk once."""
     stored, folder, parts = open_volume(source), path.with_suffix(".blocks"), []
-    cell = stored[:, :side, :side, :side]
+    cell = stored[:3, :side, :side, :side]
     folder.mkdir(exist_ok=True)
     for place in np.ndindex(*counts):
         turned = np.mod(place, 2)
@@ -81,7 +83,8 @@ def write_tiled(path: Path, source: Path, counts: tuple[int, int, int], side: in
         parts.append((box, f"{folder.name}/{file.name}"))
     with assembled(path) as temporary:
         join_blocks(temporary, "main", (3, *(count * side for count in counts)), cell.dtype, parts,
-                    attributes={"offsets": OFFSETS, TABLE_ATTRIBUTE: stored.attrs[TABLE_ATTRIBUTE]})
+                    attributes={"offsets": OFFSETS, **{name: stored.attrs[name] for name in (TABLE_ATTRIBUTE,)
+                                                       if name in stored.attrs}})
 
 
 def mirrored(affs: np.ndarray, axis: int) -> np.ndarray:
@@ -257,6 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512, help="edge of the volume in voxels")
     parser.add_argument("--labels", help="HDF5 file with a dataset labels (z, y, x); synthetic tissue without")
+    parser.add_argument("--prediction", type=Path, help="a stored prediction in place of one made of labels")
     parser.add_argument("--corner", type=int, nargs=3, default=(0, 0, 0), help="first voxel z y x of the labels taken")
     parser.add_argument("--block", type=int, help="edge of the blocks; half of the volume's without")
     parser.add_argument("--workers", type=int, default=2)
@@ -287,10 +291,14 @@ def main() -> None:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, settings, arguments.workers)
-        prediction = bench.prediction(arguments.labels, arguments.size, tuple(arguments.corner))
+        prediction = arguments.prediction or bench.prediction(arguments.labels, arguments.size, tuple(arguments.corner))
         block = arguments.block or arguments.size // 2
         if arguments.climbs:
-            print_climbs(folder, prediction, block)
+            if arguments.gigavoxels:
+                copies = folder / "copies_prediction.h5"
+                write_tiled(copies, prediction, counts_for(arguments.gigavoxels * 1e9, arguments.size), arguments.size)
+                prediction = copies
+            print_climbs(folder, prediction, block, [settings] if arguments.end else every_setting())
             return
         print_header()
         if arguments.gigavoxels:

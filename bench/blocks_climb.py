@@ -9,6 +9,7 @@ import itertools
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,23 @@ WATERSHEDS = ((0.1, 0.999), (1e-4, 0.9999))  # the documented low and high, and 
 ENDS = (1.0, 0.5, 0.2)
 
 
-def print_climbs(folder: Path, prediction: Path, block: int) -> None:
+def every_setting() -> list[AffinityDecode]:
+    return [AffinityDecode(statistic=statistic, low=low, high=high, threshold=min(end, 0.5), end=end)
+            for statistic, (low, high), end in itertools.product(STATISTICS, WATERSHEDS, ENDS)]
+
+
+def print_climbs(folder: Path, prediction: Path, block: int, ways: Sequence[AffinityDecode]) -> None:
     """A row for every way to decode a prediction."""
     grid = Grid(open_volume(prediction).shape[1:], (block,) * 3)
     print(f"{'x'.join(map(str, grid.shape))}, blocks of {block}³: statistic, low, high, end | fragments | clusters and "
           "edges that enter the top | bytes of sweeps | seconds of merges")
-    for statistic, (low, high), end in itertools.product(STATISTICS, WATERSHEDS, ENDS):
-        settings = AffinityDecode(statistic=statistic, low=low, high=high, threshold=min(end, 0.5), end=end)
+    for settings in ways:
         work = AffinityWork(folder / "climb.blocks", grid, Source(str(prediction), settings), "bench")
         seconds = carried_out(work)
         clusters, edges = entering_top(work)
         fragments = sum(int(work.is_own(work.names(number), number).sum()) for number in range(work.grid.blocks()))
-        print(f"  {statistic}, {low:g}, {high:g}, {end:g} | {fragments} | {clusters} and {edges} | "
+        way = f"{settings.statistic}, {settings.low:g}, {settings.high:g}, {settings.end:g}"
+        print(f"  {way} | {fragments} | {clusters} and {edges} | "
               f"{bytes_of_sweeps(work)} | {sum(seconds.values()):.1f}", flush=True)
     shutil.rmtree(folder / "climb.blocks", ignore_errors=True)
 

@@ -10,7 +10,9 @@ import pytest
 
 from bench import blocks, blocks_peers
 from bench.watch import Watched
-from emcore.segment import MergeTree
+from emcore.segment import Affinities, MergeTree, watershed
+from emcore.segment.affinities import TABLE_ATTRIBUTE
+from emcore.volumes import open_volume
 
 SIDE = 32
 
@@ -95,3 +97,17 @@ def test_a_peer_has_its_row(run, tmp_path, monkeypatch):
     assert [float(number) for number in row.split()[6:11]] == [2, 8, 4, 1, 1024]
     assert row.endswith("VOI to its own whole: ours 0, peer 1.000 + 0.000")
     assert "volara's tasks: fragments 6.00, labels 2.00" in printed
+
+
+def test_climbs_of_copies_of_a_stored_prediction_are_one_row_for_one_end(run, tmp_path):
+    stored = tmp_path / "stored.h5"
+    blocks.write_prediction(stored, np.arange(1, 65, dtype=np.uint32).reshape(4, 4, 4).repeat(8, 0).repeat(8, 1)
+                            .repeat(8, 2))
+    lines = run("--climbs", "--end", "0.5", "--gigavoxels", "6e-5", "--prediction", str(stored)).splitlines()
+    affinities = open_volume(stored)[:]
+    copies = np.concatenate([affinities, blocks.mirrored(affinities, 0)], axis=1)
+    table = np.array(open_volume(stored).attrs[TABLE_ATTRIBUTE], np.float32)
+    fragments = watershed(Affinities(copies, table=table), 0.1, 0.999)
+    assert len(lines) == 2
+    assert lines[0].startswith("64x32x32, blocks of 16³")
+    assert lines[1].split(" | ")[:2] == ["  mean, 0.1, 0.999, 0.5", str(fragments.max())]
