@@ -24,7 +24,7 @@ BOXES, LOOKS, SECONDS = 5, 32, 0.5  # boxes with fragments, boxes in all, and se
 STEP = (0.8191725134, 0.6710436067, 0.5497004779)  # Its multiples, less whole numbers, fill a cube evenly.
 DENSE = 1 / 100  # fragments a voxel, above which something is said
 LOW, HIGH = 0.1, 0.999  # what docs/decoding.md names
-HELPS = 1.5  # times fewer fragments, from which these are worth naming
+HELPS = 1.5  # Other thresholds are named if they make so many times fewer fragments.
 LOST = 0.1  # Where they leave a larger part of the voxels without a fragment, they are not for this net.
 # Graph, merges and cuts leave so many bytes of disk for every edge of the region graph. On real labels it was 154
 # at 512³ in blocks of 256³, and 185 to 196 at 256³ in blocks of 128³, with these thresholds and with the default ones.
