@@ -51,7 +51,7 @@ def test_what_the_face_forest_refuses():
     for smooth in (-1, 1.5, True, 101):
         with pytest.raises(InputError, match="whole number of passes"):
             face_forest(affs, smooth)
-    with pytest.raises(InputError, match="must lie in 0..1"):
+    with pytest.raises(InputError, match="affs must lie in"):
         face_forest(affs * 3)
     assert face_forest(np.zeros((3, 0, 3, 4), np.float32)).shape == (0, 3, 4)
     assert not face_forest(np.zeros((3, 2, 3, 4), np.float32)).any()

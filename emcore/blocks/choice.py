@@ -9,6 +9,7 @@ from emcore.blocks.engines import engine_of
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.memory import memory_there
+from emcore.segment.seeds import floods_sections
 from emcore.segment.statistics import parse_statistic
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import (
@@ -136,7 +137,7 @@ def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
 def needs_sections(decode: Decode) -> bool:
     """Whether blocks must be whole sections, as each section is flooded or labelled by itself."""
     if isinstance(decode, AffinityDecode):
-        return decode.fragments != "watershed"
+        return floods_sections(decode.fragments)
     return isinstance(decode, ComponentsDecode) and decode.seed_threshold > 0 and decode.connectivity in (4, 8)
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.segment.affinities import Affinities, as_affinities
 from emcore.segment.fragments import find_fragments
+from emcore.segment.seeds import LARGEST_SMOOTH
 from emcore.threads import run_parallel, slabs, thread_count
 
 MARGIN = 1  # voxels around a box that the orders in it look at, besides one for each pass of smoothing
-LARGEST_SMOOTH = 100  # passes; more would leave a few fragments of any volume
 _ONE = 2**16  # affinity 1
 _SCALE = np.float32(2.0**-20)  # orders stay below 13 * 2^16, so they lie in 0..1 and are exact as float32
 _SLAB = 2**22  # voxels of a slab, which takes 40 bytes for each

@@ -8,7 +8,7 @@ ONE = 2**16
 
 
 def face_orders(affs, smooth=0):
-    """Whole numbers (3, z, y, x) at the later voxel of every face; affs are float (3, z, y, x) of nearest neighbours."""
+    """Whole numbers (3, z, y, x) at the later voxel of every face; affs are floats (3, z, y, x)."""
     shape = affs.shape[1:]
     voxels = list(np.ndindex(shape))
 
