@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from emcore.blocks import leaves
+from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.segment import Affinities, decode_affinities, encode_affinities, face_forest
 from emcore.segment.faces import face_orders
@@ -55,3 +57,37 @@ def test_what_the_face_forest_refuses():
         face_forest(affs * 3)
     assert face_forest(np.zeros((3, 0, 3, 4), np.float32)).shape == (0, 3, 4)
     assert not face_forest(np.zeros((3, 2, 3, 4), np.float32)).any()
+
+
+class OneVolume:
+    """What a block reads of a prediction, from an array."""
+
+    def __init__(self, affs):
+        self.affs = affs
+
+    def affinities(self, box):
+        return Affinities(self.affs.values[(slice(None), *box)], self.affs.offsets)
+
+
+def different_blocks(smooth, earlier):
+    """How many blocks of random grids have other orders than the whole volume has there."""
+    rng, different = np.random.default_rng(smooth), 0
+    for _ in range(6):
+        shape = tuple(int(length) for length in rng.integers(5, 24, 3))
+        offsets = [(1, 0, 0), (0, 1, 0), (0, 0, 1)] if earlier else None
+        affs = Affinities(rng.random((3, *shape), np.float32), offsets)
+        grid, whole = Grid(shape, tuple(int(size) for size in rng.integers(3, 9, 3))), face_orders(affs, smooth).values
+        for number in range(grid.blocks()):
+            window, _ = grid.grown(number, leaves.CONTEXT, leaves.CONTEXT)
+            found = leaves.orders_of(OneVolume(affs), grid, number, smooth).values
+            inner = tuple((axis, *(slice(int(axis == other), None) for other in range(3))) for axis in range(3))
+            different += any(not np.array_equal(found[part], whole[(slice(None), *window)][part]) for part in inner)
+    return different
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("smooth", [0, 1, 4])
+def test_the_orders_of_faces_in_blocks_are_those_of_the_volume_by_their_margin_alone(smooth, earlier, monkeypatch):
+    assert different_blocks(smooth, earlier) == 0
+    monkeypatch.setattr(leaves, "MARGIN", 0)
+    assert different_blocks(smooth, earlier) > 0
