@@ -6,7 +6,7 @@ import pytest
 from emcore.blocks import leaves
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
-from emcore.segment import Affinities, decode_affinities, encode_affinities, face_forest
+from emcore.segment import Affinities, Segmentation, decode_affinities, encode_affinities, face_forest
 from emcore.segment.faces import face_orders
 from tests.oracles import face_forest as oracle
 from tests.test_watershed import tied_volume
@@ -48,13 +48,26 @@ def test_every_type_of_affinities_gives_the_fragments_of_the_numbers_it_stands_f
     assert np.array_equal(face_forest(stored, 1), face_forest(affs, 1))
 
 
+def test_fragments_of_a_segmentation_are_named_faces_with_the_passes_of_smoothing():
+    affs = np.random.default_rng(6).random((3, 6, 7, 8), np.float32)
+    mask = np.arange(6 * 7 * 8).reshape(6, 7, 8) % 5 > 0
+    for name, smooth in (("faces", 0), ("faces-0", 0), ("faces-3", 3)):
+        found = Segmentation(affs, fragments=name, mask=mask, low=0.4, high=0.5).fragments
+        assert np.array_equal(found, face_forest(affs, smooth, mask=mask))
+
+
 def test_what_the_face_forest_refuses():
     affs = np.full((3, 2, 3, 4), 0.5, np.float32)
-    for smooth in (-1, 1.5, True, 101):
+    for smooth in (-1, 1.5, True, 9):
         with pytest.raises(InputError, match="whole number of passes"):
             face_forest(affs, smooth)
     with pytest.raises(InputError, match="affs must lie in"):
         face_forest(affs * 3)
+    for name in ("faces-", "faces--1", "faces-9", "faces-1.5", "faces-\u00b2"):
+        with pytest.raises(InputError, match="whole number of passes"):
+            Segmentation(affs, fragments=name)
+    with pytest.raises(InputError, match="there are watershed, faces, "):
+        Segmentation(affs, fragments="facets")
     assert face_forest(np.zeros((3, 0, 3, 4), np.float32)).shape == (0, 3, 4)
     assert not face_forest(np.zeros((3, 2, 3, 4), np.float32)).any()
 

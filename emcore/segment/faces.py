@@ -26,7 +26,7 @@ from emcore.threads import run_parallel, slabs, thread_count
 MARGIN = 1  # voxels around a box that the orders in it look at, besides one for each pass of smoothing
 _ONE = 2**16  # affinity 1
 _SCALE = np.float32(2.0**-20)  # orders stay below 13 * 2^16, so they lie in 0..1 and are exact as float32
-_SLAB = 2**22  # voxels of a slab, which takes 40 bytes for each
+_SLAB = 2**20  # voxels of a slab, which takes 40 bytes for each
 
 
 def face_forest(affs: np.ndarray | Affinities, smooth: int = 0, *, mask: np.ndarray | None = None,

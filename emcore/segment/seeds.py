@@ -4,7 +4,7 @@ import math
 
 from emcore.errors import InputError
 
-FACES, LARGEST_SMOOTH = "faces", 100  # more passes would leave a few fragments of any volume
+FACES, LARGEST_SMOOTH = "faces", 8  # more passes blur over several voxels, and blocks would read far around them
 SEEDS = {"maxima_distance": 0.5, "minima": math.inf, "hminima": 0.1, "grid": 10.0}  # and what "-value" sets
 
 

@@ -63,9 +63,9 @@ class Segmentation:
         print(segmentation.explain((10, 200, 300), 0.5))
         segmentation.write("segmentation.h5")
 
-    fragments is "watershed", "faces" or "faces-2" (face_forest, with so many passes of smoothing), the name of seeds
-    for floods of single sections (see seeded_slices), or labels that are there already. low, high and how ties split
-    plateaus belong to the watershed. affs may be None for what was read from a file; then only what needs no affinities can be asked for.
+    fragments is "watershed", "faces" or "faces-2" (face_forest with so many passes of smoothing), the name of seeds for
+    floods of single sections (see seeded_slices), or labels that are there already. low and high belong to the
+    watershed. affs may be None for what was read from a file; then only what needs no affinities can be asked for.
     end is the largest threshold that the merges serve; None keeps all of them.
     """
 
