@@ -65,6 +65,8 @@ def random_settings(rng: np.random.Generator, statistic: str, floods: bool) -> A
                  "dust_affinity": float(rng.choice([0, 0.3])), "remove_size": int(rng.choice([0, 4])),
                  "link": link if rng.random() < 0.7 else None}
     threshold = float(rng.choice([0.1, 0.35, 0.5, 0.8]))
+    if not floods and rng.random() < 0.4:
+        how = str(rng.choice(["faces", "faces-1", "faces-3"]))
     return AffinityDecode(statistic=statistic, low=low, high=high, threshold=threshold,
                           end=float(rng.choice([1.0, max(threshold, 0.7)])), fragments=how,
                           bias=(0.5, 0.0, 0.0) if rng.random() < 0.2 else (0.0, 0.0, 0.0), **after)

@@ -114,7 +114,7 @@ TRAINS = ['data.train=[{image = "a.h5:raw", label = "a.h5:labels"}]']  # only a 
      ["decode.kind=affinities", "decode.statistic=foo"]),
     ("decode.statistic: statistic 'max5' is the mean of the largest",
      ["decode.kind=affinities", "decode.statistic=max5"]),
-    ("decode.fragments: unknown fragments 'basins'; there are watershed, maxima_distance",
+    ("decode.fragments: unknown fragments 'basins'; there are watershed, faces, maxima_distance",
      ["decode.kind=affinities", "decode.fragments=basins"]),
     ("decode.fragments: seeds must be one of maxima_distance", ["decode.kind=affinities", "decode.fragments=grid-0"]),
     ("decode.threshold must be between 0 and 1; got 1.5", ["decode.kind=affinities", "decode.threshold=1.5"]),

@@ -223,6 +223,28 @@ def test_membranes_are_scored_by_section_at_the_best_threshold(tmp_path, dtype):
     assert found[2][0] < 1
 
 
+def test_a_note_says_what_the_pieces_of_the_truth_itself_have(tmp_path):
+    truth = np.full((2, 4, 8), 7, np.uint32)
+    truth[:, :, 3], truth[0, 0, 0], truth[1, 3, 7] = 9, 0, 5
+    truth[1, 0, 6:] = 5  # so 7 lies on both sides of 9, and 5 is two pieces, one of them a single voxel
+    stored(f"{tmp_path}/labels.h5:labels", truth)
+    sizes = {7: (23, 29), 5: (2, 1), 9: (8,)}
+    voxels = sum(map(sum, sizes.values()))
+    split = -sum(n / voxels * math.log2(n / sum(pieces)) for pieces in sizes.values() for n in pieces)
+    true, found = (sum(n * n for pieces in sizes.values() for n in group(pieces))
+                   for group in (lambda pieces: [sum(pieces)], list))
+    error = 1 - 2 * found / (found + true)
+    notes = score_volume(Evaluate(("voi",)), stored(f"{tmp_path}/t.h5:t", truth), tmp_path / "labels.h5",
+                         tmp_path / "p.h5")["notes"]
+    assert notes == [f"the truth's own floor: its 3 bodies are 5 pieces within the volume, which as labels of their "
+                     f"own have a VOI of {split:.4g} and a Rand error of {error:.4g}"]
+    truth[truth == 5] = 0
+    truth[:, 3, 3] = 7
+    notes = score_volume(Evaluate(("voi",)), stored(f"{tmp_path}/u.h5:t", truth), tmp_path / "labels.h5",
+                         tmp_path / "p.h5")["notes"]
+    assert notes == []
+
+
 def test_the_pieces_of_a_mask_are_its_objects(tmp_path):
     truth, labels = np.zeros((2, 4, 8), np.uint8), np.zeros((2, 4, 8), np.uint32)
     truth[0, :2, :2] = truth[1, 2, 2] = truth[:, :, 6:] = 255  # the second touches the first by a corner

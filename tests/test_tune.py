@@ -121,7 +121,7 @@ def test_voxels_per_fragment_stand_beside_the_scores_and_rows_of_older_versions_
         assert {entry["voxels_per_fragment"] for entry in row.found.values()} == {expected[-1]}
     assert len(set(expected)) > 1
     best = next(number for number, row in enumerate(rows) if row.kind == "decoded")
-    assert f" (one fragment for every {expected[best]:.0f} voxels), with the settings so far" in capsys.readouterr().out
+    assert f", one fragment for every {expected[best]:.0f} voxels), with the settings so far" in capsys.readouterr().out
 
     def column():
         with open(tmp_path / "tune.csv") as file:
@@ -345,8 +345,9 @@ def test_what_a_tune_needs_is_said_before_any_work(tmp_path):
     without = replace(settings.data, test=(VolumeFiles("a.h5"),))
     with pytest.raises(InputError, match=r"there is no truth to tune by: no volume of data.test has a label"):
         tune(replace(settings, data=without), tmp_path)
-    with pytest.raises(InputError, match=r"--from must be given once for each of the 1 volumes"):
-        tune(settings, tmp_path, ["a", "b"])
+    two = replace(settings.data, test=tuple(VolumeFiles("a.h5", "a.h5:labels", name=name) for name in "ab"))
+    with pytest.raises(InputError, match=r"--from must be given once for each of the 2 volumes"):
+        tune(replace(settings, data=two), tmp_path, ["a", "b", "c"])
     with pytest.raises(InputError, match=r"tune.objective must be one of adapted_rand, .*; got 'ari'"):
         tune(replace(settings, tune=replace(settings.tune, objective="ari")), tmp_path)
     with pytest.raises(InputError, match=r"searches decode.kind"):

@@ -53,6 +53,7 @@ def use_fragments() -> Array:
     assert_type(fragments, Array)
     given = segment.Affinities(AFFINITIES, [(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
     assert_type(segment.watershed(given), Array)
+    assert_type(segment.face_forest(given, smooth=1), Array)
     codes, table = segment.encode_affinities(AFFINITIES)
     assert_type(table, Array)
     assert_type(segment.decode_affinities(codes, table), Array)

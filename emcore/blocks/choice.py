@@ -9,6 +9,7 @@ from emcore.blocks.engines import engine_of
 from emcore.blocks.grid import Grid
 from emcore.errors import InputError
 from emcore.memory import memory_there
+from emcore.segment.seeds import face_smoothing, floods_sections
 from emcore.segment.statistics import parse_statistic
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.settings.decode import (
@@ -28,6 +29,9 @@ from emcore.threads import allotted_cores
 # grow with the block, 15 to 19 for 128³. With low 0.1 and high 0.999 it is 10.4 and 10.
 WHOLE, BLOCK = 18, 16
 HISTOGRAMS = 34  # more of these where a quantile is over every contact: 8 in 8 bits to 32 in float32
+# More of these for fragments = "faces", whole and in a block: 17.6 in all at 320³ in 8 bits; 30 in blocks of 128³ in
+# 8 bits and 46 in float32, with what lies around the block.
+FACES = 4, 20
 OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least so much is assumed
 # Bytes a voxel of the volume that the last task of merges takes at most, for all that no window could merge: 2.6 for
 # aff85_his256 with the default low and high at 512³; 0.4 for the mean with 0.1 and 0.999 at 1024³
@@ -61,14 +65,15 @@ class Task(NamedTuple):
     @property
     def whole(self) -> int:
         """Bytes that decoding it at once takes."""
-        return self.voxels * (self.value_bytes + (OTHERS if self.beside is None else WHOLE + self.beside))
+        more = OTHERS if self.beside is None else WHOLE + self.beside + self.orders[0]
+        return self.voxels * (self.value_bytes + more)
 
     @property
     def in_block(self) -> int:
         """Bytes a voxel of a block that a worker takes for it."""
         if self.beside is None:
             return max(self.value_bytes, VALUES) + OTHERS
-        return self.value_bytes + BLOCK + self.beside
+        return self.value_bytes + BLOCK + self.beside + self.orders[1]
 
     @property
     def beside(self) -> int | None:
@@ -76,6 +81,12 @@ class Task(NamedTuple):
         if not isinstance(self.decode, AffinityDecode):
             return None
         return HISTOGRAMS * parse_statistic(self.decode.statistic).every_contact
+
+    @property
+    def orders(self) -> tuple[int, int]:
+        """Bytes a voxel that the orders of faces take, whole and in a block."""
+        has_faces = isinstance(self.decode, AffinityDecode) and face_smoothing(self.decode.fragments) is not None
+        return FACES if has_faces else (0, 0)
 
     @property
     def top(self) -> int:
@@ -136,7 +147,7 @@ def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
 def needs_sections(decode: Decode) -> bool:
     """Whether blocks must be whole sections, as each section is flooded or labelled by itself."""
     if isinstance(decode, AffinityDecode):
-        return decode.fragments != "watershed"
+        return floods_sections(decode.fragments)
     return isinstance(decode, ComponentsDecode) and decode.seed_threshold > 0 and decode.connectivity in (4, 8)
 
 

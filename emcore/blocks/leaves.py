@@ -12,22 +12,29 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.pooled import Columns
 from emcore.blocks.runs import runs_of
 from emcore.blocks.windows import Source, corner, moved, sorted_names
-from emcore.segment import seeded_slices
+from emcore.segment import Affinities, seeded_slices
+from emcore.segment.faces import MARGIN, face_orders
 from emcore.segment.fragments import block_fragments
 from emcore.segment.graph import measure
 from emcore.segment.linking import join_pairs
 from emcore.segment.merge_tree import look_up
+from emcore.segment.seeds import face_smoothing
 
 CONTEXT = 2  # voxels around a block that decide, with its own, about every edge that crosses its faces
 NOWHERE = (2**31 - 1,) * 3 + (-1,) * 3  # the box of what has no edges; any other one united with it stays as it is
 FACES = [(axis, side) for axis in range(3) for side in (0, 1)]
 
 
-def watershed_of(source: Source, grid: Grid, number: int, low: float, high: float) -> Columns:
-    """The fragments of a block, and what the blocks around it have to know about those at its faces."""
+def basins_of(source: Source, grid: Grid, number: int) -> Columns:
+    """The fragments of a block by a watershed of affinities or of the orders of faces, and what the blocks around it
+    have to know about those at its faces."""
     window, core = grid.grown(number, CONTEXT, CONTEXT)
-    found = block_fragments(source.affinities(window), low, high, core=core, origin=corner(window),
-                            volume_shape=grid.shape)
+    asked, smooth = source.settings, face_smoothing(source.settings.fragments)
+    if smooth is None:
+        affs, low, high = source.affinities(window), asked.low, asked.high
+    else:
+        affs, low, high = orders_of(source, grid, number, smooth), 0.0, 1.0
+    found = block_fragments(affs, low, high, core=core, origin=corner(window), volume_shape=grid.shape)
     names = np.concatenate([[0], found.firsts + 1]).astype(np.uint64)
     own = grid.holders(found.exit_targets) == number if len(found.exit_targets) else np.zeros(0, bool)
     targets, start = found.exit_targets.copy(), corner(grid.box(number))
@@ -36,6 +43,16 @@ def watershed_of(source: Source, grid: Grid, number: int, low: float, high: floa
     return {**runs_of(found.labels), "names": names, "exit_label": found.exit_labels, "exit_key": found.exit_keys,
             "exit_target": targets, "mutual_label": found.mutual_labels, "mutual_target": found.mutual_targets,
             **planes_of(found.labels)}
+
+
+def orders_of(source: Source, grid: Grid, number: int, smooth: int) -> Affinities:
+    """The orders of the faces in a block and CONTEXT voxels around it; those before its first planes are not theirs."""
+    around = MARGIN + smooth + CONTEXT
+    wide, _ = grid.grown(number, around, around)
+    window, _ = grid.grown(number, CONTEXT, CONTEXT)
+    orders = face_orders(source.affinities(wide), smooth)
+    inside = tuple(slice(span.start - more.start, span.stop - more.start) for span, more in zip(window, wide))
+    return Affinities(orders.values[(slice(None), *inside)], orders.offsets)
 
 
 def floods_of(source: Source, grid: Grid, number: int) -> Columns:

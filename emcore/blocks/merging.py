@@ -23,6 +23,7 @@ from emcore.blocks.windows import Source, corner, extent, moved
 from emcore.blocks.work import Stage, digest_of
 from emcore.segment.graph import Place, region_graph
 from emcore.segment.pooling import pool_edges
+from emcore.segment.seeds import floods_sections
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.settings.decode import AffinityDecode
 
@@ -126,9 +127,8 @@ class TreeWork(LabelWork):
     # ---- fragments and their names
 
     def make_fragments(self, number: int) -> Columns:
-        if self.settings.fragments == "watershed":
-            return leaves.watershed_of(self.source, self.grid, number, self.settings.low, self.settings.high)
-        return leaves.floods_of(self.source, self.grid, number)
+        make = leaves.floods_of if floods_sections(self.settings.fragments) else leaves.basins_of
+        return make(self.source, self.grid, number)
 
     def make_seams(self, _: int) -> Columns:
         return leaves.seam_columns(self.grid, lambda number, *columns: self.read("fragments", number, *columns))

@@ -15,6 +15,7 @@ import numpy as np
 
 import emcore
 from emcore import config
+from emcore.decode.tune_left_out import write_left_out
 from emcore.decode.tune_processes import Stage, run
 from emcore.decode.tune_space import (
     AFTER,
@@ -84,6 +85,9 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
         work(decoded_jobs(task, confirmed, known()))
         rows = sorted(stages.rows(), key=lambda row: value(row, objective))
     write_table(results / "tune.csv", rows, objective)
+    drawn = {decoded_key(point) for point in points} if is_decoded else None  # others were chosen by all volumes
+    candidates = [row for row in rows if (row.kind == "curve" if drawn is None else row.key in drawn)]
+    write_left_out(results / "tune_left_out.csv", task.sources, candidates, objective)
     stopped = sum(row.kind == STOPPED for row in rows)
     if stopped:
         print(f"{stopped} points took longer than their stage had and were given up: tune.csv marks them {STOPPED}")
@@ -116,16 +120,19 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
     numbers = [number for number, volume in enumerate(data.test) if volume.label is not None]
     if not numbers:
         raise InputError(f"there is no truth to tune by: no volume of data.{kind} has a label")
-    if stored and len(stored) != len(numbers):
+    if len(stored) % len(numbers):
         raise InputError(f"--from must be given once for each of the {len(numbers)} volumes of data.{kind} that have a "
-                         f"label; got {len(stored)}")
+                         f"label, and of several nets once for each volume of the first, then of the second and so "
+                         f"on; got {len(stored)}")
     sources = []
-    for place, number in enumerate(numbers):
+    for place in range(max(len(numbers), len(stored))):
+        net, number = place // len(numbers) + 1, numbers[place % len(numbers)]
         name = result_name(data, number)
         prediction = stored[place] if stored else str(results / f"{name}_prediction.h5")
         if not stored and not Path(prediction).exists():
             raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
-        sources.append(Scored(name, prediction, os.path.join(data.folder, data.test[number].label)))
+        told = name if len(stored) <= len(numbers) else f"{name}, net {net}"
+        sources.append(Scored(told, prediction, os.path.join(data.folder, data.test[number].label), net))
     if len({source.name for source in sources}) < len(sources):
         raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")
     return tuple(sources)
@@ -190,9 +197,13 @@ def value(row: Row, objective: str) -> float:
 
 
 def told(row: Row, objective: str) -> str:
-    """The value of a decoding, and how fine its fragments are, which a row of an older version does not say."""
-    size = row.found[objective].get(PER_FRAGMENT)
-    return f"{value(row, objective):.4f}" + (f" (one fragment for every {size:.0f} voxels)" if size else "")
+    """The value of a decoding, VOI and ARAND beside it, and how fine its fragments are, which a row of an older version
+    does not say."""
+    found = row.found[objective]
+    beside = [f"{name} {found['scores'][name]:.4f}" for name in ("voi", "adapted_rand") if name != objective]
+    size = found.get(PER_FRAGMENT)
+    beside += [f"one fragment for every {size:.0f} voxels"] if size else []
+    return f"{value(row, objective):.4f} ({', '.join(beside)})"
 
 
 def write_table(path: Path, rows: list[Row], objective: str) -> None:

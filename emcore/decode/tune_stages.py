@@ -24,17 +24,20 @@ from emcore.volumes import Volume, open_volume
 
 HASHED_BYTES = 64 << 20  # of a volume at a time
 PER_FRAGMENT = "voxels_per_fragment"  # in tune.jsonl and tune.csv
+LEFT_OUT = "left_out"  # in tune.jsonl: what a volume takes no part in choosing
+NEAR_BORDERS = "_with_borders"  # names of scores to which voxels near borders count, beside those without them
 
 # objective -> threshold, its scores, those of every volume, and how many voxels a fragment has
 Found = dict[str, dict[str, Any]]
 
 
 class Scored(NamedTuple):
-    """A volume that is scored: its name, its prediction and its truth."""
+    """A volume that is scored: its name, its prediction, its truth, and which of several nets predicted it."""
 
     name: str
     prediction: str
     truth: str
+    net: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,16 +64,22 @@ def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], th
     One watershed and one graph a volume serve all statistics; one tree of each serves every threshold.
     """
     curves: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
+    plain: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}  # with voxels near borders
     demanding = max(statistics, key=lambda statistic: parse_statistic(statistic).every_contact)
     counts = []
     for source in task.sources:
         segmentation = segmentation_of(affinities(source, point), replace(point, statistic=demanding))
         counts.append(count(segmentation.fragments))
-        table, graph = compared(task, source, segmentation.fragments), segmentation.graph
+        fragments, graph = segmentation.fragments, segmentation.graph
         del segmentation
+        table = compared(task, source, fragments)
+        every = compared(task, source, fragments, near_borders=True) if task.border_nm else None
         for statistic in statistics:
-            curves[statistic].append(metrics.fold(table, segment.agglomerate(graph, statistic, ties=point.ties)))
-    return [best_thresholds(task, curves[statistic], thresholds, per_fragment(counts)) for statistic in statistics]
+            tree = segment.agglomerate(graph, statistic, ties=point.ties)
+            curves[statistic].append(metrics.fold(table, tree))
+            plain[statistic] += [metrics.fold(every, tree)] if every is not None else []
+    return [best_thresholds(task, curves[statistic], thresholds, per_fragment(counts), plain[statistic])
+            for statistic in statistics]
 
 
 def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
@@ -82,15 +91,42 @@ def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
         table = compared(task, source, labels_of(segmentation, point))
         scores = named_scores(agreement(table, task.convention))
         volumes[source.name] = {name: float(value) for name, value in scores.items()}
+    along = [{name: np.array([value]) for name, value in volumes[source.name].items()} for source in task.sources]
+    tried = Tried(np.array([point.threshold]), True, [np.zeros(1, np.int64)] * len(along), along)
     entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes,
              PER_FRAGMENT: per_fragment(counts)}
-    return [dict.fromkeys(OBJECTIVES, entry)]
+    return [{objective: entry | {LEFT_OUT: left_out(task, tried, objective)} for objective in OBJECTIVES}]
 
 
-def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds, voxels: float) -> Found:
+class Tried(NamedTuple):
+    """Thresholds that are tried, and the scores of every volume at them."""
+
+    thresholds: np.ndarray  # rising
+    listed: bool  # whether they are the only ones; else all those above the one before do the same merges
+    states: list[np.ndarray]  # of every volume: where in its scores each threshold is
+    along: list[dict[str, Any]]  # of every volume
+
+    def lowest(self, objective: str, volumes: Sequence[int]) -> tuple[int, float, float]:
+        """(place, threshold, mean) of the lowest mean of an objective over some volumes, the first of equals."""
+        mean = sum(self.along[number][objective][self.states[number]] for number in volumes) / len(volumes)
+        best = 0 if np.isnan(mean).all() else int(np.nanargmin(mean))
+        threshold = float(self.thresholds[best])
+        if best > 0 and not self.listed:
+            middle = (float(self.thresholds[best - 1]) + threshold) / 2
+            threshold = middle if middle > self.thresholds[best - 1] else threshold
+        return best, threshold, float(mean[best])
+
+    def scores(self, number: int, place: int) -> dict[str, float]:
+        """The scores of a volume at a place among the thresholds."""
+        return {name: float(values[self.states[number][place]]) for name, values in self.along[number].items()}
+
+
+def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds, voxels: float,
+                    plain: Sequence[ThresholdCurve] = ()) -> Found:
     """By objective: of all thresholds the one where its mean over the volumes is lowest, the first of equals.
 
-    voxels: how many a fragment has, which no threshold changes.
+    voxels: how many a fragment has, which no threshold changes. plain: curves of the same trees to which voxels near
+    borders count.
     """
     tried = np.array(thresholds.listed)
     if not thresholds.listed:  # the state changes just above a score, so that scores and both ends show every state
@@ -99,18 +135,37 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
         tried = np.unique(np.concatenate([ends, inner[(inner > ends[0]) & (inner < ends[1])]]))
     states = [np.searchsorted(curve.height, tried, side="left") for curve in curves]
     along = [named_scores(curve.agreement(task.convention)) for curve in curves]
+    every = Tried(tried, bool(thresholds.listed), states, along)
+    near = [named_scores(curve.agreement(task.convention)) for curve in plain]
     found = {}
     for objective in OBJECTIVES:
-        mean = sum(scores[objective][state] for scores, state in zip(along, states)) / len(curves)
-        best = 0 if np.isnan(mean).all() else int(np.nanargmin(mean))
-        threshold = float(tried[best])
-        if best > 0 and not thresholds.listed:  # all those above the one before do the same merges
-            middle = (float(tried[best - 1]) + threshold) / 2
-            threshold = middle if middle > tried[best - 1] else threshold
-        volumes = {source.name: {name: float(values[state[best]]) for name, values in scores.items()}
-                   for source, scores, state in zip(task.sources, along, states)}
+        best, threshold, _ = every.lowest(objective, range(len(curves)))
+        volumes = {source.name: every.scores(number, best) for number, source in enumerate(task.sources)}
         found[objective] = {"threshold": threshold, "scores": mean_scores(volumes), "volumes": volumes,
-                            PER_FRAGMENT: voxels}
+                            PER_FRAGMENT: voxels, LEFT_OUT: left_out(task, every, objective, near)}
+    return found
+
+
+def left_out(task: Task, tried: Tried, objective: str,
+             near: Sequence[dict[str, Any]] = ()) -> dict[str, dict[str, Any]]:
+    """By volume: the threshold that the net's other volumes choose, their mean there, what it costs on this volume, and
+    the lowest value that this volume would have chosen itself.
+
+    near: the scores of every volume where voxels near borders count, too.
+    """
+    found = {}
+    for number, source in enumerate(task.sources):
+        others = [place for place, other in enumerate(task.sources)
+                  if other.net == source.net and other.truth != source.truth]
+        if not others:
+            continue
+        best, threshold, mean = tried.lowest(objective, others)
+        scores = tried.scores(number, best)
+        if near:
+            state = tried.states[number][best]
+            scores |= {f"{name}{NEAR_BORDERS}": float(near[number][name][state]) for name in ("voi", "adapted_rand")}
+        found[source.name] = {"threshold": threshold, "others": mean, "scores": scores,
+                              "own": tried.lowest(objective, [number])[2]}
     return found
 
 
@@ -134,11 +189,11 @@ def mean_scores(volumes: dict[str, dict[str, float]]) -> dict[str, float]:
     return {name: float(sum(scores[name] for scores in volumes.values()) / len(volumes)) for name in names}
 
 
-def compared(task: Task, source: Scored, labels: np.ndarray) -> Contingency:
-    """(labels x truth), with the rule of the convention about ids that do not count."""
+def compared(task: Task, source: Scored, labels: np.ndarray, near_borders: bool = False) -> Contingency:
+    """(labels x truth), with the rule of the convention about ids that do not count; near_borders: those count, too."""
     truth = read_truth(task, source)
     table = metrics.contingency(truth.labels, labels[truth.place.ours], ignored_truth(task.convention), (),
-                                truth.mask)
+                                None if near_borders else truth.mask)
     if table.voxels == 0:
         raise InputError(f"no voxel of the truth {source.truth} counts: all are unlabelled, ignored or near a border")
     return table

@@ -76,8 +76,13 @@ class Case:
         usable = None if self.mask_file is None else open_volume(self.mask_file)
         place = placed(ours, self.truth, self.settings.crop)
         table = whole_table(ours, self.truth, place, borders(self.settings), usable)
-        ignored = *ignored_truth(self.settings.convention), *self.data.background, *self.data.ignore
-        return table.ignoring(tuple(dict.fromkeys(ignored)))
+        return table.ignoring(self.ignored)
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """The ids of the truth that do not count for neurons."""
+        every = *ignored_truth(self.settings.convention), *self.data.background, *self.data.ignore
+        return tuple(dict.fromkeys(every))
 
     @cached_property
     def table(self) -> Contingency:

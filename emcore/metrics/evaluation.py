@@ -17,6 +17,7 @@ from emcore.errors import InputError
 from emcore.memory import TooLittleMemory
 from emcore.metrics import synapses
 from emcore.metrics.case import Case, PartsOf, Row, codes_of, likely
+from emcore.metrics.floor import floor_notes
 from emcore.metrics.foreground import NOBODY_KNOWS
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
 from emcore.metrics.placement import placed
@@ -58,7 +59,9 @@ def finite(value: float) -> float | None:
 
 
 def voi_rows(case: Case) -> list[Row]:
-    """VOI; the scores that belong to one convention come with it, unless those of Rand follow."""
+    """VOI; the scores that belong to one convention come with it, unless those of Rand follow. A note says what the
+    truth's own pieces have."""
+    case.notes += floor_notes(case)
     alone = "rand" not in case.settings.scores
     return [entry for entry in case.neuron_rows
             if entry["score"].startswith("voi") or (alone and not entry["score"].startswith("rand"))]

@@ -12,6 +12,7 @@ from emcore.segment.contours import contour_instances as contour_instances
 from emcore.segment.distance import distance_transform as distance_transform
 from emcore.segment.distance import signed_distance as signed_distance
 from emcore.segment.explain import Explanation as Explanation
+from emcore.segment.faces import face_forest as face_forest
 from emcore.segment.fragments import watershed as watershed
 from emcore.segment.graph import Place as Place
 from emcore.segment.graph import RegionGraph as RegionGraph

@@ -14,11 +14,12 @@ from emcore.segment.agglomeration import Agglomeration, Remaining, agglomerate
 from emcore.segment.arrays import within
 from emcore.segment.cleanup import boundary_threshold, merge_dust
 from emcore.segment.explain import Explanation, explain
+from emcore.segment.faces import face_forest
 from emcore.segment.fragments import watershed
 from emcore.segment.graph import RegionGraph, check_size, label_view, largest_label, measure, region_graph
 from emcore.segment.linking import LinkRule, link_sections
 from emcore.segment.merge_tree import MergeTree, cut, look_up
-from emcore.segment.seeds import check_fragments
+from emcore.segment.seeds import check_fragments, face_smoothing
 from emcore.segment.slices import seeded_slices
 from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.segment.storage import FRAGMENTS, Parts, no_tree, stored_parts, write_graph, write_tree
@@ -62,8 +63,9 @@ class Segmentation:
         print(segmentation.explain((10, 200, 300), 0.5))
         segmentation.write("segmentation.h5")
 
-    fragments is "watershed", the name of seeds for floods of single sections (see seeded_slices), or labels that are
-    there already. affs may be None for what was read from a file; then only what needs no affinities can be asked for.
+    fragments is "watershed", "faces" or "faces-2" (face_forest with so many passes of smoothing), the name of seeds for
+    floods of single sections (see seeded_slices), or labels that are there already. low and high belong to the
+    watershed. affs may be None for what was read from a file; then only what needs no affinities can be asked for.
     end is the largest threshold that the merges serve; None keeps all of them.
     """
 
@@ -102,9 +104,11 @@ class Segmentation:
         elif self._fragments is None and self._how == "watershed":
             self._fragments = watershed(self.affs, self.low, self.high, mask=self.mask, ties=self.ties,
                                         threads=self.threads)
+        elif self._fragments is None and face_smoothing(self._how) is not None:
+            self._fragments = face_forest(self.affs, face_smoothing(self._how), mask=self.mask, threads=self.threads)
         elif self._fragments is None:
             if self.mask is not None:
-                raise InputError("mask belongs to fragments='watershed'; floods of sections take none")
+                raise InputError("mask belongs to fragments='watershed' and 'faces'; floods of sections take none")
             self._fragments = seeded_slices(self.affs, self._how, threads=self.threads)
         return self._fragments
 

@@ -45,7 +45,8 @@ class AffinityDecode:
     end: float = 0.0
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
     temperature: float = 1.0  # then divides the logits
-    fragments: str = "watershed"  # or floods of single sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
+    # or faces, faces-2 (smoothed twice), or floods of sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
+    fragments: str = "watershed"
     statistic: str = "mean"  # of the affinities between two regions: mean, max, min, aff85_his256, ...
     # equal merges and plateaus: by a rule that holds for blocks and threads alike, or one by one as waterz takes them
     ties: Literal["canonical", "waterz"] = "canonical"
