@@ -183,6 +183,9 @@ def check_kind(decode: Decode, why: str = "") -> None:
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \
                 "decode.ties = canonical"
+    elif isinstance(decode, AffinityDecode) and decode.learned is not None:
+        wrong = "decode.learned", "the statistics of its contacts are not yet pooled over blocks", \
+                "decode.learned = none, which merges by decode.statistic"
     elif isinstance(decode, ComponentsDecode) and decode.seed_threshold and not needs_sections(decode):
         wrong = f"decode.seed_threshold with decode.connectivity = {decode.connectivity}", flood, \
                 "decode.connectivity = 4 or 8, which floods every section by itself, or decode.seed_threshold = 0"

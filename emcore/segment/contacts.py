@@ -39,7 +39,8 @@ class Contacts:
     """Pairs of fragments that touch, sorted by (u, v) with u < v, and the fragments themselves.
 
     The columns of quantities are: near, one for each longer step, larger height, least near. Those of fragments are:
-    height, near and one for each longer step, each the sum over the voxels of the fragment, of three affinities a voxel.
+    height, near and one for each longer step, each the sum over the voxels of the fragment; of affinities a voxel has
+    three, and one that leads out of the volume counts as 1.
     """
 
     steps: tuple[tuple[int, int, int], ...]  # of the groups of channels along z, y, x; the first is (1, 1, 1)
