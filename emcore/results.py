@@ -144,7 +144,8 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
             check_truth(made_by["truth"], os.path.join(settings.data.folder, test.label), labels)
     table = {"weights": source and source["weights"], "settings": source and source["settings"],
              "arithmetic": source and source["arithmetic"], "volume": source and source["volume"],
-             "decode": made_by and made_by["decode"], "classifier": made_by and made_by.get("classifier"), "truth": record.of_truth(settings, number)}
+             "decode": made_by and made_by["decode"], "classifier": made_by and made_by.get("classifier"),
+             "truth": record.of_truth(settings, number)}
     return lines, table
 
 

@@ -126,10 +126,12 @@ def write_net(path: Path, net: ContactNet) -> None:
 def read_net(path: Path) -> ContactNet:
     """The classifier in a file that `write_net` made; any other is refused in one sentence."""
     try:
-        table = json.loads(read_text(path, MOST_BYTES))
+        text = read_text(path, MOST_BYTES)
     except OSError as error:
         raise InputError(f"decode.learned.file: cannot read {path}: {error.strerror or error}; python -m emcore "
                          "learn-contacts writes it") from None
+    try:
+        table = json.loads(text)
     except (ValueError, RecursionError):
         raise damaged(path, "it is not JSON") from None
     if not isinstance(table, dict) or table.get("format") != FORMAT:

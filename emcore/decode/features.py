@@ -1,4 +1,4 @@
-"""What a classifier of contacts looks at: float64 numbers of every edge, all of them functions of pooled whole numbers."""
+"""What a classifier of contacts looks at: numbers of every edge, all of them functions of pooled whole numbers."""
 
 import numpy as np
 

@@ -23,7 +23,7 @@ from emcore.decode.contact_net import ContactNet, read_net, train_net, write_net
 from emcore.decode.features import features
 from emcore.decode.learned import first_clusters, fragments_of, read_groups, voxels_of
 from emcore.errors import InputError
-from emcore.metrics.placement import placed
+from emcore.metrics.placement import Shared, placed
 from emcore.metrics.tables import Contingency, contingency
 from emcore.segment.contacts import Contacts, measure_contacts, pool_contacts
 from emcore.settings import Settings
@@ -44,6 +44,7 @@ class Source:
     resolution: tuple[float, ...]
     contacts: Contacts
     bodies: Contingency  # labels are fragments
+    place: Shared  # where prediction and labels lie on each other
 
     def edges(self, threshold: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
         """(features, whether there is a border) of the contacts of clusters that lie in one body each."""
@@ -115,7 +116,7 @@ def source_of(prediction: str, labels: str, decode: AffinityDecode, ignored: Seq
     fragments = fragments_of(affs, decode)
     contacts = measure_contacts(fragments, affs)
     bodies = contingency(truth[place.theirs], fragments[place.ours], ignore_truth=tuple(dict.fromkeys(ignored)))
-    return Source(prediction, steps, resolution, contacts, bodies)
+    return Source(prediction, steps, resolution, contacts, bodies, place)
 
 
 def learn(sources: Sequence[Source], decode: AffinityDecode, seed: int) -> tuple[ContactNet, int]:
