@@ -1,11 +1,12 @@
 """The classifier of contacts, every volume decoded by one that learned from the others; beside the recipe's decoder.
 
-    python -m bench.contacts --cfg configs/tissue/fib25_contacts.toml --seeds 3 \\
+    python -m bench.contacts --cfg configs/tissue/fib25_neurons.toml --params bench/volumes/fib25_contacts.toml \\
         --pair fib25_val_prediction.h5 data/fib25_val.h5:labels --pair gala_prediction.h5 data/gala_train.h5:labels \\
         --also fib25_seen_prediction.h5 data/fib25_train.h5:labels
 
 --also names volumes that every classifier learns from and that are not scored. VOI and ARAND are those of cremi, over
-all voxels with a label: the mean of the seeds of the classifier, and the least and the largest.
+all voxels with a label: the mean of the seeds of the classifier, and the least and the largest. The decoder of the
+recipe, which --params changes, is scored beside it.
 """
 
 import argparse
@@ -47,13 +48,13 @@ def told(rows: list[tuple[float, float, float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", required=True, help="a recipe with [decode.learned]; its file is not read")
-    parser.add_argument("--beside", help="the recipe whose decoder is scored beside it")
+    parser.add_argument("--cfg", required=True, help="the recipe")
+    parser.add_argument("--params", required=True, help="its [decode.learned], whose file is not read")
     parser.add_argument("--pair", nargs=2, action="append", required=True, metavar=("PREDICTION", "LABELS"))
     parser.add_argument("--also", nargs=2, action="append", default=[], metavar=("PREDICTION", "LABELS"))
     parser.add_argument("--seeds", type=int, default=3)
     options, more = parser.parse_known_args()
-    decode = check_decode(config.load(Settings, options.cfg, more))
+    decode = check_decode(config.load(Settings, options.cfg, more, options.params))
     started = time.process_time()
     sources = [source_of(*pair, decode, (0,)) for pair in [*options.pair, *options.also]]
     print(f"statistics of {len(sources)} volumes: {time.process_time() - started:.1f} CPU seconds")
@@ -71,13 +72,10 @@ def main() -> None:
         spent = (time.process_time() - started) / options.seeds
         print(f"{Path(prediction).stem}: {told(rows)}; {edges} contacts of the others, {spent:.1f} CPU seconds a seed",
               flush=True)
-        if options.beside:
-            own = config.load(Settings, options.beside).decode
-            volume = open_volume(prediction)
-            found = labels_of(segmentation_of(read_affinities(volume, own), own), own)
-            place = source.place
-            table = metrics.contingency(open_volume(labels, kind="labels")[place.theirs], found[place.ours])
-            print(f"    {options.beside}: {told([scores(table)])}", flush=True)
+        own = config.load(Settings, options.cfg).decode
+        found = labels_of(segmentation_of(read_affinities(open_volume(prediction), own), own), own)
+        truth = open_volume(labels, kind="labels")[source.place.theirs]
+        print(f"    the recipe: {told([scores(metrics.contingency(truth, found[source.place.ours]))])}", flush=True)
 
 
 if __name__ == "__main__":

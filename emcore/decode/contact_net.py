@@ -22,7 +22,7 @@ MOST_BYTES = 8 << 20  # of a file; one of the usual size has 0.2 MB
 NETS, HIDDEN = 5, 32
 FARTHEST = 4.0  # deviations from the mean, to which features are cut
 LEVELS = 1 << 16  # a probability is a whole number of 16 bits
-_EPOCHS, _BATCH, _RATE, _DECAY = 30, 256, 3e-3, 3e-3
+_EPOCHS, _STEPS, _BATCH, _RATE, _DECAY = 30, 2000, 256, 3e-3, 3e-3  # at most so many steps
 _CHUNK = 1 << 16  # edges whose features are in work at a time
 
 
@@ -93,24 +93,25 @@ def _train_one(scaled: np.ndarray, wanted: np.ndarray, random: np.random.Generat
     net = [random.normal(0, np.sqrt(2 / inputs), (inputs, HIDDEN)).astype(np.float32), np.zeros(HIDDEN, np.float32),
            random.normal(0, 0.1 * np.sqrt(2 / HIDDEN), (HIDDEN, 1)).astype(np.float32), np.zeros(1, np.float32)]
     first, second = ([np.zeros_like(part) for part in net] for _ in range(2))
-    steps, step = _EPOCHS * -(-len(scaled) // _BATCH), 0
-    for _ in range(_EPOCHS):
-        order = random.permutation(len(scaled))
-        for begin in range(0, len(scaled), _BATCH):
-            chosen, step = order[begin:begin + _BATCH], step + 1
-            inner = scaled[chosen] @ net[0] + net[1]
-            hidden = np.maximum(inner, 0)
-            logit = np.clip((hidden @ net[2] + net[3])[:, 0], -50, 50)
-            error = ((1 / (1 + np.exp(-logit)) - wanted[chosen]) / len(chosen))[:, None]
-            back = error @ net[2].T * (inner > 0)
-            gradients = [scaled[chosen].T @ back + _DECAY * net[0], back.sum(0),
-                         hidden.T @ error + _DECAY * net[2], error.sum(0)]
-            rate = np.float32(_RATE * 0.5 * (1 + np.cos(np.pi * step / steps)))
-            for part, gradient, mean, square in zip(net, gradients, first, second):
-                mean += np.float32(0.1) * (gradient - mean)
-                square += np.float32(0.001) * (gradient * gradient - square)
-                part -= rate * (mean / np.float32(1 - 0.9**step)) / (
-                    np.sqrt(square / np.float32(1 - 0.999**step)) + np.float32(1e-8))
+    batches = -(-len(scaled) // _BATCH)
+    steps = min(_STEPS, _EPOCHS * batches)
+    for step in range(steps):
+        if step % batches == 0:
+            order = random.permutation(len(scaled))
+        chosen = order[step % batches * _BATCH:][:_BATCH]
+        inner = scaled[chosen] @ net[0] + net[1]
+        hidden = np.maximum(inner, 0)
+        logit = np.clip((hidden @ net[2] + net[3])[:, 0], -50, 50)
+        error = ((1 / (1 + np.exp(-logit)) - wanted[chosen]) / len(chosen))[:, None]
+        back = error @ net[2].T * (inner > 0)
+        gradients = [scaled[chosen].T @ back + _DECAY * net[0], back.sum(0),
+                     hidden.T @ error + _DECAY * net[2], error.sum(0)]
+        rate = np.float32(_RATE * 0.5 * (1 + np.cos(np.pi * step / steps)))
+        for part, gradient, mean, square in zip(net, gradients, first, second):
+            mean += np.float32(0.1) * (gradient - mean)
+            square += np.float32(0.001) * (gradient * gradient - square)
+            part -= rate * (mean / np.float32(1 - 0.9**(step + 1))) / (
+                np.sqrt(square / np.float32(1 - 0.999**(step + 1))) + np.float32(1e-8))
     return net
 
 

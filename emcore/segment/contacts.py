@@ -151,9 +151,9 @@ def pool_contacts(contacts: Contacts, table: np.ndarray) -> Contacts:
     u, v, order, starts = _grouped(table[contacts.u], table[contacts.v])
 
     def added(values: np.ndarray) -> np.ndarray:
-        return np.add.reduceat(values[order], starts, axis=0) if len(starts) else values[:0]
+        return np.add.reduceat(values[order], starts, axis=0, dtype=np.int64) if len(starts) else values[:0]
 
-    histograms = added(contacts.histograms.astype(np.int64))
+    histograms = added(contacts.histograms)
     if histograms.size and histograms.max() > LARGEST_LABEL:
         raise InputError("two clusters have more faces in common than 32 bits number; cut the volume into blocks")
     pairs = []
