@@ -1,4 +1,4 @@
-"""[decode.learned] from end to end: a classifier is trained, decodes, is recorded, and is refused where it does not fit."""
+"""[decode.learned] from end to end: a classifier learns, decodes, is recorded, and is refused where it does not fit."""
 
 import json
 
@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from emcore import config, metrics, synth
+from emcore.blocks.choice import check_kind
 from emcore.decode import decode, recut
 from emcore.decode.affinities import segmentation_of
 from emcore.decode.contact_net import damaged, read_net, train_net
 from emcore.decode.features import QUANTILES, feature_names, features, quantiles
 from emcore.decode.learn_contacts import main as learn_contacts
 from emcore.decode.learned import learned_segmentation, voxels_of
+from emcore.decode.tune import check as check_tune
 from emcore.errors import InputError, run_command
 from emcore.segment import Segmentation
 from emcore.segment.affinities import Affinities
@@ -190,8 +192,8 @@ def test_a_damaged_file_is_refused_in_one_sentence(trained, tmp_path, capsys):
                  json.dumps({**table, "format": 2})):
         path = tmp_path / "damaged.json"
         path.write_text(text)
-        assert "no classifier of contacts that can be used" in refused(lambda _: read_net(path), capsys)
-    with pytest.raises(InputError, match="cannot read .*missing.json"):
+        assert "no classifier of contacts that can be used" in refused(lambda _, path=path: read_net(path), capsys)
+    with pytest.raises(InputError, match=r"cannot read .*missing\.json"):
         read_net(tmp_path / "missing.json")
     (tmp_path / "large.json").write_bytes(b" " * (9 << 20))
     with pytest.raises(InputError, match="larger than 8 MiB"):
@@ -241,13 +243,13 @@ def test_settings_that_mean_nothing_beside_a_classifier_are_refused(trained):
 
 
 def test_other_ways_to_decode_say_that_they_do_not_know_it(trained):
-    from emcore.blocks.choice import check_kind
-
     settings = settings_of(trained).decode
-    with pytest.raises(InputError, match="decode.learned works on the whole volume only"):
+    with pytest.raises(InputError, match=r"decode\.learned works on the whole volume only"):
         check_kind(settings)
-    with pytest.raises(InputError, match="only infer.py works with it"):
+    with pytest.raises(InputError, match=r"only infer\.py works with it"):
         segmentation_of(None, settings)
+    with pytest.raises(InputError, match=r"a tune does not know decode\.learned"):
+        check_tune(settings_of(trained), None, None)
 
 
 def test_the_command_refuses_what_teaches_nothing(trained, tmp_path, capsys):
