@@ -27,6 +27,7 @@ TOOLS = {
     "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
+    "learn-contacts": ("emcore.decode.learn_contacts", "train the classifier of [decode.learned] from labels"),
     "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),
     "legacy_v1": ("emcore.systems.legacy_v1.__main__", "train and test with the flags of the 2019 synapse tutorial"),
     "report": ("emcore.report", "write the page of a finished run"),

@@ -15,6 +15,7 @@ from typing import Any
 import emcore
 from emcore import config
 from emcore.errors import InputError
+from emcore.reading import open_regular
 from emcore.settings import Settings
 from emcore.settings.data import VolumeFiles
 from emcore.settings.decode import Decode
@@ -94,7 +95,21 @@ def of_truth(settings: Settings, number: int) -> dict[str, Any] | None:
 def of_labels(settings: Settings, prediction: Path, truth: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The record of labels that [decode] makes of a stored prediction."""
     return {"emcore": emcore.__version__, "prediction": of_source(prediction),
-            "decode": config.to_table(settings.decode), **({"truth": dict(truth)} if truth else {})}
+            "decode": config.to_table(settings.decode), **of_classifier(settings.decode),
+            **({"truth": dict(truth)} if truth else {})}
+
+
+def of_classifier(decode: Decode) -> dict[str, Any]:
+    """The digest of the file of [decode.learned], whose name says nothing about it; nothing where there is none."""
+    learned = getattr(decode, "learned", None)
+    if learned is None:
+        return {}
+    try:
+        with open_regular(learned.file) as file:
+            return {"classifier": {"digest": hashlib.file_digest(file, "sha256").hexdigest()}}
+    except OSError as error:
+        raise InputError(f"decode.learned.file: cannot read {learned.file}: {error.strerror or error}; python -m "
+                         "emcore learn-contacts writes it") from None
 
 
 def of_source(prediction: Path) -> dict[str, Any]:

@@ -90,6 +90,8 @@ def why_decode(labels: Path, prediction: Path, wanted: Mapping[str, Any]) -> str
     elif made_by["prediction"]["digest"] != wanted["prediction"]["digest"]:
         return "they were made of another prediction"
     differing = decoded_otherwise(made_by, wanted["decode"])
+    if not differing and made_by.get("classifier") != wanted.get("classifier"):
+        return "the classifier in decode.learned.file is another one by now"
     return listed(differing) if differing else None
 
 
@@ -136,11 +138,14 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
         differing = decoded_otherwise(made_by, config.to_table(settings.decode))
         if differing:
             lines.append(f"the labels were made with other settings than those given here: {listed(differing)}")
+        elif made_by.get("classifier") != record.of_classifier(settings.decode).get("classifier"):
+            lines.append("the labels were made with another classifier than the one in decode.learned.file")
         if made_by.get("truth") and test.label is not None and not again:
             check_truth(made_by["truth"], os.path.join(settings.data.folder, test.label), labels)
     table = {"weights": source and source["weights"], "settings": source and source["settings"],
              "arithmetic": source and source["arithmetic"], "volume": source and source["volume"],
-             "decode": made_by and made_by["decode"], "truth": record.of_truth(settings, number)}
+             "decode": made_by and made_by["decode"], "classifier": made_by and made_by.get("classifier"),
+             "truth": record.of_truth(settings, number)}
     return lines, table
 
 
@@ -177,8 +182,8 @@ def check_shown(made_by: Mapping[str, Any], scores: Mapping[str, Any] | None, na
         differing.append(f"the weights were {record.told_weights(scored['weights'])}, are "
                          f"{record.told_weights(made_by['weights'])}")
     was, now = (record.with_defaults(table, {"decode": Decode}) for table in (scored, made_by))
-    for key in ("arithmetic", "decode"):
-        differing += record.changed(was.get(key), now[key], key)
+    for key in ("arithmetic", "decode", "classifier"):
+        differing += record.changed(was.get(key), now.get(key), key)
     was, now = (record.with_defaults(table.get("settings") or {}, record.SETTINGS) for table in (scored, made_by))
     differing += record.changed(was, now, "settings")
     truth = made_by["truth"]

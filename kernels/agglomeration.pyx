@@ -174,6 +174,8 @@ cdef class Queue:
         score = self.clusters.score(edge)
         if score != rank.score or edge.key != rank.key:
             self.enqueue(rank.edge, score)
+        elif self.clusters.dead(edge):  # what it is pooled with is dead as well, so neither needs a place in line
+            return 0
         elif self.confined and (a.frozen or b.frozen):
             a.frozen = b.frozen = True
         else:

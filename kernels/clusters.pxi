@@ -10,11 +10,14 @@ cdef class Clusters:
     cdef Py_ssize_t node_count, edge_count
     cdef vector[double] levels  # QUANTILE: score of a level
     cdef int64_t quantile
+    cdef int64_t* sizes  # of the clusters, where two of more than `limit` never merge
+    cdef int64_t limit
     cdef Kind kind
 
     def __cinit__(self, str kind, Py_ssize_t nodes, const uint32_t[:] u, const uint32_t[:] v, const uint64_t[:] key):
         cdef Py_ssize_t i
         cdef Entry* place
+        self.sizes = NULL
         self.kind = {"mean": MEAN, "max": MAX, "min": MIN, "quantile": QUANTILE}[kind]
         self.memory = []
         self.nodes = <Node*>self.reserve(nodes * sizeof(Node))
@@ -100,6 +103,18 @@ cdef class Clusters:
         for i in range(nodes.shape[0]):
             self.nodes[nodes[i]].frozen = True
 
+    def keep_apart(self, const int64_t[:] sizes, int64_t limit):
+        """Two clusters never merge where both are larger than the limit; sizes: of the nodes."""
+        cdef Py_ssize_t i
+        self.sizes = <int64_t*>self.reserve(self.node_count * sizeof(int64_t))
+        self.limit = limit
+        for i in range(self.node_count):
+            self.sizes[i] = sizes[i]
+
+    cdef inline bint dead(self, const Edge* edge) noexcept nogil:
+        """Whether an edge joins two that never merge, whatever else does: clusters only grow."""
+        return self.sizes != NULL and min(self.sizes[edge.a], self.sizes[edge.b]) > self.limit
+
     cdef inline double score(self, const Edge* edge) noexcept nogil:
         cdef const Bin* bin
         cdef int64_t rank
@@ -150,6 +165,8 @@ cdef class Clusters:
         cdef uint32_t i, slots = from_.room if from_.table else from_.size
         cdef Edge* edge
         merging.a = merging.b
+        if self.sizes != NULL:
+            self.sizes[large] += self.sizes[small]
         remove(into, find(into, small))
         for i in range(slots):
             if from_.neighbours[i].node != NONE:

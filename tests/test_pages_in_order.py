@@ -30,6 +30,7 @@ from emcore.errors import run_command
 from emcore.models.build import build_model
 from emcore.settings import Settings
 from emcore.smoke import PLACES, STEPS, reduced, write_files
+from emcore.synth import synthesize
 from emcore.volumes import create_volume, list_datasets, split_reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +91,7 @@ R = f"results_step={STEPS}"
 CLEFTS, NEURONS = "configs/cremi/cremi_clefts.toml", "configs/snemi/snemi_neurons.toml"
 V1 = "configs/legacy_v1/cremi_clefts_v1.toml"
 FIB25, MEMBRANES = "configs/tissue/fib25_neurons.toml", "configs/tissue/isbi2012_membranes.toml"
+GIVEN, GIVEN_RESULTS = "--checkpoint weights/fib25_neurons.pt", "fib25_neurons_weights=fib25_neurons"
 R33, EMR50, SMALL = ("configs/dbmim/dbmim_finetune_r33.toml", "configs/emr50/emr50_polarity.toml",
                      "configs/emr50/emr50_polarity_small.toml")
 HF = "outputs/hf_weights/weights/fullem_mixedmask_dbmim_r33"
@@ -208,6 +210,15 @@ TABLE = {
         (f"python evaluate.py --cfg {V1}", scored("cremi_clefts_v1")),
         (f"python train.py --cfg {V1} name=cremi_clefts_v1_raw_labels labels.smooth=false",
          trained("cremi_clefts_v1_raw_labels")),
+    ],
+    "docs/tutorials/contacts.md": [
+        (f"python infer.py --cfg {FIB25} {GIVEN} --params mine.toml decode.kind=none",
+         predicted(GIVEN_RESULTS, "mine", labels=False, where=".")),
+        (f"python -m emcore learn-contacts --cfg {FIB25} --params mine.toml --results outputs/{GIVEN_RESULTS}",
+         makes("mine_contacts.json")),
+        (f"python infer.py --cfg {FIB25} {GIVEN} --params other.toml", predicted(GIVEN_RESULTS, "other", where=".")),
+        (f"python evaluate.py --cfg {FIB25} --params other.toml --results outputs/{GIVEN_RESULTS}",
+         scored(GIVEN_RESULTS, where=".", page="report.html")),
     ],
     "docs/tutorials/dbmim.md": [
         ("python -m emcore download cremi-original", None),
@@ -412,6 +423,17 @@ def before_benchmarks(folder):
     (folder / "new.toml").write_text(toml.replace("/path/new.h5", str(folder / "new.h5")))
 
 
+def before_contacts(folder):
+    shutil.copytree(ROOT / "weights", "weights")
+    text = (ROOT / "docs" / "tutorials" / "contacts.md").read_text()
+    for number, (name, toml) in enumerate(zip(("mine", "other"), re.findall(r"```toml\n(.*?)```", text, re.DOTALL))):
+        Path(f"{name}.toml").write_text(toml.replace(f'"{name}.h5', f'"{folder}/{name}.h5'))
+        tissue = synthesize((32, 64, 64), (10.0, 10.0, 10.0), number, neurites=40)
+        for dataset, array in (("raw", tissue.raw), ("labels", tissue.neuron_ids)):
+            with create_volume(f"{name}.h5:{dataset}", array.shape, array.dtype, (10.0, 10.0, 10.0)) as out:
+                out[...] = array
+
+
 def before_demo(folder):
     run("python train.py --cfg configs/demo.toml")
     run("python infer.py --cfg configs/demo.toml")
@@ -466,7 +488,8 @@ def before_dbmim(folder):
 
 BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks, "docs/embedding.md": before_demo,
           "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
-          "docs/tutorials/cremi_clefts.md": before_clefts, "docs/tutorials/cremi_clefts_v1.md": before_v1,
+          "docs/tutorials/contacts.md": before_contacts, "docs/tutorials/cremi_clefts.md": before_clefts,
+          "docs/tutorials/cremi_clefts_v1.md": before_v1,
           "docs/tutorials/dbmim.md": before_dbmim, "docs/tutorials/emr50_polarity.md": before_polarity}
 
 

@@ -28,6 +28,9 @@ from emcore.threads import allotted_cores
 # 256³ and 512³): the whole took 13.2 to 15.7, a worker 10.8 to 14 for blocks of 192³ and 256³ and, with what does not
 # grow with the block, 15 to 19 for 128³. With low 0.1 and high 0.999 it is 10.4 and 10.
 WHOLE, BLOCK = 18, 16
+# More of them with decode.learned, for all that is known of contacts, and beside all channels that it looks at: 55 were
+# measured with faces, which left a fragment for every 134 voxels
+LEARNED = 70
 HISTOGRAMS = 34  # more of these where a quantile is over every contact: 8 in 8 bits to 32 in float32
 # More of these for fragments = "faces", whole and in a block: 17.6 in all at 320³ in 8 bits; 30 in blocks of 128³ in
 # 8 bits and 46 in float32, with what lies around the block.
@@ -57,7 +60,7 @@ class Task(NamedTuple):
     @property
     def value_bytes(self) -> int:
         """Bytes a voxel of what is read of the prediction; a calibration makes float32 of it."""
-        if not isinstance(self.decode, AffinityDecode | ConnectedDecode):
+        if not isinstance(self.decode, AffinityDecode | ConnectedDecode) or getattr(self.decode, "learned", None):
             return (len(getattr(self.decode, "channels", ())) or self.channels) * self.itemsize
         moved = any(self.decode.bias) or self.decode.temperature != 1
         return 3 * (self.itemsize + 4 * moved)
@@ -80,6 +83,8 @@ class Task(NamedTuple):
         """Bytes a voxel that histograms of the statistic take; None where there is no statistic."""
         if not isinstance(self.decode, AffinityDecode):
             return None
+        if self.decode.learned is not None:
+            return LEARNED
         return HISTOGRAMS * parse_statistic(self.decode.statistic).every_contact
 
     @property
@@ -183,6 +188,9 @@ def check_kind(decode: Decode, why: str = "") -> None:
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \
                 "decode.ties = canonical"
+    elif isinstance(decode, AffinityDecode) and decode.learned is not None:
+        wrong = "decode.learned", "the statistics of its contacts are not yet pooled over blocks", \
+                "decode.learned = none, which merges by decode.statistic"
     elif isinstance(decode, ComponentsDecode) and decode.seed_threshold and not needs_sections(decode):
         wrong = f"decode.seed_threshold with decode.connectivity = {decode.connectivity}", flood, \
                 "decode.connectivity = 4 or 8, which floods every section by itself, or decode.seed_threshold = 0"

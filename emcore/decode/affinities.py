@@ -126,6 +126,9 @@ def moved(values: np.ndarray, bias: float, temperature: float) -> np.ndarray:
 
 def segmentation_of(affs: Affinities | None, settings: AffinityDecode) -> Segmentation:
     """Fragments, graph and tree of affinities by [decode]; none of them is made yet."""
+    if settings.learned is not None:
+        raise InputError("decode.learned looks at the longer affinities of a whole prediction, so only infer.py works "
+                         "with it: leave the table [decode.learned] out, such as by decode.learned=none")
     return Segmentation(affs, low=settings.low, high=settings.high, fragments=settings.fragments,
                         statistic=settings.statistic, ties=settings.ties, end=settings.end or None)
 

@@ -16,6 +16,7 @@ from emcore.decode.affinities import (
     segmentation_of,
     stored_offsets,
 )
+from emcore.decode.learned import learned_segmentation
 from emcore.errors import InputError
 from emcore.files import assembled
 from emcore.record import ATTRIBUTE, LABELS
@@ -47,7 +48,10 @@ def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, An
     place = (prediction.resolution, prediction.offset)
     segmentation = None
     if isinstance(settings, AffinityDecode):
-        segmentation = segmentation_of(read_affinities(prediction, settings), settings)
+        if settings.learned is not None:
+            segmentation = learned_segmentation(prediction, settings)
+        else:
+            segmentation = segmentation_of(read_affinities(prediction, settings), settings)
         labels = labels_of(segmentation, settings)
     else:
         labels = KINDS[type(settings)](prediction, settings)

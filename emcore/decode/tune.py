@@ -105,6 +105,9 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
 def check(settings: Settings, draws: int | None, limit: float | None) -> None:
     if not isinstance(settings.decode, NoDecode | AffinityDecode):
         raise InputError(f'a tune searches decode.kind = "affinities"; the config has {settings.decode.kind!r}')
+    if isinstance(settings.decode, AffinityDecode) and settings.decode.learned is not None:
+        raise InputError("a tune does not know decode.learned, whose threshold is a probability and needs no search: "
+                         "leave the table out, such as by decode.learned=none")
     if settings.tune.objective not in OBJECTIVES:
         raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
     if draws is not None and draws < 1:

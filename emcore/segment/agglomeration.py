@@ -11,7 +11,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import agglomeration as kernel
 from emcore.kernels.waterz_replay import Replay
-from emcore.segment.arrays import as_array, within
+from emcore.segment.arrays import as_array, as_count, within
 from emcore.segment.graph import RegionGraph, check_graph
 from emcore.segment.merge_tree import MergeTree
 from emcore.segment.statistics import Statistic, parse_statistic
@@ -43,14 +43,18 @@ class Agglomeration:
     Of the graph only the ends of its edges are still needed. In a block of a volume, frozen are the ids that have
     edges elsewhere: they stay as they are, so does all that would merge with them first, and every merge that is made
     is one of the whole volume. maxima=True says that the histograms of the graph are of the largest affinities of
-    pairs of fragments (maxima_bins), where the statistic is a quantile of those.
+    pairs of fragments (maxima_bins), where the statistic is a quantile of those. limit: two clusters that both have
+    more voxels never merge, by the sizes of the graph; that is a rule of the two alone and of nothing that can shrink,
+    so it holds with frozen ids as without.
     """
 
     def __init__(self, graph: RegionGraph, statistic: str | Statistic = "mean", ties: str = "canonical",
-                 frozen: np.ndarray | None = None, maxima: bool = False):
+                 frozen: np.ndarray | None = None, maxima: bool = False, limit: int | None = None):
         if ties not in ("canonical", "waterz"):
             raise InputError(f"ties must be 'canonical' or 'waterz'; got {ties!r}")
         statistic, graph = parse_statistic(statistic), check_graph(graph, "agglomerate", any_bins=maxima)
+        if limit is not None and (ties == "waterz" or graph.sizes is None):
+            raise InputError("limit needs the sizes of a graph, and ties='canonical'")
         if ties == "waterz" and (frozen is not None or maxima):
             raise InputError("ties='waterz' works on whole volumes only: leave frozen and maxima out")
         if maxima and (statistic.kind != "quantile" or statistic.every_contact or graph.bins is None):
@@ -70,6 +74,8 @@ class Agglomeration:
                 self._levels = _set_maxima(self._run, graph, statistic)
             else:
                 _set_statistics(self._run, graph, statistic)
+            if limit is not None:
+                self._run.keep_apart(graph.sizes, as_count("limit", limit))
         if frozen is not None:
             self._frozen = _as_ids(frozen, graph.fragments)
             self._run.freeze(self._frozen)

@@ -101,7 +101,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
         raise InputError(f"keys of contacts are numbers of 64 bits, too few for volume_shape {volume_shape} "
                          f"with {len(rows)} channels")
     threads = thread_count(threads)
-    values, decode = _decoded(given)
+    values, decode = decoded(given)
     first = int(place[0][0])
     cuts = [(first + start, first + stop) for start, stop in slabs(max(0, fragments.shape[0] - first), threads)]
     tables = [kernel.EdgeTable("histogram" in wanted) for _ in cuts or [None]]  # an empty volume has a graph too
@@ -256,7 +256,7 @@ def _channel_rows(affs: Affinities, channels: Sequence[int] | None) -> np.ndarra
     return np.array([(c, *step, at, order.index(step)) for c, (step, at) in steps.items()], np.int64)
 
 
-def _decoded(affs: Affinities) -> tuple[np.ndarray, np.ndarray]:
+def decoded(affs: Affinities) -> tuple[np.ndarray, np.ndarray]:
     """The affinities or their codes as the kernel takes them, and the value of every code."""
     values = affs.values
     if affs.table is not None:

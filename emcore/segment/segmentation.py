@@ -202,6 +202,14 @@ class Segmentation:
         return cls.of_parts(parts, affs, threads)
 
     @classmethod
+    def of_graph(cls, fragments: np.ndarray, graph: RegionGraph, affs: np.ndarray | Affinities | None = None, *,
+                 end: float | None = None, threads: int | None = None) -> "Segmentation":
+        """Fragments (z, y, x) and their graph, whatever its affinities are of, which merge by the mean of these."""
+        found = cls(affs, fragments=fragments, end=end, threads=threads)
+        found._graph = graph
+        return found
+
+    @classmethod
     def of_parts(cls, parts: Parts, affs: np.ndarray | Affinities | None = None,
                  threads: int | None = None) -> "Segmentation":
         """What was made before, wherever it stands; each part is read when it is first asked for."""

@@ -36,6 +36,20 @@ class Link:
 
 
 @dataclass(frozen=True)
+class Learned:
+    file: str = ""  # the classifier of contacts, which python -m emcore learn-contacts writes
+    # fragments merge first, while 1 - the mean of the nearest and the shortest longer affinities is below it
+    first_threshold: float = 0.2
+    first_size: float = 0.01  # cubic micrometres; two clusters that are both larger wait for the classifier
+
+    def __post_init__(self) -> None:
+        within(0, 1, self, "first_threshold")
+        above(0, self, "first_size")
+        if not self.file:
+            raise WrongSetting("file must name the classifier, which python -m emcore learn-contacts writes")
+
+
+@dataclass(frozen=True)
 class AffinityDecode:
     kind: Literal["affinities"] = "affinities"  # watershed of the affinities along z, y, x, then agglomeration
     # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
@@ -57,9 +71,13 @@ class AffinityDecode:
     dust_affinity: float = 0.0  # that the neighbour needs
     remove_size: int = 0  # voxels under which what is left is removed
     link: Link | None = None  # join segments across sections in the end
+    # merge in two stages, the second by a classifier; threshold and end are then of the mean probability of a border
+    learned: Learned | None = None
 
     def __post_init__(self) -> None:
         check_three(self.channels)
+        if self.learned is not None:
+            self.check_learned()
         at_least(0, self, "dust_size", "remove_size")
         within(0, 1, self, "threshold", "end", "low", "high", "boundary", "dust_affinity")
         if 0 < self.end < self.threshold:
@@ -67,6 +85,16 @@ class AffinityDecode:
         above(0, self, "temperature")
         parsed(self, "fragments", check_fragments)
         parsed(self, "statistic", parse_statistic)
+
+    def check_learned(self) -> None:
+        """Refuses what means nothing beside a classifier, which looks at all affinities as they are."""
+        usual = {"channels": (), "bias": (0.0, 0.0, 0.0), "temperature": 1.0, "statistic": "mean",
+                 "ties": "canonical"}
+        for name, value in usual.items():
+            found = getattr(self, name)
+            if found != value:
+                raise WrongSetting(f"{name} must stay {list(value) if isinstance(value, tuple) else value} with "
+                                   f"decode.learned, which looks at all affinities as they are; got {found}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,87 @@
+"""[decode.learned]: fragments merge in two stages, the second by a classifier of what is known of a contact.
+
+First fragments merge by the mean of the nearest and the shortest longer affinities, up to a low threshold, and two
+large clusters never. The statistics of all contacts are then pooled onto these clusters; the classifier gives each
+contact the probability of a border, once, and clusters merge by the mean of that over all faces between them.
+"""
+
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from emcore.decode.affinities import read_channels, stored_offsets
+from emcore.decode.contact_net import LEVELS, ContactNet, read_net
+from emcore.decode.features import features
+from emcore.errors import InputError
+from emcore.segment.affinities import Affinities, stored_table
+from emcore.segment.agglomeration import Agglomeration
+from emcore.segment.contacts import UNIT, Contacts, first_graph, measure_contacts, pool_contacts, step_groups
+from emcore.segment.graph import RegionGraph
+from emcore.segment.merge_tree import look_up
+from emcore.segment.segmentation import Segmentation
+from emcore.settings.decode import AffinityDecode, Learned
+from emcore.volumes import Volume
+
+
+def learned_segmentation(prediction: Volume, settings: AffinityDecode) -> Segmentation:
+    """The clusters of the first stage, their graph by the classifier, and the tree that is made of it.
+
+    The affinity of an edge of this graph is 1 minus the probability of a border, so the tree is cut as any other is.
+    """
+    affs, steps, resolution = read_groups(prediction)
+    net = read_net(Path(settings.learned.file))
+    net.check(prediction.name, steps, resolution, settings.fragments)
+    fragments = fragments_of(affs, settings)
+    contacts = measure_contacts(fragments, affs)
+    table = first_clusters(contacts, settings.learned.first_threshold, voxels_of(settings.learned, resolution))
+    clusters = look_up(fragments, table, out=fragments if fragments.dtype == table.dtype else None)
+    graph = learned_graph(pool_contacts(contacts, table), net)
+    return Segmentation.of_graph(clusters, graph, nearest(affs), end=settings.end or None)
+
+
+def read_groups(prediction: Volume) -> tuple[Affinities, tuple[tuple[int, int, int], ...], tuple[float, ...]]:
+    """(affinities of the groups of steps, these steps, nm of a voxel): all that the statistics look at is read."""
+    offsets = stored_offsets(prediction)
+    if offsets is None:
+        raise InputError(f"{prediction.name} has no attribute offsets, by which decode.learned finds the nearest and "
+                         "the longer affinities")
+    if prediction.resolution is None:
+        raise InputError(f"{prediction.name} does not say its resolution, and decode.learned needs the size of a voxel")
+    groups, steps = step_groups(offsets)
+    channels = [channel for group in groups for channel in group]
+    values = read_channels(prediction, channels, (slice(None),) * 3)
+    affs = Affinities(values, [offsets[channel] for channel in channels], table=stored_table(prediction))
+    affs.check_values(range(len(channels)))
+    return affs, steps, tuple(float(size) for size in prediction.resolution)
+
+
+def nearest(affs: Affinities) -> Affinities:
+    """The first three channels, which are those of the nearest neighbours."""
+    return Affinities(affs.values[:3], affs.offsets[:3], table=affs.table)
+
+
+def fragments_of(affs: Affinities, settings: AffinityDecode) -> np.ndarray:
+    """The fragments that [decode] makes of the nearest neighbours."""
+    return Segmentation(nearest(affs), low=settings.low, high=settings.high, fragments=settings.fragments).fragments
+
+
+def voxels_of(settings: Learned, resolution: tuple[float, ...]) -> int:
+    """The voxels of decode.learned.first_size, which is in cubic micrometres."""
+    return max(1, round(settings.first_size * 1e9 / prod(resolution)))
+
+
+def first_clusters(contacts: Contacts, threshold: float, limit: int) -> np.ndarray:
+    """The cluster of every fragment after the first merges, uint32, numbered from 1; two above the limit stay two."""
+    run = Agglomeration(first_graph(contacts), "mean", limit=limit)
+    run.advance(threshold)
+    return run.tree().table(threshold)
+
+
+def learned_graph(contacts: Contacts, net: ContactNet) -> RegionGraph:
+    """Clusters that touch, with 1 minus the probability of a border as the affinity of every face between two."""
+    joined = LEVELS - net.probabilities(features(contacts)).astype(np.int64)
+    affinity = (joined / LEVELS).astype(np.float32)
+    return RegionGraph(contacts.fragments, contacts.u, contacts.v, contacts.count,
+                       contacts.count * joined * (int(UNIT) // LEVELS), affinity, affinity, contacts.key,
+                       contacts.sizes)
