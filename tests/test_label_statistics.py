@@ -71,7 +71,9 @@ def test_types_empty_volumes_and_background():
     assert np.array_equal(label_statistics(labels).centroids, [[1.5, 2.5, 3.5]])
     for shape in ((0, 4, 5), (3, 4, 5)):
         found = label_statistics(np.zeros(shape, np.uint16))
-        assert as_dicts(found) == ({}, {}) and same(found, pool_statistics([])) and found.centroids.shape == (0, 3)
+        assert as_dicts(found) == ({}, {})
+        assert same(found, pool_statistics([]))
+        assert found.centroids.shape == (0, 3)
 
 
 @pytest.mark.bench
@@ -91,7 +93,8 @@ def test_cc3d_counts_the_same():
 @pytest.mark.parametrize(("given", "words"), [
     ({"labels": np.zeros((2, 2))}, "must be integers"), ({"labels": np.zeros((2, 2), int)}, r"must be \(z, y, x\)"),
     ({"labels": np.array([[[-1]]])}, "must not be negative"), ({"origin": (0, -1, 0)}, "origin must be three"),
-    ({"beyond": (0, 2, 0)}, "beyond must be 0 or 1"), ({"labels": np.ones((1, 3, 3), int), "beyond": (1, 0, 0)}, "leave"),
+    ({"beyond": (0, 2, 0)}, "beyond must be 0 or 1"),
+    ({"labels": np.ones((1, 3, 3), int), "beyond": (1, 0, 0)}, "leave"),
     ({"labels": np.ones((256, 256, 128), bool), "origin": (2**40, 0, 0)}, "exceed 64 bits")])
 def test_mistakes_are_one_sentence(given, words):
     with pytest.raises(InputError, match=words):
@@ -164,7 +167,8 @@ def test_a_box_keeps_its_indices_and_what_is_done_is_not_done_again(stored, tmp_
     monkeypatch.setattr(command, "label_statistics", fail_at_third)
     arguments = path, tmp_path / "out.csv", "--workers", 1, "--box", box, "--block", depth, height, 2
     assert run(*arguments) == 2
-    assert "the disk is tired" in capsys.readouterr().err and not (tmp_path / "out.csv").exists()
+    assert "the disk is tired" in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
     assert run(*arguments) == 0
     assert len(calls) == len(set(map(tuple, calls))) + 1  # one was done twice, as it failed
     found = label_statistics(labels[1:, :, 2:], origin=(1, 0, 2))

@@ -78,14 +78,16 @@ def noise(rng, shape, labels):
 
 def test_every_cell_is_cut_into_loops_without_a_chord_within_a_side():
     table = marching_table()
-    assert table[:, 1].max() == 5 and table[0, 1] == table[255, 1] == 0
+    assert table[:, 1].max() == 5
+    assert table[0, 1] == table[255, 1] == 0
     for mask in range(256):
         loops = loops_of(mask)
         assert table[mask, 0] == sum(map(len, loops))
         assert table[mask, 1] == sum(len(loop) - 2 for loop in loops)
         for loop in loops:
             sides = {frozenset(pair) for pair in zip(loop, loop[1:] + loop[:1])}
-            chords = {frozenset(pair) for triangle in triangulated(loop) for pair in itertools.combinations(triangle, 2)}
+            chords = {frozenset(pair) for triangle in triangulated(loop)
+                      for pair in itertools.combinations(triangle, 2)}
             assert sides <= chords
             assert not any(share_side(*chord) for chord in chords - sides)
 
@@ -107,7 +109,8 @@ def test_the_surface_is_that_of_the_oracle(seed):
         assert np.allclose(np.sort(got.vertices, 0), np.sort(wanted, 0), atol=1e-5)
         distance = np.abs(got.vertices[:, None] - wanted[None]).max(2)
         match = distance.argmin(1)
-        assert distance.min(1).max() < 1e-5 and len(order) == len(own) == len(middles)
+        assert distance.min(1).max() < 1e-5
+        assert len(order) == len(own) == len(middles)
         vertices = list(near)
         edges = {frozenset((vertices[match[a]], vertices[match[b]])) for face in got.faces.tolist()
                  for a, b in itertools.combinations(face, 2)}
@@ -170,7 +173,8 @@ def test_flat_sides_lie_where_the_voxels_end_in_nm():
         others = [other for other in range(3) if other != axis]
         inner = np.abs(found.vertices[:, others] - middle[others]) < 2 * np.array((40, 8, 4))[others]
         seen = found.vertices[inner.all(1), axis]
-        assert np.allclose(sorted({round(float(at)) for at in seen}), [first * unit + begin, (first + 16) * unit + begin])
+        sides = [first * unit + begin, (first + 16) * unit + begin]
+        assert np.allclose(sorted({round(float(at)) for at in seen}), sides)
 
 
 @pytest.mark.parametrize("dtype", [bool, np.uint8, np.int16, np.uint32, np.int64, np.uint64, ">u4"])
@@ -223,9 +227,9 @@ def test_the_pieces_of_all_blocks_make_the_mesh_of_the_whole(seed):
 
 
 def test_windows_and_threads_of_a_large_volume_change_nothing(monkeypatch):
-    labels = noise(np.random.default_rng(2), (70, 8, 9), 3)
+    labels = noise(np.random.default_rng(2), (70, 5, 5), 2)
     whole = mesh(labels, UNIT, threads=1)
-    for side, threads in ((256, 3), (16, 1), (23, 2)):
+    for side, threads in ((256, 3), (19, 1)):
         monkeypatch.setattr(home, "SIDE", side)
         for label, found in mesh(labels, UNIT, threads=threads).items():
             assert np.array_equal(canonical(found), canonical(whole[label]))
@@ -250,9 +254,10 @@ def test_a_simpler_mesh_stays_closed_and_within_the_error(name):
         assert check_surface(found) == euler
         assert len(found.faces) < 0.6 * last
         last = len(found.faces)
-        some = whole.vertices[:: max(1, len(whole.vertices) // 300)]
+        some = whole.vertices[:: len(whole.vertices) // 60]
         assert oracle.distances(some, found.vertices, found.faces).max() <= error * 1.0001
-        assert oracle.distances(found.vertices[:100], whole.vertices, whole.faces).max() <= 2 * error
+        some = found.vertices[:: max(1, len(found.vertices) // 20)]
+        assert oracle.distances(some, whole.vertices, whole.faces).max() <= 2 * error
     assert np.array_equal(mesh(mask, (2.0, 1.0, 1.0), error=0.8)[1].faces, found.faces)
 
 
@@ -263,7 +268,7 @@ def test_simpler_meshes_of_noise_keep_their_pieces_and_holes(seed):
         for error in (0.3, 3.0):
             found = simplify_mesh(whole, error)
             assert check_surface(found) == check_surface(whole)
-            assert oracle.distances(whole.vertices[::7], found.vertices, found.faces).max() <= error * 1.0001
+            assert oracle.distances(whole.vertices[::19], found.vertices, found.faces).max() <= error * 1.0001
 
 
 # ---- files
@@ -273,7 +278,8 @@ def test_ply_and_obj_hold_x_y_z_in_nm(tmp_path):
     found = mesh(np.pad(np.ones((2, 3, 4), np.uint8), 1), (30.0, 20.0, 10.0))[1]
     write_mesh(tmp_path / "a.ply", found)
     head, _, body = (tmp_path / "a.ply").read_bytes().partition(b"end_header\n")
-    assert f"element vertex {len(found.vertices)}\n".encode() in head and b"binary_little_endian 1.0" in head
+    assert f"element vertex {len(found.vertices)}\n".encode() in head
+    assert b"binary_little_endian 1.0" in head
     points = np.frombuffer(body, "<f4", 3 * len(found.vertices)).reshape(-1, 3)
     assert np.array_equal(points, found.vertices[:, ::-1])
     rows = list(struct.iter_unpack("<B3I", body[points.nbytes :]))
@@ -294,8 +300,11 @@ def test_trimesh_reads_the_files(tmp_path, ending):
     found = mesh(mask, (3.0, 2.0, 1.0))[1]
     write_mesh(tmp_path / f"a.{ending}", found)
     read = trimesh.load(tmp_path / f"a.{ending}", process=False)
-    assert read.is_watertight and read.is_winding_consistent and read.euler_number == 0
-    assert np.isclose(read.volume, found.volume, rtol=1e-4) and np.isclose(read.area, found.area, rtol=1e-4)
+    assert read.is_watertight
+    assert read.is_winding_consistent
+    assert read.euler_number == 0
+    assert np.isclose(read.volume, found.volume, rtol=1e-4)
+    assert np.isclose(read.area, found.area, rtol=1e-4)
     assert np.allclose(read.bounds[1], found.vertices.max(0)[::-1])
 
 

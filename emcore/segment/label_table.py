@@ -37,10 +37,10 @@ def label_statistics(labels: np.ndarray, *, origin: Sequence[int] = (0, 0, 0), b
     """Voxels, boxes, centroids and contacts of every label, exactly.
 
     labels: (z, y, x) of any integer type, ids up to 2^64 - 1; label 0 is background, which has no row and touches
-    nothing. origin: the index that the first voxel has in the whole volume, where labels are a part of it (default 0, 0,
-    0). beyond: 1 for each axis (z, y, x) whose last plane belongs to the next part, so that of its voxels only the
-    contacts with this one count (default 0, 0, 0). threads: default all cores, which changes nothing. Labels touch where
-    two voxels share a face. Refuses what is no volume of labels, and sums beyond 64 bits (InputError).
+    nothing. origin: the index that the first voxel has in the whole volume, where labels are a part of it (default 0,
+    0, 0). beyond: 1 for each axis (z, y, x) whose last plane belongs to the next part, so that of its voxels only the
+    contacts with this one count (default 0, 0, 0). threads: default all cores, which changes nothing. Labels touch
+    where two voxels share a face. Refuses what is no volume of labels, and sums beyond 64 bits (InputError).
     """
     labels, place = unsigned(labels, threads=threads), as_triple("origin", origin)
     if labels.ndim != 3:

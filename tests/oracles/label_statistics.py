@@ -6,7 +6,7 @@ import numpy as np
 
 
 def statistics(labels, inside=None):
-    """({label: (voxels, first, end, sums)}, {(label, label): faces along z, y, x}); inside: shape of the part, if smaller."""
+    """({label: (voxels, first, end, sums)}, {(label, label): faces along z, y, x}) of the voxels in a shape."""
     objects, contacts = {}, {}
     inside = inside or labels.shape
     for voxel in itertools.product(*map(range, inside)):

@@ -1,4 +1,4 @@
-"""The surface of one object, vertex by vertex in dictionaries: a vertex is the pair of a voxel inside and one outside."""
+"""The surface of one object, vertex by vertex in dictionaries: a vertex is a voxel inside and one outside."""
 
 import itertools
 
@@ -11,7 +11,8 @@ def squares(shape):
         a, b = (np.eye(3, dtype=int)[other] for other in range(3) if other != axis)
         for corner in itertools.product(*(range(-1, length + 1) for length in shape)):
             first = np.array(corner)
-            yield axis, corner, [tuple(int(at) for at in voxel) for voxel in (first, first + a, first + a + b, first + b)]
+            ring = first, first + a, first + a + b, first + b
+            yield axis, corner, [tuple(int(at) for at in voxel) for voxel in ring]
 
 
 def segments_of(mask):
@@ -122,7 +123,7 @@ def surface(mask):
 
 
 def distances(points, vertices, faces):
-    """The distance of every point from the nearest triangle, by sampling none: exact, pair by pair."""
+    """The distance of every point from the nearest triangle, each held against all of them."""
     a, b, c = (vertices[faces[:, k]].astype(float) for k in range(3))
     nearest = np.full(len(points), np.inf)
     for number, point in enumerate(points.astype(float)):
