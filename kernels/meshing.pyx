@@ -1,7 +1,7 @@
 """The surfaces of all labels of a window: one vertex for every side of a voxel where its label ends, by marching cubes.
 
-A vertex slides along the line between two voxel centres, out of its object by less than half a voxel, so surfaces stay
-within their cells and never cross themselves. It has exactly four neighbours, one on each of the cells' sides that meet
+A vertex slides along the line between two voxel centres, by less than half a voxel, so a surface stays within the cells
+that it crosses. It has exactly four neighbours, one on each of the cells' sides that meet
 in its line: where the object bends away (convex), goes on (flat), or bends outwards (concave).
 """
 

@@ -112,6 +112,15 @@ def test_a_precomputed_volume_gets_its_meshes_where_a_viewer_shows_its_voxels(st
 
 
 @pytest.mark.bench
+def test_zmesh_reads_a_fragment(stored, tmp_path):
+    zmesh = pytest.importorskip("zmesh", reason="the reader zmesh is not installed")
+    assert run(stored, tmp_path / "out", "--workers", 1, "--ids", 2) == 0
+    read = zmesh.Mesh.from_precomputed((tmp_path / "out" / "2:0:mesh").read_bytes())
+    assert_is(Mesh(np.asarray(read.vertices)[:, ::-1], np.asarray(read.faces)),
+              mesh(drawn_labels(), UNIT, offset=OFFSET, ids=[2])[2])
+
+
+@pytest.mark.bench
 def test_cloudvolume_reads_the_meshes(stored, tmp_path):
     cloudvolume = pytest.importorskip("cloudvolume", reason="the reader cloud-volume is not installed")
     volume = tmp_path / "a.precomputed"

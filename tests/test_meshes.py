@@ -236,8 +236,15 @@ def test_windows_and_threads_of_a_large_volume_change_nothing(monkeypatch):
     monkeypatch.undo()
     labels = np.arange(70, dtype=np.uint8)[:, None, None] // 12 + (labels > 1)
     whole = mesh(labels, UNIT)
-    monkeypatch.setattr(home, "MOST_LABELS", 5)  # so windows are cut in halves until they hold no more
-    for label, found in mesh(labels, UNIT, threads=1).items():
+    for limit, most in (("MOST_LABELS", 5), ("MOST_VOXELS", 1300)):  # windows are cut in halves until they hold no more
+        monkeypatch.undo()
+        monkeypatch.setattr(home, limit, most)
+        assert_same(mesh(labels, UNIT, threads=1), whole)
+
+
+def assert_same(meshes, whole):
+    assert meshes.keys() == whole.keys()
+    for label, found in meshes.items():
         assert np.array_equal(canonical(found), canonical(whole[label]))
 
 

@@ -20,6 +20,7 @@ SPREADS = 2, 2  # How far what a vertex lacks in volume is shared out: along so 
 CONTEXT = SMOOTHINGS + sum(1 + spread for spread in SPREADS)  # voxels around a block that its vertices depend on
 SIDE = 256  # voxels of a window along each axis, of which the work takes about 50 bytes each
 MOST_LABELS = 2**24 - 1  # that the kernel numbers in one window
+MOST_VOXELS = 2**27  # of a window: more than 2^30 vertices could not be numbered
 Box = tuple[slice, slice, slice]
 
 
@@ -152,8 +153,8 @@ def pieces(window: np.ndarray, core: Box, frame: Frame, ids: np.ndarray | None =
         window = mask_out(window, ids, keep=True)
     if not window.any():
         return
-    dense, names = relabel(window, threads=1)
-    if len(names) > MOST_LABELS:
+    dense, names = relabel(window, threads=1) if window.size <= MOST_VOXELS else (window, ())
+    if window.size > MOST_VOXELS or len(names) > MOST_LABELS:
         for half in halves(core):
             box = tuple(slice(a.start - b.start, a.stop - b.start)
                         for a, b in zip(frame.window(half), frame.window(core)))
