@@ -18,7 +18,7 @@ from emcore.segment.meshes import Frame
 from emcore.volumes import create_volume, open_volume
 from emcore.volumes.blocks import join_blocks, write_block
 from emcore.volumes.convert import convert
-from tests.test_meshes import canonical, check_surface
+from tests.test_meshes import canonical
 
 ROOT = Path(__file__).resolve().parent.parent
 UNIT, OFFSET = (40.0, 8.0, 4.0), (400.0, 80.0, -8.0)
@@ -66,7 +66,7 @@ def read_object(folder, label):
 
 
 def assert_is(found, wanted):
-    assert check_surface(found) == check_surface(wanted)
+    assert len(found.vertices) == len(wanted.vertices)
     assert np.array_equal(canonical(found), canonical(wanted))
 
 

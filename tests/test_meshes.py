@@ -61,9 +61,9 @@ def check_surface(found: Mesh) -> int:
 
 def canonical(found: Mesh) -> np.ndarray:
     """The triangles by the places of their corners, each from its first one, in order."""
-    corners = found.vertices[found.faces]
-    order = np.array([min(range(3), key=lambda k: tuple(row[k])) for row in corners.tolist()], int).reshape(-1, 1)
-    turned = np.take_along_axis(corners, ((order + np.arange(3)) % 3)[:, :, None], 1).reshape(-1, 9)
+    ranks = np.unique(found.vertices, axis=0, return_inverse=True)[1].reshape(-1)[found.faces]
+    order = (ranks.argmin(1)[:, None] + np.arange(3)) % 3
+    turned = np.take_along_axis(found.vertices[found.faces], order[:, :, None], 1).reshape(-1, 9)
     return turned[np.lexsort(turned.T)]
 
 
