@@ -20,6 +20,8 @@ TOOLS = {
     "convert": ("emcore.volumes.convert", "copy a volume between formats, chunk by chunk"),
     "serve": ("emcore.volumes.serve", "serve a folder on 127.0.0.1 for Neuroglancer"),
     "synth": ("emcore.synth", "write synthetic tissue with exact ground truth"),
+    "mesh": ("emcore.blocks.meshes", "write the closed surface of every object for Neuroglancer, or as PLY or OBJ"),
+    "statistics": ("emcore.blocks.label_statistics", "write voxels, box, centroid and contacts of every label as CSV"),
     "explain": ("emcore.blocks.explain", "say why a voxel has its label, and what joins it to another one"),
     "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.systems.dbmim.prepare", "put public volumes where the recipes look for them, with a manifest"),

@@ -139,6 +139,13 @@ TABLE = {
         ("sbatch --array=0-15 slurm/infer.sbatch X decode.kind=none", None),
         ("sbatch --array=0-199 --gpus=0 --cpus-per-task=2 --mem=16G slurm/infer.sbatch X", None),
         ("python infer.py --cfg X", None)],
+    "docs/connectome.md": [
+        ("python -m emcore mesh A_labels.h5 A_meshes", makes("A_meshes/info", "A_meshes/1:0", "A_meshes/2:0:mesh")),
+        ("python -m emcore mesh A_labels.h5 A_ply --format ply --ids 1,2 --error 20",
+         makes("A_ply/1.ply", "A_ply/2.ply")),
+        ("python -m emcore convert A_labels.h5:labels A.precomputed", makes("A.precomputed/info")),
+        ("python -m emcore mesh A.precomputed A.precomputed", makes("A.precomputed/mesh/info")),
+        ("python -m emcore statistics A_labels.h5 A_labels.csv", makes("A_labels.csv", "A_labels_contacts.csv"))],
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",
@@ -434,6 +441,13 @@ def before_contacts(folder):
                 out[...] = array
 
 
+def before_connectome(folder):
+    labels = np.ones((12, 20, 24), np.uint64)
+    labels[:, :, 10:] = 2
+    with create_volume("A_labels.h5:labels", labels.shape, labels.dtype, (40.0, 8.0, 8.0)) as out:
+        out[...] = labels
+
+
 def before_demo(folder):
     run("python train.py --cfg configs/demo.toml")
     run("python infer.py --cfg configs/demo.toml")
@@ -486,7 +500,8 @@ def before_dbmim(folder):
         archive.write("part/a.h5", "FAFB/a.hdf")
 
 
-BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks, "docs/embedding.md": before_demo,
+BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks,
+          "docs/connectome.md": before_connectome, "docs/embedding.md": before_demo,
           "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
           "docs/tutorials/contacts.md": before_contacts, "docs/tutorials/cremi_clefts.md": before_clefts,
           "docs/tutorials/cremi_clefts_v1.md": before_v1,

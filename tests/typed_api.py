@@ -121,6 +121,19 @@ def use_labels() -> None:
         assert_type(skeleton.length, float)
 
 
+def use_objects(folder: Path) -> None:
+    for found in segment.mesh(LABELS, RESOLUTION, ids=[1, 2], error=4.0).values():
+        assert_type(found, segment.Mesh)
+        assert_type(found.volume, float)
+        assert_type(found.vertices, Array)
+        assert_type(segment.simplify_mesh(found, 20.0), segment.Mesh)
+        segment.write_mesh(folder / "one.ply", found)
+    table = segment.label_statistics(LABELS)
+    assert_type(table, segment.LabelStatistics)
+    assert_type(table.centroids, Array)
+    assert_type(segment.pool_statistics([table]), segment.LabelStatistics)
+
+
 def use_decode(folder: Path) -> None:
     with emcore.create_volume(folder / "made_prediction.h5:main", AFFINITIES.shape, np.float32,
                               attributes={"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}) as out:
@@ -173,5 +186,6 @@ def use_all(folder: Path, checkpoints: Sequence[Path] = ()) -> None:
     fragments = use_fragments()
     use_metrics(fragments, use_merges(fragments, folder))
     use_labels()
+    use_objects(folder)
     use_decode(folder)
     use_net(checkpoints, folder)

@@ -64,6 +64,20 @@ def read(path: Path, *names: str) -> list[np.ndarray]:
         return [_column(path, file, start, name, listed) for name in names]
 
 
+def read_rows(path: Path, spans: Mapping[str, tuple[int, int]]) -> list[np.ndarray]:
+    """Rows start to stop of columns of one axis or more. No checksum is looked at: they need some of their own."""
+    with _opened(path) as file:
+        start, listed = _header(path, file)
+        found = []
+        for name, (first, stop) in spans.items():
+            dtype, shape, offset, _ = listed[name]
+            row = dtype.itemsize * prod(shape[1:])
+            if not 0 <= first <= stop <= shape[0]:
+                raise Damaged(path, f"has fewer rows of {name} than are looked for")
+            found.append(_values(path, file, start + offset + first * row, dtype, (stop - first, *shape[1:])))
+        return found
+
+
 def read_all(path: Path) -> dict[str, np.ndarray]:
     """Every column by its name."""
     with _opened(path) as file:
@@ -134,13 +148,18 @@ def _column(path: Path, file: BinaryIO, start: int, name: str, listed: Mapping[s
     if name not in listed:
         raise Damaged(path, f"holds no column {name}")
     dtype, shape, offset, checksum = listed[name]
+    values = _values(path, file, start + offset, dtype, shape)
+    if values.size and zlib.crc32(values.data.cast("B")) != checksum:
+        raise Damaged(path, f"is damaged: its column {name} has another checksum")
+    return values
+
+
+def _values(path: Path, file: BinaryIO, start: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     values = np.empty(shape, dtype)
     try:
-        file.seek(start + offset)
+        file.seek(start)
         if values.size and file.readinto(values.data.cast("B")) != values.nbytes:
             raise Damaged(path, "is cut off")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    if values.size and zlib.crc32(values.data.cast("B")) != checksum:
-        raise Damaged(path, f"is damaged: its column {name} has another checksum")
     return values

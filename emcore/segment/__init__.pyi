@@ -17,6 +17,9 @@ from emcore.segment.fragments import watershed as watershed
 from emcore.segment.graph import Place as Place
 from emcore.segment.graph import RegionGraph as RegionGraph
 from emcore.segment.graph import region_graph as region_graph
+from emcore.segment.label_table import LabelStatistics as LabelStatistics
+from emcore.segment.label_table import label_statistics as label_statistics
+from emcore.segment.label_table import pool_statistics as pool_statistics
 from emcore.segment.linking import LinkRule as LinkRule
 from emcore.segment.linking import join_pairs as join_pairs
 from emcore.segment.linking import link_sections as link_sections
@@ -25,6 +28,10 @@ from emcore.segment.merge_tree import MergeTree as MergeTree
 from emcore.segment.merge_tree import cut as cut
 from emcore.segment.merge_tree import size_linkage as size_linkage
 from emcore.segment.merge_tree import sweep as sweep
+from emcore.segment.mesh_files import write_mesh as write_mesh
+from emcore.segment.meshes import Mesh as Mesh
+from emcore.segment.meshes import mesh as mesh
+from emcore.segment.meshes import simplify_mesh as simplify_mesh
 from emcore.segment.morphology import dilate as dilate
 from emcore.segment.morphology import erode as erode
 from emcore.segment.morphology import fill_holes as fill_holes
