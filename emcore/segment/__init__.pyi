@@ -11,6 +11,8 @@ from emcore.segment.components import connected_components as connected_componen
 from emcore.segment.contours import contour_instances as contour_instances
 from emcore.segment.distance import distance_transform as distance_transform
 from emcore.segment.distance import signed_distance as signed_distance
+from emcore.segment.edges import Connections as Connections
+from emcore.segment.edges import connections as connections
 from emcore.segment.explain import Explanation as Explanation
 from emcore.segment.fragments import watershed as watershed
 from emcore.segment.graph import Place as Place
@@ -47,3 +49,5 @@ from emcore.segment.storage import has_tree as has_tree
 from emcore.segment.storage import read_tree as read_tree
 from emcore.segment.storage import write_tree as write_tree
 from emcore.segment.synapses import polarity_instances as polarity_instances
+from emcore.segment.wiring import Partners as Partners
+from emcore.segment.wiring import partners as partners
