@@ -22,3 +22,5 @@ from emcore.metrics.synapses import synaptic_partners as synaptic_partners
 from emcore.metrics.tables import Contingency as Contingency
 from emcore.metrics.tables import contingency as contingency
 from emcore.metrics.tables import pool as pool
+from emcore.metrics.wiring import edge_scores as edge_scores
+from emcore.metrics.wiring import matched_ids as matched_ids
