@@ -86,6 +86,12 @@ def use_merges(fragments: Array, folder: Path) -> segment.MergeTree:
     return tree
 
 
+def use_skeletons(folder: Path) -> None:
+    written = segment.write_skeletons(folder / "skeletons", segment.skeletonize(LABELS, RESOLUTION), "precomputed")
+    assert_type(written, Path)
+    assert_type(segment.read_skeletons(written), dict[int, segment.Skeleton])
+
+
 def use_labels() -> None:
     labels = segment.segment(AFFINITIES, 0.5, low=0.1, high=0.999)
     assert_type(labels, Array)
@@ -162,6 +168,7 @@ def use_metrics(fragments: Array, tree: segment.MergeTree) -> None:
     places = np.array([[0.0, 0.0, 0.0], [60.0, 8.0, 8.0]])
     assert_type(metrics.labels_at(LABELS, places, RESOLUTION), Array)
     assert_type(metrics.run_length([1, 1], [3, 3], [[0, 1]], [30.0]), RunLength)
+    assert_type(metrics.run_length_curve([1, 1], [3, 3], [[0, 1]], [30.0], tree), metrics.RunLengthCurve)
     assert_type(metrics.skeleton_voi([1, 1, 2], [3, 3, 4]), Voi)
     pairs = np.array([[[0.0, 0.0, 0.0], [90.0, 8.0, 8.0]]])
     assert_type(metrics.synaptic_partners(pairs, pairs, LABELS, RESOLUTION), PartnersF1)
@@ -180,5 +187,6 @@ def use_all(folder: Path, checkpoints: Sequence[Path] = ()) -> None:
     fragments = use_fragments()
     use_metrics(fragments, use_merges(fragments, folder))
     use_labels()
+    use_skeletons(folder)
     use_decode(folder)
     use_net(checkpoints, folder)

@@ -1,5 +1,6 @@
 """A volume to score, and the tables and counts that its scores are read from: box by box, in any volume's memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -28,6 +29,16 @@ SECTION_BYTES = 72  # that a voxel of a section takes, measured, where sections 
 PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
 Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 Found = TypeVar("Found")
+
+
+def row(score: str, value: float, convention: str) -> Row:
+    return {"score": score, "value": finite(value), "convention": convention}
+
+
+def finite(value: float) -> float | None:
+    """A plain number; JSON has no other."""
+    value = float(value)
+    return value if math.isfinite(value) else None
 
 
 class Case:

@@ -17,8 +17,9 @@ from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.memory import TooLittleMemory
 from emcore.metrics import synapses
-from emcore.metrics.case import Case, PartsOf, Row, codes_of, likely
+from emcore.metrics.case import Case, PartsOf, Row, codes_of, finite, likely, row
 from emcore.metrics.foreground import NOBODY_KNOWS
+from emcore.metrics.nodes import run_length_rows
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
 from emcore.metrics.placement import overlap, placed, whole_table
 from emcore.metrics.score_points import NEURONS, read_partners
@@ -45,16 +46,6 @@ class Score(NamedTuple):
     detects: bool = False  # whether it counts what is missed and invented
     # the rows of all volumes together from those of each; without it their means are all there is
     pool: Callable[[Evaluate, Sequence[dict[str, Any]]], list[Row]] | None = None
-
-
-def row(score: str, value: float, convention: str) -> Row:
-    return {"score": score, "value": finite(value), "convention": convention}
-
-
-def finite(value: float) -> float | None:
-    """A plain number; JSON has no other."""
-    value = float(value)
-    return value if math.isfinite(value) else None
 
 
 # ---- scores of neurons
@@ -254,6 +245,8 @@ SCORES = {
     "indices": Score("neurons", index_rows, lower=("nvi_split", "nvi_merge", "nid"),
                      higher=("rand_index", "adjusted_rand", "fowlkes_mallows")),
     "curve": Score("neurons", curve),
+    "run_length": Score("labels", run_length_rows, higher=("erl", "nerl"),
+                        lower=("split_edges", "merged_edges", "omitted_edges")),
     "instances": Score("labels", instance_rows, detects=True,
                        higher=("instance_f1", "instance_precision", "instance_recall", "instance_accuracy",
                                "instance_panoptic_quality")),

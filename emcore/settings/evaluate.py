@@ -59,6 +59,8 @@ class Evaluate:
     synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
     partner_nm: float = 400.0  # farther than this from a true site a site of synaptic partners is wrong
     neurons: str | None = None  # labels whose wiring partners scores too, beside that of the truth's neurons
+    # file or folder of skeletons in nm for run_length (docs/connectome.md); without it those of the truth are traced
+    skeletons: str | None = None
     sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
     blockwise: Blockwise = Blockwise()  # of python -m emcore blockwise
 
