@@ -220,15 +220,15 @@ def test_evaluate_scores_partners_on_true_and_on_predicted_neurons(tmp_path):
         assert values["edges_recall", f"from 1 synapses on, neurons of {whose}"] == 0.5
 
 
-def test_partners_need_annotations(tmp_path):
+def test_a_truth_without_annotations_leaves_a_note(tmp_path):
     labels, sides = scene()
-    with pytest.raises(InputError, match="needs a truth that is a file of CREMI"):
-        score_volume(Evaluate(("partners",)), labels, _stored(tmp_path, sides), tmp_path / "p.h5")
     with h5py.File(tmp_path / "truth.h5", "w") as file:
         file["volumes/labels/neuron_ids"] = labels
         file["volumes/labels/neuron_ids"].attrs["resolution"] = RESOLUTION
-    with pytest.raises(InputError, match="has no annotations/presynaptic_site/partners"):
-        score_volume(Evaluate(("partners",)), str(tmp_path / "truth.h5"), _stored(tmp_path, sides), tmp_path / "p.h5")
+    for truth in (labels, str(tmp_path / "truth.h5")):
+        found = score_volume(Evaluate(("partners",)), truth, _stored(tmp_path, sides), tmp_path / "p.h5")
+        assert found["scores"] == []
+        assert "partners needs a truth in a file of CREMI" in found["notes"][0]
 
 
 def _stored(folder, values):

@@ -264,6 +264,14 @@ TABLE = {
         (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
         (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
     ],
+    "docs/connectome.md": [
+        ("python -m emcore synth --shape 48,256,256 tissue", makes("tissue/A.h5")),
+        ("python -m emcore connectome --labels tissue/A.h5:labels --synapses tissue/A.h5:polarity "
+         "--image tissue/A.h5:raw wiring", makes("wiring/connectome.html", "wiring/edges.csv", "wiring/graph.npz")),
+        ("python -m emcore skeletonize tissue/A.h5:labels skeletons", makes("skeletons/*.swc")),
+        ("python -m emcore skeletonize tissue/A.h5:labels for_viewer --format precomputed", makes("for_viewer/info")),
+        ("python -m emcore score tissue/A.h5:labels skeletons --skeletons", prints(r"nerl +1\.000000")),
+    ],
     "docs/tutorials/snemi_neurons.md": [
         ("python -m emcore download snemi", None),
         ("python -m emcore inspect datasets/SNEMI/train-labels.tif", prints("train-labels")),

@@ -22,13 +22,13 @@ from emcore.metrics.foreground import NOBODY_KNOWS
 from emcore.metrics.nodes import run_length_rows
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
 from emcore.metrics.placement import overlap, placed, whole_table
-from emcore.metrics.score_points import NEURONS, read_partners
+from emcore.metrics.score_points import NEURONS, PARTNERS, read_partners
 from emcore.metrics.wiring import renamed
 from emcore.segment.affinities import above
 from emcore.segment.storage import stored_parts
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import Volume, open_path, open_volume, split_reference
+from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
 
 POINTS = 400  # of a curve that is stored
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
@@ -156,8 +156,9 @@ def partner_rows(case: Case) -> list[Row]:
     The truth is a file of CREMI with neurons and annotations. The neurons under the synapses are those of the truth,
     and then those of evaluate.neurons as well, whose ids are matched to those of the truth by their voxels.
     """
-    if case.truth_path is None:
-        raise InputError("the score partners needs a truth that is a file of CREMI with annotations")
+    if case.truth_path is None or not {NEURONS, PARTNERS} <= set(list_datasets(case.truth_path).names):
+        case.notes.append(f"partners needs a truth in a file of CREMI, with {NEURONS} and {PARTNERS}")
+        return []
     neurons = open_path(case.truth_path, NEURONS, "labels")
     true_sites = read_partners(case.truth_path)
     resolution = neurons.resolution or case.truth.resolution or case.data.resolution

@@ -62,7 +62,7 @@ def run_length_rows(case: Case) -> list[Row]:
         rows += [row("erl", found.expected, f"{rule}, nm"), row("nerl", found.normalized, rule),
                  row("merged_edges", found.merged_edges, rule)]
         single[rule] = found
-    rows += [row("erl_perfect", found.perfect, "nm"), row("split_edges", found.split_edges, "between two segments"),
+    rows += [row("split_edges", found.split_edges, "between two segments"),
              row("omitted_edges", found.omitted_edges, "with an end on label 0")]
     case.found["skeletons"] = {rule: listed(found) for rule, found in list(single.items())[:2]}
     add_curve(case, nodes, voxels)

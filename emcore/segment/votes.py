@@ -100,9 +100,10 @@ class Reader:
 
     def votes(self, box: Box) -> Votes:
         """The table of the synapses' voxels in a box."""
-        labels, synapses, at = self.read(box)
-        if not len(at):
+        box = self.within(box)
+        if box is None:
             return pooled([])
+        labels, synapses, at = self.read(box)
         number, _ = self.sides(synapses.flat[at])
         places = self.places(at, labels.shape, box)
         own = np.zeros(len(at), SYNAPSES)
@@ -118,9 +119,21 @@ class Reader:
         return Votes(added(own, 1), added(votes, 3), added(faces, 3), self.direction is not None)
 
     def voxels(self, box: Box) -> Voxels:
-        """The single votes of a box."""
+        """The single votes of a box that holds synapses."""
+        box = self.within(box)
         labels, synapses, at = self.read(box)
         return self.cast(labels, synapses, at, box)
+
+    def within(self, box: Box) -> Box | None:
+        """The smallest box around the synapses' voxels in a box, so that little else is read; None without any."""
+        there = plain_ids(self.synapses[box], self.synapses.name) != 0
+        small = []
+        for axis, span in enumerate(box):
+            filled = np.flatnonzero(there.any(tuple(other for other in range(3) if other != axis)))
+            if not len(filled):
+                return None
+            small.append(slice(span.start + int(filled[0]), span.start + int(filled[-1]) + 1))
+        return tuple(small)
 
     def read(self, box: Box) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels and synapses with one voxel around, 0 beyond the volume; where the synapses' own voxels are."""
