@@ -137,6 +137,14 @@ TABLE = {
         ("sbatch --array=0-15 slurm/infer.sbatch X decode.kind=none", None),
         ("sbatch --array=0-199 --gpus=0 --cpus-per-task=2 --mem=16G slurm/infer.sbatch X", None),
         ("python infer.py --cfg X", None)],
+    "docs/connectome.md": [
+        ("python -m emcore synth --shape 48,256,256 tissue", makes("tissue/A.h5")),
+        ("python -m emcore connectome --labels tissue/A.h5:labels --synapses tissue/A.h5:polarity "
+         "--image tissue/A.h5:raw wiring", makes("wiring/connectome.html", "wiring/edges.csv", "wiring/graph.npz")),
+        ("python -m emcore skeletonize tissue/A.h5:labels skeletons", makes("skeletons/*.swc")),
+        ("python -m emcore skeletonize tissue/A.h5:labels for_viewer --format precomputed", makes("for_viewer/info")),
+        ("python -m emcore score tissue/A.h5:labels skeletons --skeletons", prints(r"nerl +1\.000000")),
+    ],
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",
@@ -263,14 +271,6 @@ TABLE = {
         (f"python train.py --cfg {SMALL}", trained("emr50_polarity_small")),
         (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
         (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
-    ],
-    "docs/connectome.md": [
-        ("python -m emcore synth --shape 48,256,256 tissue", makes("tissue/A.h5")),
-        ("python -m emcore connectome --labels tissue/A.h5:labels --synapses tissue/A.h5:polarity "
-         "--image tissue/A.h5:raw wiring", makes("wiring/connectome.html", "wiring/edges.csv", "wiring/graph.npz")),
-        ("python -m emcore skeletonize tissue/A.h5:labels skeletons", makes("skeletons/*.swc")),
-        ("python -m emcore skeletonize tissue/A.h5:labels for_viewer --format precomputed", makes("for_viewer/info")),
-        ("python -m emcore score tissue/A.h5:labels skeletons --skeletons", prints(r"nerl +1\.000000")),
     ],
     "docs/tutorials/snemi_neurons.md": [
         ("python -m emcore download snemi", None),
