@@ -12,12 +12,12 @@ from emcore.memory import TooLittleMemory, check_memory
 from emcore.metrics.case import Case, Row, finite, row
 from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.points import labels_at
-from emcore.metrics.run_length_curve import run_length_curve
+from emcore.metrics.run_curves import run_length_curve
 from emcore.metrics.skeletons import run_length
+from emcore.segment.skeleton_command import VOXEL_BYTES
 from emcore.segment.skeleton_files import read_skeletons
 from emcore.segment.skeletons import Skeleton, skeletonize
 
-VOXEL_BYTES = 24  # that a voxel takes while skeletons are traced
 MOST_LISTED = 10_000  # skeletons in scores.json, the longest
 POINTS = 400  # of a curve that is stored
 # contact_nodes, convention, and what is said of both
