@@ -27,6 +27,8 @@ TOOLS = {
     "prepare": ("emcore.systems.dbmim.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
+    "connectome": ("emcore.report.connectome", "tell which neuron talks to which, from labels of neurons and synapses"),
+    "skeletonize": ("emcore.segment.skeleton_command", "write the skeletons of labels as SWC or for Neuroglancer"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
     "learn-contacts": ("emcore.decode.learn_contacts", "train the classifier of [decode.learned] from labels"),

@@ -37,7 +37,7 @@ START_SECONDS = 300.0  # for a child to import what it needs
 MEMORY = 2 << 30  # bytes above what the imports take
 LONGEST_SENTENCE = 2000
 MOST_READ = 64 << 20  # bytes of a volume that are read whole, beside the sample of inspect
-TEXT = (".json", ".toml", ".yaml", ".csv", ".zarray", ".zattrs", ".zgroup", "info")
+TEXT = (".json", ".toml", ".yaml", ".csv", ".swc", ".nml", ".zarray", ".zattrs", ".zgroup", "info")
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,32 @@ def make_page(folder: Path) -> list[Path]:
     return [run]
 
 
+NML = """<?xml version="1.0" encoding="utf-8"?>
+<things><parameters><scale x="11.24" y="11.24" z="25" unit="nm"/></parameters><thing id="2" name="a"><nodes>
+<node id="1" radius="1.5" x="10" y="20" z="30"/><node id="4" x="11" y="20" z="30"/></nodes>
+<edges><edge source="1" target="4"/></edges></thing></things>"""
+
+
+def make_skeletons(folder: Path) -> list[Path]:
+    import pickle
+    import pickletools
+
+    from emcore.segment import Skeleton, write_skeletons
+
+    tree = Skeleton(np.arange(12.0).reshape(4, 3), np.array([[0, 1], [1, 2], [3, 2]]), np.ones(4))
+    write_skeletons(folder / "swc", {3: tree, 9: tree})
+    write_skeletons(folder / "precomputed", {3: tree, 2**40: tree}, "precomputed")
+    (folder / "a.nml").write_text(NML)
+    (folder / "a.csv").write_text("skeleton,node,z,y,x,parent,radius\n1,1,0,0,0,,1\n1,2,8,0,0,1,2.5\n2,1,4,4,4,-1,1\n")
+    nodes = {0: {"id": 1, "nm_position": (1.0, 2, 3)}, 1: {"id": 1, "nm_position": np.array([4, 5, 6])}}
+    # what networkx writes: the state of a graph, behind the name of its class, by the second protocol
+    head = b"\x80\x02cnetworkx.classes.graph\nGraph\n)\x81"
+    state = pickle.dumps({"graph": {}, "_node": nodes, "_adj": {0: {1: {}}, 1: {0: {}}}}, 2)
+    (folder / "a.pkl").write_bytes(head + state[2:-1] + b"b.")
+    pickletools.dis((folder / "a.pkl").read_bytes(), out=io.StringIO())
+    return [folder / name for name in ("swc", "precomputed", "a.nml", "a.csv", "a.pkl")]
+
+
 # ---- the readers
 
 
@@ -285,6 +311,12 @@ def read_zip(path: Path) -> None:
         raise AssertionError("unpacked beside its folder")
 
 
+def read_skeletons(path: Path) -> None:
+    from emcore.segment import read_skeletons
+
+    read_skeletons(path)
+
+
 def read_page(path: Path) -> None:
     from emcore import report
 
@@ -303,6 +335,7 @@ READERS = {
     "yaml": Reader(make_yaml, read_yaml),
     "checkpoint": Reader(make_checkpoint, read_checkpoint),
     "zip": Reader(make_zip, read_zip),
+    "skeletons": Reader(make_skeletons, read_skeletons),
     "page": Reader(make_page, read_page),
 }
 

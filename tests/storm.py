@@ -338,6 +338,9 @@ def metrics_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
         "run_length": lambda: ((make.labels((nodes,), 2), make.labels((nodes,), 3),
                                 make.random.integers(0, max(1, nodes), (3, 2)) if nodes else [], make.numbers(0, 5)),
                                {"contact_nodes": make.number(0, 3), "no_merge": make.labels((3,))}),
+        "edge_scores": lambda: ((make.labels((nodes, 2), 3), make.labels((3, 2), 3),
+                                 make.one(((1, 2, 5), (0,), ()))), {}),
+        "matched_ids": of_table(),
         "skeleton_voi": lambda: ((make.labels((nodes,)), make.labels((nodes,))), {}),
     }
 
@@ -368,7 +371,8 @@ WITHOUT_THREADS = {"Affinities", "decode_affinities", "flood", "pool_graphs", "s
                    "merge_faces", "join_pairs", "pool", "voi", "rand", "cremi_score", "foreground_restricted",
                    "overlap_indices",
                    "fold", "confusion", "jaccard", "dice", "accuracy", "match_instances", "average_precision",
-                   "synapse_f1", "synaptic_partners", "labels_at", "run_length", "skeleton_voi"}
+                   "synapse_f1", "synaptic_partners", "labels_at", "run_length", "skeleton_voi",
+                   "edge_scores", "matched_ids"}
 
 
 def outcome(function: Callable, arguments: tuple, options: dict):

@@ -140,6 +140,12 @@ TABLE = {
         ("sbatch --array=0-199 --gpus=0 --cpus-per-task=2 --mem=16G slurm/infer.sbatch X", None),
         ("python infer.py --cfg X", None)],
     "docs/connectome.md": [
+        ("python -m emcore synth --shape 48,256,256 tissue", makes("tissue/A.h5")),
+        ("python -m emcore connectome --labels tissue/A.h5:labels --synapses tissue/A.h5:polarity "
+         "--image tissue/A.h5:raw wiring", makes("wiring/connectome.html", "wiring/edges.csv", "wiring/graph.npz")),
+        ("python -m emcore skeletonize tissue/A.h5:labels skeletons", makes("skeletons/*.swc")),
+        ("python -m emcore skeletonize tissue/A.h5:labels for_viewer --format precomputed", makes("for_viewer/info")),
+        ("python -m emcore score tissue/A.h5:labels skeletons --skeletons", prints(r"nerl +1\.000000")),
         ("python -m emcore mesh A_labels.h5 A_meshes", makes("A_meshes/info", "A_meshes/1:0", "A_meshes/2:0:mesh")),
         ("python -m emcore mesh A_labels.h5 A_ply --format ply --ids 1,2 --error 20",
          makes("A_ply/1.ply", "A_ply/2.ply")),

@@ -20,6 +20,7 @@ from emcore.metrics.instances import AveragePrecision, Matching
 from emcore.metrics.partitions import ForegroundRestricted, OverlapIndices, Rand, Voi
 from emcore.metrics.skeletons import RunLength
 from emcore.metrics.synapses import PartnersF1, SynapseF1
+from emcore.metrics.wiring import EdgeScore
 from emcore.segment.linking import Joined
 from emcore.settings.decode import AffinityDecode
 
@@ -86,6 +87,12 @@ def use_merges(fragments: Array, folder: Path) -> segment.MergeTree:
     return tree
 
 
+def use_skeletons(folder: Path) -> None:
+    written = segment.write_skeletons(folder / "skeletons", segment.skeletonize(LABELS, RESOLUTION), "precomputed")
+    assert_type(written, Path)
+    assert_type(segment.read_skeletons(written), dict[int, segment.Skeleton])
+
+
 def use_labels() -> None:
     labels = segment.segment(AFFINITIES, 0.5, low=0.1, high=0.999)
     assert_type(labels, Array)
@@ -115,6 +122,11 @@ def use_labels() -> None:
     assert_type(segment.fill_holes(labels == 1), Array)
     assert_type(segment.polarity_instances(AFFINITIES, 0.5, 8), Array)
     assert_type(segment.contour_instances(AFFINITIES, remove_size=4), Array)
+    sides = (np.arange(LABELS.size).reshape(LABELS.shape) % 3).astype(np.uint32)
+    found = segment.partners(LABELS, sides, resolution=RESOLUTION)
+    assert_type(found, segment.Partners)
+    assert_type(found.sites, Array)
+    assert_type(segment.connections(found), segment.Connections)
     assert_type(segment.skeleton_volume(LABELS, RESOLUTION), Array)
     for skeleton in segment.skeletonize(LABELS, RESOLUTION).values():
         assert_type(skeleton, segment.Skeleton)
@@ -165,9 +177,12 @@ def use_metrics(fragments: Array, tree: segment.MergeTree) -> None:
     assert_type(metrics.jaccard(LABELS == 1, AFFINITIES[0]), float)
     assert_type(metrics.dice(LABELS == 1, AFFINITIES[0], threshold=0.7), float)
     assert_type(metrics.accuracy(LABELS == 1, AFFINITIES[0]), float)
+    assert_type(metrics.edge_scores([[1, 2]], [[1, 2]]), list[EdgeScore])
+    assert_type(metrics.matched_ids(table), dict[int, int])
     places = np.array([[0.0, 0.0, 0.0], [60.0, 8.0, 8.0]])
     assert_type(metrics.labels_at(LABELS, places, RESOLUTION), Array)
     assert_type(metrics.run_length([1, 1], [3, 3], [[0, 1]], [30.0]), RunLength)
+    assert_type(metrics.run_length_curve([1, 1], [3, 3], [[0, 1]], [30.0], tree), metrics.RunLengthCurve)
     assert_type(metrics.skeleton_voi([1, 1, 2], [3, 3, 4]), Voi)
     pairs = np.array([[[0.0, 0.0, 0.0], [90.0, 8.0, 8.0]]])
     assert_type(metrics.synaptic_partners(pairs, pairs, LABELS, RESOLUTION), PartnersF1)
@@ -187,5 +202,6 @@ def use_all(folder: Path, checkpoints: Sequence[Path] = ()) -> None:
     use_metrics(fragments, use_merges(fragments, folder))
     use_labels()
     use_objects(folder)
+    use_skeletons(folder)
     use_decode(folder)
     use_net(checkpoints, folder)

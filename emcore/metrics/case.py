@@ -1,5 +1,6 @@
 """A volume to score, and the tables and counts that its scores are read from: box by box, in any volume's memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -30,6 +31,16 @@ Row = dict[str, Any]  # score, value and convention, and for neurons what was le
 Found = TypeVar("Found")
 
 
+def row(score: str, value: float, convention: str) -> Row:
+    return {"score": score, "value": finite(value), "convention": convention}
+
+
+def finite(value: float) -> float | None:
+    """A plain number; JSON has no other."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
 class Case:
     """A volume to score: its truth and what was made of it. Nothing is read before a score looks at it, nor at once."""
 
@@ -38,6 +49,7 @@ class Case:
         self.settings, self.truth, self.data = settings, truth, data
         self.labels_file, self.prediction_file = labels, prediction
         self.mask_file, self.parts_of = mask, parts_of
+        self.truth_path: Path | None = None  # of the file that holds the truth, where it is one
         self.notes: list[str] = []
         self.found: dict[str, Any] = {}  # what stands beside the rows in scores.json
 

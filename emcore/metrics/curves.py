@@ -212,7 +212,7 @@ def _fold(a, b, clusters, entries, split_gain, merge_cost, pair_squares, label_s
 
 
 @compiled(types.void(_float_in, types.float64, types.float64, _float_out))
-def _running_sum(changes, start, scale, sums):
+def running_sum(changes, start, scale, sums):
     """Writes start + scale x (each partial sum), compensated (Neumaier), so that a million terms lose nothing."""
     total, lost = 0.0, 0.0
     sums[0] = start
@@ -311,7 +311,7 @@ def threshold_curve(fragments: ArrayLike, tree, truth: ArrayLike, ignore_truth: 
 @of_table
 def fold(table: Contingency, tree) -> ThresholdCurve:
     """The curve of a fragment x truth table, for instance one pooled from blocks, along a merge tree."""
-    a, b, height = _checked_tree(tree)
+    a, b, height = checked_tree(tree)
     fragments = int(tree.fragments)
     labels = table.labels[table.kept]
     if len(labels) and int(labels.max()) > fragments:
@@ -341,8 +341,8 @@ def fold(table: Contingency, tree) -> ThresholdCurve:
     scale = 1 / table.voxels if table.voxels else math.nan
     start = voi(table)
     curves = np.empty((2, len(a) + 1))
-    _running_sum(split_gain, start.split, -scale, curves[0])
-    _running_sum(merge_cost, start.merge, scale, curves[1])
+    running_sum(split_gain, start.split, -scale, curves[0])
+    running_sum(merge_cost, start.merge, scale, curves[1])
     np.maximum(curves, 0, out=curves)
     sums = first._replace(pairs=_as_integers(pair_squares), labels=_as_integers(label_squares))
     end = float(getattr(tree, "complete_below", math.inf))
@@ -356,7 +356,7 @@ def _as_integers(wide: NDArray[np.uint64]) -> NDArray:
     return wide[:, 0].astype(object) * 2**64 + wide[:, 1].astype(object)
 
 
-def _checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
+def checked_tree(tree) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray]:
     if not all(hasattr(tree, name) for name in ("a", "b", "height", "fragments")):
         raise InputError(f"a curve needs the merge tree that segment.agglomerate returns; got {type(tree).__name__}")
     a, b, height = (as_array(name, getattr(tree, name)) for name in ("a", "b", "height"))

@@ -5,6 +5,7 @@ evaluate.scores, and its numbers are in scores.json and in the page.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,16 +17,19 @@ from emcore import metrics, segment
 from emcore.errors import InputError
 from emcore.memory import TooLittleMemory
 from emcore.metrics import synapses
-from emcore.metrics.case import Case, PartsOf, Row, codes_of, likely
+from emcore.metrics.case import Case, PartsOf, Row, codes_of, finite, likely, row
 from emcore.metrics.floor import floor_notes
 from emcore.metrics.foreground import NOBODY_KNOWS
+from emcore.metrics.nodes import run_length_rows
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
-from emcore.metrics.placement import placed
+from emcore.metrics.placement import overlap, placed, whole_table
+from emcore.metrics.score_points import NEURONS, PARTNERS, read_partners
+from emcore.metrics.wiring import renamed
 from emcore.segment.affinities import above
 from emcore.segment.storage import stored_parts
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import Volume, open_volume
+from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
 
 POINTS = 400  # of a curve that is stored
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
@@ -43,16 +47,6 @@ class Score(NamedTuple):
     detects: bool = False  # whether it counts what is missed and invented
     # the rows of all volumes together from those of each; without it their means are all there is
     pool: Callable[[Evaluate, Sequence[dict[str, Any]]], list[Row]] | None = None
-
-
-def row(score: str, value: float, convention: str) -> Row:
-    return {"score": score, "value": finite(value), "convention": convention}
-
-
-def finite(value: float) -> float | None:
-    """A plain number; JSON has no other."""
-    value = float(value)
-    return value if math.isfinite(value) else None
 
 
 # ---- scores of neurons
@@ -159,6 +153,41 @@ def synapse_rows(case: Case) -> list[Row]:
     return rows
 
 
+def partner_rows(case: Case) -> list[Row]:
+    """CREMI's F1 of synaptic partners, and edges from 1, 2 and 5 synapses on, of labels of two-sided synapses.
+
+    The truth is a file of CREMI with neurons and annotations. The neurons under the synapses are those of the truth,
+    and then those of evaluate.neurons as well, whose ids are matched to those of the truth by their voxels.
+    """
+    if case.truth_path is None or not {NEURONS, PARTNERS} <= set(list_datasets(case.truth_path).names):
+        case.notes.append(f"partners needs a truth in a file of CREMI, with {NEURONS} and {PARTNERS}")
+        return []
+    neurons = open_path(case.truth_path, NEURONS, "labels")
+    true_sites = read_partners(case.truth_path)
+    resolution = neurons.resolution or case.truth.resolution or case.data.resolution
+    if resolution is None:
+        raise InputError(f"places of partners are in nm, but {neurons.name} does not say its resolution; set "
+                         "data.resolution")
+    true = metrics.labels_at(neurons, true_sites.reshape(-1, 3), resolution, neurons.offset, "nearest").reshape(-1, 2)
+    rows = []
+    for reference in (None, *([case.settings.neurons] if case.settings.neurons else [])):
+        under = neurons if reference is None else open_volume(reference, kind="labels")
+        found = segment.partners(under, case.labels, resolution=resolution)
+        whose = f"neurons of {'the truth' if reference is None else reference}"
+        scores = metrics.synaptic_partners(true_sites, found.sites, neurons, resolution, neurons.offset,
+                                           case.settings.partner_nm)
+        rule = f"cremi, {case.settings.partner_nm:g} nm, {whose}"
+        rows += [row(f"partners_{name}", getattr(scores, name), rule) for name in ("f1", "precision", "recall")]
+        pairs = np.stack([found.pre, found.post], axis=1)[found.resolved]
+        if reference is not None:
+            table = whole_table(under, neurons, overlap(under, neurons)).ignoring((0,), (0,))
+            pairs = renamed(pairs, metrics.matched_ids(table))
+        for edges in metrics.edge_scores(true, pairs):
+            rule = f"from {edges.synapses} synapses on, {whose}"
+            rows += [row(f"edges_{name}", getattr(edges, name), rule) for name in ("f1", "precision", "recall")]
+    return rows
+
+
 # ---- scores of voxels
 
 
@@ -220,6 +249,8 @@ SCORES = {
     "indices": Score("neurons", index_rows, lower=("nvi_split", "nvi_merge", "nid"),
                      higher=("rand_index", "adjusted_rand", "fowlkes_mallows")),
     "curve": Score("neurons", curve),
+    "run_length": Score("labels", run_length_rows, higher=("erl", "nerl"),
+                        lower=("split_edges", "merged_edges", "omitted_edges")),
     "instances": Score("labels", instance_rows, detects=True,
                        higher=("instance_f1", "instance_precision", "instance_recall", "instance_accuracy",
                                "instance_panoptic_quality")),
@@ -228,6 +259,8 @@ SCORES = {
     "synapses": Score("labels", synapse_rows, detects=True,
                       higher=("synapse_f1", "synapse_precision", "synapse_recall", "synapse_sides_f1",
                               "synapse_sides_precision", "synapse_sides_recall")),
+    "partners": Score("labels", partner_rows, higher=(*(f"{what}_{name}" for what in ("partners", "edges")
+                                                        for name in ("f1", "precision", "recall")),)),
     "membranes": Score("prediction", membrane_rows, higher=("v_rand", "v_info")),
     "jaccard": Score("voxels", partial(mask_rows, "jaccard"), higher=("jaccard",), detects=True),
     "dice": Score("voxels", partial(mask_rows, "dice"), higher=("dice",), detects=True),
@@ -257,8 +290,10 @@ def score_volume(settings: Evaluate, truth: str | Path | Volume, labels: Path | 
     parts_of: what finds the fragments and merges of labels.
     """
     check_evaluate(settings)
+    path = split_reference(truth)[0] if isinstance(truth, str | os.PathLike) else None
     truth, rows = open_volume(truth, kind="labels"), []
     case = Case(settings, truth, labels, prediction, data or Data(), mask, parts_of)
+    case.truth_path = path
     wanted = {name: score for name, score in SCORES.items() if name in settings.scores}
     lacking = [name for name, score in wanted.items() if labels is None and score.looks_at in ("neurons", "labels")]
     if lacking:

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         "distances and F1 of synaptic clefts, predicted as probabilities or as labels; with --skeletons the expected "
         "run length of skeletons in labels; with --partners CREMI's F1 of synaptic partners of two of its files."))
     parser.add_argument("prediction", help="file, or file:dataset")
-    parser.add_argument("truth", help="file, or file:dataset; skeletons: an SWC file in nm, or a folder of them")
+    parser.add_argument("truth", help="file, or file:dataset; skeletons: a file or folder in nm, such as SWC")
     parser.add_argument("--convention", action="append", choices=list(CONVENTIONS), dest="conventions",
                         help="only this one; may be given several times")
     parser.add_argument("--border-nm", type=float, metavar="NM",

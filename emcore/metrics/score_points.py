@@ -9,14 +9,16 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.metrics.label_files import described, listed, open_labels
+from emcore.metrics.nodes import node_table
 from emcore.metrics.points import labels_at
 from emcore.metrics.skeletons import run_length, skeleton_voi
 from emcore.metrics.synapses import synaptic_partners
-from emcore.reading import read_text
+from emcore.segment.skeleton_files import read_skeletons
 from emcore.volumes import Volume, open_path
 from emcore.volumes.hdf5 import opened
 
 NEURONS = "volumes/labels/neuron_ids"  # in files of CREMI
+PARTNERS = "annotations/presynaptic_site/partners"
 OF_SKELETONS = {"erl": "expected run length, nm", "erl_perfect": "that of a perfect segmentation, nm",
                 "nerl": "the ratio of both; higher is better", "split_edges": "between two segments",
                 "omitted_edges": "with an end outside of all segments", "merged_edges": "on a segment that merges",
@@ -30,31 +32,22 @@ def score_skeletons(prediction: Any, truth: str | Path, contact_nodes: float = 1
                     resolution: Sequence[float] | None = None) -> dict[str, Any]:
     """Run lengths and VOI of skeletons in a segmentation, JSON-able; undefined scores are None.
 
-    truth: an SWC file in nm, or a folder of them, one a neuron. contact_nodes: with so many nodes of two neurons a
-    segment merges them.
+    truth: a file or folder of skeletons, as segment.read_skeletons takes it. contact_nodes: with so many nodes of two
+    neurons a segment merges them.
     """
     prediction = open_labels(prediction, "prediction")
     sizes = _resolution(resolution, prediction)
-    files = sorted(Path(truth).glob("*.swc")) if Path(truth).is_dir() else [Path(truth)]
-    if not files:
-        raise InputError(f"{truth} holds no skeletons: score takes an SWC file, or a folder of files *.swc")
-    nodes, edges, neurons = [np.zeros((0, 3))], [np.zeros((0, 2), np.int64)], [np.zeros(0, np.int64)]
-    for number, path in enumerate(files, start=1):
-        places, pairs = read_swc(path)
-        edges.append(pairs + sum(map(len, nodes)))
-        nodes.append(places)
-        neurons.append(np.full(len(places), number))
-    nodes, edges, neurons = np.concatenate(nodes), np.concatenate(edges), np.concatenate(neurons)
+    found = read_skeletons(truth)
+    neurons, nodes, edges, lengths = node_table(found)
     segments = labels_at(prediction, nodes, sizes, prediction.offset)
-    lengths = np.linalg.norm(nodes[edges[:, 0]] - nodes[edges[:, 1]], axis=1)
     rows = []
     for convention in ("em_erl", "banis"):
-        found = run_length(neurons, segments, edges, lengths, contact_nodes, convention)
-        values = (found.expected, found.perfect, found.normalized, found.split_edges, found.omitted_edges,
-                  found.merged_edges, *skeleton_voi(neurons, segments))
+        runs = run_length(neurons, segments, edges, lengths, contact_nodes, convention)
+        values = (runs.expected, runs.perfect, runs.normalized, runs.split_edges, runs.omitted_edges,
+                  runs.merged_edges, *skeleton_voi(neurons, segments))
         rows += [_row(name, value, convention) for name, value in zip(OF_SKELETONS, values)]
-    return {"prediction": described(prediction), "truth": {"name": str(truth), "skeletons": len(files)},
-            "compared": f"{len(nodes)} nodes and {len(edges)} edges of {len(files)} skeletons; from {contact_nodes:g} "
+    return {"prediction": described(prediction), "truth": {"name": str(truth), "skeletons": len(found)},
+            "compared": f"{len(nodes)} nodes and {len(edges)} edges of {len(found)} skeletons; from {contact_nodes:g} "
                         "nodes of two of them on a segment merges",
             "scores": rows, "notes": []}
 
@@ -70,24 +63,6 @@ def score_partners(prediction: str | Path, truth: str | Path, distance_nm: float
             "compared": f"{len(ours)} predicted and {len(theirs)} true pairs",
             "scores": [_row(name, value, f"cremi, {distance_nm:g} nm") for name, value in zip(OF_PARTNERS, found)],
             "notes": []}
-
-
-def read_swc(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (z, y, x) in nm and the edges to their parents, by place."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    lines = [line.split() for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
-    try:
-        table = np.array([[float(word) for word in line[:7]] for line in lines]).reshape(len(lines), 7)
-    except ValueError:
-        raise InputError(f"{path} is not an SWC file: each line needs the numbers id, type, x, y, z, radius and "
-                         "parent") from None
-    place = {int(node): row for row, node in enumerate(table[:, 0])}
-    parents = [(row, int(parent)) for row, parent in enumerate(table[:, 6]) if parent >= 0]
-    if lost := [parent for _, parent in parents if parent not in place]:
-        raise InputError(f"{path} names the parent {lost[0]}, but has no such node")
-    edges = np.array([(place[parent], row) for row, parent in parents], np.int64).reshape(-1, 2)
-    return table[:, [4, 3, 2]], edges
 
 
 def read_partners(path: Path) -> np.ndarray:

@@ -31,6 +31,7 @@ class RunLength(NamedTuple):
     omitted_edges: int  # with a node on segment 0
     merged_edges: int
     merging_segments: NDArray[np.uint64]
+    skeleton_edges: NDArray[np.int64]  # (skeletons, 4): correct, split, omitted and merged ones of each
 
 
 def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, lengths: ArrayLike,
@@ -50,9 +51,9 @@ def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, leng
         raise InputError(f"unknown run length convention {convention!r}; there are {', '.join(CONVENTIONS)}")
     if not within(contact_nodes, 0, math.inf):
         raise InputError(f"contact_nodes must be 0 or more; got {contact_nodes}")
-    skeletons, segments, no_merge = (_ids(name, ids) for name, ids in (
+    skeletons, segments, no_merge = (checked_ids(name, ids) for name, ids in (
         ("skeletons", skeletons), ("segments", segments), ("no_merge", no_merge)))
-    edges, lengths = _checked_edges(skeletons, segments, edges, lengths)
+    edges, lengths = checked_edges(skeletons, segments, edges, lengths)
 
     skeleton_ids, skeleton = np.unique(skeletons, return_inverse=True)
     segment_ids, segment = np.unique(segments, return_inverse=True)
@@ -81,7 +82,9 @@ def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, leng
     return RunLength(expected, perfect, expected / perfect, skeleton_ids, total,
                      np.divide(squares, total, out=np.full(len(total), math.nan), where=total > 0),
                      *(int(np.count_nonzero(kind)) for kind in (correct, split, omitted, merged)),
-                     segment_ids[(merging | masked) & ~nowhere])
+                     segment_ids[(merging | masked) & ~nowhere],
+                     np.stack([np.bincount(owner[kind], minlength=len(skeleton_ids))
+                               for kind in (correct, split, omitted, merged)], axis=1))
 
 
 def skeleton_voi(skeletons: ArrayLike, segments: ArrayLike) -> Voi:
@@ -89,12 +92,13 @@ def skeleton_voi(skeletons: ArrayLike, segments: ArrayLike) -> Voi:
 
     Nodes of skeleton 0 are left out; segment 0 is a segment like any other.
     """
-    skeletons, segments = _ids("skeletons", skeletons), _ids("segments", segments)
+    skeletons, segments = checked_ids("skeletons", skeletons), checked_ids("segments", segments)
     _check_nodes(skeletons, segments)
     return voi(contingency(skeletons, segments, threads=1))
 
 
-def _ids(name: str, ids: ArrayLike) -> NDArray[np.uint64]:
+def checked_ids(name: str, ids: ArrayLike) -> NDArray[np.uint64]:
+    """A list of ids as uint64."""
     ids = as_array(name, ids)
     if ids.size == 0:
         return np.zeros(0, np.uint64)
@@ -111,8 +115,9 @@ def _check_nodes(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64]) ->
         raise InputError(f"skeletons and segments must have one id a node; got {len(skeletons)} and {len(segments)}")
 
 
-def _checked_edges(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64], edges: ArrayLike,
-                   lengths: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def checked_edges(skeletons: NDArray[np.uint64], segments: NDArray[np.uint64], edges: ArrayLike,
+                  lengths: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Edges and their lengths, each within one skeleton."""
     _check_nodes(skeletons, segments)
     edges, lengths = as_array("edges", edges), as_numbers("lengths", lengths)
     if edges.size == 0:

@@ -11,6 +11,8 @@ from emcore.segment.components import connected_components as connected_componen
 from emcore.segment.contours import contour_instances as contour_instances
 from emcore.segment.distance import distance_transform as distance_transform
 from emcore.segment.distance import signed_distance as signed_distance
+from emcore.segment.edges import Connections as Connections
+from emcore.segment.edges import connections as connections
 from emcore.segment.explain import Explanation as Explanation
 from emcore.segment.faces import face_forest as face_forest
 from emcore.segment.fragments import watershed as watershed
@@ -43,6 +45,8 @@ from emcore.segment.relabeling import remap as remap
 from emcore.segment.relabeling import unique as unique
 from emcore.segment.segmentation import Segmentation as Segmentation
 from emcore.segment.segmentation import segment as segment
+from emcore.segment.skeleton_files import read_skeletons as read_skeletons
+from emcore.segment.skeleton_files import write_skeletons as write_skeletons
 from emcore.segment.skeletons import Skeleton as Skeleton
 from emcore.segment.skeletons import skeleton_volume as skeleton_volume
 from emcore.segment.skeletons import skeletonize as skeletonize
@@ -55,3 +59,5 @@ from emcore.segment.storage import has_tree as has_tree
 from emcore.segment.storage import read_tree as read_tree
 from emcore.segment.storage import write_tree as write_tree
 from emcore.segment.synapses import polarity_instances as polarity_instances
+from emcore.segment.wiring import Partners as Partners
+from emcore.segment.wiring import partners as partners

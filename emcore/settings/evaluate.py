@@ -57,12 +57,17 @@ class Evaluate:
     synapse_iou: float = 0.2  # above which a synapse is found
     synapse_size: int = 0  # voxels under which a synapse does not count; EM-R50: 300
     synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
+    partner_nm: float = 400.0  # farther than this from a true site a site of synaptic partners is wrong
+    neurons: str | None = None  # labels whose wiring partners scores too, beside that of the truth's neurons
+    # file or folder of skeletons in nm for run_length (docs/connectome.md); without it those of the truth are traced
+    skeletons: str | None = None
     sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
     blockwise: Blockwise = Blockwise()  # of python -m emcore blockwise
 
     def __post_init__(self) -> None:
         at_least(0, self, "border_nm", "border_xy", "border_z", "channel", "cleft_nm", "synapse_size",
                  "synapse_margin")
+        above(0, self, "partner_nm")
         within(0, 1, self, "threshold", "instance_iou", "synapse_iou")
         if self.border_nm and (self.border_xy or self.border_z):
             raise WrongSetting("border_nm and border_xy or border_z are two masks: set one of them to 0")

@@ -1,0 +1,167 @@
+"""The expected run length after every merge of a merge tree, from one look at the fragments under the nodes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from emcore.errors import InputError
+from emcore.metrics.curves import BestThreshold, ThresholdCurve, checked_tree, running_sum
+from emcore.metrics.skeletons import CONVENTIONS, checked_edges, checked_ids
+from emcore.segment.arrays import within
+
+
+@dataclass(frozen=True, eq=False)
+class RunLengthCurve:
+    """ERL and NERL after 0, 1, ..., all merges of a tree: arrays one longer than its merges."""
+
+    height: NDArray  # of each merge, non-decreasing
+    end: float  # the largest threshold
+    expected: NDArray[np.float64]  # ERL in the unit of the lengths; nan where no edge has a length
+    perfect: float  # that of a perfect segmentation
+
+    @property
+    def normalized(self) -> NDArray[np.float64]:
+        """NERL: ERL as a share of that of a perfect segmentation."""
+        return self.expected / self.perfect
+
+    def merges_below(self, threshold: float) -> int:
+        """The number of merges that a threshold does: the index of its state in every array."""
+        return int(np.searchsorted(self.height, self.height.dtype.type(threshold), side="left"))
+
+    def best(self) -> BestThreshold:
+        """The largest NERL that some threshold reaches; the first of equals. nan where there is none."""
+        if not len(self.expected) or math.isnan(self.expected[0]):
+            return BestThreshold(math.nan, math.nan, 0)
+        reachable = np.ones(len(self.expected), bool)
+        reachable[1:] = self.height < np.append(self.height[1:], self.end)
+        merges = int(np.where(reachable, self.expected, -1.0).argmax())
+        return BestThreshold(ThresholdCurve.threshold_of(self, merges), float(self.normalized[merges]), merges)
+
+
+class Cluster:
+    """What the skeletons have in a cluster of fragments."""
+
+    __slots__ = ("nodes", "open", "runs", "small", "squares", "touching")
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, int] = {}  # skeleton -> its nodes here
+        self.runs: dict[int, float] = {}  # skeleton -> the length of its edges with both nodes here
+        self.open: list[list] = []  # edges that leave: fragment, fragment, skeleton, length, whether it leaves still
+        self.touching = 0  # skeletons with enough nodes
+        self.squares = 0.0  # of all runs
+        self.small = 0.0  # of the runs of skeletons with too few nodes
+
+    def add(self, skeleton: int, nodes: int, run: float, enough: float) -> None:
+        """Adds nodes and a run of a skeleton."""
+        had, length = self.nodes.get(skeleton, 0), self.runs.get(skeleton, 0.0)
+        self.nodes[skeleton], self.runs[skeleton] = had + nodes, length + run
+        before, after = length**2, (length + run) ** 2
+        self.squares += after - before
+        touched, touches = had >= enough, had + nodes >= enough
+        self.touching += touches - touched
+        self.small += (0.0 if touches else after) - (0.0 if touched else before)
+
+    def worth(self, convention: str) -> float:
+        """The squares of the runs that count."""
+        if self.touching < 2:
+            return self.squares
+        return 0.0 if convention == "em_erl" else self.small
+
+
+def run_length_curve(skeletons: ArrayLike, fragments: ArrayLike, edges: ArrayLike, lengths: ArrayLike, tree,
+                     contact_nodes: float = 1, convention: str = "em_erl") -> RunLengthCurve:
+    """The expected run length at every threshold of a merge tree; each value is that of run_length of those labels.
+
+    skeletons, fragments: ids of each node's skeleton and of the fragment under it (`labels_at`), 0 is no fragment;
+    edges: (n, 2) node numbers; lengths: of each edge; tree: as segment.agglomerate makes it. contact_nodes and
+    convention are those of run_length. A merge changes the runs in the two clusters that it joins and nothing else, so
+    all thresholds together cost about as much as one.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(f"unknown run length convention {convention!r}; there are {', '.join(CONVENTIONS)}")
+    if not within(contact_nodes, 0, math.inf):
+        raise InputError(f"contact_nodes must be 0 or more; got {contact_nodes}")
+    skeletons, fragments = checked_ids("skeletons", skeletons), checked_ids("fragments", fragments)
+    edges, lengths = checked_edges(skeletons, fragments, edges, lengths)
+    a, b, height = checked_tree(tree)
+    count = int(tree.fragments)
+    if len(fragments) and int(fragments.max()) > count:
+        raise InputError(f"the tree is of {count} fragments, but a node lies on fragment {int(fragments.max())}; use "
+                         "the tree that was made from these fragments")
+    _, skeleton = np.unique(skeletons, return_inverse=True)
+    total = np.bincount(skeleton[edges[:, 0]], lengths) if len(edges) else np.zeros(1)
+    enough = max(contact_nodes, 1)
+    clusters = _clusters(skeleton, fragments.astype(np.int64), edges, lengths, enough)
+    start = math.fsum(cluster.worth(convention) for cluster in clusters.values())
+    changes = _changes(clusters, a, b, count, enough, convention)
+    sums = np.empty(len(a) + 1)
+    whole = float(total.sum())
+    running_sum(changes, start, 1.0, sums)
+    end = float(getattr(tree, "complete_below", math.inf))
+    if len(height) == 0 or height[-1] <= 1:
+        end = min(end, 1.0)
+    if not whole:
+        return RunLengthCurve(height, end, np.full(len(sums), math.nan), math.nan)
+    return RunLengthCurve(height, end, np.maximum(sums, 0) / whole, float((total**2).sum()) / whole)
+
+
+def _clusters(skeleton: NDArray, fragments: NDArray[np.int64], edges: NDArray, lengths: NDArray,
+              enough: float) -> dict[int, Cluster]:
+    """Every fragment that has nodes, as a cluster of its own."""
+    clusters: dict[int, Cluster] = {}
+    runs: dict[tuple[int, int], float] = {}
+    leaving = []
+    ends = fragments[edges]
+    for one, other, owner, length in zip(*ends.T.tolist(), skeleton[edges[:, 0]].tolist(), lengths.tolist()):
+        if one and one == other:
+            runs[owner, one] = runs.get((owner, one), 0.0) + length
+        elif one and other:
+            leaving.append([one, other, owner, length, True])
+    pairs, nodes = np.unique(np.stack([skeleton, fragments], 1), axis=0, return_counts=True)
+    for (owner, fragment), number in zip(pairs.tolist(), nodes.tolist()):
+        if fragment:
+            clusters.setdefault(fragment, Cluster()).add(owner, number, runs.get((owner, fragment), 0.0), enough)
+    for edge in leaving:
+        clusters[edge[0]].open.append(edge)
+        clusters[edge[1]].open.append(edge)
+    return clusters
+
+
+def _changes(clusters: dict[int, Cluster], a: Sequence[int], b: Sequence[int], fragments: int, enough: float,
+             convention: str) -> NDArray[np.float64]:
+    """By how much each merge changes the sum of squares that count. The clusters are used up."""
+    parent = list(range(fragments + 1))
+    changes = np.zeros(len(a))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for step, (one, other) in enumerate(zip(a.tolist(), b.tolist())):
+        keep, gone = root(one), root(other)
+        if keep == gone:
+            continue
+        large, little = clusters.get(keep), clusters.get(gone)
+        if large is None or (little is not None and len(large.nodes) + len(large.open)
+                             < len(little.nodes) + len(little.open)):
+            keep, gone, large, little = gone, keep, little, large
+        parent[gone] = keep
+        if little is None:  # one of the two has no node, so nothing changes
+            continue
+        before = large.worth(convention) + little.worth(convention)
+        for owner, nodes in little.nodes.items():
+            large.add(owner, nodes, little.runs[owner], enough)
+        for edge in little.open:
+            if edge[4] and root(edge[0]) == root(edge[1]):
+                edge[4] = False  # the other cluster has it in its list, too
+                large.add(edge[2], 0, edge[3], enough)
+            elif edge[4]:
+                large.open.append(edge)
+        del clusters[gone]
+        changes[step] = large.worth(convention) - before
+    return changes
