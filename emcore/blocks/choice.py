@@ -165,9 +165,7 @@ def fitting(task: Task, settings: Blocks, most: float) -> tuple[int, int, int] |
 def check_kind(decode: Decode, why: str = "") -> None:
     """Refuses, before any work, a decoding of which a block cannot know its part without having seen all the others."""
     flood = "its flood takes the whole volume in one order"
-    if isinstance(decode, MutexDecode):
-        wrong = "decode.kind = mutex", "its edges are taken in one order through the whole volume", ""
-    elif isinstance(decode, ContourDecode):
+    if isinstance(decode, ContourDecode):
         wrong = "decode.kind = contour", flood, "decode.kind = components without seeds"
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \

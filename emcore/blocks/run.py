@@ -32,7 +32,7 @@ from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
-from emcore.settings.decode import AffinityDecode, Decode
+from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.blocks import attributes_joined
 from emcore.volumes.stamp import stamp
@@ -137,6 +137,10 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, conten
     """The stages that decode a prediction by these settings."""
     if isinstance(settings, AffinityDecode):
         return AffinityWork(folder, grid, Source(prediction, settings), content)
+    if isinstance(settings, MutexDecode):
+        from emcore.blocks.mutex_work import MutexWork
+
+        return MutexWork(folder, grid, prediction, settings, content)
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)
