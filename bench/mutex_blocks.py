@@ -69,8 +69,8 @@ def main() -> None:
         in_child(prepare)
         idle = in_child(lambda: None)[1]
         seconds, memory = in_child(whole)
-        print(f"at once          {seconds:7.1f} s {memory / 1e6:7.0f} MB, {(memory - idle) / np.prod(shape):.1f} bytes a "
-              "voxel", flush=True)
+        print(f"at once          {seconds:7.1f} s {memory / 1e6:7.0f} MB, "
+              f"{(memory - idle) / np.prod(shape):.1f} bytes a voxel", flush=True)
         work, total = MutexWork(Path(folder) / "blocks", Grid(shape, (asked.block,) * 3), str(path), settings, ""), 0.0
         for stage in work.stages():
             taken = [in_child(lambda stage=stage, number=number: work.run(stage, number))

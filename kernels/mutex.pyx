@@ -110,12 +110,16 @@ cdef class MutexForest:
     cdef inline uint32_t find(self, uint32_t v) noexcept nogil:
         return root_of(&self.parent[0], v)
 
+    cdef bint acts(self, uint32_t u, uint32_t v) noexcept nogil:
+        """Whether an edge between two roots may still do something."""
+        return not taken(self.place(u, v)[0])
+
     def live(self, uint32_t[:, ::1] edges):
-        """Moves the edges whose ends are not yet held apart to the front; their number."""
+        """Moves the edges between roots that may still do something to the front; their number."""
         cdef int64_t i, kept = 0
         with nogil:
             for i in range(edges.shape[0]):
-                if not self.place(edges[i, 1], edges[i, 2])[0]:
+                if self.acts(edges[i, 1], edges[i, 2]):
                     edges[kept, 0], edges[kept, 1], edges[kept, 2] = edges[i, 0], edges[i, 1], edges[i, 2]
                     kept += 1
         return kept
@@ -237,8 +241,7 @@ cdef class WindowForest(MutexForest):
             self.groups.resize(parent.shape[0])
             for v in range(parent.shape[0]):
                 self.groups[v] = parent[v]
-                if incomplete[v]:
-                    self.frozen[parent[v]] = True
+                self.frozen[parent[v]] |= incomplete[v]
 
     cdef inline uint32_t group(self, uint32_t v) noexcept nogil:
         return root_of(self.groups.data(), v)
@@ -246,24 +249,12 @@ cdef class WindowForest(MutexForest):
     cdef bint is_certain(self, uint32_t u, uint32_t group) noexcept nogil:
         """Whether nothing that u must stay apart from may be in a group."""
         cdef uint32_t at = self.head[u]
-        while at != NONE:
-            if self.group(self.find(self.links[at].other)) == group:
-                return False
+        while at != NONE and self.group(self.find(self.links[at].other)) != group:
             at = self.links[at].next
-        return True
+        return at == NONE
 
-    def live(self, uint32_t[:, ::1] edges):
-        """Moves the edges that may still do something to the front; their number."""
-        cdef int64_t i, kept = 0
-        cdef uint32_t u, v
-        with nogil:
-            for i in range(edges.shape[0]):
-                u, v = edges[i, 1], edges[i, 2]
-                if not self.place(u, v)[0] and not (
-                        self.frozen[u] and self.frozen[v] and self.groups[u] == self.groups[v]):
-                    edges[kept, 0], edges[kept, 1], edges[kept, 2] = edges[i, 0], u, v
-                    kept += 1
-        return kept
+    cdef bint acts(self, uint32_t u, uint32_t v) noexcept nogil:
+        return not (taken(self.place(u, v)[0]) or self.frozen[u] and self.frozen[v] and self.groups[u] == self.groups[v])
 
     def process(self, parts, uint32_t low, uint32_t high):
         """Runs through the edges (bits, node, node) of the parts, strongest first; ties in the order given.

@@ -5,7 +5,7 @@ planes, in a spanning forest by weight. So forests are made among the voxels of 
 octree, and what lies outside of each goes down again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,20 @@ from emcore.blocks.grid import Box, Grid
 from emcore.blocks.leaves import Columns
 from emcore.blocks.sweeps import forest_of, spanning
 from emcore.blocks.windows import corner, extent, sorted_names
+from emcore.decode.labels import mutex_channels
 from emcore.segment.mutex_window import Paths, WindowEdges
+from emcore.settings.decode import MutexDecode
+from emcore.volumes import Volume
 
 SLAB = 16  # sections of which a forest is made at a time
+NO_EDGES = {"forest_u": np.empty(0, np.uint64), "forest_v": np.empty(0, np.uint64),
+            "forest_height": np.empty(0, np.float32), "forest_key": np.empty(0, np.uint8)}
+
+
+def reach_of(prediction: Volume, settings: MutexDecode) -> tuple[int, int, int]:
+    """How far the longest offsets that are used lead along z, y and x."""
+    _, steps = mutex_channels(prediction, settings)
+    return tuple(max(abs(step[axis]) for step in steps) for axis in range(3))
 
 
 @dataclass(frozen=True)
@@ -73,7 +84,7 @@ class Faces:
 
     def down(self, parts: Sequence[Columns], box: Box) -> Columns:
         """The forest outside of a node, by those of its siblings and what lies outside of its parent."""
-        return joined(parts, lambda names: self.seen_from(self.voxels(names), box))
+        return joined([NO_EDGES, *parts], lambda names: self.seen_from(self.voxels(names), box))
 
     def leaf(self, edges: WindowEdges, number: int, dropped: np.ndarray | None) -> Columns:
         """The forest of the attractive edges that are stored in a block, without those that are dropped.
@@ -128,7 +139,7 @@ class Faces:
         return Paths(*(end.astype(np.uint32) for end in ends), (-found["forest_height"]).astype(np.float32))
 
 
-def joined(parts: Sequence[Columns], chosen) -> Columns:
+def joined(parts: Sequence[Columns], chosen: Callable[[np.ndarray], np.ndarray]) -> Columns:
     """A forest of the edges of all parts among the names that are chosen."""
     names = sorted_names([part[end] for part in parts for end in ("forest_u", "forest_v")])
     return spanning(parts, names[chosen(names)])

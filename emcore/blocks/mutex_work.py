@@ -21,11 +21,11 @@ from emcore.blocks import leaves, runs, store
 from emcore.blocks.grid import Box
 from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
-from emcore.blocks.mutex_faces import Faces
-from emcore.blocks.sweeps import FOREST, NOTHING
+from emcore.blocks.mutex_faces import Faces, reach_of
+from emcore.blocks.sweeps import FOREST
 from emcore.blocks.windows import corner, extent, moved, places_of, sorted_names
 from emcore.blocks.work import Stage, digest_of
-from emcore.decode.labels import mutex_affinities, mutex_channels
+from emcore.decode.labels import mutex_affinities
 from emcore.record import LABELS
 from emcore.segment.graph import measure
 from emcore.segment.merge_tree import look_up
@@ -50,8 +50,7 @@ class MutexWork(LabelWork):
 
     @cached_property
     def faces(self) -> Faces:
-        _, steps = mutex_channels(open_volume(self.prediction), self.settings)
-        return Faces(self.grid, tuple(max(abs(step[axis]) for step in steps) for axis in range(3)))
+        return Faces(self.grid, reach_of(open_volume(self.prediction), self.settings))
 
     @cached_property
     def folders(self) -> dict[str, str]:
@@ -72,7 +71,8 @@ class MutexWork(LabelWork):
         return Stage(name, 1 if name in ("seams", "segments") else self.grid.blocks(), self.folders[name])
 
     def sweep_stage(self, kind: str, turn: int, level: int) -> Stage:
-        return Stage(f"{kind} {turn} {level}", self.grid.blocks(level), f"{self.folders['sweeps']}/{kind}-{turn}-{level}")
+        folder = f"{self.folders['sweeps']}/{kind}-{turn}-{level}"
+        return Stage(f"{kind} {turn} {level}", self.grid.blocks(level), folder)
 
     def box_of(self, stage: Stage, number: int) -> Box | None:
         kind, *places = stage.name.split()
@@ -114,7 +114,7 @@ class MutexWork(LabelWork):
         parts = [self.read_forest(stage, other) for other in self.grid.children(parent, level + 1) if other != number]
         if level + 2 < self.grid.levels:
             parts.append(self.read_forest(self.sweep_stage("outside", turn, level + 1), parent))
-        return self.faces.down([*parts, NOTHING], self.grid.box(number, level))
+        return self.faces.down(parts, self.grid.box(number, level))
 
     def read_forest(self, stage: Stage, number: int) -> Columns:
         return dict(zip(FOREST, store.read(self.path(stage, number), *FOREST)))
@@ -126,13 +126,13 @@ class MutexWork(LabelWork):
         if self.grid.levels == 1:
             return edges, edges.certain(inside, NO_PATHS)
         if turn:
-            self.leave_out_dropped(edges, window)
+            self.leave_out_dropped(edges, window, turn)
         outside = self.read_forest(self.sweep_stage("outside", turn, 0), number)
         return edges, edges.certain(inside, self.faces.paths(outside, number))
 
-    def leave_out_dropped(self, edges: WindowEdges, window: Box) -> None:
+    def leave_out_dropped(self, edges: WindowEdges, window: Box, turn: int) -> None:
         """Takes the edges that never join out of a window, as the blocks around know them."""
-        stage, channels = self.sweep_stage("forest", SWEEPS - 1, 0), np.flatnonzero(edges.attracts)
+        stage, channels = self.sweep_stage("forest", turn, 0), np.flatnonzero(edges.attracts)
         edges.values = edges.values.copy()
         for other in self.grid.overlapping(window):
             box = self.grid.box(other)

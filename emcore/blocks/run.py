@@ -24,6 +24,7 @@ from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
+from emcore.blocks.mutex_faces import reach_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
 from emcore.decode.labels import check_end
@@ -127,7 +128,8 @@ def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, rec
     """How to decode a stored prediction; a run that was begun goes on in its blocks, and advice would come too late."""
     source = open_volume(prediction)
     channels = source.shape[0] if source.ndim == 4 else 1
-    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
+    reach = reach_of(source, settings) if isinstance(settings, MutexDecode) else (0, 0, 0)
+    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings, reach)
     begun = block_begun(out, record["prediction"]["digest"])
     choice = choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
     return choice if begun or choice.grid is None else choice._replace(advice=density.advice(prediction, settings))

@@ -113,7 +113,8 @@ def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
     return without_small(labels, settings.remove_size)
 
 
-def mutex_affinities(prediction: Volume, settings: MutexDecode, box: Box | None = None) -> tuple[Affinities, list[bool]]:
+def mutex_affinities(prediction: Volume, settings: MutexDecode,
+                     box: Box | None = None) -> tuple[Affinities, list[bool]]:
     """The affinities of a volume or a box of it that a mutex watershed takes, and which channels attract."""
     channels, steps = mutex_channels(prediction, settings)
     attractive = [sum(map(abs, step)) == 1 for step in steps]

@@ -33,11 +33,11 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
     strides, one (z, y, x) triple or one a channel, keep only the edges stored at multiples of them; a single triple
     thins the channels that are not `attractive`.
     """
-    affs, table, offsets = _affinities(affs, offsets)
+    affs, table, offsets = edge_values(affs, offsets)
     if attractive is None:
         attractive = 3 if bias is None else min(3, len(affs))
     attracts = _attractive(attractive, len(affs))
-    strides = _strides(strides, attracts)
+    strides = strides_of(strides, attracts)
     limits = (0.0, 1.0) if bias is None else (-1e30, 1e30)
     bias = np.where(attracts, 0, -1).astype(np.float32) if bias is None else _bias(bias, len(affs))
     if mask is not None:
@@ -50,7 +50,7 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
         return labels
 
     threads = thread_count(threads)
-    edges = VoxelEdges(affs, _weights(table, bias), mask, offsets, strides, bias)
+    edges = VoxelEdges(affs, weights_of(table, bias), mask, offsets, strides, bias)
     rows = slabs(affs.shape[1] * affs.shape[2], threads)
     parent = np.empty(labels.size, np.uint32)
     check_values(all(run_parallel(edges.point, [(parent, *slab, *limits) for slab in rows], threads)), limits)
@@ -95,13 +95,13 @@ def check_values(fine: bool, limits: tuple[float, float] = (0.0, 1.0)) -> None:
                          "or repair them first".format(*limits))
 
 
-def _weights(table: np.ndarray | None, bias: np.ndarray) -> np.ndarray | None:
+def weights_of(table: np.ndarray | None, bias: np.ndarray) -> np.ndarray | None:
     """The weight of every code in every channel."""
     with np.errstate(invalid="ignore"):  # the codes of float16 include NaN
         return None if table is None else np.ascontiguousarray(table[None] + bias[:, None], np.float32)
 
 
-def _affinities(affs: np.ndarray | Affinities,
+def edge_values(affs: np.ndarray | Affinities,
                 offsets: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """affs as float32, uint8 or the bits of float16, for the last two the affinity of each code, and the offsets."""
     if isinstance(affs, Affinities) and offsets is not None:
@@ -133,7 +133,7 @@ def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:
     return marks
 
 
-def _strides(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
+def strides_of(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
     if strides is None:
         return np.ones((len(attracts), 3), np.int64)
     steps = as_array("strides", strides)

@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emcore.errors import InputError
 from emcore.kernels.mutex import MutexForest, WindowForest
 from emcore.kernels.voxel_edges import BINS, VoxelEdges
 from emcore.segment.affinities import Affinities
-from emcore.segment.mutex import BIN_WIDTH, _affinities, _strides, _weights, check_values, process
+from emcore.segment.mutex import BIN_WIDTH, check_values, edge_values, process, strides_of, weights_of
 
 MOST_VOXELS = 2**31 - 1  # a bit of a node's number marks paths
 PATH = 2**31
@@ -43,9 +44,12 @@ class WindowEdges:
 
     def __init__(self, affs: Affinities, attracts: Sequence[bool], strides: Sequence[int],
                  origin: Sequence[int] = (0, 0, 0)):
-        self.values, self.table, self.offsets = _affinities(affs, None)
+        self.values, self.table, self.offsets = edge_values(affs, None)
+        if self.values[0].size > MOST_VOXELS:
+            raise InputError(f"a window of a mutex watershed takes at most {MOST_VOXELS} voxels; got "
+                             f"{self.values[0].size}: a smaller blocks.size would do")
         self.attracts = np.array(attracts, bool)
-        self.strides, self.origin = _strides(strides, self.attracts), tuple(map(int, origin))
+        self.strides, self.origin = strides_of(strides, self.attracts), tuple(map(int, origin))
         self.bias = np.where(self.attracts, 0, -1).astype(np.float32)
 
     @property
@@ -53,7 +57,7 @@ class WindowEdges:
         return self.values.shape[1:]
 
     def voxel_edges(self, mask: np.ndarray | None) -> VoxelEdges:
-        return VoxelEdges(self.values, _weights(self.table, self.bias), mask, self.offsets, self.strides, self.bias,
+        return VoxelEdges(self.values, weights_of(self.table, self.bias), mask, self.offsets, self.strides, self.bias,
                           self.origin)
 
     def certain(self, inside: Box, outside: Paths) -> Clusters:
