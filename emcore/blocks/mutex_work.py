@@ -26,9 +26,11 @@ from emcore.blocks.sweeps import FOREST
 from emcore.blocks.windows import corner, extent, moved, places_of, sorted_names
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.labels import mutex_affinities
+from emcore.errors import InputError
 from emcore.record import LABELS
 from emcore.segment.graph import measure
 from emcore.segment.merge_tree import look_up
+from emcore.segment.mutex import MOST_VOXELS
 from emcore.segment.mutex_window import NO_PATHS, Clusters, WindowEdges, watershed_of_graph
 from emcore.settings.decode import MutexDecode
 from emcore.volumes import open_volume
@@ -205,6 +207,9 @@ class MutexWork(LabelWork):
         blocks = range(self.grid.blocks())
         own = [self.names(number) for number in blocks]
         names = sorted_names(own)
+        if len(names) > MOST_VOXELS:
+            raise InputError(f"the mutex watershed of a graph takes at most {MOST_VOXELS} fragments; the blocks left "
+                             f"{len(names)}: larger blocks, or decode.strides, leave fewer")
         sizes, edges = np.zeros(len(names), np.int64), {name: [] for name in GRAPH}
         for number in blocks:
             part = store.read_all(self.path(self.stage("graph"), number))
@@ -216,7 +221,8 @@ class MutexWork(LabelWork):
         voxels = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
         np.add.at(voxels, labels, sizes)
         kept = np.where(voxels >= self.settings.remove_size, np.arange(len(voxels)), 0).astype(self.label_type)
-        return {f"table_{number}": np.concatenate([kept[:1] * 0, kept[labels[places_of(some[1:], names)]]])
+        none = np.zeros(1, kept.dtype)  # the label of local label 0, which no voxel has
+        return {f"table_{number}": np.concatenate([none, kept[labels[places_of(some[1:], names)]]])
                 for number, some in zip(blocks, own)}
 
     def labels(self, number: int) -> np.ndarray:
