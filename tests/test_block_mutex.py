@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from emcore.kernels.mutex import WindowForest
 
-from emcore.blocks import mutex_work, work
-from emcore.blocks.choice import check_kind
+from emcore.blocks import choice, mutex_work, work
+from emcore.blocks.choice import WORKER, Task, check_kind
 from emcore.blocks.grid import Grid
 from emcore.blocks.mutex_work import MutexWork
 from emcore.blocks.run import work_for
@@ -15,6 +15,7 @@ from emcore.blocks.windows import extent
 from emcore.decode.labels import mutex
 from emcore.errors import InputError
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
+from emcore.settings.blocks import Blocks
 from emcore.settings.decode import MutexDecode
 from emcore.volumes import Volume, create_volume, open_volume
 from emcore.volumes.blocks import read_block
@@ -123,6 +124,19 @@ def test_nothing_is_refused_and_wrong_values_are_named(tmp_path):
     made = MutexWork(tmp_path / "blocks", Grid((4, 6, 6), (2, 3, 3)), str(tmp_path / "wrong.h5"), MutexDecode(), "")
     with pytest.raises(InputError, match="affs must be between 0 and 1; found NaN"):
         in_blocks(made)
+
+
+def test_memory_is_told_by_the_window_of_a_block(monkeypatch):
+    task = Task((512, 512, 512), 12, 1, MutexDecode(), (4, 27, 27))
+    near = task._replace(reach=(0, 0, 0))
+    ratio = (task.worker((128,) * 3) - WORKER) / (near.worker((128,) * 3) - WORKER)
+    assert ratio == pytest.approx(136 * 182 * 182 / 128**3)
+    assert task.worker((512,) * 3) == near.worker((512,) * 3)  # nothing lies around the volume
+    monkeypatch.setattr(choice, "memory_there", lambda: int(4e9))
+    chosen = choice.choose(task, Blocks(workers=1))
+    assert chosen.grid is not None
+    assert task.worker(chosen.grid.block) < 3.4e9
+    assert "for the last merges" in chosen.told or task.worker(chosen.grid.block) > WORKER + task.top
 
 
 @pytest.mark.parametrize("seed", range(60))
