@@ -14,17 +14,23 @@ OFFSETS = [*NEAREST, (-2, 0, 0), (0, -3, 0), (0, 0, -3), (-3, 0, 0), (0, -9, 0),
 
 def long_range_affinities(labels: np.ndarray, offsets: list[tuple[int, int, int]], seed: int = 0) -> np.ndarray:
     """Affinities (c, z, y, x) float32 as a network would draw them: right mostly, wrong in patches, never certain."""
-    rng = np.random.default_rng(seed)
     affs = np.empty((len(offsets), *labels.shape), np.float32)
-    for c, offset in enumerate(offsets):
+    for row, drawn in zip(affs, draw(labels, offsets, seed)):
+        row[...] = drawn
+    return affs
+
+
+def draw(labels: np.ndarray, offsets: list[tuple[int, int, int]], seed: int = 0) -> Iterator[np.ndarray]:
+    """The same, one channel after the other."""
+    rng = np.random.default_rng(seed)
+    for offset in offsets:
         other = np.roll(labels, [-step for step in offset], (0, 1, 2))
         patches = rng.standard_normal(labels.shape, np.float32)
         for axis in (0, 1, 2, 0, 1, 2):
             patches = (np.roll(patches, 1, axis) + np.float32(2) * patches + np.roll(patches, -1, axis)) / 4
         patches /= patches.std()
         logit = np.where((labels == other) & (labels > 0), np.float32(4), np.float32(-4)) + np.float32(2) * patches
-        affs[c] = 1 / (1 + np.exp(-logit - np.float32(0.5) * rng.standard_normal(labels.shape, np.float32)))
-    return affs
+        yield 1 / (1 + np.exp(-logit - np.float32(0.5) * rng.standard_normal(labels.shape, np.float32)))
 
 
 def same_partition(ours: np.ndarray, peer: np.ndarray) -> str:

@@ -7,6 +7,7 @@ cdef enum:
     MAGNITUDE = 0x7FFFFFFF  # a float32 without its sign: bits that order like the number
     DIGIT = 11
     NONE = 0xFFFFFFFF
+    PATH = 0x80000000  # marks the second node of a row of WindowForest that is a path outside of the window
 
 cdef struct Edge:
     uint32_t bits  # the float32 weight; the sign bit marks a repulsive edge
@@ -66,6 +67,19 @@ cdef int sort(vector[Edge]& edges, uint32_t low, uint32_t high) except -1 nogil:
     return 0
 
 
+cdef int gather(vector[Edge]& edges, parts) except -1:
+    """Takes the rows out of the parts, one part after the other."""
+    cdef const uint32_t[:, ::1] part
+    cdef const Edge* start
+    edges.reserve(sum(map(len, parts)))
+    while parts:
+        part = parts.pop(0)
+        if part.shape[0]:
+            start = <const Edge*>&part[0, 0]
+            edges.insert(edges.end(), start, start + part.shape[0])
+    return 0
+
+
 cdef class MutexForest:
     """Clusters of nodes, as a union-find forest in the caller's parent, and the pairs that must stay apart."""
 
@@ -96,12 +110,16 @@ cdef class MutexForest:
     cdef inline uint32_t find(self, uint32_t v) noexcept nogil:
         return root_of(&self.parent[0], v)
 
+    cdef bint acts(self, uint32_t u, uint32_t v) noexcept nogil:
+        """Whether an edge between two roots may still do something."""
+        return not taken(self.place(u, v)[0])
+
     def live(self, uint32_t[:, ::1] edges):
-        """Moves the edges whose ends are not yet held apart to the front; their number."""
+        """Moves the edges between roots that may still do something to the front; their number."""
         cdef int64_t i, kept = 0
         with nogil:
             for i in range(edges.shape[0]):
-                if not self.place(edges[i, 1], edges[i, 2])[0]:
+                if self.acts(edges[i, 1], edges[i, 2]):
                     edges[kept, 0], edges[kept, 1], edges[kept, 2] = edges[i, 0], edges[i, 1], edges[i, 2]
                     kept += 1
         return kept
@@ -109,16 +127,9 @@ cdef class MutexForest:
     def process(self, parts, uint32_t low, uint32_t high):
         """Runs through the edges (bits, node, node) of the parts, strongest first; ties in the order given."""
         cdef vector[Edge] edges
-        cdef const uint32_t[:, ::1] part
-        cdef const Edge* start
         cdef uint32_t u, v
         cdef Edge edge
-        edges.reserve(sum(map(len, parts)))
-        while parts:
-            part = parts.pop(0)
-            if part.shape[0]:
-                start = <const Edge*>&part[0, 0]
-                edges.insert(edges.end(), start, start + part.shape[0])
+        gather(edges, parts)
         with nogil:
             sort(edges, low, high)
             for edge in edges:
@@ -127,14 +138,21 @@ cdef class MutexForest:
                 if u == v:
                     continue
                 if edge.bits > MAGNITUDE:
-                    if self.hold_apart(u, v):
-                        self.note(u, v)
-                        self.note(v, u)
+                    self.forbid(u, v)
                 elif not self.place(u, v)[0]:
-                    if self.length[u] < self.length[v]:
-                        u, v = v, u
-                    self.merge(u, v)
+                    self.join(u, v)
             self.flatten()
+
+    cdef inline int forbid(self, uint32_t u, uint32_t v) except -1 nogil:
+        if self.hold_apart(u, v):
+            self.note(u, v)
+            self.note(v, u)
+        return 0
+
+    cdef inline int join(self, uint32_t u, uint32_t v) except -1 nogil:
+        if self.length[u] < self.length[v]:
+            u, v = v, u
+        return self.merge(u, v)
 
     cdef inline Entry* place(self, uint32_t u, uint32_t v) noexcept nogil:
         return place_of(self.pairs.data(), self.pairs.size(), pair(u, v))
@@ -200,3 +218,82 @@ cdef class MutexForest:
                     count += 1
                     self.head[self.parent[v]] = count
                 out[v] = self.head[self.parent[v]]
+
+
+cdef class WindowForest(MutexForest):
+    """What is certain of the clusters of a window, whatever lies outside of it.
+
+    Some nodes are incomplete: they have edges that the window does not know. A cluster waits, and is frozen from then
+    on, where its next edge is undecided. What may hang together by the edges so far is a group: of clusters in two
+    groups it is certain that they are not one, so a repulsive edge holds them apart. A cluster that has not waited
+    merges if nothing that it must stay apart from is in the group of the other one, as none of that can be there first.
+    """
+
+    cdef vector[uint32_t] groups  # a forest of their nodes
+    cdef vector[uint8_t] frozen  # by root
+
+    def __init__(self, uint32_t[::1] parent, const uint8_t[::1] incomplete):
+        """parent: as for MutexForest, but incomplete nodes point at themselves."""
+        cdef int64_t v
+        MutexForest.__init__(self, parent)
+        with nogil:
+            self.frozen.resize(parent.shape[0], 0)
+            self.groups.resize(parent.shape[0])
+            for v in range(parent.shape[0]):
+                self.groups[v] = parent[v]
+                self.frozen[parent[v]] |= incomplete[v]
+
+    cdef inline uint32_t group(self, uint32_t v) noexcept nogil:
+        return root_of(self.groups.data(), v)
+
+    cdef bint is_certain(self, uint32_t u, uint32_t group) noexcept nogil:
+        """Whether nothing that u must stay apart from may be in a group."""
+        cdef uint32_t at = self.head[u]
+        while at != NONE and self.group(self.find(self.links[at].other)) != group:
+            at = self.links[at].next
+        return at == NONE
+
+    cdef bint acts(self, uint32_t u, uint32_t v) noexcept nogil:
+        return not (taken(self.place(u, v)[0]) or self.frozen[u] and self.frozen[v] and self.groups[u] == self.groups[v])
+
+    def process(self, parts, uint32_t low, uint32_t high):
+        """Runs through the edges (bits, node, node) of the parts, strongest first; ties in the order given.
+
+        A row whose second node is marked by PATH says that two incomplete nodes may hang together outside.
+        """
+        cdef vector[Edge] edges
+        cdef uint32_t u, v
+        cdef int64_t i
+        cdef Edge edge
+        gather(edges, parts)
+        with nogil:
+            sort(edges, low, high)
+            for edge in edges:
+                u = self.find(edge.first)
+                v = self.find(edge.second & ~<uint32_t>PATH)
+                if edge.second & PATH:
+                    join_trees(self.groups.data(), u, v)
+                elif u == v:
+                    continue
+                elif edge.bits > MAGNITUDE:
+                    if self.group(u) != self.group(v):
+                        self.forbid(u, v)
+                elif not self.place(u, v)[0]:
+                    if self.frozen[u]:
+                        u, v = v, u
+                    if self.frozen[u] or self.frozen[v] and not self.is_certain(u, self.group(v)):
+                        self.frozen[u] = self.frozen[v] = True
+                    else:
+                        self.frozen[u] = self.frozen[v]
+                        self.join(u, v)
+                    join_trees(self.groups.data(), u, v)
+            self.flatten()
+            for i in range(self.parent.shape[0]):
+                self.groups[i] = self.group(<uint32_t>i)
+
+    def held(self, const uint32_t[::1] u, const uint32_t[::1] v, uint8_t[::1] out):
+        """Writes which pairs of clusters must stay apart."""
+        cdef int64_t i
+        with nogil:
+            for i in range(u.shape[0]):
+                out[i] = u[i] != v[i] and taken(self.place(u[i], v[i])[0])

@@ -12,6 +12,27 @@ cdef enum:
 
 BINS = 1 << (31 - KEY_SHIFT)
 
+cdef struct Entry:  # the first edge between two clusters
+    uint64_t pair
+    uint32_t bits
+    uint32_t channel
+    uint32_t voxel
+
+
+cdef inline bint taken(Entry entry) noexcept nogil:
+    return entry.pair != 0
+
+
+cdef inline bint same(Entry entry, Entry other) noexcept nogil:
+    return entry.pair == other.pair
+
+
+cdef inline uint64_t home(Entry entry) noexcept nogil:
+    return mix(entry.pair)
+
+
+include "table.pxi"
+
 ctypedef fused stored:
     float
     uint8_t
@@ -48,18 +69,20 @@ cdef class VoxelEdges:
     """The edges of affinities values (c, z, y, x): float32, or codes of which table[c] gives the weights.
 
     A float32 affinity weighs affinity + bias[c]; positive weights join, negative ones forbid, zero says nothing.
+    An edge counts where its two ends have 2 or more in the mask together. The voxels lie in a larger volume from
+    origin on, in which strides are counted.
     Rows are numbered z * ny + y; parent holds the root of every voxel's cluster.
     """
 
     cdef object keep_alive
     cdef const char* base
-    cdef int64_t width, step_c, step_z, step_y, step_x, nz, ny, nx
+    cdef int64_t width, step_c, step_z, step_y, step_x, nz, ny, nx, oz, oy, ox
     cdef const uint8_t[:, :, :] mask
     cdef bint masked
     cdef vector[Channel] channels
 
     def __init__(self, values, const float[:, ::1] table, mask, const int64_t[:, ::1] offsets,
-                 const int64_t[:, ::1] strides, const float[::1] bias):
+                 const int64_t[:, ::1] strides, const float[::1] bias, origin=(0, 0, 0)):
         cdef int64_t c
         cdef Channel k
         cdef uint64_t address = values.__array_interface__["data"][0]
@@ -68,6 +91,7 @@ cdef class VoxelEdges:
         self.width = values.itemsize
         nc, self.nz, self.ny, self.nx = values.shape
         self.step_c, self.step_z, self.step_y, self.step_x = values.strides
+        self.oz, self.oy, self.ox = origin
         self.masked = mask is not None
         if self.masked:
             self.mask = mask
@@ -84,9 +108,9 @@ cdef class VoxelEdges:
         cdef Channel* k = &self.channels[c]
         cdef int64_t x, start = max(0, -k.dx), stop = min(self.nx, self.nx - k.dx)
         cdef const char* line = self.base + c * self.step_c + z * self.step_z + y * self.step_y
-        if z < max(0, -k.dz) or z >= min(self.nz, self.nz - k.dz) or z % k.sz:
+        if z < max(0, -k.dz) or z >= min(self.nz, self.nz - k.dz) or (z + self.oz) % k.sz:
             return False
-        if y < max(0, -k.dy) or y >= min(self.ny, self.ny - k.dy) or y % k.sy or start >= stop:
+        if y < max(0, -k.dy) or y >= min(self.ny, self.ny - k.dy) or (y + self.oy) % k.sy or start >= stop:
             return False
         if self.width == 4 and self.step_x == 4:
             weigh[float](<const float*>line, 1, start, stop, k, out)
@@ -98,11 +122,11 @@ cdef class VoxelEdges:
             weigh[uint16_t](<const uint16_t*>line, self.step_x // 2, start, stop, k, out)
         if k.sx > 1:
             for x in range(start, stop):
-                if x % k.sx:
+                if (x + self.ox) % k.sx:
                     out[x] = 0
         if self.masked:
             for x in range(start, stop):
-                if not (self.mask[z, y, x] and self.mask[z + k.dz, y + k.dy, x + k.dx]):
+                if self.mask[z, y, x] + self.mask[z + k.dz, y + k.dy, x + k.dx] < 2:
                     out[x] = 0
         first[0] = start
         last[0] = stop
@@ -203,4 +227,53 @@ cdef class VoxelEdges:
         copy = edges
         if found.size():
             memcpy(&copy[0, 0], found.data(), found.size() * sizeof(uint32_t))
+        return edges
+
+    def first(self, const uint32_t[::1] parent, const int64_t[:, ::1] box):
+        """(the first edge between every two clusters: bits of weight, cluster, cluster, channel, voxel), uint32.
+
+        Only edges stored in the box (3, 2) count; clusters are numbered from 1.
+        """
+        cdef int64_t z, y, x, c, start, stop, row
+        cdef uint64_t used = 0
+        cdef vector[float] weights
+        cdef vector[Entry] table
+        cdef const uint32_t* bits
+        cdef const uint32_t* there
+        cdef Entry* place
+        cdef Entry entry
+        cdef uint32_t[:, ::1] found
+        with nogil:
+            weights.resize(self.nx)
+            table.resize(1024)
+            bits = <uint32_t*>weights.data()
+            for c in range(<int64_t>self.channels.size()):
+                for z in range(box[0, 0], box[0, 1]):
+                    for y in range(box[1, 0], box[1, 1]):
+                        if not self.load(c, z, y, &start, &stop, weights.data()):
+                            continue
+                        row = (z * self.ny + y) * self.nx
+                        there = &parent[0] + row + self.channels[c].delta
+                        for x in range(max(start, box[2, 0]), min(stop, box[2, 1])):
+                            if parent[row + x] == there[x] or weights[x] == 0:
+                                continue
+                            entry.pair = <uint64_t>min(parent[row + x], there[x]) << 32 | max(parent[row + x], there[x])
+                            entry.bits, entry.channel, entry.voxel = bits[x], <uint32_t>c, <uint32_t>(row + x)
+                            place = place_of(table.data(), table.size(), entry)
+                            if not taken(place[0]):
+                                place[0] = entry
+                                used += 1
+                                if 8 * used > 5 * table.size():
+                                    resize_table(table, 2 * table.size())
+                            elif (bits[x] & MAGNITUDE) > (place.bits & MAGNITUDE):  # of equal ones the earlier stays
+                                place[0] = entry
+        edges = np.empty((5, used), np.uint32)
+        found = edges
+        with nogil:
+            x = 0
+            for entry in table:
+                if taken(entry):
+                    found[0, x], found[1, x], found[2, x] = entry.bits, <uint32_t>(entry.pair >> 32), <uint32_t>entry.pair
+                    found[3, x], found[4, x] = entry.channel, entry.voxel
+                    x += 1
         return edges

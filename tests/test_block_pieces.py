@@ -22,7 +22,6 @@ from emcore.settings.decode import (
     ConnectedDecode,
     ContourDecode,
     Decode,
-    MutexDecode,
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
@@ -202,8 +201,6 @@ def test_one_voxel_of_a_polarity_prediction_says_what_all_of_it_means(tmp_path):
 
 
 REFUSED = [
-    (MutexDecode(), "^decode.kind = mutex works on the whole volume only, because its edges are taken in one order "
-                    "through the whole volume: take a machine with more memory, or set decode.kind = affinities$"),
     (ContourDecode(), "^decode.kind = contour works .* or set decode.kind = components without seeds$"),
     (ComponentsDecode(seed_threshold=0.7), "^decode.seed_threshold with decode.connectivity = 26 works .* or set "
                                            "decode.connectivity = 4 or 8, which floods every section by itself, or "),

@@ -322,15 +322,19 @@ def test_scores_and_page_are_those_of_decoding_at_once(place):
     pytest.param(1, ("kind=components", "threshold=0.9", "remove_size=5"), BLOCKS, id="components"),
     pytest.param(1, ("kind=components", "threshold=0.5", "seed_threshold=0.8", "connectivity=4"), SECTIONS, id="seeds"),
     pytest.param(3, ("kind=polarity", "threshold=0.8", "small=4"), BLOCKS, id="polarity"),
+    pytest.param(5, ("kind=mutex", "strides=[1,2,2]", "remove_size=5"), BLOCKS, id="mutex"),
 ])
 def test_other_kinds_are_those_of_decoding_at_once(place, channels, settings, blocks):
     values = affinities_of(cells_of(SHAPE))[:channels]
+    offsets = [*(-np.eye(3, dtype=int)).tolist(), [0, -6, 0], [0, 0, -6]][:channels]
+    if channels == 5:  # two that hold apart
+        values = np.concatenate([values, np.roll(values[1:], 3, (2, 3))])
     if "polarity" in settings[0]:  # every tenth cell is a pre, beside it lies a post
         pre = (cells_of(SHAPE) % 10 == 0) * np.uint8(240)
         values = np.stack([pre, np.roll(pre, 4, 2), np.maximum(pre, np.roll(pre, 4, 2))])
     Path("run.toml").write_text(CONFIG.partition("[decode]")[0])
     write(f"{RESULTS}/a_prediction.h5:prediction", values if channels > 1 else values[0],
-          **({"offsets": (-np.eye(3, dtype=int)).tolist()} if channels == 3 else {}))
+          **({"offsets": offsets} if channels >= 3 else {}))
     settings = [f"decode.{setting}" for setting in settings]
     decode(*settings)
     whole, told = open_volume(LABELS, "labels")[...], about(LABELS)
@@ -377,7 +381,6 @@ def test_where_neither_way_fits_one_sentence_comes_before_any_work(place, monkey
 
 
 @pytest.mark.parametrize("settings, told", [
-    (("kind=mutex",), "decode.kind = mutex works on the whole volume only"),
     (("kind=contour",), "decode.kind = contour works on the whole volume only"),
     (("kind=affinities", "ties=waterz"), "decode.ties = waterz works on the whole volume only"),
     (("kind=components", "seed_threshold=0.8"), "decode.seed_threshold with decode.connectivity = 26 works on"),

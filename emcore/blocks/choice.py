@@ -39,6 +39,10 @@ OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least s
 # Bytes a voxel of the volume that the last task of merges takes at most, for all that no window could merge: 2.6 for
 # aff85_his256 with the default low and high at 512³; 0.4 for the mean with 0.1 and 0.999 at 1024³
 TOP = 3
+# Bytes a voxel that a mutex watershed of 12 channels in 8 bits takes beside its affinities, of the whole, of the window
+# of a block, and of the volume in the last task of its blocks; and on disk. Measured were 79 at 256³, 76 for a block of
+# 128³, 10 and 22 (bench/mutex_blocks.py).
+MUTEX, MUTEX_BLOCK, MUTEX_TOP, MUTEX_DISK = 90, 90, 12, 25
 WORKER = 80e6  # bytes of a worker that are not for its block; 63e6 were measured
 DISK = 16  # bytes a voxel that all stages leave: 5.7 to 11.8 were measured at 256³; 512³ had up to half more fragments
 SHARE = 0.85  # A decoding takes this part of the memory that is there, as other things want some too.
@@ -52,6 +56,7 @@ class Task(NamedTuple):
     channels: int
     itemsize: int  # bytes of a value of the prediction
     decode: Decode
+    reach: Sequence[int] = (0, 0, 0)  # voxels around a block that a mutex watershed reads
 
     @property
     def voxels(self) -> int:
@@ -68,15 +73,24 @@ class Task(NamedTuple):
     @property
     def whole(self) -> int:
         """Bytes that decoding it at once takes."""
+        if isinstance(self.decode, MutexDecode):
+            return self.voxels * (self.value_bytes + MUTEX)
         more = OTHERS if self.beside is None else WHOLE + self.beside + self.orders[0]
         return self.voxels * (self.value_bytes + more)
 
     @property
     def in_block(self) -> int:
-        """Bytes a voxel of a block that a worker takes for it."""
+        """Bytes that a worker takes for every voxel that it reads for a block."""
+        if isinstance(self.decode, MutexDecode):
+            return self.value_bytes + MUTEX_BLOCK
         if self.beside is None:
             return max(self.value_bytes, VALUES) + OTHERS
         return self.value_bytes + BLOCK + self.beside + self.orders[1]
+
+    def worker(self, block: Sequence[int]) -> float:
+        """Bytes that a worker takes for a block."""
+        return WORKER + self.in_block * prod(min(side + 2 * far, length)
+                                             for side, far, length in zip(block, self.reach, self.shape))
 
     @property
     def beside(self) -> int | None:
@@ -96,7 +110,14 @@ class Task(NamedTuple):
     @property
     def top(self) -> int:
         """Bytes that the last merges may take."""
+        if isinstance(self.decode, MutexDecode):
+            return MUTEX_TOP * self.voxels
         return TOP * self.voxels if isinstance(self.decode, AffinityDecode) else 0
+
+    @property
+    def disk(self) -> int:
+        """Bytes that all stages leave on the disk."""
+        return self.voxels * (MUTEX_DISK if isinstance(self.decode, MutexDecode) else DISK)
 
 
 class Choice(NamedTuple):
@@ -125,16 +146,16 @@ def choose(task: Task, settings: Blocks) -> Choice:
         workers -= 1
         most = SHARE * there / workers
     if block is None:
-        least = WORKER + task.in_block * prod(smallest(task))
+        least = task.worker(smallest(task))
         more = f"set memory in [blocks.{settings.cluster}] higher, or cores lower" if settings.cluster else (
             "take a machine with more memory, or fewer workers by blocks.workers")
         raise InputError(f"{volume}: {why}a worker needs at least {size_of(least)} for a block of "
                          f"{times(smallest(task))}, and {size_of(most)} are there for each of {workers}: {more}")
     grid = Grid(tuple(task.shape), block)
-    needed = WORKER + task.in_block * prod(block)
+    needed = task.worker(block)
     told = f"{volume}: {why}{grid.blocks()} blocks of {times(block)}, {size_of(needed)} a worker, {workers} worker"
     top = f", up to {size_of(WORKER + task.top)} for the last merges" if WORKER + task.top > needed else ""
-    return Choice(grid, workers, f"{told}{'s' * (workers > 1)}{top}; {size_of(DISK * task.voxels)} of disk")
+    return Choice(grid, workers, f"{told}{'s' * (workers > 1)}{top}; {size_of(task.disk)} of disk")
 
 
 def side_by_side(settings: Blocks, there: int) -> tuple[int, float, bool]:
@@ -175,15 +196,13 @@ def fitting(task: Task, settings: Blocks, most: float) -> tuple[int, int, int] |
     if needs_sections(task.decode):
         sides = [(depth, *task.shape[1:]) for depth in (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1)
                  if depth <= max(1, task.shape[0])]
-    return next((block for block in sides if WORKER + task.in_block * prod(block) <= most), None)
+    return next((block for block in sides if task.worker(block) <= most), None)
 
 
 def check_kind(decode: Decode, why: str = "") -> None:
     """Refuses, before any work, a decoding of which a block cannot know its part without having seen all the others."""
     flood = "its flood takes the whole volume in one order"
-    if isinstance(decode, MutexDecode):
-        wrong = "decode.kind = mutex", "its edges are taken in one order through the whole volume", ""
-    elif isinstance(decode, ContourDecode):
+    if isinstance(decode, ContourDecode):
         wrong = "decode.kind = contour", flood, "decode.kind = components without seeds"
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \

@@ -24,6 +24,7 @@ from emcore.blocks.choice import Choice, Task, choose
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
+from emcore.blocks.mutex_faces import reach_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
 from emcore.decode.labels import check_end
@@ -32,7 +33,7 @@ from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
 from emcore.record import read as read_record
 from emcore.settings.blocks import Blocks
-from emcore.settings.decode import AffinityDecode, Decode
+from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.blocks import attributes_joined
 from emcore.volumes.stamp import stamp
@@ -127,7 +128,8 @@ def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, rec
     """How to decode a stored prediction; a run that was begun goes on in its blocks, and advice would come too late."""
     source = open_volume(prediction)
     channels = source.shape[0] if source.ndim == 4 else 1
-    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings)
+    reach = reach_of(source, settings) if isinstance(settings, MutexDecode) else (0, 0, 0)
+    task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings, reach)
     begun = block_begun(out, record["prediction"]["digest"])
     choice = choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
     return choice if begun or choice.grid is None else choice._replace(advice=density.advice(prediction, settings))
@@ -137,6 +139,10 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, conten
     """The stages that decode a prediction by these settings."""
     if isinstance(settings, AffinityDecode):
         return AffinityWork(folder, grid, Source(prediction, settings), content)
+    if isinstance(settings, MutexDecode):
+        from emcore.blocks.mutex_work import MutexWork
+
+        return MutexWork(folder, grid, prediction, settings, content)
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)

@@ -112,6 +112,21 @@ def connect(affs: Affinities, settings: ConnectedDecode) -> np.ndarray:
 
 def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
     """The mutex watershed of all channels with an offset: nearest neighbours attract, longer steps hold apart."""
+    affs, attractive = mutex_affinities(prediction, settings)
+    labels = segment.mutex_watershed(affs, attractive=attractive, strides=settings.strides)
+    return without_small(labels, settings.remove_size)
+
+
+def mutex_affinities(prediction: Volume, settings: MutexDecode,
+                     box: Box | None = None) -> tuple[Affinities, list[bool]]:
+    """The affinities of a volume or a box of it that a mutex watershed takes, and which channels attract."""
+    channels, steps = mutex_channels(prediction, settings)
+    attractive = [sum(map(abs, step)) == 1 for step in steps]
+    return Affinities(chosen(prediction, channels, box), steps, table=stored_table(prediction)), attractive
+
+
+def mutex_channels(prediction: Volume, settings: MutexDecode) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """The channels that a mutex watershed takes, and their offsets."""
     offsets = stored_offsets(prediction)
     if offsets is None:
         raise InputError(f"{prediction.name} has no attribute offsets, which a mutex watershed needs")
@@ -120,13 +135,10 @@ def mutex(prediction: Volume, settings: MutexDecode) -> np.ndarray:
         raise InputError(f"decode.channels must be among the {len(offsets)} channels of {prediction.name} that have an "
                          f"offset; got {channels}")
     steps = [offsets[channel] for channel in channels]
-    attractive = [sum(map(abs, step)) == 1 for step in steps]
-    if not any(attractive) or all(attractive):
+    if len({sum(map(abs, step)) == 1 for step in steps}) < 2:
         raise InputError("a mutex watershed needs channels of nearest neighbours, which attract, and of longer steps, "
                          f"which hold apart; {prediction.name} has the offsets {steps}")
-    affs = Affinities(chosen(prediction, channels), steps, table=stored_table(prediction))
-    labels = segment.mutex_watershed(affs, attractive=attractive, strides=settings.strides)
-    return without_small(labels, settings.remove_size)
+    return channels, steps
 
 
 def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:

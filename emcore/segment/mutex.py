@@ -1,6 +1,6 @@
 """Mutex watershed: a segmentation from long-range affinities without seeds and thresholds (Wolf et al. 2018)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import numpy as np
@@ -33,11 +33,11 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
     strides, one (z, y, x) triple or one a channel, keep only the edges stored at multiples of them; a single triple
     thins the channels that are not `attractive`.
     """
-    affs, table, offsets = _affinities(affs, offsets)
+    affs, table, offsets = edge_values(affs, offsets)
     if attractive is None:
         attractive = 3 if bias is None else min(3, len(affs))
     attracts = _attractive(attractive, len(affs))
-    strides = _strides(strides, attracts)
+    strides = strides_of(strides, attracts)
     limits = (0.0, 1.0) if bias is None else (-1e30, 1e30)
     bias = np.where(attracts, 0, -1).astype(np.float32) if bias is None else _bias(bias, len(affs))
     if mask is not None:
@@ -50,14 +50,10 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
         return labels
 
     threads = thread_count(threads)
-    with np.errstate(invalid="ignore"):  # the codes of float16 include NaN
-        weights = None if table is None else np.ascontiguousarray(table[None] + bias[:, None], np.float32)
-    edges = VoxelEdges(affs, weights, mask, offsets, strides, bias)
+    edges = VoxelEdges(affs, weights_of(table, bias), mask, offsets, strides, bias)
     rows = slabs(affs.shape[1] * affs.shape[2], threads)
     parent = np.empty(labels.size, np.uint32)
-    if not all(run_parallel(edges.point, [(parent, *slab, *limits) for slab in rows], threads)):
-        raise InputError("affs must be between {:g} and {:g}; found NaN or values outside, apply the sigmoid "
-                         "or repair them first".format(*limits))
+    check_values(all(run_parallel(edges.point, [(parent, *slab, *limits) for slab in rows], threads)), limits)
     forest = MutexForest(parent)
     counts = np.zeros((len(rows), BINS), np.int64)
     run_parallel(edges.histogram, [(parent, *slab, count) for slab, count in zip(rows, counts)], threads)
@@ -66,23 +62,46 @@ def mutex_watershed(affs: np.ndarray | Affinities, offsets: Sequence[Sequence[in
         found = edges.gather(parent, *job)
         return found[:forest.live(found)].copy()
 
-    counts = counts.sum(0)
-    bins, target = np.flatnonzero(counts)[::-1], max(1, labels.size // 4)
-    survival, high = 1.0, INFINITE_KEY
-    while len(bins):
-        # later batches reach further down: most of their edges no longer act, as the last batch showed
-        held = np.cumsum(counts[bins])
-        taken = max(1, int(np.searchsorted(held, target / survival, "right")))
-        low = max(1, int(bins[taken - 1]) * BIN_WIDTH)
-        parts = run_parallel(gather, [(c, *slab, low, high) for c in range(len(affs)) for slab in rows], threads)
-        survival = max(sum(map(len, parts)) / held[taken - 1], survival / 8, 1e-6)
-        forest.process(parts, low, high)
-        bins, high = bins[taken:], low
+    def gathered(low: int, high: int) -> list[np.ndarray]:
+        return run_parallel(gather, [(c, *slab, low, high) for c in range(len(affs)) for slab in rows], threads)
+
+    process(forest, counts.sum(0), labels.size // 4, gathered)
     forest.labels(None if mask is None else np.ascontiguousarray(mask.reshape(-1)), labels.reshape(-1))
     return labels
 
 
-def _affinities(affs: np.ndarray | Affinities,
+def process(forest: MutexForest, counts: np.ndarray, target: int,
+            gathered: Callable[[int, int], list[np.ndarray]]) -> None:
+    """Takes a forest through all edges, strongest first, in batches of about `target` that are still alive.
+
+    counts: how many edges have a weight of each bin of the histogram; gathered(low, high): the edges with
+    low <= bits of |weight| < high, of equal weights in their order.
+    """
+    bins, survival, high = np.flatnonzero(counts)[::-1], 1.0, INFINITE_KEY
+    while len(bins):
+        # later batches reach further down: most of their edges no longer act, as the last batch showed
+        held = np.cumsum(counts[bins])
+        taken = max(1, int(np.searchsorted(held, max(1, target) / survival, "right")))
+        low = max(1, int(bins[taken - 1]) * BIN_WIDTH)
+        parts = gathered(low, high)
+        survival = max(sum(map(len, parts)) / held[taken - 1], survival / 8, 1e-6)
+        forest.process(parts, low, high)
+        bins, high = bins[taken:], low
+
+
+def check_values(fine: bool, limits: tuple[float, float] = (0.0, 1.0)) -> None:
+    if not fine:
+        raise InputError("affs must be between {:g} and {:g}; found NaN or values outside, apply the sigmoid "
+                         "or repair them first".format(*limits))
+
+
+def weights_of(table: np.ndarray | None, bias: np.ndarray) -> np.ndarray | None:
+    """The weight of every code in every channel."""
+    with np.errstate(invalid="ignore"):  # the codes of float16 include NaN
+        return None if table is None else np.ascontiguousarray(table[None] + bias[:, None], np.float32)
+
+
+def edge_values(affs: np.ndarray | Affinities,
                 offsets: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
     """affs as float32, uint8 or the bits of float16, for the last two the affinity of each code, and the offsets."""
     if isinstance(affs, Affinities) and offsets is not None:
@@ -114,7 +133,7 @@ def _attractive(attractive: int | Sequence[bool], channels: int) -> np.ndarray:
     return marks
 
 
-def _strides(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
+def strides_of(strides: Sequence | None, attracts: np.ndarray) -> np.ndarray:
     if strides is None:
         return np.ones((len(attracts), 3), np.int64)
     steps = as_array("strides", strides)

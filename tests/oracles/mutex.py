@@ -36,3 +36,44 @@ def mutex_watershed(weights, offsets, strides=None, mask=None):
         if mask[voxel] and not labels[voxel]:
             labels[tuple(np.array(sorted(cluster[voxel])).T)] = labels.max() + 1
     return labels
+
+
+def certain_clusters(nodes, weights, ends, incomplete):
+    """(the cluster of every node as a set, pairs of nodes held apart): what edges in order say for certain.
+
+    Incomplete nodes have edges that are not given. Everything is recomputed for every edge.
+    """
+    cluster = {node: {node} for node in range(nodes)}
+    waits = {node for node in range(nodes) if incomplete[node]}
+    links, apart = [], set()  # links: pairs that may be together by now
+
+    def reached(start):
+        found, before = set(start), None
+        while found != before:
+            before = set(found)
+            for pair in [*links, *(cluster[node] for node in before)]:
+                if found & set(pair):
+                    found |= set(pair)
+        return found
+
+    for weight, (u, v) in zip(weights.tolist(), ends.tolist()):
+        one, two = cluster[u], cluster[v]
+        if one is two or any((a, b) in apart for a in one for b in two):
+            continue
+        if weight < 0:
+            if not reached(one) & two:
+                apart |= {(a, b) for a in one for b in two} | {(b, a) for a in one for b in two}
+            continue
+        if one & waits:
+            one, two = two, one
+        held = {b for a, b in apart if a in one}
+        if not one & waits and not (two & waits and held & reached(two)):
+            one |= two
+            for node in two:
+                cluster[node] = one
+            apart |= {(a, b) for a in one for c, b in list(apart) if c in one}
+            apart |= {(b, a) for a, b in apart}
+        else:
+            waits |= one | two
+        links.append((u, v))
+    return cluster, apart
