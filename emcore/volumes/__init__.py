@@ -15,8 +15,7 @@ imports torch, and a volume may be pickled and may cross a fork: every process o
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from os import PathLike, fspath
-from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,10 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.volumes import metadata
-from emcore.volumes.formats import format_of, named, refuse_dataset
+from emcore.volumes.formats import format_of, named, refuse_dataset, split_reference
+from emcore.volumes.multiscale import Layout
+from emcore.volumes.ome_zarr import write_ome_zarr
+from emcore.volumes.precomputed_writing import write_precomputed
 from emcore.volumes.volume import (
     KEYS,
     Listed,
@@ -38,6 +40,7 @@ from emcore.volumes.volume import (
 from emcore.volumes.writing import Writer
 
 __all__ = [
+    "Layout",
     "Listed",
     "Volume",
     "Writer",
@@ -47,6 +50,8 @@ __all__ = [
     "open_volume",
     "placement",
     "split_reference",
+    "write_ome_zarr",
+    "write_precomputed",
 ]
 
 def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None) -> Volume:
@@ -105,17 +110,6 @@ def from_array(array: Any) -> Volume:
 
 def itself(array: Any) -> Any:
     return array
-
-
-def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
-    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
-    text = fspath(reference)
-    head, colon, dataset = text.rpartition(":")
-    # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
-    is_container = named(Path(head)) is not None or isfile(head)
-    if not colon or exists(text) or not (is_container or isdir(head)):
-        return Path(text), None
-    return Path(head), dataset or None
 
 
 @contextmanager

@@ -5,7 +5,8 @@ A new format is a module of this folder with the functions of Format, and a row 
 
 from contextlib import AbstractContextManager
 from importlib import import_module
-from os.path import isdir, isfile
+from os import PathLike, fspath
+from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ from emcore.volumes.volume import Listing, Volume
 
 Attributes = dict[str, Any]  # resolution and offset (nm, z y x) among them
 Shape = tuple[int, ...]
+UNFINISHED, PLAN = ".unfinished", "plan.json"  # the folder of a store that is being written, and what tells it
 
 
 class Target(Protocol):
@@ -81,8 +83,20 @@ def named(path: Path) -> Row | None:
     return next((row for row in FORMATS if path.suffix.lower() in row.suffixes), None)
 
 
+def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
+    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
+    text = fspath(reference)
+    head, colon, dataset = text.rpartition(":")
+    # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
+    is_container = named(Path(head)) is not None or isfile(head)
+    if not colon or exists(text) or not (is_container or isdir(head)):
+        return Path(text), None
+    return Path(head), dataset or None
+
+
 def format_of(path: Path) -> Row:
     """The format of an existing file or folder, by its first bytes, else by its name."""
+    refuse_unfinished(path)
     if isdir(path):
         return next((row for row in FORMATS if row.markers and (
             path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), SLICES)
@@ -97,6 +111,16 @@ def format_of(path: Path) -> Row:
     if found is None:
         raise InputError(f"{path} is in no format known here, which are {TITLES}; it begins with {begins!r}")
     return found
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuses a store that is still being written, and says so of one that has no name yet."""
+    waiting = path.with_name(path.name + UNFINISHED) if path.name else path
+    inside = [folder for folder in (path, *list(path.parents)[:3]) if folder.name.endswith(UNFINISHED)]
+    for work in inside if exists(path) else [waiting]:
+        if isfile(work / PLAN):
+            raise InputError(f"{work} is the unfinished part of a volume: run the command again that writes it, which "
+                             "goes on where it ended")
 
 
 def refuse_dataset(path: Path, dataset: str | None, row: Row) -> None:

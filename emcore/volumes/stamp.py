@@ -9,7 +9,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.threads import run_parallel, thread_count
-from emcore.volumes import split_reference
+from emcore.volumes.formats import split_reference
 from emcore.volumes.volume import Volume
 
 MOST_FILES = 100_000  # with more of them looking at each one takes too long on a network file system

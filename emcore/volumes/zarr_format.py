@@ -56,6 +56,7 @@ class RegularStore(LocalStore):
     """A folder of which only regular files are read: a pipe would be waited for, a device read without end."""
 
     most = 0  # bytes that a chunk may unpack to; 0 where that is not known
+    whole = False  # whether the writer said that it wrote every chunk, so that a missing one is lost and not 0
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         path = self.root / key
@@ -65,6 +66,8 @@ class RegularStore(LocalStore):
             if key.endswith(METADATA) and size > MOST_METADATA:
                 raise InputError(f"{path} is larger than {MOST_METADATA >> 20} MiB, too large for what it should be")
         data = await super().get(key, prototype, byte_range)
+        if data is None and self.whole and not key.endswith(METADATA):
+            raise InputError(f"{path} is missing, so part of the volume is lost; copy it again or write it again")
         if data is not None and self.most and not key.endswith(METADATA):
             self.refuse_bomb(path, data)
         return data
@@ -188,6 +191,8 @@ def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
     resolution, offset = metadata.read_grid([attributes, grid, *parents], title)
     connect = partial(connect_zarr, path, name, leading)
     attributes = metadata.without_grid(attributes)
+    if is_whole(array):
+        del attributes["emcore"]
     return Volume(title, shape, native(array.dtype), resolution, offset, attributes, chunks, connect)
 
 
@@ -202,9 +207,16 @@ class Leading:
         return self.array[(0,) * self.axes + box]
 
 
+def is_whole(array: zarr.Array) -> bool:
+    """Whether the attributes, which ome_zarr.py wrote, say that every chunk is there."""
+    ours = array.attrs.get("emcore")
+    return isinstance(ours, dict) and ours.get("whole") is True
+
+
 def connect_zarr(path: Path, name: str, leading: int) -> Any:
     store = RegularStore(path, read_only=True)
     array = zarr.open_array(store, path=name, mode="r")
+    store.whole = is_whole(array)
     store.most = 2 * math.prod(array.chunks) * array.dtype.itemsize + 1024
     return Leading(array, leading)
 
