@@ -121,6 +121,40 @@ def make_tiff(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.tif")), slices]
 
 
+def make_packed_tiff(folder: Path) -> list[Path]:
+    import imagecodecs  # noqa: F401 (tifffile needs it for these)
+    import tifffile
+
+    for name in ("lzw", "zstd", "jpeg", "packbits"):
+        tifffile.imwrite(folder / f"{name}.tif", volume(), compression=name, photometric="minisblack",
+                         **({} if name == "packbits" else {"tile": (16, 16)}))
+    return sorted(folder.glob("*.tif"))
+
+
+def make_images(folder: Path) -> list[Path]:
+    import imagecodecs
+
+    kinds = {"png": imagecodecs.png_encode, "jpg": imagecodecs.jpeg8_encode}
+    for suffix, encode in kinds.items():
+        (folder / suffix).mkdir()
+        for number, section in enumerate(volume()):
+            (folder / suffix / f"{number}.{suffix}").write_bytes(encode(section))
+        (folder / f"one.{suffix}").write_bytes(encode(volume()[0]))
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(volume()[0].astype(np.uint16) * 200))
+    return [folder / name for name in (*kinds, "one.png", "one.jpg", "deep.png")]
+
+
+def make_mrc(folder: Path) -> list[Path]:
+    import mrcfile
+
+    for dtype in ("int8", "int16", "float32", "uint16", "float16"):
+        with mrcfile.new(folder / f"{dtype}.mrc") as file:
+            file.set_data((volume() // 2).astype(dtype))
+            file.voxel_size = (40, 40, 300)
+            file.set_extended_header(np.zeros(40, "V1"))
+    return sorted(folder.glob("*.mrc"))
+
+
 def make_npy(folder: Path) -> list[Path]:
     paths = [folder / "a.npy", folder / "b.npy"]
     np.save(paths[0], volume())
@@ -295,6 +329,9 @@ READERS = {
     "hdf5": Reader(make_hdf5, read_volume),
     "block": Reader(make_blocks, read_block),
     "tiff": Reader(make_tiff, read_volume),
+    "tiff-packed": Reader(make_packed_tiff, read_volume),
+    "images": Reader(make_images, read_volume),
+    "mrc": Reader(make_mrc, read_volume),
     "npy": Reader(make_npy, read_volume),
     "zarr-v2": Reader(lambda folder: make_zarr(folder, 2), read_volume),
     "zarr-v3": Reader(lambda folder: make_zarr(folder, 3), read_volume),

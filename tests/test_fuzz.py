@@ -9,7 +9,8 @@ if sys.platform != "linux":
 
 from tests.fuzz import READERS, fuzz
 
-NEEDS = {"tiff": "tifffile", "zarr-v2": "zarr", "zarr-v3": "zarr", "yaml": "yaml"}
+NEEDS = {"tiff": "tifffile", "tiff-packed": "imagecodecs", "images": "imagecodecs", "mrc": "mrcfile",
+         "zarr-v2": "zarr", "zarr-v3": "zarr", "yaml": "yaml"}
 SHARE = 30  # mutations of one test, so that a tenth of the long suite meets some of every reader
 
 

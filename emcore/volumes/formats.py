@@ -3,6 +3,7 @@
 A new format is a module of this folder with the functions of Format, and a row of FORMATS.
 """
 
+import os
 from contextlib import AbstractContextManager
 from importlib import import_module
 from os import PathLike, fspath
@@ -70,11 +71,14 @@ FORMATS = (
     Row("npy", "npy", "npy", (".npy",), (b"\x93NUMPY",)),
     Row("tiff", "TIFF", "TIFF (a stack, or a folder of slices)", (".tif", ".tiff"),
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    Row("images", "images", "PNG and JPEG (a folder of slices)", (".png", ".jpg", ".jpeg"),
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")),
+    Row("mrc", "MRC", "MRC (.mrc)", (".mrc", ".rec", ".st", ".map")),
     Row("zarr_format", "zarr", "zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup"), several=True,
         compresses=True),
     Row("precomputed", "precomputed", "Neuroglancer precomputed", (".precomputed",), markers=("info",), several=True),
 )
-SLICES = next(row for row in FORMATS if row.module == "tiff")  # a folder without a marker holds slices
+SLICES, IMAGES = (next(row for row in FORMATS if row.module == name) for name in ("tiff", "images"))
 TITLES = ", ".join(row.title for row in FORMATS[:-1]) + f" and {FORMATS[-1].title}"
 
 
@@ -99,7 +103,8 @@ def format_of(path: Path) -> Row:
     refuse_unfinished(path)
     if isdir(path):
         return next((row for row in FORMATS if row.markers and (
-            path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), SLICES)
+            path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), None
+        ) or slices_in(path)
     try:
         with open_regular(path) as file:
             begins = file.read(8)
@@ -111,6 +116,16 @@ def format_of(path: Path) -> Row:
     if found is None:
         raise InputError(f"{path} is in no format known here, which are {TITLES}; it begins with {begins!r}")
     return found
+
+
+def slices_in(folder: Path) -> Row:
+    """The format of a folder without a marker: TIFF where there is one file of it, else images."""
+    try:
+        suffixes = {name.rpartition(".")[2].lower() for name in os.listdir(folder)}
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    found = [row for row in (SLICES, IMAGES) if any(suffix[1:] in suffixes for suffix in row.suffixes)]
+    return found[0] if found else SLICES
 
 
 def refuse_unfinished(path: Path) -> None:

@@ -38,7 +38,7 @@ try:
     import zarr
     from zarr.storage import LocalStore
 except ImportError:
-    raise InputError('reading and writing zarr needs the extra zarr: pip install "emcore[zarr]"') from None
+    raise InputError('reading and writing zarr needs the extra zarr: pip install ".[zarr]"') from None
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
           RecursionError, MemoryError, ArithmeticError)
