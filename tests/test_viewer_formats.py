@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from emcore.volumes import (
     ome_zarr,
     open_volume,
     precomputed_writing,
+    serve,
     write_ome_zarr,
     write_precomputed,
 )
@@ -450,3 +452,34 @@ def test_an_older_volume_is_replaced_as_a_whole(tmp_path):
     assert os.listdir(tmp_path) == ["a.ome.zarr"]
     assert split_reference(f"{path}:0") == (path, "0")
     shutil.rmtree(path)
+
+
+# ---- served
+
+
+def test_another_reader_reads_shards_from_our_server_by_byte_ranges(tmp_path, monkeypatch):
+    monkeypatch.setattr(precomputed_writing, "MOST_CHUNK_FILES", 4)
+    image, labels = sample((7, 20, 37), "uint8"), sample((7, 20, 37), "uint64")
+    write_ome_zarr(volume(image), tmp_path / "a.ome.zarr", Layout(chunks=(4, 8, 8)))
+    write_ome_zarr(volume(labels), f"{tmp_path}/a.ome.zarr:labels/cells", Layout(chunks=(4, 8, 8)))
+    write_precomputed(volume(labels), tmp_path / "b.precomputed", Layout(chunks=(4, 8, 8)))
+    (tmp_path / "c.ome.zarr.unfinished" / "store" / "0").mkdir(parents=True)
+    shutil.copy(tmp_path / "a.ome.zarr" / "0" / "zarr.json", tmp_path / "c.ome.zarr.unfinished" / "store" / "0")
+    assert serve.find_volumes(tmp_path) == [("a.ome.zarr", "zarr", "auto"),
+                                            ("a.ome.zarr/labels/cells", "zarr", "segmentation"),
+                                            ("b.precomputed", "precomputed", "segmentation")]
+    server = serve.server_for(str(tmp_path), "127.0.0.1", 0, public=False)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        for driver, place, wanted in (("zarr3", "a.ome.zarr/0", image), ("zarr3", "a.ome.zarr/labels/cells/0", labels),
+                                      ("neuroglancer_precomputed", "b.precomputed", labels)):
+            store = tensorstore.open({"driver": driver, "kvstore": f"{url}/{place}/"}).result()
+            store = store if driver == "zarr3" else store.T.translate_to[0][0]
+            np.testing.assert_array_equal(store.read().result(), wanted)
+            np.testing.assert_array_equal(store[3:5, 2:9, 30:].read().result(), wanted[3:5, 2:9, 30:])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
