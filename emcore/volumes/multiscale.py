@@ -279,6 +279,9 @@ def write_box(store: Any, box: tuple[slice, ...], block: np.ndarray) -> None:
     """Returns when the box is on the disk; a shard is written once, as all of its chunks come together."""
     import tensorstore
 
+    if "sharding" not in store.spec().to_json().get("scale_metadata", {}):
+        store[box].write(block).result()
+        return
     with tensorstore.Transaction() as transaction:
         store.with_transaction(transaction)[box].write(block).result()
 
