@@ -162,7 +162,8 @@ class Pyramid:
     def plan(self, stamped: str | None) -> str:
         """All that decides what is written, as text."""
         about = {"source": [self.source.shape, self.source.dtype.name, stamped], "dtype": self.dtype.name,
-                 "grid": [self.source.resolution, self.source.offset, self.source.attrs],  # a part of one lies elsewhere
+                 # of a part of a volume the place, of which the stamp says nothing
+                 "grid": [self.source.resolution, self.source.offset, self.source.attrs],
                  "levels": [asdict(level) for level in self.levels], "specs": self.specs, "units": self.units,
                  "mode": self.mode, "counts": self.counts}
         return json.dumps(about, indent=1)
