@@ -269,7 +269,8 @@ def test_pins_cover_what_the_package_needs():
     assert names(project["dependencies"]) == {"torch", "numpy", "h5py", "numba"}
     assert names(built["build-system"]["requires"]) == {"setuptools", "cython"}
     assert names(extras["test"]) == {"pytest"}
-    assert set(extras) == {"test", "tiff", "zarr", "dask", "tensorboard", "yaml", "all", "peers", "bench", "dev"}
+    assert set(extras) == {"test", "tiff", "zarr", "remote", "dask", "tensorboard", "yaml", "all", "peers", "bench",
+                           "dev"}
     for needs in (project["dependencies"], built["build-system"]["requires"], extras["test"], extras["peers"]):
         assert names(needs) <= pinned
 
