@@ -23,6 +23,7 @@ from emcore.errors import InputError
 from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
 from emcore.locks import NoLocks, take
 from emcore.settings.data import Data, VolumeFiles
+from emcore.system import user
 from emcore.volumes import check_labels, open_volume, split_reference
 from emcore.volumes.address import is_address, located, name_of
 from emcore.volumes.stamp import stamp
@@ -192,8 +193,7 @@ def _stored(data: Data, array: Any, origin: tuple[Any, ...], start: Sequence[int
 def copies_folder(storage: str) -> Path:
     """The folder of this user's copies: in shared memory, or on the local disk; nobody else can write there."""
     in_memory = storage == "memory" and os.path.isdir("/dev/shm")
-    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{owner}"
+    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{user()}"
     try:
         return private_folder(private_folder(top) / "copies")
     except InputError as error:
