@@ -77,6 +77,12 @@ def lets_others_rename(status: os.stat_result) -> bool:
     return bool(status.st_uid not in (0, os.getuid()) or is_shared)
 
 
+def end_waiting(pipe: str) -> None:
+    """Lets a thread of this process that waits for somebody to write into a pipe go on, with nothing read."""
+    with suppress(OSError, AttributeError):
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+
 def write_all() -> None:
     """Has everything that was written go to the disk, where the system can do that at once."""
     if hasattr(os, "sync"):

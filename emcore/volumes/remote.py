@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.reading import open_regular
+from emcore.system import end_waiting
 from emcore.volumes import n5, precomputed
 from emcore.volumes.address import Address, parsed, without_secrets
 from emcore.volumes.ome import levels_of_zarr
@@ -32,10 +33,12 @@ MOST_METADATA = 16 << 20  # bytes of one file
 MOST_CHUNK_BYTES = 1 << 30
 MOST_IN_SHARD = 1 << 26  # chunks of one shard, whose index is read whole
 SILENCE = 30  # seconds in which not a byte comes
-PATIENCE = 600.0  # seconds for one box
+LONG = 5.0  # seconds after which it is looked whether something else is wrong
+PATIENCE, SLOWEST = 600.0, 1e5  # seconds for one box, and bytes a second of its voxels that come on top
+MOST_LOOKED_AT = 100_000  # files of a folder in which a pipe is looked for
 RETRIES = 4  # of one request, within a second or two
 WAITS = (1.0, 3.0, 9.0, 27.0)  # seconds between the tries of a box
-LOST = re.compile(r"(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED|UNKNOWN)\b")
+LOST = re.compile(r"(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED)\b")
 FILES = {"precomputed": ("info",), "zarr": ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"),
          "n5": ("attributes.json",)}
 SAMPLES, SAMPLED_BYTES = 8, 64 << 20  # chunks that stand for a volume that cannot be compared whole
@@ -67,16 +70,27 @@ def context(cache_bytes: int) -> Any:
         **{f"{kind}_request_retries": again for kind in ("http", "gcs", "s3")}})
 
 
-def patiently(start: Callable[[], Any], what: str, again: int | None = None) -> Any:
-    """The result of a future that start() gives; after a break another one is started, a few times."""
+def patiently(start: Callable[[], Any], what: str, again: int | None = None, bytes_wanted: int = 0,
+              look_around: Callable[[], None] = lambda: None) -> Any:
+    """The result of a future that start() gives; after a break another one is started, a few times.
+
+    look_around: is called once where a result takes long, and may raise what else is wrong.
+    """
     _USED.add(os.getpid())
+    patience = PATIENCE + bytes_wanted / SLOWEST
     for number, wait in enumerate((*WAITS[:again], None), start=1):
         future = start()
         try:
-            return future.result(timeout=PATIENCE)
+            with suppress(TimeoutError):
+                return future.result(timeout=LONG)
+            look_around()
+            return future.result(timeout=patience)
         except TimeoutError:
             future.cancel()
-            reason = f"there was no answer in {PATIENCE:.0f} s"
+            reason = f"there was no answer in {patience:.0f} s"
+        except InputError:
+            future.cancel()
+            raise
         except BROKEN as error:
             reason = without_secrets(first_line(error))
             if not LOST.match(reason):
@@ -222,7 +236,8 @@ def connect(scale: Level, cache_bytes: int) -> "Stored":
     complete = scale.driver["driver"] == "neuroglancer_precomputed" and not scale.address.sparse
     spec = {**scale.driver, "kvstore": scale.address.store(), "fill_missing_data_reads": not complete,
             "recheck_cached_metadata": "open", "recheck_cached_data": "open"}
-    store = patiently(partial(library.open, spec, read=True, open=True, context=context(cache_bytes)), title)
+    store = patiently(partial(library.open, spec, read=True, open=True, context=context(cache_bytes)), title,
+                      0 if scale.address.scheme == "file" else None)
     if scale.driver["driver"] not in ("zarr", "zarr3"):
         store = store.transpose(list(reversed(range(store.ndim))))  # they count x first
     if scale.drops_channels:
@@ -233,7 +248,8 @@ def connect(scale: Level, cache_bytes: int) -> "Stored":
     while scale.axes and leading < len(scale.axes) - 3 and leading < store.ndim and store.shape[leading] == 1:
         leading += 1
     store = store[(0,) * leading] if leading else store
-    return Stored(title, store[library.d[:].translate_to[0]] if store.ndim else store)
+    return Stored(title, store[library.d[:].translate_to[0]] if store.ndim else store,
+                  scale.address.path if scale.address.scheme == "file" else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,6 +258,7 @@ class Stored:
 
     name: str
     store: Any
+    folder: str | None = None  # on this machine
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         library = tensorstore(self.name)
@@ -254,13 +271,28 @@ class Stored:
 
         where = ", ".join(f"{span.start}:{span.stop}" for span in box)
         try:
-            patiently(start, f"{self.name} at [{where}]")
+            patiently(start, f"{self.name} at [{where}]", 0 if self.folder else None, part.size * part.dtype.numpy_dtype.itemsize,
+                      partial(refuse_pipes, self.folder))
         except InputError as error:
             if "NOT_FOUND" not in str(error):
                 raise
             raise InputError(f"{error}; where its publisher left out chunks that are 0, #missing=0 behind the address "
                              "(before that a :SCALE) says so") from None
         return made[0]
+
+
+def refuse_pipes(folder: str | None) -> None:
+    """Refuses a folder with a pipe among its files, which would be waited for without end."""
+    count = 0
+    for place, _, names in os.walk(folder) if folder else ():
+        for name in names:
+            count += 1
+            if count > MOST_LOOKED_AT:
+                return
+            path = os.path.join(place, name)
+            if os.path.exists(path) and not os.path.isfile(path):
+                end_waiting(path)
+                raise InputError(f"{path} is no regular file, as every chunk of a volume is")
 
 
 # ---- lists of scales
