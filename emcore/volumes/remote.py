@@ -271,8 +271,8 @@ class Stored:
 
         where = ", ".join(f"{span.start}:{span.stop}" for span in box)
         try:
-            patiently(start, f"{self.name} at [{where}]", 0 if self.folder else None, part.size * part.dtype.numpy_dtype.itemsize,
-                      partial(refuse_pipes, self.folder))
+            patiently(start, f"{self.name} at [{where}]", 0 if self.folder else None,
+                      part.size * part.dtype.numpy_dtype.itemsize, partial(refuse_pipes, self.folder))
         except InputError as error:
             if "NOT_FOUND" not in str(error):
                 raise
