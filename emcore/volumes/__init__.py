@@ -27,7 +27,7 @@ from emcore.errors import InputError
 from emcore.volumes import metadata
 from emcore.volumes.address import is_address, without_secrets
 from emcore.volumes.formats import format_of, named, refuse_dataset
-from emcore.volumes.remote import CACHE_BYTES, folder, list_address, open_address
+from emcore.volumes.remote import CACHE_BYTES, folder, keeping, list_address, open_address
 from emcore.volumes.volume import (
     KEYS,
     Listed,
@@ -76,6 +76,8 @@ def open_volume(reference: Any, dataset: str | None = None, kind: str | None = N
     elif isinstance(reference, str | PathLike):
         path, named = split_reference(reference)
         volume = open_path(path, dataset or named, kind)
+        if not volume.forks and cache_bytes != CACHE_BYTES:
+            volume = keeping(volume, cache_bytes)
     else:
         volume = from_array(reference)
     return check_labels(volume) if kind == "labels" else volume

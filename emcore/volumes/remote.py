@@ -217,6 +217,11 @@ def volume_of(scale: Level, cache_bytes: int) -> Volume:
     return volume
 
 
+def keeping(volume: Volume, cache_bytes: int) -> Volume:
+    """A volume that was opened here, with another size of what is kept of it."""
+    return volume_of(volume.connect.args[0], cache_bytes)
+
+
 def check_sizes(title: str, store: Any, dtype: np.dtype) -> None:
     """Refuses chunks that would fill the memory when one voxel of them is read."""
     read, write = (np.prod(list(map(int, chunk.shape)), dtype=object) for chunk in
