@@ -4,7 +4,6 @@ All stages are kept in tune.jsonl, so that a killed tune goes on where it stoppe
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
+from emcore.volumes.address import located
 
 OLD_FILE = "tune.db"  # in which older versions kept the stages
 
@@ -125,7 +125,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
         prediction = stored[place] if stored else str(results / f"{name}_prediction.h5")
         if not stored and not Path(prediction).exists():
             raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
-        sources.append(Scored(name, prediction, os.path.join(data.folder, data.test[number].label)))
+        sources.append(Scored(name, prediction, located(data.folder, data.test[number].label)))
     if len({source.name for source in sources}) < len(sources):
         raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")
     return tuple(sources)

@@ -4,7 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import Progress
 from emcore.volumes import Volume, Writer, create_volume, list_datasets, metadata, open_volume, split_reference
+from emcore.volumes.address import is_address
+from emcore.volumes.fetched import box_of, fetching, part_of
 from emcore.volumes.multiscale import Layout
 from emcore.volumes.ome_zarr import write_ome_zarr
 from emcore.volumes.precomputed import LAYERS, create_precomputed
@@ -26,8 +28,10 @@ LABEL_NAMES = {key.rpartition("/")[2] for key in LABEL_KEYS if key not in IMAGE_
 
 
 def convert(source: Volume, target: str, dtype: np.dtype | None = None, resolution: Sequence[float] | None = None,
-            chunks: Sequence[int] | None = None, layer: str | None = None) -> None:
+            chunks: Sequence[int] | None = None, layer: str | None = None, reference: str | None = None) -> None:
     """Writes the source volume to `target` (path or path:dataset), replacing what has that name.
+
+    reference: from which the source was opened; what is fetched from an address is kept until all is there.
 
     A precomputed target is a segmentation where `layer` says so, the type is uint32 or uint64, or the dataset is named
     like labels: small types hold labels, too, and their mean would be nonsense.
@@ -40,11 +44,16 @@ def convert(source: Volume, target: str, dtype: np.dtype | None = None, resoluti
     with (Progress(source.size, f"{source.name} -> {target}", "voxels") as progress,
           created(target, source, dtype, resolution or source.resolution, chunks, layer, progress) as writer):
         voxel_bytes = max(source.dtype.itemsize, dtype.itemsize)
-        for box in blocks(source.shape, source.chunks, writer.chunks, BLOCK_BYTES // voxel_bytes):
-            block = source[box]
-            writer[box] = block if dtype == source.dtype else recast(block, dtype, source.name)
-            progress.add(block.size)
-            del block  # or the next one is read while this one still takes its memory
+        wanted = blocks(source.shape, source.chunks, writer.chunks, BLOCK_BYTES // voxel_bytes)
+        found = nullcontext((box, None) for box in wanted)
+        if reference is not None and is_address(reference):
+            found = fetching(source, reference, split_reference(target)[0], wanted)
+        with found as parts:
+            for box, block in parts:
+                block = source[box] if block is None else block
+                writer[box] = block if dtype == source.dtype else recast(block, dtype, source.name)
+                progress.add(block.size)
+                del block  # or the next one is read while this one still takes its memory
 
 
 def layer_of(source: Volume, dtype: np.dtype) -> str | None:
@@ -136,12 +145,17 @@ def main(arguments: Sequence[str]) -> None:
         dtype = np.dtype(settings.dtype) if settings.dtype else None
     except (TypeError, ValueError):
         raise InputError(f"--dtype must be a numpy type like uint8 or float32; got {settings.dtype}") from None
+    if is_address(settings.target):
+        raise InputError("the target is an address; volumes are written to paths of this machine")
     kind = wanted_format(settings)
-    source = open_volume(settings.source)
+    source = open_volume(settings.source, scale=settings.scale)
+    if settings.box:
+        source = part_of(source, box_of(settings.box, source.shape))
     if not settings.force:
         refuse_existing(settings.target)
     if kind is None:
-        convert(source, settings.target, dtype, settings.resolution, settings.chunks, settings.layer)
+        convert(source, settings.target, dtype, settings.resolution, settings.chunks, settings.layer,
+                settings.source)
     else:
         convert_for_viewers(source, settings, kind, dtype)
     resolution = settings.resolution or source.resolution
@@ -152,15 +166,18 @@ def main(arguments: Sequence[str]) -> None:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m emcore convert", description=(
-            "Copy a volume between formats: from HDF5, npy, TIFF, images, MRC, zarr and precomputed to HDF5, npy, "
-            "TIFF, zarr, OME-Zarr and precomputed."),
+            "Copy a volume between formats: from HDF5, npy, TIFF, images, MRC, zarr, precomputed, N5 and addresses to HDF5, "
+            "npy, TIFF, zarr, OME-Zarr and precomputed."),
         epilog="Example: python -m emcore convert sample.hdf:volumes/raw raw.precomputed")
-    parser.add_argument("source", help="path, or path:dataset")
+    parser.add_argument("source", help="path, path:dataset, or address (https://, gs://, s3://)")
     parser.add_argument("target", help="the same; its ending names the format: .h5 .npy .tif .zarr .ome.zarr "
                                        ".precomputed; labels of an OME-Zarr image are IMAGE.ome.zarr:labels/NAME")
     parser.add_argument("--resolution", nargs=3, type=float, metavar=("Z", "Y", "X"),
                         help="nm per voxel, where the source says none or a wrong one")
     parser.add_argument("--chunks", nargs=3, type=int, metavar=("Z", "Y", "X"), help="blocks in which to store")
+    parser.add_argument("--box", metavar="Z0:Z1,Y0:Y1,X0:X1",
+                        help="voxels of the source that are copied, counted from its first one")
+    parser.add_argument("--scale", help="of the source: name, number from 0, or nm as in 32nm (default: the finest)")
     parser.add_argument("--dtype", help="another type of the voxels; refused where a value would change")
     parser.add_argument("--layer", choices=LAYERS,
                         help="what a volume for viewers is (default: uint32 and uint64 are a segmentation)")

@@ -77,6 +77,7 @@ FORMATS = (
     Row("zarr_format", "zarr", "zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup"), several=True,
         compresses=True),
     Row("precomputed", "precomputed", "Neuroglancer precomputed", (".precomputed",), markers=("info",), several=True),
+    Row("remote", "N5", "N5", (".n5",), markers=("attributes.json",), several=True),
 )
 SLICES, IMAGES = (next(row for row in FORMATS if row.module == name) for name in ("tiff", "images"))
 TITLES = ", ".join(row.title for row in FORMATS[:-1]) + f" and {FORMATS[-1].title}"

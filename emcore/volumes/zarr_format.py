@@ -180,7 +180,7 @@ def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
     title = f"{path}:{name}" if name else str(path)
     attributes = plain_attributes(array)
     scales, level, parents = surroundings(path / name)
-    axes, grid = ome_grid(title, scales, level, array.ndim)
+    axes, grid = metadata.ome_grid(title, scales, level, array.ndim)
     leading = 0  # axes t and c of length one
     while leading < len(axes) - 3 and array.shape[leading] == 1:
         leading += 1
@@ -245,30 +245,6 @@ def surroundings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | 
             if group_folder / entry["path"] == folder.resolve():
                 scales, level = found, entry
     return scales, level, attributes
-
-
-def ome_grid(
-    title: str, scales: dict[str, Any] | None, level: dict[str, Any] | None, ndim: int
-) -> tuple[list[str], dict[str, Any]]:
-    """The names of the axes (none outside OME-Zarr), and resolution and offset in nm from scale and translation."""
-    if scales is None or level is None:
-        return [], {}
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
-    names = [str(axis["name"]) for axis in axes]
-    if names and (names[-3:] != ["z", "y", "x"] or len(names) != ndim):
-        raise InputError(f"{title} has the axes {', '.join(names)}; the last three of a volume are z, y, x")
-    scale, translation = np.ones(ndim), np.zeros(ndim)
-    # The level's own transformations come first, then those of the whole image.
-    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
-        if step.get("type") == "scale":
-            scale, translation = scale * step["scale"], translation * step["scale"]
-        elif step.get("type") == "translation":
-            translation = translation + step["translation"]
-    units = [axis.get("unit") for axis in axes[-3:]]
-    if not any(units) and (scale[-3:] == 1).all():
-        return names, {}  # neither a unit nor a number: the writer did not know
-    factors = [metadata.nanometres(unit) or 1.0 for unit in units or [None] * 3]
-    return names, {"resolution": (scale[-3:] * factors).tolist(), "offset": (translation[-3:] * factors).tolist()}
 
 
 @contextmanager
