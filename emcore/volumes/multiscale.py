@@ -9,11 +9,13 @@ A part is one shard, or a box of whole chunks: nobody else writes into its files
 complete, since it is made from that.
 """
 
+import hashlib
 import io
 import itertools
 import json
 import math
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -161,8 +163,9 @@ class Pyramid:
 
     def plan(self, stamped: str | None) -> str:
         """All that decides what is written, as text."""
-        about = {"source": [self.source.shape, self.source.dtype.name, stamped], "dtype": self.dtype.name,
-                 # of a part of a volume the place, of which the stamp says nothing
+        # The stamp is of the files alone: what is opened in them tells a part of a volume from another part.
+        opens = hashlib.sha256(pickle.dumps(self.source.connect)).hexdigest() if stamped else None
+        about = {"source": [self.source.shape, self.source.dtype.name, stamped, opens], "dtype": self.dtype.name,
                  "grid": [self.source.resolution, self.source.offset, self.source.attrs],
                  "levels": [asdict(level) for level in self.levels], "specs": self.specs, "units": self.units,
                  "mode": self.mode, "counts": self.counts}
