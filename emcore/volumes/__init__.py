@@ -29,7 +29,7 @@ from emcore.volumes.formats import format_of, named, refuse_dataset, split_refer
 from emcore.volumes.multiscale import Layout
 from emcore.volumes.ome_zarr import write_ome_zarr
 from emcore.volumes.precomputed_writing import write_precomputed
-from emcore.volumes.remote import CACHE_BYTES, folder, list_address, open_address
+from emcore.volumes.remote import CACHE_BYTES, folder, keeping, list_address, open_address
 from emcore.volumes.volume import (
     KEYS,
     Listed,

@@ -166,8 +166,8 @@ def main(arguments: Sequence[str]) -> None:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m emcore convert", description=(
-            "Copy a volume between formats: from HDF5, npy, TIFF, images, MRC, zarr, precomputed, N5 and addresses to HDF5, "
-            "npy, TIFF, zarr, OME-Zarr and precomputed."),
+            "Copy a volume between formats: from HDF5, npy, TIFF, images, MRC, zarr, precomputed, N5 and addresses to "
+            "HDF5, npy, TIFF, zarr, OME-Zarr and precomputed."),
         epilog="Example: python -m emcore convert sample.hdf:volumes/raw raw.precomputed")
     parser.add_argument("source", help="path, path:dataset, or address (https://, gs://, s3://)")
     parser.add_argument("target", help="the same; its ending names the format: .h5 .npy .tif .zarr .ome.zarr "
