@@ -294,7 +294,7 @@ def write_box(store: Any, box: tuple[slice, ...], block: np.ndarray) -> None:
 def counted(block: np.ndarray) -> bytes:
     """The labels of a block and how many voxels each has, as an npy file."""
     flat = block.reshape(-1)
-    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))  # runs are far fewer than voxels
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs are far fewer than voxels
     lengths = np.diff(starts, append=flat.size)
     labels, place = np.unique(flat[starts], return_inverse=True)
     sums = np.zeros(len(labels), np.uint64)
