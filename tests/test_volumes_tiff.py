@@ -147,8 +147,8 @@ def test_a_folder_of_slices_is_read_in_numerical_order(tmp_path, compression):
 
 
 def test_a_folder_without_slices_is_refused(tmp_path):
-    (tmp_path / "a.png").touch()
-    with pytest.raises(InputError, match=r"no slices \(.tif\); it has: .png"):
+    (tmp_path / "a.bmp").touch()
+    with pytest.raises(InputError, match=r"no slices \(.tif, .png or .jpg\); it has: .bmp"):
         open_volume(tmp_path)
 
 

@@ -158,7 +158,7 @@ def create_volume(
     shape, dtype = tuple(int(length) for length in shape), native(dtype)
     check_volume(str(path), shape, dtype)
     found = named(path)
-    if found is None:
+    if found is None or not found.writes:
         raise InputError(f"{path} ends in no format to write; there are .h5, .npy, .tif, .zarr and .precomputed")
     if compression not in ("auto", "gzip", None):
         raise InputError(f'compression is "auto", "gzip" or None; got {compression!r}')

@@ -41,7 +41,7 @@ class Format(Protocol):
         self, path: Path, dataset: str | None, shape: Shape, dtype: np.dtype, attributes: Attributes,
         chunks: Shape | None, compression: str | None
     ) -> AbstractContextManager[tuple[Target, Shape | None]]:
-        """What takes the blocks, and the blocks in which it stores them (None: any are as good).
+        """What takes the blocks, and the blocks in which it stores them (None: any are as good); unless it only reads.
 
         All is written under a temporary name; the path gets it when the context ends without an error.
         """
@@ -58,6 +58,7 @@ class Row(NamedTuple):
     markers: tuple[str, ...] = ()  # files of which one stands in each of its folders
     several: bool = False  # it holds several arrays, which have names
     compresses: bool = False
+    writes: bool = True
 
     @property
     def code(self) -> Format:
@@ -72,8 +73,8 @@ FORMATS = (
     Row("tiff", "TIFF", "TIFF (a stack, or a folder of slices)", (".tif", ".tiff"),
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     Row("images", "images", "PNG and JPEG (a folder of slices)", (".png", ".jpg", ".jpeg"),
-        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")),
-    Row("mrc", "MRC", "MRC (.mrc)", (".mrc", ".rec", ".st", ".map")),
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"), writes=False),
+    Row("mrc", "MRC", "MRC (.mrc)", (".mrc", ".rec", ".st", ".map"), writes=False),
     Row("zarr_format", "zarr", "zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup"), several=True,
         compresses=True),
     Row("precomputed", "precomputed", "Neuroglancer precomputed", (".precomputed",), markers=("info",), several=True),

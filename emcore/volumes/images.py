@@ -1,10 +1,8 @@
 """Folders of PNG or of JPEG images, one a section, by imagecodecs (the extra tiff); read image by image."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -40,10 +38,6 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
     check_volume(str(path), shape, dtype)
     connect = partial(Images, tuple(files), height, width, dtype)
     return Volume(str(path), shape, dtype, None, (0.0, 0.0, 0.0), {}, (1, height, width), connect)
-
-
-def create_file(path: Path, *_: Any) -> AbstractContextManager:
-    raise InputError(f"{path} would be an image; volumes are not written as images: choose .h5, .tif or .zarr")
 
 
 def described(file: Path, header: Header) -> str:

@@ -7,7 +7,6 @@ among the attributes. Signed bytes that IMOD marks as unsigned are unsigned.
 import math
 import struct
 import warnings
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,6 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
     attributes = {name: value for name, value in attributes.items() if any(value) and all(map(math.isfinite, value))}
     return Volume(str(path), data.shape, native(data.dtype), resolution, (0.0, 0.0, 0.0), attributes, None,
                   partial(connect_mrc, path))
-
-
-def create_file(path: Path, *_: Any) -> AbstractContextManager:
-    raise InputError(f"{path} would be MRC, which is only read; choose .h5, .tif or .zarr")
 
 
 def check_header(path: Path) -> None:
