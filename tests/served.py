@@ -1,5 +1,6 @@
 """A web server of this machine for tests: the files of a folder, and everything that goes wrong on the way to them."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -29,11 +30,13 @@ class Handler(BaseHTTPRequestHandler):
         if trouble.isdigit():
             self.answer(int(trouble), b"")
             return
+        name = re.sub("^/storage/v1/b/([^/]+)/o/", r"/\1/", name)  # as buckets of Google are asked
         path = server.root / name.lstrip("/")
         if not path.is_file():
             self.answer(404, b"")
             return
-        data, headers, code = path.read_bytes(), {"ETag": f'"{path.stat().st_mtime_ns}"'}, 200
+        data, changed, code = path.read_bytes(), path.stat().st_mtime_ns, 200
+        headers = {"ETag": f'"{changed}"', "x-goog-generation": str(changed)}
         if wanted := self.headers.get("Range"):
             first, last = wanted.removeprefix("bytes=").split("-")
             low = int(first) if first else max(0, len(data) - int(last))

@@ -239,6 +239,30 @@ def test_the_finest_scale_is_the_default_wherever_it_stands(tmp_path):
         assert open_volume(f"{server.address}/a", scale=1).shape == SHAPE
 
 
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_buckets_are_read_as_their_owners_serve_them(tmp_path, scheme):
+    values = sample("uint64")
+    precomputed(tmp_path / "bucket" / "some" / "em", values, "compressed_segmentation", True)
+    precomputed(tmp_path / "bucket" / "some" / "em2", values)
+    code = f"""
+import sys
+import numpy as np
+from emcore.volumes import open_volume
+volume = open_volume("{scheme}://bucket/some/em")
+np.save({str(tmp_path / "read.npy")!r}, volume[...])
+print(volume.name, volume.offset)
+"""
+    with served(tmp_path) as server:
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "GOOGLE_"))}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=280,
+                              cwd=Path(__file__).parent.parent, env={
+                                  **known, "AWS_ENDPOINT_URL": server.address, "HOME": str(tmp_path),
+                                  "TENSORSTORE_GCS_HTTP_URL": server.address})
+        assert done.stdout == f"{scheme}://bucket/some/em:4_8_40 {OFFSET}\n", done.stderr
+        assert all("/bucket" in path for path in server.requests)
+    np.testing.assert_array_equal(np.load(tmp_path / "read.npy"), values)
+
+
 # ---- what an address is
 
 
