@@ -10,7 +10,6 @@ scores, and refuses results of another prediction, volume or truth than the reco
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.data import result_names
 from emcore.volumes import open_volume
+from emcore.volumes.address import located
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,7 +87,7 @@ def scorable(settings: Settings, folder: Path, again: bool) -> Iterator[tuple]:
         if volume.label is None:
             print(f"{name}: no truth (data.test label), not scored")
             continue
-        truth, mask = (path and os.path.join(data.folder, path) for path in (volume.label, volume.mask))
+        truth, mask = (path and located(data.folder, path) for path in (volume.label, volume.mask))
         for path in filter(None, (truth, mask)):
             open_volume(path)  # says what is wrong with it
         counted = labels if labels.exists() and settings.decode.kind != "none" else None

@@ -10,7 +10,6 @@ SIGTERM or SIGUSR1 end the run with a checkpoint. With the table [pretrain] it i
 
 import argparse
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from emcore.engine.start import check_start
 from emcore.errors import death_of_worker, run_command
 from emcore.locks import only_training
 from emcore.settings import Settings
+from emcore.system import end_quietly_without_readers
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -217,5 +217,5 @@ def run(settings: Settings, mode, ranks) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    end_quietly_without_readers()
     sys.exit(run_command(main, sys.argv[1:]))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import emcore
 from emcore.errors import InputError
+from emcore.system import is_of_others, lets_others_rename, user
 
 
 def _is_private_and_writable(folder: Path) -> bool:
@@ -19,7 +20,7 @@ def _is_private_and_writable(folder: Path) -> bool:
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode):
             return False
-        if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+        if is_of_others(status):
             return False
         with tempfile.TemporaryFile(dir=folder):
             return True
@@ -31,8 +32,7 @@ def _is_private_and_writable(folder: Path) -> bool:
 def cache_folder(name: str) -> Path | None:
     """The folder `name` in the user's cache, else in one of this user in the temporary folder, else None."""
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    candidates = [user_cache / "emcore" / name, Path(tempfile.gettempdir()) / f"emcore-{owner}" / name]
+    candidates = [user_cache / "emcore" / name, Path(tempfile.gettempdir()) / f"emcore-{user()}" / name]
     # the parent is checked too: its owner could swap the folder under us
     return next((folder for folder in candidates if folder.is_absolute()
                  and _is_private_and_writable(folder.parent) and _is_private_and_writable(folder)), None)
@@ -43,12 +43,9 @@ def private_folder(folder: Path) -> Path:
 
     Its name may be one that others can guess, in a folder in which all users write.
     """
-    if hasattr(os, "getuid") and folder.parent.is_dir():
-        above = folder.parent.stat()
-        safe = above.st_uid in (0, os.getuid()) and (not above.st_mode & 0o022 or above.st_mode & stat.S_ISVTX)
-        if not safe:  # who owns it could put another folder in the place of ours
-            raise InputError(f"others than you may rename what is in {folder.parent}, so {folder.name} in it is not "
-                             "safe: set TMPDIR to a folder of your own")
+    if folder.parent.is_dir() and lets_others_rename(folder.parent.stat()):  # they could exchange ours for theirs
+        raise InputError(f"others than you may rename what is in {folder.parent}, so {folder.name} in it is not safe: "
+                         "set TMPDIR to a folder of your own")
     if not _is_private_and_writable(folder):
         raise InputError(f"{folder} is not a folder that you alone can write (another user may have made it, or the "
                          "disk is full): remove it, or set TMPDIR to a folder of your own")

@@ -13,7 +13,6 @@ machine wrote it, so that those of living writers are not touched.
 """
 
 import csv
-import ctypes
 import errno
 import hashlib
 import io
@@ -30,6 +29,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from emcore.errors import InputError, death_of_worker
+from emcore.system import born, exchange, write_all
+from emcore.system import flush as flush_to_disk
 
 REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -51,8 +52,6 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d
                        r"\.(?P<kind>partial|old)", re.DOTALL)
 LONGEST_NAME = 180  # bytes of a name that are kept in the name of its temporary; file systems allow 255 in all
 FOREIGN_DAYS = 7  # without a change, after which a temporary of another machine counts as left behind
-EXCHANGE = 2  # the flag of renameat2 by which two names change places
-CURRENT_FOLDER = -100  # AT_FDCWD
 
 
 def check_name(name: str, what: str) -> None:
@@ -193,7 +192,7 @@ def publish(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         flush_to_disk(path.parent)
         return
-    os.sync()  # a folder has thousands of files: one call instead of one each
+    write_all()  # a folder has thousands of files: one call instead of one each
     if not path.is_dir() or path.is_symlink():
         os.replace(temporary, path)
     elif exchange(temporary, path):
@@ -208,24 +207,6 @@ def publish(temporary: Path, path: Path) -> None:
             raise
         remove(old)
     flush_to_disk(path.parent)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Whether two names changed places in one step; Linux can do it on most of its local file systems."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    return rename is not None and rename(CURRENT_FOLDER, os.fsencode(one), CURRENT_FOLDER, os.fsencode(other),
-                                         EXCHANGE) == 0
-
-
-def flush_to_disk(path: Path) -> None:
-    """Returns when the file or folder is on the disk (folders: where the system can)."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove(path: Path) -> None:
@@ -289,23 +270,3 @@ def machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
         parts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
-
-
-def born(process: int) -> int | None:
-    """When a process of this machine started, in ticks since the machine did; 0 where it lives but the system does not
-    tell, None where there is no such process."""
-    try:
-        with open(f"/proc/{process}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return None if fields[0] in (b"Z", b"X") else int(fields[19])
-    except (OSError, IndexError, ValueError):
-        pass
-    if os.path.exists("/proc/self/stat"):
-        return None
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return 0

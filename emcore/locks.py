@@ -10,33 +10,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from emcore import system
 from emcore.errors import InputError
 from emcore.files import born, machine, sweep_folder
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from emcore.system import NoLocks
 
 RUN_LOCK = "run.lock"
 _TRAINED: set[Path] = set()  # the run folders that this process has locked
 
 
-class NoLocks(OSError):
-    """The file system (or the system) has no locks."""
-
-
 def take(file: IO | int, shared: bool = False, wait: bool = True) -> bool:
     """Whether this process, and those it forks, hold the lock of an open file now; closing the file ends it."""
-    if fcntl is None:
-        raise NoLocks("this system has no locks")
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise NoLocks(error.errno, error.strerror) from error
-    return True
+    return system.lock(file, shared, wait)
 
 
 @contextmanager
@@ -85,13 +70,8 @@ def only_training(folder: Path) -> Iterator[None]:
 def claim(file: IO, folder: Path) -> bool:
     """Whether the training of this folder is ours now; where there are no locks, what the last one wrote tells."""
     try:
-        if fcntl is None:
-            raise OSError("this system has no locks")
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
+        return system.lock(file, wait=False, process=True)
+    except NoLocks as error:
         last = written(file)
         if last.get("machine") == machine() and born(int(last["process"])) == last["born"]:
             return False

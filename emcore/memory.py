@@ -3,11 +3,10 @@
 Linux gives out more than there is and kills whoever uses it, so a process that asks nobody ends without a word.
 """
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from emcore import system
 from emcore.errors import InputError
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -44,10 +43,7 @@ def _of_machine() -> int:
     available = _table(PROCESSES / "meminfo").get("MemAvailable:")
     if available is not None:
         return available * 1024
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return sys.maxsize
+    return system.memory_of_machine()
 
 
 def _of_control_groups() -> Iterator[int]:
@@ -67,14 +63,9 @@ def _of_control_groups() -> Iterator[int]:
 
 
 def _of_address_space() -> Iterator[int]:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        taken = (_text(PROCESSES / "self/statm").split() or ["0"])[0]
-        yield limit - int(taken) * resource.getpagesize()
+    limit = system.limit_of_addresses()
+    if limit is not None:
+        yield limit - system.pages_of_process(resident=False)
 
 
 def _text(path: Path) -> str:

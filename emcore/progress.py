@@ -1,12 +1,13 @@
 """How far a long piece of work is: a live line on a terminal, plain lines now and then in a log file."""
 
-import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from typing import TextIO
+
+from emcore.system import pages_of_process
 
 SECONDS_BETWEEN_LIVE_LINES = 1.0
 SECONDS_BETWEEN_LOG_LINES = 30.0
@@ -116,8 +117,4 @@ def memory_text() -> str:
 
 def resident_bytes() -> int:
     """The resident memory of this process now, or 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    return pages_of_process(resident=True)

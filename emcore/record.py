@@ -7,7 +7,6 @@ checkpoints change no bit; some of them stand in the record for a reader and are
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from emcore.settings.decode import Decode
 from emcore.settings.model import Model
 from emcore.settings.predict import Infer
 from emcore.settings.target import affinity_offsets
-from emcore.volumes import list_datasets, open_volume, split_reference
+from emcore.volumes import is_there, list_datasets, open_volume
+from emcore.volumes.address import located
 from emcore.volumes.stamp import content, stamp
 
 ATTRIBUTE = "record"
@@ -61,7 +61,7 @@ def asked(settings: Settings) -> dict[str, Any]:
 
 def of_volume(settings: Settings, volume: VolumeFiles) -> dict[str, Any]:
     """Where an image is, what it looks like and the stamp of its files; `with_content` adds a digest of its voxels."""
-    reference = os.path.join(settings.data.folder, volume.image)
+    reference = located(settings.data.folder, volume.image)
     image = open_volume(reference, kind="image")
     resolution = image.resolution or settings.data.resolution
     return {"image": reference, "shape": list(image.shape), "dtype": str(image.dtype),
@@ -78,7 +78,7 @@ def size_of(volume: Mapping[str, Any]) -> tuple[int, int, int]:
 def with_content(volume: Mapping[str, Any]) -> dict[str, Any]:
     """The record of a volume with the digest of the voxels in its box."""
     box = volume["box"] and [tuple(volume["box"][2 * axis:2 * axis + 2]) for axis in range(3)]
-    return {**volume, "content": content(open_volume(volume["image"], kind="image"), box)}
+    return {**volume, "content": content(open_volume(volume["image"], kind="image", cache_bytes=0), box)}
 
 
 def of_truth(settings: Settings, number: int) -> dict[str, Any] | None:
@@ -86,8 +86,8 @@ def of_truth(settings: Settings, number: int) -> dict[str, Any] | None:
     label = settings.data.test[number].label
     if label is None:
         return None
-    reference = os.path.join(settings.data.folder, label)
-    if not split_reference(reference)[0].exists():
+    reference = located(settings.data.folder, label)
+    if not is_there(reference):
         return None
     return {"label": reference, "stamp": stamp(reference), "content": content(open_volume(reference, kind="labels"))}
 

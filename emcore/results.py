@@ -1,7 +1,6 @@
 """Where results stand, whether those that are there are the ones asked for, and what a script does if they are not."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from emcore.record import LABELS, listed
 from emcore.settings import Settings
 from emcore.settings.data import result_names
 from emcore.settings.decode import Decode
-from emcore.volumes import open_volume, split_reference
+from emcore.volumes import is_there, open_volume
+from emcore.volumes.address import located
 
 STEP = "results_step="  # folders in a run's own folder
 BEST_FILE = "best.json"  # the best checkpoints of a run, for those that read none
@@ -141,7 +141,7 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
         elif made_by.get("classifier") != record.of_classifier(settings.decode).get("classifier"):
             lines.append("the labels were made with another classifier than the one in decode.learned.file")
         if made_by.get("truth") and test.label is not None and not again:
-            check_truth(made_by["truth"], os.path.join(settings.data.folder, test.label), labels)
+            check_truth(made_by["truth"], located(settings.data.folder, test.label), labels)
     table = {"weights": source and source["weights"], "settings": source and source["settings"],
              "arithmetic": source and source["arithmetic"], "volume": source and source["volume"],
              "decode": made_by and made_by["decode"], "classifier": made_by and made_by.get("classifier"),
@@ -152,8 +152,8 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
 def check_volume(settings: Settings, number: int, recorded: Mapping[str, Any]) -> None:
     """Refuses results of another volume than the one that the settings name."""
     test = settings.data.test[number]
-    image, name = os.path.join(settings.data.folder, test.image), result_names(settings.data)[number]
-    if not split_reference(image)[0].exists():
+    image, name = located(settings.data.folder, test.image), result_names(settings.data)[number]
+    if not is_there(image):
         if image != recorded["image"]:
             raise InputError(f"the results of {name} are of {recorded['image']}, but data.test names {image}, which is "
                              "not there")
@@ -167,7 +167,7 @@ def check_volume(settings: Settings, number: int, recorded: Mapping[str, Any]) -
 
 def check_truth(recorded: Mapping[str, Any], label: str, labels: Path) -> None:
     """Refuses labels that were made for another truth than the one that the settings name."""
-    if split_reference(label)[0].exists() and not record.same_truth(recorded, label):
+    if is_there(label) and not record.same_truth(recorded, label):
         raise InputError(f"{labels} was made for the truth {recorded['label']}, but data.test names {label}, whose "
                          "voxels differ: evaluate.py --again scores by the truth that is named now")
 

@@ -27,6 +27,7 @@ from emcore.settings.target import BinaryTarget, PolarityTarget
 from emcore.settings.train import Curve, NoPolicy, Schedule, Train, WarmedUp
 from emcore.synth import Tissue, synthesize
 from emcore.volumes import create_volume, split_reference
+from emcore.volumes.address import is_address, parsed
 
 LEAST = (8, 32, 32)  # voxels of a patch, at least
 STEPS = 4
@@ -154,7 +155,9 @@ def placed(volume: VolumeFiles) -> VolumeFiles:
 
 
 def inside(reference: str) -> str:
-    """A path below the folder of the data; of a pattern, the name of one file that fits it."""
+    """A path below the folder of the data; of a pattern, the name of one file that fits it; of an address, a file."""
+    if is_address(reference):
+        return parsed(reference).path.replace("/", "_") + ".h5"
     parts = [part for part in PurePath(reference).parts if part not in ("..", PurePath(reference).anchor)]
     return "/".join(parts).replace("*", "0")
 

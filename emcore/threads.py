@@ -1,33 +1,25 @@
 """Slabs on threads: how every kernel uses the cores that this process was given."""
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
 from emcore.errors import InputError
+from emcore.system import allotted_cores, cores, keep_to
 
 Result = TypeVar("Result")
 
 
-def allotted_cores() -> int:
-    """The number of cores this process may use (a SLURM or container allotment, not the machine)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 @cache
 def _cores_at_first() -> tuple[int, ...]:
-    return tuple(sorted(os.sched_getaffinity(0)))
+    return cores()
 
 
 def take_share(share: int, shares: int) -> None:
     """Keeps this thread, and those that it starts, to its share of the cores that this process had at first."""
-    if hasattr(os, "sched_setaffinity"):
-        cores = _cores_at_first()
-        os.sched_setaffinity(0, cores[share % len(cores) :: shares] or cores)
+    if first := _cores_at_first():
+        keep_to(first[share % len(first) :: shares] or first)
 
 
 def thread_count(threads: int | None) -> int:

@@ -121,6 +121,40 @@ def make_tiff(folder: Path) -> list[Path]:
     return [*sorted(folder.glob("*.tif")), slices]
 
 
+def make_packed_tiff(folder: Path) -> list[Path]:
+    import imagecodecs  # noqa: F401 (tifffile needs it for these)
+    import tifffile
+
+    for name in ("lzw", "zstd", "jpeg", "packbits"):
+        tifffile.imwrite(folder / f"{name}.tif", volume(), compression=name, photometric="minisblack",
+                         **({} if name == "packbits" else {"tile": (16, 16)}))
+    return sorted(folder.glob("*.tif"))
+
+
+def make_images(folder: Path) -> list[Path]:
+    import imagecodecs
+
+    kinds = {"png": imagecodecs.png_encode, "jpg": imagecodecs.jpeg8_encode}
+    for suffix, encode in kinds.items():
+        (folder / suffix).mkdir()
+        for number, section in enumerate(volume()):
+            (folder / suffix / f"{number}.{suffix}").write_bytes(encode(section))
+        (folder / f"one.{suffix}").write_bytes(encode(volume()[0]))
+    (folder / "deep.png").write_bytes(imagecodecs.png_encode(volume()[0].astype(np.uint16) * 200))
+    return [folder / name for name in (*kinds, "one.png", "one.jpg", "deep.png")]
+
+
+def make_mrc(folder: Path) -> list[Path]:
+    import mrcfile
+
+    for dtype in ("int8", "int16", "float32", "uint16", "float16"):
+        with mrcfile.new(folder / f"{dtype}.mrc") as file:
+            file.set_data((volume() // 2).astype(dtype))
+            file.voxel_size = (40, 40, 300)
+            file.set_extended_header(np.zeros(40, "V1"))
+    return sorted(folder.glob("*.mrc"))
+
+
 def make_npy(folder: Path) -> list[Path]:
     paths = [folder / "a.npy", folder / "b.npy"]
     np.save(paths[0], volume())
@@ -163,6 +197,42 @@ def make_precomputed(folder: Path) -> list[Path]:
         chunk.with_name(chunk.name + ".gz").write_bytes(gzip.compress(chunk.read_bytes()))
         chunk.unlink()
     return [folder / "a.precomputed", folder / "b.precomputed"]
+
+
+def make_packed(folder: Path) -> list[Path]:
+    """Precomputed chunks that are packed, and in shards, as tensorstore writes them."""
+    import tensorstore
+
+    shards = {"@type": "neuroglancer_uint64_sharded_v1", "preshift_bits": 1, "hash": "identity", "minishard_bits": 1,
+              "shard_bits": 1, "minishard_index_encoding": "gzip", "data_encoding": "gzip"}
+    packings = {"a": {"encoding": "png"}, "b": {"encoding": "raw", "sharding": shards},
+                "c": {"encoding": "compressed_segmentation", "compressed_segmentation_block_size": [4, 4, 4]}}
+    for name, packing in packings.items():
+        dtype = "uint64" if name == "c" else "uint8"
+        scale = {"size": [24, 20, 6], "resolution": [4, 4, 40], "voxel_offset": [1, 2, 3], "chunk_size": [12, 10, 3]}
+        store = tensorstore.open({"driver": "neuroglancer_precomputed", "kvstore": f"file://{folder}/{name}/",
+                                  "create": True, "scale_metadata": scale | packing, "multiscale_metadata": {
+                                      "type": "image", "data_type": dtype, "num_channels": 1}}).result()
+        store[..., 0].write(volume().T.astype(dtype)).result()
+    return [folder / name for name in packings]
+
+
+def make_n5(folder: Path) -> list[Path]:
+    import tensorstore
+
+    for name, packing in (("s0", "gzip"), ("s1", "bzip2")):
+        about = {"dimensions": [24, 20, 6], "blockSize": [12, 10, 3], "dataType": "uint8", "compression": {
+            "type": packing}}
+        store = tensorstore.open({"driver": "n5", "kvstore": f"file://{folder}/a.n5/{name}/", "create": True,
+                                  "metadata": about}).result()
+        store.write(volume().T).result()
+        path = folder / "a.n5" / name / "attributes.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "downsamplingFactors": [1, 1, 1], "transform": {
+            "axes": ["z", "y", "x"], "scale": [40, 4, 4], "translate": [0, 0, 8], "units": ["nm"] * 3}}))
+    (folder / "a.n5" / "attributes.json").write_text(json.dumps({
+        "n5": "2.0.0", "resolution": [4, 4, 40], "pixelResolution": {"unit": "um", "dimensions": [1, 1, 2]},
+        "multiscales": [{"datasets": [{"path": "s0"}, {"path": "s1"}]}]}))
+    return [folder / "a.n5", folder / "a.n5" / "s1"]
 
 
 def make_toml(folder: Path) -> list[Path]:
@@ -323,14 +393,36 @@ def read_page(path: Path) -> None:
     report.main([str(path)])
 
 
+def read_address(path: Path) -> None:
+    """What tensorstore reads of zarr, where nothing but the address tells what is there."""
+    from emcore.volumes import open_volume
+
+    for number in range(2):
+        try:
+            found = open_volume(f"file://{path}", scale=number)
+        except InputError as error:
+            if "has no scale 1" in str(error):
+                return
+            raise
+        if found.nbytes <= MOST_READ:
+            found[...]
+
+
 READERS = {
     "hdf5": Reader(make_hdf5, read_volume),
     "block": Reader(make_blocks, read_block),
     "tiff": Reader(make_tiff, read_volume),
+    "tiff-packed": Reader(make_packed_tiff, read_volume),
+    "images": Reader(make_images, read_volume),
+    "mrc": Reader(make_mrc, read_volume),
     "npy": Reader(make_npy, read_volume),
     "zarr-v2": Reader(lambda folder: make_zarr(folder, 2), read_volume),
     "zarr-v3": Reader(lambda folder: make_zarr(folder, 3), read_volume),
     "precomputed": Reader(make_precomputed, read_volume),
+    "precomputed-packed": Reader(make_packed, read_volume),
+    "n5": Reader(make_n5, read_volume),
+    "zarr-v2-address": Reader(lambda folder: make_zarr(folder, 2), read_address),
+    "zarr-v3-address": Reader(lambda folder: make_zarr(folder, 3), read_address),
     "toml": Reader(make_toml, read_toml),
     "yaml": Reader(make_yaml, read_yaml),
     "checkpoint": Reader(make_checkpoint, read_checkpoint),

@@ -209,8 +209,8 @@ def test_float_labels_are_refused_where_labels_are_needed(tmp_path):
     np.save(tmp_path / "labels.npy", np.zeros((2, 3, 4), np.float32))
     refused("cannot be a segmentation of float32: labels are unsigned integers", "convert", tmp_path / "labels.npy",
             tmp_path / "out.precomputed", "--layer", "segmentation")
-    refused("--layer is for a .precomputed target", "convert", tmp_path / "labels.npy", tmp_path / "out.h5",
-            "--layer", "image")
+    refused("--layer is for a .precomputed or .ome.zarr target", "convert", tmp_path / "labels.npy",
+            tmp_path / "out.h5", "--layer", "image")
     refused("cannot hold float64; Neuroglancer", "convert", tmp_path / "labels.npy", tmp_path / "out.precomputed",
             "--dtype", "float64")
     refused("--dtype must be a numpy type", "convert", tmp_path / "labels.npy", tmp_path / "out.h5", "--dtype", "red")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -146,7 +147,7 @@ def test_what_cannot_be_shared_is_copied_for_this_process_and_leaves_nothing(tmp
     if why == "no stamp":
         monkeypatch.setattr(sources, "stamp", lambda reference: None)
     if why == "no locks":
-        monkeypatch.setattr("emcore.locks.fcntl", None)
+        monkeypatch.setitem(sys.modules, "fcntl", None)
     origin = LABELS if why == "an array" else str(path)
     copy = sources.shared_copy(volume, (slice(None), *WHOLE), sources.copies_folder("memory"), (origin, "image"))
     assert (copy == volume[...]).all()

@@ -9,12 +9,16 @@ if sys.platform != "linux":
 
 from tests.fuzz import READERS, fuzz
 
-NEEDS = {"tiff": "tifffile", "zarr-v2": "zarr", "zarr-v3": "zarr", "yaml": "yaml"}
+NEEDS = {"tiff": ["tifffile"], "tiff-packed": ["tifffile", "imagecodecs"], "images": ["imagecodecs"],
+         "mrc": ["mrcfile"], "zarr-v2": ["zarr"], "zarr-v3": ["zarr"], "yaml": ["yaml"],
+         "precomputed-packed": ["tensorstore"], "n5": ["tensorstore"],
+         "zarr-v2-address": ["zarr", "tensorstore"], "zarr-v3-address": ["zarr", "tensorstore"]}
 SHARE = 30  # mutations of one test, so that a tenth of the long suite meets some of every reader
 
 
 def check(name, first, last, seed="0"):
-    pytest.importorskip(NEEDS.get(name, "h5py"))
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
     tally = fuzz(name, last, seed, first)
     assert not tally.defects, "\n".join(map(str, [tally, *tally.defects]))
     assert sum(tally.counts.values()) == last - first

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "emcore"
 
 # The rooms from the ground up (docs/architecture.md). A file imports its own room and those below it; systems is the
 # uppermost, so the core imports no system.
-GROUND = ("errors", "lazy", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
+GROUND = ("errors", "lazy", "system", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
 NO_TORCH = ("kernels", "config", "volumes", "segment", "settings", "synth", "metrics", "record", "results", "decode",
             "blocks", "report")
 TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "systems")
@@ -135,7 +135,8 @@ def test_a_room_below_torch_does_without_it(name):
 
 def needs_extra(path: Path) -> bool:
     """Whether a file is of a format whose package is not installed here."""
-    return any(importlib.util.find_spec(extra) is None for extra in {"zarr", "tifffile"} & imports(path))
+    extras = {"zarr", "tifffile", "imagecodecs", "mrcfile"} & imports(path)
+    return any(importlib.util.find_spec(extra) is None for extra in extras)
 
 
 # ---- public names
@@ -269,7 +270,8 @@ def test_pins_cover_what_the_package_needs():
     assert names(project["dependencies"]) == {"torch", "numpy", "h5py", "numba"}
     assert names(built["build-system"]["requires"]) == {"setuptools", "cython"}
     assert names(extras["test"]) == {"pytest"}
-    assert set(extras) == {"test", "tiff", "zarr", "dask", "tensorboard", "yaml", "all", "peers", "bench", "dev"}
+    assert set(extras) == {"test", "tiff", "mrc", "zarr", "remote", "dask", "tensorboard", "yaml", "all", "peers",
+                           "bench", "dev"}
     for needs in (project["dependencies"], built["build-system"]["requires"], extras["test"], extras["peers"]):
         assert names(needs) <= pinned
 

@@ -353,4 +353,4 @@ def test_without_pyyaml_one_sentence_names_the_extra():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == ("error: reading YAML configs needs PyYAML, which is not installed: "
-                           "pip install emcore[yaml]\n")
+                           'pip install ".[yaml]"\n')

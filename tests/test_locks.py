@@ -5,6 +5,7 @@ import os
 import platform
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def test_a_smoke_test_holds_its_folder_before_it_is_emptied(tmp_path):
 
 
 def test_where_there_are_no_locks_the_last_one_is_asked_for_and_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(locks, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
     folder = tmp_path / "tiny"
     first, _ = holding(folder)
     with pytest.raises(InputError, match=f"is being trained by process {first}"), locks.only_training(folder):

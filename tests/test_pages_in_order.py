@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("python", "torchrun", "sbatch", "tensorboard", "make")
 # what is not run here, and why
 NOT_RUN = {
+    r".*gs://": "needs the network; test_published.py runs it against a server of this machine",
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
     r"sbatch ": "needs a cluster; test_slurm.py submits to one of a single node",
@@ -288,6 +289,13 @@ TABLE = {
         (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
         (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
     ],
+    "docs/tutorials/published_volume.md": [
+        ("python -m emcore inspect gs://neuroglancer-public-data/flyem_fib-25/image", None),
+        ("python infer.py --cfg configs/tissue/fib25_neurons.toml --checkpoint weights/fib25_neurons.pt name=published "
+         "'data.test=[{image=\"gs://neuroglancer-public-data/flyem_fib-25/image\", name=\"piece\", "
+         "box=[4000,4128,3000,3256,3000,3256]}]' data.storage=lazy infer.window=[64,64,64]", None),
+        *[(f"python -m emcore convert gs://neuroglancer-public-data/flyem_fib-25/{name} --box "
+           "4000:4128,3000:3256,3000:3256", None) for name in ("image piece.h5:raw", "ground_truth piece.h5:labels")]],
     "docs/tutorials/snemi_neurons.md": [
         ("python -m emcore download snemi", None),
         ("python -m emcore inspect datasets/SNEMI/train-labels.tif", prints("train-labels")),

@@ -277,8 +277,9 @@ LIES = [
     (lambda info: info["scales"][0].update(key="../../etc"), "folder inside its own"),
     (lambda info: info["scales"][0].update(key="/etc"), "folder inside its own"),
     (lambda info: info["scales"][0].update(key=7), "folder inside its own"),
-    (lambda info: info["scales"][0].update(encoding="jpeg"), "encoding raw .*jpeg"),
-    (lambda info: info["scales"][0].update(sharding={}), "unsharded .*sharded raw"),
+    (lambda info: info["scales"][0].update(encoding=7), "encoded as raw"),
+    (lambda info: info["scales"][0].update(encoding="compresso"), "encoded as .*compresso"),
+    (lambda info: info["scales"][0].update(sharding={}), "extra remote|sharding"),
 ]
 
 

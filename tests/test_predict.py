@@ -299,7 +299,7 @@ def test_where_files_cannot_be_locked_predictions_work_all_the_same(tmp_path, mo
     def no_locks(*arguments):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("emcore.locks.fcntl.flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     assert open_volume(work()).shape == (3, 12, 20, 20)
 
 

@@ -194,4 +194,4 @@ def test_without_zarr_the_extra_is_named(tmp_path):
     (tmp_path / "a.zarr").mkdir()
     code = "import sys; sys.modules['zarr'] = None; from emcore import open_volume; open_volume(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, f"{tmp_path}/a.zarr"], capture_output=True, text=True)
-    assert 'InputError: reading and writing zarr needs the extra zarr: pip install "emcore[zarr]"' in ended.stderr
+    assert 'InputError: reading and writing zarr needs the extra zarr: pip install ".[zarr]"' in ended.stderr

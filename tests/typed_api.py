@@ -3,6 +3,7 @@
 assert_type fails where a type checker sees Any or another type, so no name may lose its types on the way.
 """
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, assert_type
@@ -47,6 +48,10 @@ def use_volumes(folder: Path) -> None:
     for listed in volumes.list_datasets(folder / "raw.h5"):
         assert_type(listed, volumes.Listed)
         assert_type(listed.dtype, np.dtype[Any])
+    layout = volumes.Layout(chunks=(4, 8, 8), levels=2, layer="image")
+    if importlib.util.find_spec("tensorstore"):
+        volumes.write_ome_zarr(raw, folder / "raw.ome.zarr", layout, version="0.4")
+        volumes.write_precomputed(raw, folder / "raw.precomputed", layout, encoding="jpeg")
 
 
 def use_fragments() -> Array:

@@ -211,7 +211,8 @@ def sample_numbers(first: int, steps: int, batch: int, accumulate: int, rank: in
 def load(sampler: Sampler, numbers: Iterable[list[int]], workers: int, prefetch: int = 4,
          pin: bool = False) -> Iterator[dict[str, Tensor]]:
     """Batches of samples, in the order of `numbers`, read ahead by workers."""
-    if workers == 0 or sampler.data.storage != "lazy":
+    volumes = [array for source in sampler.sources for array in source.arrays.values()]
+    if workers == 0 or sampler.data.storage != "lazy" or not all(getattr(array, "forks", True) for array in volumes):
         return _threads(sampler, numbers, workers, prefetch, pin)
     # processes, because HDF5 reads and unpacks under one lock
     loader = DataLoader(_Batches(sampler), batch_size=None, sampler=_Numbers(numbers), collate_fn=_as_it_is,

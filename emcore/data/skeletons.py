@@ -15,6 +15,7 @@ from emcore.locks import alone
 from emcore.settings import Settings
 from emcore.settings.target import SkeletonDistanceTarget
 from emcore.volumes import Volume, create_volume, list_datasets, open_volume, split_reference
+from emcore.volumes.address import is_address
 
 DUST = 125  # voxels under which a piece of an object has no skeleton
 
@@ -33,6 +34,9 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     traces and the others wait for it; a file made from other labels, or before these were written again, is made anew.
     A file beside the labels that was not made here stays as it is.
     """
+    if is_address(labels.name):
+        raise InputError(f"skeletons are traced from labels on this machine, and {labels.name} is an address: copy it "
+                         "by `python -m emcore convert`, or name a skeleton volume")
     path, dataset = split_reference(labels.name)
     # when the labels were written, not which of two files is newer: clocks of file servers disagree
     facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution)),
@@ -63,8 +67,10 @@ def is_to_trace(skeleton: str, labels: str) -> bool:
 
     Says so where others take the place of what was named.
     """
+    if is_address(skeleton):
+        return False
     file, _ = split_reference(skeleton)
-    beside = _beside(split_reference(labels)[0])
+    beside = _beside(file if is_address(labels) else split_reference(labels)[0])
     if not file.exists():
         if file != beside:
             print(f"there is no {file}: the skeletons are traced from {labels} instead", flush=True)

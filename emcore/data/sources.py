@@ -23,7 +23,9 @@ from emcore.errors import InputError
 from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
 from emcore.locks import NoLocks, take
 from emcore.settings.data import Data, VolumeFiles
+from emcore.system import user
 from emcore.volumes import check_labels, open_volume, split_reference
+from emcore.volumes.address import is_address, located, name_of
 from emcore.volumes.stamp import stamp
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -97,23 +99,24 @@ def _absent(data: Data, volume: VolumeFiles, skeletons: Path | None) -> list[str
     """The paths of a volume at which there is nothing, but for what can be traced."""
     named = [reference for role in ROLES if isinstance(reference := getattr(volume, role), str)
              and not (role == "skeleton" and skeletons is not None and isinstance(volume.label, str))]
-    paths = [split_reference(os.path.join(data.folder, reference))[0] for reference in named]
+    paths = [split_reference(os.path.join(data.folder, reference))[0] for reference in named
+             if not is_address(reference)]
     return list(dict.fromkeys(str(path) for path in paths if "*" not in str(path) and not path.exists()))
 
 
 def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | None = None) -> Source:
     """One place; volume.image may also be an array."""
-    opened, origins = {}, {}
+    opened, origins, cache_bytes = {}, {}, round(data.remote_cache * 2**30)
     for role in ROLES:
         reference = getattr(volume, role)
         if reference is not None:
             kind = {"image": "image", "label": "labels", "skeleton": "labels"}.get(role)
             if isinstance(reference, str):
-                reference = os.path.join(data.folder, reference)
+                reference = located(data.folder, reference)
             if role == "skeleton" and skeletons is not None and isinstance(volume.label, str) and is_to_trace(
-                    reference, os.path.join(data.folder, volume.label)):
+                    reference, located(data.folder, volume.label)):
                 continue
-            opened[role], origins[role] = open_volume(reference, kind=kind), (reference, kind)
+            opened[role], origins[role] = open_volume(reference, kind=kind, cache_bytes=cache_bytes), (reference, kind)
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)
     whole = image.shape[-3:]
@@ -136,7 +139,7 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
     arrays = {role: _stored(data, array, origins[role], starts[role], box) for role, array in opened.items()}
     moved = {role: starts[role] if data.storage == "lazy" else
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
-    name = volume.name or Path(str(image.name).partition(":")[0]).stem
+    name = volume.name or name_of(str(image.name))
     offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
     return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box))
 
@@ -190,8 +193,7 @@ def _stored(data: Data, array: Any, origin: tuple[Any, ...], start: Sequence[int
 def copies_folder(storage: str) -> Path:
     """The folder of this user's copies: in shared memory, or on the local disk; nobody else can write there."""
     in_memory = storage == "memory" and os.path.isdir("/dev/shm")
-    owner = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
-    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{owner}"
+    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{user()}"
     try:
         return private_folder(private_folder(top) / "copies")
     except InputError as error:
@@ -208,7 +210,7 @@ def shared_copy(array: Any, index: tuple[slice, ...], folder: Path, origin: tupl
     shape = tuple(len(range(*span.indices(length))) for span, length in zip(index, array.shape))
     version = stamp(origin[0]) if isinstance(origin[0], str) else None
     if version is not None:
-        source = os.path.realpath(split_reference(origin[0])[0])
+        source = origin[0] if is_address(origin[0]) else os.path.realpath(split_reference(origin[0])[0])
         spans = [(span.start, span.stop) for span in index]
         words = source, (*origin, shape, spans, str(array.dtype), __version__), version
         path = folder / ("-".join(hashlib.sha256(repr(word).encode()).hexdigest()[:20] for word in words) + ".npy")

@@ -4,7 +4,6 @@ All stages are kept in tune.jsonl, so that a killed tune goes on where it stoppe
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +36,7 @@ from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
+from emcore.volumes.address import located
 
 OLD_FILE = "tune.db"  # in which older versions kept the stages
 
@@ -135,7 +135,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
         if not stored and not Path(prediction).exists():
             raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
         told = name if len(stored) <= len(numbers) else f"{name}, net {net}"
-        sources.append(Scored(told, prediction, os.path.join(data.folder, data.test[number].label), net))
+        sources.append(Scored(told, prediction, located(data.folder, data.test[number].label), net))
     if len({source.name for source in sources}) < len(sources):
         raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")
     return tuple(sources)

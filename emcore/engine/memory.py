@@ -1,7 +1,8 @@
 """Memory pages that stay with the process: a net on a CPU otherwise spends a quarter of its time on fresh ones."""
 
 import ctypes
-import sys
+
+from emcore.system import of_the_c_library
 
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # glibc's numbers of its settings
 
@@ -13,8 +14,6 @@ def keep_pages(device: str) -> bool:
     of the next one. The same sizes come again in every step, so what is held stays bounded: up to 40 % above the peak
     was seen. Only for programs of our own, as it holds for the whole process. On a GPU torch keeps the memory itself.
     """
-    if device != "cpu" or not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = of_the_c_library("mallopt") if device == "cpu" else None
     return mallopt is not None and all(mallopt(setting, ctypes.c_int(value)) for setting, value in
                                        ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20)))

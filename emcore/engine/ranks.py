@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.rendezvous import rendezvous
 
 from emcore.engine.arithmetic.machine import check_device
+from emcore.engine.arithmetic.net import has_mps
 from emcore.errors import InputError
 
 BEAT = 2.0  # seconds between two signs of life of the lead while it decides
@@ -65,11 +66,16 @@ def choose_device(device: str = "auto") -> torch.device:
     check_device(device)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device = cuda, but this torch ({torch.__version__}) finds no usable GPU")
-    use_gpu = torch.cuda.is_available() and device != "cpu"
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if device == "mps" and not (has_mps() and alone):
+        why = "it serves one process" if has_mps() else f"this torch ({torch.__version__}) finds none"
+        raise InputError(f"device = mps is the GPU of an Apple processor, and {why}: set device=cpu")
+    use_gpu = torch.cuda.is_available() and device in ("auto", "cuda")
     if use_gpu and local >= torch.cuda.device_count():
         raise InputError(f"rank {rank} wants GPU {local}, but this machine has {torch.cuda.device_count()}: start "
                          f"torchrun with --nproc-per-node={torch.cuda.device_count()}, or set device=cpu")
-    chosen = torch.device("cuda", local) if use_gpu else torch.device("cpu")
+    use_mps = not use_gpu and device in ("auto", "mps") and alone and has_mps()
+    chosen = torch.device("cuda", local) if use_gpu else torch.device("mps" if use_mps else "cpu")
     if use_gpu:
         torch.cuda.set_device(chosen)
     return chosen

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from emcore.data.targets import make_targets, prepare_labels
 from emcore.engine.arithmetic.mode import Mode
-from emcore.engine.arithmetic.net import autocast, place
+from emcore.engine.arithmetic.net import autocast, place, widest
 from emcore.errors import InputError
 from emcore.losses import LossPlan
 from emcore.models.build import build_model
@@ -70,7 +70,7 @@ class Supervised(nn.Module):
         found = prediction >= (0.5 if self.settings.model.gives_probabilities else 0.0)
         truth = target > 0
         both, either = (found & truth & valid).sum(), ((found | truth) & valid).sum()
-        return value.total, torch.stack([both, either]).double()
+        return value.total, torch.stack([both, either]).to(widest(both.device))
 
     @torch.no_grad()
     def preview(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[str]]:

@@ -9,11 +9,12 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.volumes import Volume, check_labels, open_path, open_volume, split_reference
+from emcore.volumes.address import is_address
 
 
 def open_labels(reference: Any, side: str) -> Volume:
     """Labels as (z, y, x), which may be the only channel of what is stored."""
-    path = isinstance(reference, str | PathLike)
+    path = isinstance(reference, str | PathLike) and not is_address(reference)
     volume = open_path(*split_reference(reference), "labels") if path else open_volume(reference)
     return check_labels(one_channel(volume, side))
 

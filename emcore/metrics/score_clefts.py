@@ -16,6 +16,7 @@ from emcore.metrics.pairs import boxes
 from emcore.metrics.placement import Part, Shared, overlap
 from emcore.segment.affinities import above, stored_table
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
+from emcore.volumes.address import is_address
 
 CLEFTS = "volumes/labels/clefts"  # in files as the challenge gives them out
 ROWS = {"cleft_score": "the mean of both average distances, nm", "cleft_adgt": "of predicted voxels to the truth, nm",
@@ -63,7 +64,7 @@ def score_clefts(prediction: Any, truth: Any, threshold: float = 0.5, distance_n
 
 def _named(reference: Any) -> Any:
     """The clefts of a file of CREMI, where no dataset is named: others of its labels come first by name."""
-    if not isinstance(reference, str | PathLike):
+    if not isinstance(reference, str | PathLike) or is_address(reference):
         return reference
     path, dataset = split_reference(reference)
     if dataset is None and path.exists() and any(item.name == CLEFTS for item in list_datasets(path)):

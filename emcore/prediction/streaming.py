@@ -255,7 +255,8 @@ class Job:
             values = (values.clamp(0, 1) * 255).round().to(torch.uint8)
         elif self.infer.dtype == "float16":
             values = values.half()
-        if values.device.type == "cpu":
+        if values.device.type != "cuda":
+            values = values.cpu()
             return lambda: self._stored(values)
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
@@ -279,7 +280,7 @@ class Job:
             image = image.astype(np.float32)
         row = torch.from_numpy(image)
         if self.copying is None:
-            return row, None
+            return row.to(self.device), None
         with torch.cuda.stream(self.copying):
             row = row.pin_memory().to(self.device, non_blocking=True)
             copied = torch.cuda.Event()

@@ -20,6 +20,7 @@ from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
 from emcore.data.targets import IGNORE
 from emcore.decode.labels import decode
+from emcore.engine.arithmetic.net import widest
 from emcore.engine.checkpoint import tell
 from emcore.errors import InputError
 from emcore.metrics.partitions import ALONG_CURVES, agreement
@@ -95,7 +96,7 @@ class Validation:
 
     def _mean(self, values: Iterable[float | torch.Tensor]) -> float:
         """Of the values of all ranks."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        sums = torch.zeros(2, dtype=widest(self.ranks.device), device=self.ranks.device)
         for value in values:
             sums[0] += value
             sums[1] += 1
@@ -105,7 +106,7 @@ class Validation:
     def _patches(self) -> tuple[float, float]:
         """The mean loss of all patches, and where masks are learned the Jaccard index of all their voxels together."""
         numbers = [[n] for n in range(self.ranks.rank, self.patches, self.ranks.world)]
-        losses, shared = [], torch.zeros(2, dtype=torch.float64, device=self.ranks.device)
+        losses, shared = [], torch.zeros(2, dtype=widest(self.ranks.device), device=self.ranks.device)
         for read in load(self.sampler, numbers, 0):
             batch = augment_batch({name: tensor.to(self.ranks.device) for name, tensor in read.items()}, Augment(),
                                   self.settings.data, self.settings.seed)
@@ -114,7 +115,7 @@ class Validation:
                 shared += counts
             else:
                 loss = self.task(batch, 0)[0]
-            losses.append(loss.double())
+            losses.append(loss.to(shared.dtype))
         both, either = self.ranks.sum(shared).tolist()
         return self._mean(losses), both / either if either else 1.0
 

@@ -20,6 +20,7 @@ from emcore.segment.affinities import TABLE_ATTRIBUTE
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.volumes import Volume, open_volume
+from emcore.volumes.address import located
 
 CHANNELS = 3  # of a prediction that are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
@@ -35,9 +36,9 @@ def make_view(settings: Settings, results: Path, number: int, limit: int,
     name = result_name(settings.data, number)
     labels = results / f"{name}_labels.h5"
     notes: list[str] = []
-    opened = open_all({"raw": Path(settings.data.folder, test.image),
+    opened = open_all({"raw": located(settings.data.folder, test.image),
                        "prediction": results / f"{name}_prediction.h5",
-                       "truth": test.label and Path(settings.data.folder, test.label),
+                       "truth": test.label and located(settings.data.folder, test.label),
                        "labels": f"{labels}:labels" if labels.exists() else None}, notes)
     view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False,
             "detected": any(SCORES[name].detects for name in settings.evaluate.scores if name in SCORES)}

@@ -25,7 +25,7 @@ class Settings:
     name: str  # of the run: everything it writes stands in outputs/<name>
     outputs: str = "outputs"  # folder of the run folders
     seed: int = 0  # of weights, samples and augmentations
-    device: str = "auto"  # auto, cpu or cuda
+    device: str = "auto"  # auto, cpu, cuda or mps (the GPU of an Apple processor)
     data: Data = Data()  # volumes and patches
     augment: Augment = Augment()  # what is done to training patches
     labels: Labels = Labels()  # what is done to labels before targets are made

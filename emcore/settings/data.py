@@ -1,19 +1,20 @@
 """[data]: which volumes, which patches of them, and how intensities are scaled."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from emcore.config.checks import WrongSetting, above, at_least, within
 from emcore.errors import InputError
 from emcore.files import check_name
+from emcore.volumes.address import has_secrets, is_address, name_of, without_secrets
 
 Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class VolumeFiles:
-    image: str  # path, or path:dataset; without labels also a pattern with * or **, one volume each file
+    # path, path:dataset or address (docs/volumes.md); without labels also a pattern with * or **, one volume each file
+    image: str
     label: str | None = None  # labels of the same place; none for pretraining and prediction
     mask: str | None = None  # voxels that may be used (not 0); none means all
     skeleton: str | None = None  # ids on the skeletons of the labels, for the target skeleton_distance
@@ -24,6 +25,10 @@ class VolumeFiles:
     def __post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name, "the name of a volume")
+        for reference in (self.image, self.label, self.mask, self.skeleton):
+            if is_address(reference) and has_secrets(reference):
+                raise WrongSetting(f"the address {without_secrets(reference)} holds a password or what stands behind a "
+                                   "question mark, which would be written into every record; use an address without")
         at_least(0, self, "weight")
         if self.box is not None and not all(0 <= low < high for low, high in zip(self.box[::2], self.box[1::2])):
             raise WrongSetting(f"box must be z0 z1 y0 y1 x0 x1, each end above its start; got {list(self.box)}")
@@ -43,6 +48,7 @@ class Data:
     validation_part: tuple[float, float] = (0.0, 1.0)  # share of every validation volume that is used
     choose: Literal["uniform", "size", "positions"] = "uniform"  # volumes by weight, times voxels, or times patches
     storage: Literal["memory", "mapped", "lazy"] = "memory"  # one copy a node in memory, on local disk, or none
+    remote_cache: float = 1.0  # GiB of unpacked chunks of volumes at addresses that each process keeps in memory
     background: tuple[int, ...] = ()  # label ids that mean 0, besides 0
     ignore: tuple[int, ...] = ()  # label ids that mean unknown
     # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
@@ -58,7 +64,7 @@ class Data:
 
     def __post_init__(self) -> None:
         at_least(1, self, "patch", "reject_tries", "prefetch")
-        at_least(0, self, "pad", "reject_below", "workers")
+        at_least(0, self, "remote_cache", "pad", "reject_below", "workers")
         above(0, self, "resolution", "divide")
         within(0, 1, self, "train_part", "validation_part", "reject_probability")
         within(0, 100, self, "percentiles")
@@ -72,7 +78,7 @@ class Data:
 def result_name(data: Data, number: int) -> str:
     """How a test volume is called in results; a single one is test_im, as the published recipes call it."""
     volume = data.test[number]
-    return volume.name or ("test_im" if len(data.test) == 1 else Path(volume.image.partition(":")[0]).stem)
+    return volume.name or ("test_im" if len(data.test) == 1 else name_of(volume.image))
 
 
 def result_names(data: Data) -> list[str]:

@@ -1,6 +1,7 @@
 """Volumes in any format: `open_volume` reads what is sliced, `create_volume` writes block by block.
 
-    raw = open_volume("sample.h5:volumes/raw")        # also .npy, .tif, a folder of .tif, .zarr, or an array
+    raw = open_volume("sample.h5:volumes/raw")        # also .npy, .tif, a folder of .tif, .zarr, .n5, or an array
+    raw = open_volume("gs://bucket/em", scale=1)       # an address of precomputed, zarr or N5, by the extra remote
     raw.shape, raw.dtype, raw.resolution, raw.offset, raw.attrs, raw.chunks
     block = raw[10:20, :512, :512]                     # a new numpy array, the dtype as stored
     with create_volume("out.h5:labels", raw.shape, "uint64", raw.resolution, raw.offset) as out:
@@ -15,8 +16,7 @@ imports torch, and a volume may be pickled and may cross a fork: every process o
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from os import PathLike, fspath
-from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.volumes import metadata
-from emcore.volumes.formats import format_of, named, refuse_dataset
+from emcore.volumes.address import is_address, without_secrets
+from emcore.volumes.formats import format_of, named, refuse_dataset, split_reference
+from emcore.volumes.multiscale import Layout
+from emcore.volumes.ome_zarr import write_ome_zarr
+from emcore.volumes.precomputed_writing import write_precomputed
+from emcore.volumes.remote import CACHE_BYTES, folder, keeping, list_address, open_address
 from emcore.volumes.volume import (
     KEYS,
     Listed,
@@ -38,6 +43,7 @@ from emcore.volumes.volume import (
 from emcore.volumes.writing import Writer
 
 __all__ = [
+    "Layout",
     "Listed",
     "Volume",
     "Writer",
@@ -47,22 +53,36 @@ __all__ = [
     "open_volume",
     "placement",
     "split_reference",
+    "write_ome_zarr",
+    "write_precomputed",
 ]
 
-def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None) -> Volume:
-    """The volume that `path`, `path:dataset` or an array (shape, dtype, slicing) refers to; reads no voxel.
+def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None,
+                scale: str | float | Sequence[float] | None = None, cache_bytes: int = CACHE_BYTES) -> Volume:
+    """The volume that `path`, `path:dataset`, an address or an array (shape, dtype, slicing) refers to; reads no voxel.
 
     Without a dataset: the only one of the file, else the first of the usual keys for kind "image" or "labels"
     (None: either). kind "labels" also refuses what cannot be labels.
     resolution is None where the file does not say it; offset is then (0, 0, 0).
+    scale: of what has several: its name, its number (an integer from 0), its resolution in nm (a float for y and x, or
+    three numbers z, y, x), or None for the finest. It needs the extra remote, like every address (address.py).
+    cache_bytes: what each process keeps of the unpacked chunks of volumes that are read through tensorstore; all that
+    are opened with the same number share that much.
     """
     if kind not in KEYS:
         raise InputError(f'kind is "image", "labels" or None; got {kind!r}')
     if isinstance(reference, Volume):
         volume = reference
+    elif is_address(reference):
+        volume = open_address(reference, kind, dataset if scale is None else scale, cache_bytes)
+    elif scale is not None:
+        path, named = split_reference(reference)
+        volume = open_address(folder(path, None).at(dataset or named or ""), kind, scale, cache_bytes)
     elif isinstance(reference, str | PathLike):
         path, named = split_reference(reference)
         volume = open_path(path, dataset or named, kind)
+        if not volume.forks and cache_bytes != CACHE_BYTES:
+            volume = keeping(volume, cache_bytes)
     else:
         volume = from_array(reference)
     return check_labels(volume) if kind == "labels" else volume
@@ -76,6 +96,8 @@ def open_path(path: Path, dataset: str | None, kind: str | None) -> Volume:
 
 def list_datasets(path: str | PathLike) -> Listing:
     """The arrays of a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
+    if is_address(path):
+        return list_address(path)[1]
     path = Path(path)
     found = format_of(path)
     if found.several:
@@ -107,15 +129,9 @@ def itself(array: Any) -> Any:
     return array
 
 
-def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
-    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
-    text = fspath(reference)
-    head, colon, dataset = text.rpartition(":")
-    # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
-    is_container = named(Path(head)) is not None or isfile(head)
-    if not colon or exists(text) or not (is_container or isdir(head)):
-        return Path(text), None
-    return Path(head), dataset or None
+def is_there(reference: str | PathLike) -> bool:
+    """Whether a file or folder is there; an address is asked when it is opened, which says what is wrong with it."""
+    return is_address(reference) or split_reference(reference)[0].exists()
 
 
 @contextmanager
@@ -136,11 +152,13 @@ def create_volume(
     or zarr file stay as they are (HDF5: the file is copied once). attributes: anything to keep, e.g. {"offsets": ...}
     of affinities. compression: "gzip", None, or "auto", which is gzip for labels (integers of 16 bits and more).
     """
+    if is_address(reference):
+        raise InputError(f"{without_secrets(reference)} is an address; volumes are written to paths of this machine")
     path, dataset = split_reference(reference)
     shape, dtype = tuple(int(length) for length in shape), native(dtype)
     check_volume(str(path), shape, dtype)
     found = named(path)
-    if found is None:
+    if found is None or not found.writes:
         raise InputError(f"{path} ends in no format to write; there are .h5, .npy, .tif, .zarr and .precomputed")
     if compression not in ("auto", "gzip", None):
         raise InputError(f'compression is "auto", "gzip" or None; got {compression!r}')

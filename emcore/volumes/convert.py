@@ -4,23 +4,34 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.progress import Progress
 from emcore.volumes import Volume, Writer, create_volume, list_datasets, metadata, open_volume, split_reference
+from emcore.volumes.address import is_address
+from emcore.volumes.fetched import box_of, fetching, part_of
+from emcore.volumes.multiscale import Layout
+from emcore.volumes.ome_zarr import write_ome_zarr
 from emcore.volumes.precomputed import LAYERS, create_precomputed
+from emcore.volumes.precomputed_writing import ENCODINGS, write_precomputed
 from emcore.volumes.volume import IMAGE_KEYS, LABEL_KEYS
+from emcore.volumes.writing import recast
 
 BLOCK_BYTES = 64 << 20
+VIEWER_FORMATS = ("ome-zarr", "ome-zarr-0.4", "precomputed")
+SECTION_VOXELS = 1 << 21  # of a chunk in y and x, above which reading a part of it is waste
 LABEL_NAMES = {key.rpartition("/")[2] for key in LABEL_KEYS if key not in IMAGE_KEYS}
 
 
 def convert(source: Volume, target: str, dtype: np.dtype | None = None, resolution: Sequence[float] | None = None,
-            chunks: Sequence[int] | None = None, layer: str | None = None) -> None:
+            chunks: Sequence[int] | None = None, layer: str | None = None, reference: str | None = None) -> None:
     """Writes the source volume to `target` (path or path:dataset), replacing what has that name.
+
+    reference: from which the source was opened; what is fetched from an address is kept until all is there.
 
     A precomputed target is a segmentation where `layer` says so, the type is uint32 or uint64, or the dataset is named
     like labels: small types hold labels, too, and their mean would be nonsense.
@@ -28,17 +39,27 @@ def convert(source: Volume, target: str, dtype: np.dtype | None = None, resoluti
     dtype = np.dtype(dtype or source.dtype)
     if dtype.kind == "b" and is_precomputed(target):
         dtype = np.dtype("uint8")
-    if layer is None and dtype.kind == "u" and source.name.replace(":", "/").rpartition("/")[2] in LABEL_NAMES:
-        layer = "segmentation"
+    layer = layer or layer_of(source, dtype)
     chunks = (1,) * (source.ndim - 3) + tuple(chunks) if chunks else None
     with (Progress(source.size, f"{source.name} -> {target}", "voxels") as progress,
           created(target, source, dtype, resolution or source.resolution, chunks, layer, progress) as writer):
         voxel_bytes = max(source.dtype.itemsize, dtype.itemsize)
-        for box in blocks(source.shape, source.chunks, writer.chunks, BLOCK_BYTES // voxel_bytes):
-            block = source[box]
-            writer[box] = block if dtype == source.dtype else recast(block, dtype, source.name)
-            progress.add(block.size)
-            del block  # or the next one is read while this one still takes its memory
+        wanted = blocks(source.shape, source.chunks, writer.chunks, BLOCK_BYTES // voxel_bytes)
+        found = nullcontext((box, None) for box in wanted)
+        if reference is not None and is_address(reference):
+            found = fetching(source, reference, split_reference(target)[0], wanted)
+        with found as parts:
+            for box, block in parts:
+                block = source[box] if block is None else block
+                writer[box] = block if dtype == source.dtype else recast(block, dtype, source.name)
+                progress.add(block.size)
+                del block  # or the next one is read while this one still takes its memory
+
+
+def layer_of(source: Volume, dtype: np.dtype) -> str | None:
+    """segmentation where unsigned integers are named like labels; else nothing is known."""
+    is_named = source.name.replace(":", "/").rpartition("/")[2] in LABEL_NAMES
+    return "segmentation" if is_named and dtype.kind == "u" else None
 
 
 @contextmanager
@@ -59,26 +80,6 @@ def created(target: str, source: Volume, dtype: np.dtype, resolution: Sequence[f
 
 def is_precomputed(target: str) -> bool:
     return split_reference(target)[0].suffix.lower() == ".precomputed"
-
-
-def recast(block: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """The block in another type; refused unless every value survives."""
-    if block.dtype.kind == dtype.kind and block.dtype.itemsize <= dtype.itemsize:
-        return block.astype(dtype)
-    with np.errstate(invalid="ignore", over="ignore"):
-        converted = block.astype(dtype)
-        back = converted.astype(block.dtype)
-    kept = (back == block) & ((converted < 0) == (block < 0))
-    if dtype.kind == "f":
-        if block.dtype.kind == "f":
-            kept |= np.isnan(block)
-        else:  # beyond this not every integer has a float of its own
-            kept &= (block <= 2 ** (np.finfo(dtype).nmant + 1)) & (block >= -(2 ** (np.finfo(dtype).nmant + 1)))
-    if not kept.all():
-        value = block[~kept][0]
-        raise InputError(f"{name} holds {value!s}, which {dtype} cannot hold; scale or relabel it first, "
-                         f"or keep its type {block.dtype}")
-    return converted
 
 
 def blocks(shape: Sequence[int], source_chunks: Sequence[int] | None, target_chunks: Sequence[int] | None,
@@ -132,35 +133,102 @@ def refuse_existing(target: str) -> None:
     path, dataset = split_reference(target)
     if not path.exists():
         return
-    if dataset and dataset.strip("/") not in list_datasets(path).names:
+    names = list_datasets(path).names if dataset else []
+    if dataset and not any(f"{name}/".startswith(f"{dataset.strip('/')}/") for name in names):
         return
     raise InputError(f"{target} exists already; choose another name, or add --force to replace it")
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m emcore convert", description="Copy a volume between HDF5, npy, TIFF, zarr and precomputed.",
-        epilog="Example: python -m emcore convert sample.hdf:volumes/raw raw.precomputed")
-    parser.add_argument("source", help="path, or path:dataset")
-    parser.add_argument("target", help="the same; its ending names the format: .h5 .npy .tif .zarr .precomputed")
-    parser.add_argument("--resolution", nargs=3, type=float, metavar=("Z", "Y", "X"),
-                        help="nm per voxel, where the source says none or a wrong one")
-    parser.add_argument("--chunks", nargs=3, type=int, metavar=("Z", "Y", "X"), help="blocks in which to store")
-    parser.add_argument("--dtype", help="another type of the voxels; refused where a value would change")
-    parser.add_argument("--layer", choices=LAYERS,
-                        help="what a precomputed volume is (default: uint32 and uint64 are a segmentation)")
-    parser.add_argument("--force", action="store_true", help="replace an existing target")
-    settings = parser.parse_args(arguments)
-    if settings.layer and not is_precomputed(settings.target):
-        raise InputError(f"--layer is for a .precomputed target; got {settings.target}")
+    settings = parsed(arguments)
     try:
         dtype = np.dtype(settings.dtype) if settings.dtype else None
     except (TypeError, ValueError):
         raise InputError(f"--dtype must be a numpy type like uint8 or float32; got {settings.dtype}") from None
-    source = open_volume(settings.source)
+    if is_address(settings.target):
+        raise InputError("the target is an address; volumes are written to paths of this machine")
+    kind = wanted_format(settings)
+    source = open_volume(settings.source, scale=settings.scale)
+    if settings.box:
+        source = part_of(source, box_of(settings.box, source.shape))
     if not settings.force:
         refuse_existing(settings.target)
-    convert(source, settings.target, dtype, settings.resolution, settings.chunks, settings.layer)
+    if kind is None:
+        convert(source, settings.target, dtype, settings.resolution, settings.chunks, settings.layer,
+                settings.source)
+    else:
+        convert_for_viewers(source, settings, kind, dtype)
     resolution = settings.resolution or source.resolution
     if resolution is None:
         print(f"note: {source.name} has no resolution; --resolution Z Y X (in nm) writes one", file=sys.stderr)
+
+
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m emcore convert", description=(
+            "Copy a volume between formats: from HDF5, npy, TIFF, images, MRC, zarr, precomputed, N5 and addresses to "
+            "HDF5, npy, TIFF, zarr, OME-Zarr and precomputed."),
+        epilog="Example: python -m emcore convert sample.hdf:volumes/raw raw.precomputed")
+    parser.add_argument("source", help="path, path:dataset, or address (https://, gs://, s3://)")
+    parser.add_argument("target", help="the same; its ending names the format: .h5 .npy .tif .zarr .ome.zarr "
+                                       ".precomputed; labels of an OME-Zarr image are IMAGE.ome.zarr:labels/NAME")
+    parser.add_argument("--resolution", nargs=3, type=float, metavar=("Z", "Y", "X"),
+                        help="nm per voxel, where the source says none or a wrong one")
+    parser.add_argument("--chunks", nargs=3, type=int, metavar=("Z", "Y", "X"), help="blocks in which to store")
+    parser.add_argument("--box", metavar="Z0:Z1,Y0:Y1,X0:X1",
+                        help="voxels of the source that are copied, counted from its first one")
+    parser.add_argument("--scale", help="of the source: name, number from 0, or nm as in 32nm (default: the finest)")
+    parser.add_argument("--dtype", help="another type of the voxels; refused where a value would change")
+    parser.add_argument("--layer", choices=LAYERS,
+                        help="what a volume for viewers is (default: uint32 and uint64 are a segmentation)")
+    parser.add_argument("--force", action="store_true", help="replace an existing target")
+    viewers = parser.add_argument_group("for viewers", (
+        "These write with the extra remote, in parts that a later run of the same command goes on with."))
+    viewers.add_argument("--format", choices=VIEWER_FORMATS, help=(
+        "ome-zarr (version 0.5, the default of .ome.zarr), ome-zarr-0.4 (zarr version 2), or precomputed with "
+        "compressed labels and shards (a .precomputed target without it needs no extra, and is raw and unsharded)"))
+    viewers.add_argument("--encoding", choices=ENCODINGS, help=(
+        "chunks of precomputed (default: compressed_segmentation of a segmentation, raw of an image)"))
+    viewers.add_argument("--shards", nargs=3, type=int, metavar=("Z", "Y", "X"), help="voxels of a file of OME-Zarr")
+    viewers.add_argument("--levels", type=int, help="how many, the finest included (default: until one is a chunk)")
+    viewers.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    return parser.parse_args(arguments)
+
+
+def wanted_format(settings: argparse.Namespace) -> str | None:
+    """Which of VIEWER_FORMATS to write; None for the plain copy."""
+    path, kind = split_reference(settings.target)[0], settings.format
+    if kind is None and path.name.lower().endswith(".ome.zarr"):
+        kind = "ome-zarr"
+    if kind is None and is_precomputed(settings.target) and settings.encoding:
+        kind = "precomputed"
+    if kind is None:
+        for name in ("encoding", "shards", "levels"):
+            if getattr(settings, name):
+                raise InputError(f"--{name} is for viewers: name the target .ome.zarr, or choose a --format")
+        if settings.workers != 1:
+            raise InputError("--workers is for viewers: name the target .ome.zarr, or choose a --format")
+        if settings.layer and not is_precomputed(settings.target):
+            raise InputError(f"--layer is for a .precomputed or .ome.zarr target; got {settings.target}")
+        return None
+    suffix = ".precomputed" if kind == "precomputed" else ".zarr"
+    if path.suffix.lower() != suffix:
+        raise InputError(f"--format {kind} writes a target that ends in {suffix}; got {settings.target}")
+    if settings.encoding and kind != "precomputed":
+        raise InputError(f"--encoding is for --format precomputed; got {kind}")
+    return kind
+
+
+def convert_for_viewers(source: Volume, settings: argparse.Namespace, kind: str, dtype: np.dtype | None) -> None:
+    """Writes one of VIEWER_FORMATS."""
+    if settings.resolution:
+        source = replace(source, resolution=metadata.triple(settings.resolution, "--resolution", positive=True))
+    layer = settings.layer or layer_of(source, np.dtype(dtype or source.dtype))
+    layout = Layout(settings.chunks, settings.shards, settings.levels, layer, dtype, settings.workers)
+    if source.chunks and math.prod(source.chunks[-2:]) > SECTION_VOXELS:
+        print(f"note: {source.name} is stored in whole sections, which every part reads again; a copy in blocks "
+              f"(python -m emcore convert {settings.source} COPY.h5) is quicker to convert", file=sys.stderr)
+    if kind == "precomputed":
+        write_precomputed(source, settings.target, layout, settings.encoding)
+    else:
+        write_ome_zarr(source, settings.target, layout, "0.4" if kind == "ome-zarr-0.4" else None)

@@ -3,9 +3,11 @@
 A new format is a module of this folder with the functions of Format, and a row of FORMATS.
 """
 
+import os
 from contextlib import AbstractContextManager
 from importlib import import_module
-from os.path import isdir, isfile
+from os import PathLike, fspath
+from os.path import exists, isdir, isfile  # which say no to what is no path, where pathlib's fail
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +19,7 @@ from emcore.volumes.volume import Listing, Volume
 
 Attributes = dict[str, Any]  # resolution and offset (nm, z y x) among them
 Shape = tuple[int, ...]
+UNFINISHED, PLAN = ".unfinished", "plan.json"  # the folder of a store that is being written, and what tells it
 
 
 class Target(Protocol):
@@ -38,7 +41,7 @@ class Format(Protocol):
         self, path: Path, dataset: str | None, shape: Shape, dtype: np.dtype, attributes: Attributes,
         chunks: Shape | None, compression: str | None
     ) -> AbstractContextManager[tuple[Target, Shape | None]]:
-        """What takes the blocks, and the blocks in which it stores them (None: any are as good).
+        """What takes the blocks, and the blocks in which it stores them (None: any are as good); unless it only reads.
 
         All is written under a temporary name; the path gets it when the context ends without an error.
         """
@@ -55,6 +58,7 @@ class Row(NamedTuple):
     markers: tuple[str, ...] = ()  # files of which one stands in each of its folders
     several: bool = False  # it holds several arrays, which have names
     compresses: bool = False
+    writes: bool = True
 
     @property
     def code(self) -> Format:
@@ -68,11 +72,15 @@ FORMATS = (
     Row("npy", "npy", "npy", (".npy",), (b"\x93NUMPY",)),
     Row("tiff", "TIFF", "TIFF (a stack, or a folder of slices)", (".tif", ".tiff"),
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    Row("images", "images", "PNG and JPEG (a folder of slices)", (".png", ".jpg", ".jpeg"),
+        (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"), writes=False),
+    Row("mrc", "MRC", "MRC (.mrc)", (".mrc", ".rec", ".st", ".map"), writes=False),
     Row("zarr_format", "zarr", "zarr", (".zarr",), markers=("zarr.json", ".zarray", ".zgroup"), several=True,
         compresses=True),
     Row("precomputed", "precomputed", "Neuroglancer precomputed", (".precomputed",), markers=("info",), several=True),
+    Row("remote", "N5", "N5", (".n5",), markers=("attributes.json",), several=True),
 )
-SLICES = next(row for row in FORMATS if row.module == "tiff")  # a folder without a marker holds slices
+SLICES, IMAGES = (next(row for row in FORMATS if row.module == name) for name in ("tiff", "images"))
 TITLES = ", ".join(row.title for row in FORMATS[:-1]) + f" and {FORMATS[-1].title}"
 
 
@@ -81,11 +89,24 @@ def named(path: Path) -> Row | None:
     return next((row for row in FORMATS if path.suffix.lower() in row.suffixes), None)
 
 
+def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
+    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
+    text = fspath(reference)
+    head, colon, dataset = text.rpartition(":")
+    # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.
+    is_container = named(Path(head)) is not None or isfile(head)
+    if not colon or exists(text) or not (is_container or isdir(head)):
+        return Path(text), None
+    return Path(head), dataset or None
+
+
 def format_of(path: Path) -> Row:
     """The format of an existing file or folder, by its first bytes, else by its name."""
+    refuse_unfinished(path)
     if isdir(path):
         return next((row for row in FORMATS if row.markers and (
-            path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), SLICES)
+            path.suffix.lower() in row.suffixes or any(isfile(path / name) for name in row.markers))), None
+        ) or slices_in(path)
     try:
         with open_regular(path) as file:
             begins = file.read(8)
@@ -97,6 +118,26 @@ def format_of(path: Path) -> Row:
     if found is None:
         raise InputError(f"{path} is in no format known here, which are {TITLES}; it begins with {begins!r}")
     return found
+
+
+def slices_in(folder: Path) -> Row:
+    """The format of a folder without a marker: TIFF where there is one file of it, else images."""
+    try:
+        suffixes = {name.rpartition(".")[2].lower() for name in os.listdir(folder)}
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+    found = [row for row in (SLICES, IMAGES) if any(suffix[1:] in suffixes for suffix in row.suffixes)]
+    return found[0] if found else SLICES
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Refuses a store that is still being written, and says so of one that has no name yet."""
+    waiting = path.with_name(path.name + UNFINISHED) if path.name else path
+    inside = [folder for folder in (path, *list(path.parents)[:3]) if folder.name.endswith(UNFINISHED)]
+    for work in inside if exists(path) else [waiting]:
+        if isfile(work / PLAN):
+            raise InputError(f"{work} is the unfinished part of a volume: run the command again that writes it, which "
+                             "goes on where it ended")
 
 
 def refuse_dataset(path: Path, dataset: str | None, row: Row) -> None:

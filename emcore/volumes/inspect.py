@@ -13,8 +13,10 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import quantity
 from emcore.volumes import Volume, list_datasets, open_volume, split_reference
+from emcore.volumes.address import is_address, parsed, without_secrets
 from emcore.volumes.formats import format_of
 from emcore.volumes.metadata import shortened
+from emcore.volumes.remote import list_address
 from emcore.volumes.volume import MOST_LISTED, Listed, is_volume
 
 RECORD = "record"  # the attribute of results that says what made them
@@ -25,6 +27,8 @@ MOST_CHUNK_BYTES = 1 << 30
 
 def inspect(reference: str) -> dict[str, Any]:
     """What a file holds: its format, and for each dataset its facts and the values of a sample, JSON-able."""
+    if is_address(reference):
+        return inspect_address(reference)
     path, dataset = split_reference(reference)
     found = format_of(path)
     whole = list_datasets(path)
@@ -36,6 +40,7 @@ def inspect(reference: str) -> dict[str, Any]:
     for item in listing:
         entry = {"dataset": item.name, "shape": list(item.shape), "dtype": str(item.dtype),
                  "chunks": list(item.chunks) if item.chunks else None}
+        entry |= {"encoding": item.encoding} if item.encoding else {}
         if is_volume(item.shape, item.dtype):
             try:
                 entry |= facts(open_volume(path, item.name or None))
@@ -44,6 +49,21 @@ def inspect(reference: str) -> dict[str, Any]:
         entries.append(entry)
     more = {} if dataset or len(whole.names) <= MOST_LISTED else {"total": len(whole.names)}
     return {"path": str(path), "format": found.name, "datasets": entries, **more}
+
+
+def inspect_address(reference: str) -> dict[str, Any]:
+    """What stands at an address: its scales with how they are stored; voxels only of one that the address names."""
+    address, (kind, listing) = parsed(reference), list_address(reference)
+    entries = []
+    for item in listing:
+        volume = open_volume(reference, scale=item.name, cache_bytes=0)
+        about = facts(volume) if address.scale else {
+            "resolution": volume.resolution, "offset": volume.offset, "attributes": volume.attrs}
+        begin = [round(place / size) for place, size in zip(volume.offset, volume.resolution or (1.0, 1.0, 1.0))]
+        entries.append({"dataset": item.name, "shape": list(item.shape), "dtype": str(item.dtype),
+                        "chunks": list(item.chunks), "encoding": item.encoding, **about,
+                        "bounds": [[low, low + length] for low, length in zip(begin, item.shape[-3:])]})
+    return {"path": str(address._replace(scale=None)), "format": kind, "datasets": entries}
 
 
 def facts(volume: Volume) -> dict[str, Any]:
@@ -86,12 +106,16 @@ def text_of(report: dict[str, Any]) -> str:
         shape = " x ".join(map(str, entry["shape"])) or "scalar"
         name = printable(entry["dataset"])
         lines.append(f"  {name + '  ' if name else ''}{shape} {entry['dtype']}" + (
-            f", chunks {' x '.join(map(str, entry['chunks']))}" if entry["chunks"] else ""))
+            f", chunks {' x '.join(map(str, entry['chunks']))}" if entry["chunks"] else "") + (
+            f", {printable(entry['encoding'])}" if entry.get("encoding") else ""))
         if "error" in entry:
             lines.append(f"    {printable(entry['error'])}")
-        elif "sample" in entry:
+        elif "resolution" in entry:
             lines.append(f"    {grid_text(entry)}")
-            lines.append(f"    {sample_text(entry)}")
+            if "bounds" in entry:
+                lines.append("    voxels " + ", ".join(f"{axis} {low}:{high}" for axis, (low, high) in zip(
+                    "zyx", entry["bounds"])) + " from the origin")
+            lines += [f"    {sample_text(entry)}"] if "sample" in entry else []
             for name, value in entry["attributes"].items():
                 if name == RECORD and isinstance(value, dict):
                     lines += ["    what made it:", *(f"      {printable(line)}" for line in told(value))]
@@ -147,8 +171,10 @@ def printable(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore inspect",
-                                     description="List what files hold: HDF5, npy, TIFF, zarr, precomputed.")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="path, or path:dataset; or a folder of slices")
+                                     description="List what files and addresses hold: HDF5, npy, TIFF, zarr, N5, "
+                                                 "precomputed.")
+    parser.add_argument("files", nargs="+", metavar="FILE",
+                        help="path, or path:dataset; or a folder of slices; or an address, https://, gs://, s3://")
     parser.add_argument("--json", action="store_true", help="print one JSON list, an entry for each file")
     settings = parser.parse_args(arguments)
     reports, mistakes = [], []
@@ -159,7 +185,8 @@ def main(arguments: Sequence[str]) -> int:
                 print(text_of(reports[-1]), flush=True)
         except InputError as error:
             mistakes.append(error)
-            reports.append({"path": str(Path(reference)), "error": str(error)})
+            path = without_secrets(reference) if is_address(reference) else str(Path(reference))
+            reports.append({"path": path, "error": str(error)})
             print(f"error: {error}", file=sys.stderr)
     if settings.json:
         print(json.dumps(jsonable(reports), indent=1, allow_nan=False))

@@ -132,6 +132,30 @@ def read_grid(levels: Iterable[Mapping[str, Any]], name: str) -> tuple[Triple | 
     return resolution, offset or (0.0, 0.0, 0.0)
 
 
+def ome_grid(
+    title: str, scales: dict[str, Any] | None, level: dict[str, Any] | None, ndim: int
+) -> tuple[list[str], dict[str, Any]]:
+    """The names of the axes (none outside OME-Zarr), and resolution and offset in nm from scale and translation."""
+    if scales is None or level is None:
+        return [], {}
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
+    names = [str(axis["name"]) for axis in axes]
+    if names and (names[-3:] != ["z", "y", "x"] or len(names) != ndim):
+        raise InputError(f"{title} has the axes {', '.join(names)}; the last three of a volume are z, y, x")
+    scale, translation = np.ones(ndim), np.zeros(ndim)
+    # The level's own transformations come first, then those of the whole image.
+    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
+        if step.get("type") == "scale":
+            scale, translation = scale * step["scale"], translation * step["scale"]
+        elif step.get("type") == "translation":
+            translation = translation + step["translation"]
+    units = [axis.get("unit") for axis in axes[-3:]]
+    if not any(units) and (scale[-3:] == 1).all():
+        return names, {}  # neither a unit nor a number: the writer did not know
+    factors = [nanometres(unit) or 1.0 for unit in units or [None] * 3]
+    return names, {"resolution": (scale[-3:] * factors).tolist(), "offset": (translation[-3:] * factors).tolist()}
+
+
 def without_grid(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes that say something other than where the voxels lie."""
     return {key: value for key, value in attributes.items() if key not in GRID_NAMES}

@@ -1,5 +1,7 @@
 """Neuroglancer's precomputed format: a folder with `info` and uncompressed `raw` chunks at several scales.
 
+Other chunks, and shards, are read by remote.py.
+
 On disk the axes are x, y, z, c in Fortran order, which is c, z, y, x in C order: a chunk is read and written as it is.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,12 @@ from emcore.volumes.volume import Listed, Listing, Volume, first_line
 from emcore.volumes.writing import choose_chunks
 
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
+ENCODINGS = ("raw", "jpeg", "png", "compressed_segmentation")
 LAYERS = ("image", "segmentation")
 MOST_INFO_BYTES = 4 << 20
 MOST_CHUNK_BYTES = 1 << 30
+OTHERS = {"mesh": "meshes", "multilod_draco": "meshes", "skeleton": "skeletons", "annotation": "annotations",
+          "segment_properties": "properties of segments"}  # what else an info may describe
 Triple = tuple[int, int, int]
 
 
@@ -42,6 +48,7 @@ class Scale:
     start: Triple
     chunk: Triple
     resolution: tuple[float, float, float]
+    plain: bool = True  # uncompressed chunks, each a file of its own, as they are read and written here
 
     def chunks_of(self, box: Sequence[slice]) -> Iterator[tuple[Triple, Triple]]:
         """[low, high) of every chunk that meets the box, z y x within the scale."""
@@ -140,10 +147,18 @@ def read_info(path: Path) -> tuple[dict[str, Any], list[Scale]]:
     try:
         with open_regular(path / "info") as file:
             text = file.read(MOST_INFO_BYTES + 1)
-        info = json.loads(text) if len(text) <= MOST_INFO_BYTES else None
     except InputError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(f"{path}/info cannot be read: {first_line(error)}") from error
+    return checked_info(text, str(path))
+
+
+def checked_info(text: bytes, path: str) -> tuple[dict[str, Any], list[Scale]]:
+    """What an `info` says, and its scales; path: of its folder, for sentences."""
+    try:
+        info = json.loads(text) if len(text) <= MOST_INFO_BYTES else None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}/info cannot be read as JSON: {first_line(error)}") from error
 
     def need(condition: bool, what: str, found: Any) -> None:
@@ -151,6 +166,10 @@ def read_info(path: Path) -> tuple[dict[str, Any], list[Scale]]:
             raise InputError(f"{path}/info {what}; got {str(found)[:80]}")
 
     need(isinstance(info, dict), f"must be a JSON object below {MOST_INFO_BYTES >> 20} MB", type(info).__name__)
+    about = str(info.get("@type", ""))
+    other = next((name for word, name in OTHERS.items() if word in about), None)
+    need(other is None or "scales" in info, f"is of a folder of {other}, not of a volume; the volume that they belong "
+         "to is most often the folder above", about)
     dtype, channels, scales = info.get("data_type"), info.get("num_channels", 1), info.get("scales")
     need(dtype in DTYPES, f"must have a data_type out of {', '.join(DTYPES)}", dtype)
     need(is_whole(channels) and 1 <= channels <= 1 << 16, "must have a positive number as num_channels", channels)
@@ -161,9 +180,7 @@ def read_info(path: Path) -> tuple[dict[str, Any], list[Scale]]:
         key, encoding, sizes = scale.get("key"), scale.get("encoding"), scale.get("chunk_sizes")
         need(isinstance(key, str) and all(part not in ("", ".", "..") for part in key.split("/"))
              and not set(key) & set("\0\\:"), "must name each scale by a folder inside its own", repr(key))
-        need(encoding == "raw" and "sharding" not in scale,
-             f"must have unsharded scales of the encoding raw (scale {key})", f"sharded {encoding}"
-             if "sharding" in scale else encoding)
+        need(encoding in ENCODINGS, f"must have chunks encoded as {', '.join(ENCODINGS)} (scale {key})", encoding)
         need(isinstance(sizes, list) and sizes, f"must have chunk_sizes (scale {key})", sizes)
         fields = {"size": scale.get("size"), "voxel_offset": scale.get("voxel_offset", [0, 0, 0]),
                   "chunk_sizes": sizes[0]}
@@ -172,7 +189,8 @@ def read_info(path: Path) -> tuple[dict[str, Any], list[Scale]]:
                 is_whole(item) and abs(item) < 1 << 40 and (item > 0 or name == "voxel_offset") for item in value),
                 f"must have three whole numbers x, y, z as {name} (scale {key})", value)
         resolution = metadata.triple(scale.get("resolution"), f"the resolution in {path}/info", positive=True)
-        found = Scale(key, *(tuple(reversed(value)) for value in fields.values()), tuple(reversed(resolution)))
+        found = Scale(key, *(tuple(reversed(value)) for value in fields.values()), tuple(reversed(resolution)),
+                      encoding == "raw" and scale.get("sharding") is None)
         chunk = math.prod(min(a, b) for a, b in zip(found.chunk, found.shape)) * channels * np.dtype(dtype).itemsize
         need(chunk <= MOST_CHUNK_BYTES, f"must have chunks of at most {MOST_CHUNK_BYTES >> 20} MB (scale {key})", chunk)
         result.append(found)
@@ -186,8 +204,9 @@ def is_whole(value: Any) -> bool:
 def list_file(path: Path) -> Listing:
     """Every scale of the folder."""
     info, scales = read_info(path)
-    return Listing(Listed(scale.key, shape_of(info, scale), np.dtype(info["data_type"]), chunks_of(info, scale))
-                   for scale in scales)
+    return Listing(Listed(scale.key, shape_of(info, scale), np.dtype(info["data_type"]), chunks_of(info, scale),
+                          "" if scale.plain else f"encoding {stored['encoding']}")
+                   for stored, scale in zip(info["scales"], scales))
 
 
 def has_channel_axis(info: dict[str, Any]) -> bool:
@@ -208,22 +227,31 @@ def ours(info: dict[str, Any]) -> dict[str, Any]:
     return info["emcore"] if isinstance(info.get("emcore"), dict) else {}
 
 
+def grid_of(info: dict[str, Any], scale: Scale, finest: Scale, path: str
+            ) -> tuple[tuple[float, float, float] | None, tuple[float, float, float], dict[str, Any]]:
+    """Resolution (None where it is not known), offset and attributes of a scale."""
+    resolution, kept = scale.resolution, ours(info)
+    offset = metadata.scaled(scale.start, resolution, f"voxel_offset times resolution in {path}/info")
+    if "offset" in kept and scale is finest:
+        exact = metadata.triple(kept["offset"], f"the offset in {path}/info")
+        places = [value / size for value, size in zip(exact, resolution)]
+        if all(math.isfinite(place) and round(place) == start for place, start in zip(places, scale.start)):
+            offset = exact  # unless the standard fields were edited since
+    if kept.get("resolution_known") is False and finest.resolution == (1.0, 1.0, 1.0):
+        resolution = None
+    attributes = metadata.plain(kept["attributes"]) if isinstance(kept.get("attributes"), dict) else {}
+    return resolution, offset, attributes
+
+
 def open_file(path: Path, dataset: str | None = None, kind: str | None = None) -> Volume:
     """A scale of the folder (named by its key; else the first, which is the finest) as a volume."""
     info, scales = read_info(path)
     scale = next((scale for scale in scales if scale.key == dataset), None) if dataset else scales[0]
     if scale is None:
         raise InputError(f"{path} has no scale {dataset!r}; it has: {', '.join(scale.key for scale in scales)}")
-    resolution, kept = scale.resolution, ours(info)
-    offset = metadata.scaled(scale.start, resolution, f"voxel_offset times resolution in {path}/info")
-    if "offset" in kept and scale is scales[0]:
-        exact = metadata.triple(kept["offset"], f"the offset in {path}/info")
-        places = [value / size for value, size in zip(exact, resolution)]
-        if all(math.isfinite(place) and round(place) == start for place, start in zip(places, scale.start)):
-            offset = exact  # unless the standard fields were edited since
-    if kept.get("resolution_known") is False and scales[0].resolution == (1.0, 1.0, 1.0):
-        resolution = None
-    attributes = metadata.plain(kept["attributes"]) if isinstance(kept.get("attributes"), dict) else {}
+    if not scale.plain:  # remote.py imports this file, so it is not imported here
+        return import_module("emcore.volumes.remote").open_file(path, scale.key, kind)
+    resolution, offset, attributes = grid_of(info, scale, scales[0], str(path))
     connect = partial(ChunkFolder, path, scale, info.get("num_channels", 1), np.dtype(info["data_type"]))
     return Volume(str(path) + (f":{dataset}" if dataset else ""), shape_of(info, scale), np.dtype(info["data_type"]),
                   resolution, offset, attributes, chunks_of(info, scale), connect)
@@ -310,7 +338,7 @@ def create_file(path: Path, dataset: str | None, shape: tuple[int, ...], dtype: 
 
 def info_of(scale: Scale) -> dict[str, Any]:
     """The entry of a scale in `info`, x y z."""
-    fields = {name: list(reversed(value)) for name, value in asdict(scale).items() if name != "key"}
+    fields = {name: list(reversed(value)) for name, value in asdict(scale).items() if name not in ("key", "plain")}
     return {"key": scale.key, "encoding": "raw", "size": fields["shape"], "resolution": fields["resolution"],
             "voxel_offset": fields["start"], "chunk_sizes": [fields["chunk"]]}
 

@@ -22,6 +22,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote
 
 from emcore.errors import InputError
+from emcore.volumes.formats import UNFINISHED
 
 VIEWER = "https://neuroglancer-demo.appspot.com"
 SECONDS_FOR_A_REQUEST = 20.0
@@ -239,9 +240,13 @@ def find_volumes(root: Path) -> list[tuple[str, str, str]]:
     """(path below root, Neuroglancer driver, layer type) of each precomputed and zarr volume; searches some levels."""
     found, waiting = [], [root]
     for folder in waiting:  # grows while it is read: breadth first
+        if folder.name.endswith(UNFINISHED):
+            continue
         kind = volume_kind(folder)
         if kind:
             found.append((folder.relative_to(root).as_posix(), *kind))
+            if (folder / "labels").is_dir():  # those of an OME-Zarr image
+                waiting.append(folder / "labels")
         elif len(folder.relative_to(root).parts) < 4:
             with contextlib.suppress(OSError):
                 inner = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
@@ -259,8 +264,9 @@ def volume_kind(folder: Path) -> tuple[str, str] | None:
         return "zarr", "auto"
     inner = node.get("attributes")
     inner = inner.get("ome") if isinstance(inner, dict) else None
-    if "multiscales" in attributes or (isinstance(inner, dict) and "multiscales" in inner):
-        return "zarr", "auto"
+    for about in (attributes, inner):
+        if isinstance(about, dict) and "multiscales" in about:
+            return "zarr", "segmentation" if "image-label" in about else "auto"
     return None
 
 

@@ -3,17 +3,20 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from emcore.errors import InputError
 from emcore.threads import run_parallel, thread_count
-from emcore.volumes import split_reference
+from emcore.volumes.address import is_address
+from emcore.volumes.formats import split_reference
+from emcore.volumes.remote import identity
 from emcore.volumes.volume import Volume
 
 MOST_FILES = 100_000  # with more of them looking at each one takes too long on a network file system
-METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata", "info")
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata", "info", "attributes.json")
 BLOCK_BYTES = 64 << 20
 
 
@@ -24,7 +27,15 @@ def stamp(reference: str | os.PathLike) -> str | None:
     the contents then. No path goes into the digest, so a copy that kept the times has the stamp of its original.
     None: there is no such volume, it has more than 10^5 files (its metadata alone do not tell that a chunk was
     written again), or it refers to files that are not found.
+
+    Of an address the stamp is a digest of the address itself, of the metadata with the versions that the server tells,
+    and of the values of a few chunks: a volume that was made anew has another one, and a single chunk that was written
+    again is found by the contents alone. None: nothing answers there.
     """
+    if is_address(reference):
+        with suppress(InputError):
+            return hashlib.sha256(repr(identity(reference)).encode()).hexdigest()
+        return None
     path, dataset = split_reference(reference)
     try:
         if path.is_dir():

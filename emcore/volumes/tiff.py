@@ -1,5 +1,6 @@
 """TIFF by the extra tifffile: stacks, ImageJ stacks beyond 4 GB, folders of numbered slices; read page by page."""
 
+import io
 import json
 import logging
 import lzma
@@ -21,13 +22,15 @@ from emcore.errors import InputError
 from emcore.files import replaced, reported
 from emcore.reading import open_regular
 from emcore.volumes import metadata
+from emcore.volumes.image_headers import jpeg_header
+from emcore.volumes.sections import sections_of
 from emcore.volumes.volume import Volume, check_volume, first_line, native, unpacks_beyond
 from emcore.volumes.writing import FlatFile, flat_file
 
 try:
     import tifffile
 except ImportError:
-    raise InputError('reading and writing TIFF needs the extra tiff: pip install "emcore[tiff]"') from None
+    raise InputError('reading and writing TIFF needs the extra tiff: pip install ".[tiff]"') from None
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is refused here, with the file's name
 BROKEN = (
@@ -42,9 +45,13 @@ BROKEN = (
     ArithmeticError,
 )
 COMPRESSION_LIMIT = 40_000  # more than any codec reaches: a page that claims more is a lie, not an image
-UNPACKERS = {8: zlib.decompressobj, 32946: zlib.decompressobj, 34925: lzma.LZMADecompressor}
+DEFLATE, OLD_DEFLATE, LZMA, JPEG = 8, 32946, 34925, 7
+# those that take no more memory than a page has, or whose strips are looked at before
+READ = {1: "none", 5: "LZW", JPEG: "JPEG", DEFLATE: "Deflate", OLD_DEFLATE: "Deflate", 32773: "PackBits", LZMA: "LZMA",
+        50000: "Zstandard"}
+UNPACKERS = {DEFLATE: zlib.decompressobj, OLD_DEFLATE: zlib.decompressobj, LZMA: lzma.LZMADecompressor}
 # bytes of a strip that are unpacked without looking; deflate cannot make more than 1032 of each, LZMA can
-SMALL_STRIP = {8: 1 << 20, 32946: 1 << 20, 34925: 1 << 12}
+SMALL_STRIP = {DEFLATE: 1 << 20, OLD_DEFLATE: 1 << 20, LZMA: 1 << 12}
 SLICE_LIMIT = 1_000_000
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
 CLASSIC_LIMIT = 2**32 - 2**26  # bytes of voxels below which all pages of a stack have 32-bit addresses
@@ -113,12 +120,17 @@ def refuse_bomb(page: Page, found: Any) -> None:
     size = found.imagelength * found.imagewidth * np.dtype(found.dtype).itemsize
     most = 2 * max(size, found.tilelength * found.tilewidth * np.dtype(found.dtype).itemsize) + 1024
     for start, count in zip(found.dataoffsets, found.databytecounts):
-        if found.compression not in UNPACKERS or count <= SMALL_STRIP[found.compression]:
+        if found.compression != JPEG and count <= SMALL_STRIP.get(found.compression, count):
             continue
         with open_regular(page.path) as file:
             file.seek(start)
             stored = file.read(count)
-        if unpacks_beyond(stored, most, UNPACKERS[found.compression]().decompress):
+        if found.compression == JPEG:
+            height, width, _ = jpeg_header(page.path, io.BytesIO(stored)) if count else (0, 0, None)
+            beyond = height * width > most
+        else:
+            beyond = unpacks_beyond(stored, most, UNPACKERS[found.compression]().decompress)
+        if beyond:
             raise InputError(f"page {page.number} of {page.path} unpacks to more than the {size} bytes that it should "
                              "hold; it is damaged or made to fill the memory")
 
@@ -129,7 +141,7 @@ def connect_pages(pages: tuple[Page, ...], planes: np.ndarray, height: int, widt
 
 def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volume:
     """A TIFF file, or a folder with one file a section, as a volume."""
-    files = slices_of(path) if path.is_dir() else [path]
+    files = sections_of(path, (".tif", ".tiff")) if path.is_dir() else [path]
     stack, pages = None, []
     for file in files:
         found = pages_of(file)
@@ -147,17 +159,6 @@ def open_file(path: Path, dataset: None = None, kind: str | None = None) -> Volu
     chunks = (1,) * planes.ndim + shape[-2:] if any(page.start is None for page in pages) else None
     attributes = metadata.without_grid(stack.attributes)
     return Volume(str(path), shape, native(stack.dtype), resolution, offset, attributes, chunks, connect)
-
-
-def slices_of(folder: Path) -> list[Path]:
-    """The TIFF files of a folder, numbers in their names compared as numbers (2 before 10)."""
-    files = [file for file in folder.iterdir() if file.suffix.lower() in (".tif", ".tiff") and file.name[0] != "."]
-    if not files:
-        others = sorted({file.suffix for file in folder.iterdir()})
-        raise InputError(f"the folder {folder} holds no slices (.tif); it has: {', '.join(others) or 'nothing'}")
-    return sorted(
-        files, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
-    )
 
 
 @dataclass(frozen=True)
@@ -249,13 +250,17 @@ def raw_start(path: Path, page: Any, size: int) -> int | None:
         return page.dataoffsets[0]
     if page_bytes // 8 > stored * COMPRESSION_LIMIT:  # bits are unpacked to bytes
         raise InputError(f"{name} claims ({page.imagelength}, {page.imagewidth}) pixels in {stored} bytes")
+    name = getattr(page.compression, "name", page.compression)
+    if page.compression not in READ:
+        raise InputError(f"{path} is compressed by {name}; TIFF is read uncompressed or compressed by "
+                         f"{', '.join(dict.fromkeys(list(READ.values())[1:]))}: rewrite it by: tiffcp -c none "
+                         f"{path.name} plain.tif")
     try:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
         tifffile.TIFF.UNPREDICTORS[page.predictor]
     except KeyError:
-        name = getattr(page.compression, "name", page.compression)
         raise InputError(
-            f"{path} is compressed by {name}, which needs the package imagecodecs: pip install imagecodecs, "
+            f'{path} is compressed by {name}, which needs the extra tiff: pip install ".[tiff]", '
             f"or rewrite it by: tiffcp -c none {path.name} plain.tif"
         ) from None
     return None

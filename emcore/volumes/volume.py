@@ -30,6 +30,7 @@ class Listed:
     shape: tuple[int, ...]
     dtype: np.dtype
     chunks: tuple[int, ...] | None
+    encoding: str = ""  # how chunks are packed, where that is known
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.dtype}"
@@ -59,6 +60,7 @@ class Volume:
     attrs: dict[str, Any]  # everything else that the file says, e.g. the offsets of affinities
     chunks: tuple[int, ...] | None  # the blocks in which the data is stored; None where any slice is as good
     connect: Callable[[], Any]
+    forks: bool = True  # a process may be forked after it was read; otherwise threads share the reading
     connection: list = field(default_factory=list, init=False, repr=False)  # process id and what connect() gave it
 
     @property

@@ -41,6 +41,26 @@ class Writer:
             self.target[box] = block
 
 
+def recast(block: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The block in another type; refused unless every value survives."""
+    if block.dtype.kind == dtype.kind and block.dtype.itemsize <= dtype.itemsize:
+        return block.astype(dtype)
+    with np.errstate(invalid="ignore", over="ignore"):
+        converted = block.astype(dtype)
+        back = converted.astype(block.dtype)
+    kept = (back == block) & ((converted < 0) == (block < 0))
+    if dtype.kind == "f":
+        if block.dtype.kind == "f":
+            kept |= np.isnan(block)
+        else:  # beyond this not every integer has a float of its own
+            kept &= (block <= 2 ** (np.finfo(dtype).nmant + 1)) & (block >= -(2 ** (np.finfo(dtype).nmant + 1)))
+    if not kept.all():
+        value = block[~kept][0]
+        raise InputError(f"{name} holds {value!s}, which {dtype} cannot hold; scale or relabel it first, "
+                         f"or keep its type {block.dtype}")
+    return converted
+
+
 def choose_chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     """Blocks of one channel and about 64 x 64 x 64 voxels and at most 1 MB; flat volumes get wider ones."""
     chunk = [min(64, length) for length in shape[-3:]]

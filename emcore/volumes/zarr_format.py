@@ -38,7 +38,7 @@ try:
     import zarr
     from zarr.storage import LocalStore
 except ImportError:
-    raise InputError('reading and writing zarr needs the extra zarr: pip install "emcore[zarr]"') from None
+    raise InputError('reading and writing zarr needs the extra zarr: pip install ".[zarr]"') from None
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
           RecursionError, MemoryError, ArithmeticError)
@@ -56,6 +56,7 @@ class RegularStore(LocalStore):
     """A folder of which only regular files are read: a pipe would be waited for, a device read without end."""
 
     most = 0  # bytes that a chunk may unpack to; 0 where that is not known
+    whole = False  # whether the writer said that it wrote every chunk, so that a missing one is lost and not 0
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         path = self.root / key
@@ -65,6 +66,8 @@ class RegularStore(LocalStore):
             if key.endswith(METADATA) and size > MOST_METADATA:
                 raise InputError(f"{path} is larger than {MOST_METADATA >> 20} MiB, too large for what it should be")
         data = await super().get(key, prototype, byte_range)
+        if data is None and self.whole and not key.endswith(METADATA):
+            raise InputError(f"{path} is missing, so part of the volume is lost; copy it again or write it again")
         if data is not None and self.most and not key.endswith(METADATA):
             self.refuse_bomb(path, data)
         return data
@@ -177,7 +180,7 @@ def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
     title = f"{path}:{name}" if name else str(path)
     attributes = plain_attributes(array)
     scales, level, parents = surroundings(path / name)
-    axes, grid = ome_grid(title, scales, level, array.ndim)
+    axes, grid = metadata.ome_grid(title, scales, level, array.ndim)
     leading = 0  # axes t and c of length one
     while leading < len(axes) - 3 and array.shape[leading] == 1:
         leading += 1
@@ -188,6 +191,8 @@ def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
     resolution, offset = metadata.read_grid([attributes, grid, *parents], title)
     connect = partial(connect_zarr, path, name, leading)
     attributes = metadata.without_grid(attributes)
+    if is_whole(array):
+        del attributes["emcore"]
     return Volume(title, shape, native(array.dtype), resolution, offset, attributes, chunks, connect)
 
 
@@ -202,9 +207,16 @@ class Leading:
         return self.array[(0,) * self.axes + box]
 
 
+def is_whole(array: zarr.Array) -> bool:
+    """Whether the attributes, which ome_zarr.py wrote, say that every chunk is there."""
+    ours = array.attrs.get("emcore")
+    return isinstance(ours, dict) and ours.get("whole") is True
+
+
 def connect_zarr(path: Path, name: str, leading: int) -> Any:
     store = RegularStore(path, read_only=True)
     array = zarr.open_array(store, path=name, mode="r")
+    store.whole = is_whole(array)
     store.most = 2 * math.prod(array.chunks) * array.dtype.itemsize + 1024
     return Leading(array, leading)
 
@@ -233,30 +245,6 @@ def surroundings(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | 
             if group_folder / entry["path"] == folder.resolve():
                 scales, level = found, entry
     return scales, level, attributes
-
-
-def ome_grid(
-    title: str, scales: dict[str, Any] | None, level: dict[str, Any] | None, ndim: int
-) -> tuple[list[str], dict[str, Any]]:
-    """The names of the axes (none outside OME-Zarr), and resolution and offset in nm from scale and translation."""
-    if scales is None or level is None:
-        return [], {}
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales.get("axes", [])]
-    names = [str(axis["name"]) for axis in axes]
-    if names and (names[-3:] != ["z", "y", "x"] or len(names) != ndim):
-        raise InputError(f"{title} has the axes {', '.join(names)}; the last three of a volume are z, y, x")
-    scale, translation = np.ones(ndim), np.zeros(ndim)
-    # The level's own transformations come first, then those of the whole image.
-    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
-        if step.get("type") == "scale":
-            scale, translation = scale * step["scale"], translation * step["scale"]
-        elif step.get("type") == "translation":
-            translation = translation + step["translation"]
-    units = [axis.get("unit") for axis in axes[-3:]]
-    if not any(units) and (scale[-3:] == 1).all():
-        return names, {}  # neither a unit nor a number: the writer did not know
-    factors = [metadata.nanometres(unit) or 1.0 for unit in units or [None] * 3]
-    return names, {"resolution": (scale[-3:] * factors).tolist(), "offset": (translation[-3:] * factors).tolist()}
 
 
 @contextmanager

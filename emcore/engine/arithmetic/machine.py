@@ -49,5 +49,5 @@ def graphics() -> list[str]:
 
 
 def check_device(device: str) -> None:
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"device must be auto, cpu or cuda; got {device!r}")
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise InputError(f"device must be auto, cpu, cuda or mps; got {device!r}")

@@ -12,7 +12,7 @@ from emcore.record import told_arithmetic
 class Arithmetic:
     """In which a net computes; a prediction records it."""
 
-    device: Literal["cpu", "cuda"]
+    device: Literal["cpu", "cuda", "mps"]
     precision: Literal["bf16", "fp16", "fp32"]
     layout: Literal["channels_last", "contiguous"]  # how weights and images lie in memory
     compile: bool  # the net is compiled
@@ -42,7 +42,7 @@ def apply_limit(mode: Mode) -> None:
 
 
 def fast_precision(precision: str, device: str) -> str:
-    """The precision of prediction: bf16 where the hardware has it; forward passes have not been seen to crash."""
+    """The precision of prediction: bf16 where the hardware has it, as no forward pass has been seen to crash."""
     if precision != "auto":
         return precision
-    return "bf16" if device == "cuda" or multiplies_bf16() else "fp32"
+    return "bf16" if device == "cuda" or (device == "cpu" and multiplies_bf16()) else "fp32"

@@ -14,8 +14,18 @@ FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 
 def autocast(precision: str, device: str):
-    """The context in which forward passes run; device: cpu or cuda."""
+    """The context in which forward passes run; device: cpu, cuda or mps."""
     return torch.autocast(device, dtype=TYPES[precision]) if precision in TYPES else nullcontext()
+
+
+def has_mps() -> bool:
+    """Whether torch can use the GPU of an Apple processor here."""
+    return torch.backends.mps.is_available()
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The floats in which values are summed: 64 bits, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def place(net: nn.Module, mode: Mode) -> nn.Module:
@@ -50,6 +60,8 @@ def seconds_of(step: Callable[[], None], device: str, most: int, enough: float,
         step()
         if device == "cuda":
             torch.cuda.synchronize()
+        elif device == "mps":
+            torch.mps.synchronize()
         times.append(time.perf_counter() - start)
         between()
     return times[0], min(times[1:])

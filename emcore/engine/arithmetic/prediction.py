@@ -10,7 +10,7 @@ from torch import nn
 from emcore.engine import ranks
 from emcore.engine.arithmetic.machine import multiplies_bf16, processor
 from emcore.engine.arithmetic.mode import Arithmetic, fast_precision
-from emcore.engine.arithmetic.net import FORMATS, compiles_here, run, seconds_of
+from emcore.engine.arithmetic.net import FORMATS, compiles_here, has_mps, run, seconds_of
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.predict import Infer
@@ -29,7 +29,8 @@ def decide(settings: Settings, model: nn.Module, windows: int) -> Arithmetic:
     model.to(device)
     layout = infer.layout
     if layout == "auto":
-        layout = "contiguous" if windows < FEW else faster_layout(model, window, channels, precision)
+        plain = windows < FEW or device.type == "mps"
+        layout = "contiguous" if plain else faster_layout(model, window, channels, precision)
     model.to(memory_format=FORMATS[layout])
     batch = (batch_size(infer, device.type), channels, *window)
     compiles = wants_compiling(infer, device.type, windows) and compiles_here(model, batch, precision)
@@ -49,6 +50,9 @@ def comply(arithmetic: Arithmetic, settings: Settings, model: nn.Module) -> nn.M
         raise InputError(f"{decided}, but here infer.compile is off: set it to auto or on, or predict anew without")
     if arithmetic.device == "cuda" and not torch.cuda.is_available():
         raise InputError(f"{decided}, but here torch {torch.__version__} finds no usable GPU: go on where there is "
+                         "one, or predict anew here")
+    if arithmetic.device == "mps" and not has_mps():
+        raise InputError(f"{decided}, but here torch {torch.__version__} finds no Apple GPU: go on where there is "
                          "one, or predict anew here")
     bf16 = arithmetic.device == "cpu" and arithmetic.precision == "bf16"
     if bf16 and settings.train.precision == "auto" and not multiplies_bf16():

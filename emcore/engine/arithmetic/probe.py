@@ -125,6 +125,9 @@ def candidates(train: Train, device: str) -> list[Mode]:
     if device == "cuda":
         precision = "bf16" if train.precision == "auto" else train.precision
         return [Mode(device, precision, layout, train.compile == "on") for layout in layouts]
+    if device == "mps":  # plain, unless somebody asks for more
+        precision, layout = ("fp32" if train.precision == "auto" else train.precision), layouts[-1]
+        return [Mode(device, precision, layout, train.compile == "on")]
     precisions = [train.precision] if train.precision != "auto" else ["bf16", "fp32"] if multiplies_bf16() else ["fp32"]
     found = []
     for precision in precisions:
@@ -138,7 +141,8 @@ def candidates(train: Train, device: str) -> list[Mode]:
 
 def _settled(modes: Sequence[Mode], train: Train) -> bool:
     """Nothing to choose, and fp32 has not been seen to crash."""
-    return len(modes) == 1 and modes[0].precision == "fp32" and train.compile == "off"
+    return len(modes) == 1 and modes[0].precision == "fp32" and (train.compile == "off" or (
+        train.compile == "auto" and modes[0].device == "mps"))
 
 
 @contextmanager
@@ -198,7 +202,7 @@ def _device(deadline: float, lock: int | None) -> str:
 
 def _wants_compiling(found: Mapping[str, Any], train: Train, steps: int) -> bool:
     """Whether the compiled step is still to be measured."""
-    return (train.compile == "auto" and found["compiled"] is None
+    return (train.compile == "auto" and found["compiled"] is None and found["mode"].device != "mps"
             and (found["mode"].device == "cuda" or steps > SHORT))
 
 
@@ -210,7 +214,7 @@ def _decide(found: Mapping[str, Any], train: Train, steps: int) -> Mode:
         reason += f", instruction sets limited to {best.instructions} because more crashes here"
     elif best.instructions:
         reason += f", instruction sets limited to {best.instructions}"
-    if train.compile != "auto":
+    if train.compile != "auto" or best.device == "mps":
         return _stamped(best, reason + ("; compiled" if best.compile else ""))
     if compiled is None or (best.device != "cuda" and steps <= SHORT):
         return _stamped(best, f"{reason}; not compiled (only {steps} steps)")

@@ -1,8 +1,6 @@
 """The child process of probe.py: it takes the steps that the parent asks for on stdin, and prints their seconds."""
 
-import ctypes
 import json
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,27 +9,21 @@ from typing import Any
 from emcore.config import from_table
 from emcore.engine.arithmetic.mode import Mode
 from emcore.settings.model import Model
+from emcore.system import end_with_parent
 
-DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 MOST, ENOUGH = 4, 60.0  # steps, and seconds of them; the first may have compiled for minutes, what counts is the next
-
-
-def end_with_parent() -> None:
-    """Has Linux kill this process with the one that started it: a run that is killed leaves no measurement behind."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
 def answer(work: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     """The seconds of the step of a net: the first, and the fastest of the next."""
     import torch  # only now, when this process is sure to end with its parent
 
-    from emcore.engine.arithmetic.net import autocast, place, seconds_of
+    from emcore.engine.arithmetic.net import autocast, has_mps, place, seconds_of
     from emcore.engine.memory import keep_pages
     from emcore.models.build import build_model
 
     if work.get("question") == "device":
-        return {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+        return {"device": "cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu"}
     device = torch.device(mode.device)
     # of masked pretraining the transformer alone: its arithmetic is that of the linear head
     model = from_table(Model, work["model"] | ({"name": "linear_head"} if work["masked"] else {}), "model")

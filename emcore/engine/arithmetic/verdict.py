@@ -113,12 +113,15 @@ def comply(mode: Mode, settings: Settings, source: str) -> None:
     """Stops a process that cannot compute in the mode of the run."""
     import torch
 
-    from emcore.engine.arithmetic.net import why_not_compiled
+    from emcore.engine.arithmetic.net import has_mps, why_not_compiled
 
     decided = f"this run computes in {mode}, {source}, but here"
     if mode.device == "cuda" and settings.device == "auto" and not torch.cuda.is_available():
         raise InputError(f"{decided} torch {torch.__version__} finds no usable GPU: start it where there is one, or "
                          "set device=cpu for all its processes")
+    if mode.device == "mps" and settings.device == "auto" and not has_mps():
+        raise InputError(f"{decided} torch {torch.__version__} finds no Apple GPU: start it where there is "
+                         "one, or set device=cpu")
     if mode.device == "cpu" and os.environ.get(LIMIT, "") != mode.instructions:
         raise InputError(f"{decided} {LIMIT} is {os.environ.get(LIMIT)}: unset it, or set it for all processes")
     bf16 = mode.device == "cpu" and mode.precision == "bf16"

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,7 @@ from emcore.systems.dbmim.sweep import (
     write_rows,
 )
 from emcore.volumes import Volume, open_volume
+from emcore.volumes.address import located
 
 REGIONS = ("full", "seam", "nonseam")
 GROUP = ("variant", "region", *(key for key in KEYS if key not in CALIBRATION))
@@ -185,7 +185,7 @@ def main(arguments: Sequence[str]) -> int:
     records, throughput = [], []
     for number in scored:
         volume, name = settings.data.test[number], result_name(settings.data, number)
-        image, truth = (open_volume(str(Path(settings.data.folder) / reference), kind=kind)
+        image, truth = (open_volume(located(settings.data.folder, reference), kind=kind)
                         for reference, kind in ((volume.image, "image"), (volume.label, "labels")))
         for variant, halo in variants(settings):
             values, blocks, seconds = predict_blocks(model, image, settings, halo, precision)

@@ -55,7 +55,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         import yaml
     except ImportError:
         raise InputError("reading YAML configs needs PyYAML, which is not installed: "
-                         "pip install emcore[yaml]") from None
+                         "pip install \".[yaml]\"") from None
     text = read_config(path)
 
     class Loader(yaml.SafeLoader):

@@ -1,0 +1,321 @@
+"""Writing a volume at several levels by tensorstore, part by part, in parallel processes, resumable.
+
+    work = NAME.unfinished
+        plan.json     what is being written, so that only the same command goes on with it
+        store/        the levels; it gets the name NAME when all of it is there
+        done/L/N      one file for each part N of level L that is whole and on the disk
+
+A part is one shard, or a box of whole chunks: nobody else writes into its files. Level L is begun when level L - 1 is
+complete, since it is made from that.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcore.errors import InputError
+from emcore.files import publish, remove, reported, write_text
+from emcore.locks import NoLocks, take
+from emcore.progress import Progress
+from emcore.reading import read_text
+from emcore.threads import allotted_cores
+from emcore.volumes.formats import PLAN, UNFINISHED
+from emcore.volumes.precomputed import LAYERS
+from emcore.volumes.processes import Helpers
+from emcore.volumes.pyramid import Level, pieces, shrunk
+from emcore.volumes.stamp import stamp
+from emcore.volumes.volume import Volume, first_line
+from emcore.volumes.writing import recast
+
+UNIT_BYTES = 64 << 20
+PRECOMPUTED = "neuroglancer_precomputed"
+MOST_PLAN = 64 << 20
+# what tensorstore raises where a disk, a folder or a store is at fault
+FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, IndexError, TypeError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a volume for viewers is stored; whatever is None takes the default that suits viewers.
+
+    chunks: z, y, x voxels that a viewer reads at a time (about 64 x 64 x 64). shards: z, y, x voxels of one file of
+    OME-Zarr 0.5, whole chunks of at most 64 MiB together by default. levels: how many, the finest included; by default
+    until one fits into a chunk. layer: "image", whose coarser levels are means, or "segmentation", whose coarser levels
+    are the most frequent labels; by default unsigned integers of 32 and 64 bits are a segmentation. dtype: the type to
+    store, by default that of the source; a value that it cannot hold is refused. workers: processes, by default one.
+    """
+
+    chunks: Sequence[int] | None = None
+    shards: Sequence[int] | None = None
+    levels: int | None = None
+    layer: str | None = None
+    dtype: Any = None
+    workers: int = 1
+
+    def checked(self, source: Volume) -> "Layout":
+        """The same with a layer and a dtype, refused where it cannot be."""
+        for name in ("chunks", "shards"):
+            given = getattr(self, name)
+            if given is not None and (len(given) != 3 or min(given) < 1):
+                raise InputError(f"{name} must be three positive sizes z, y, x; got {tuple(given)}")
+        if self.workers < 1:
+            raise InputError(f"workers must be at least 1; got {self.workers}")
+        dtype = np.dtype(self.dtype or source.dtype)
+        dtype = np.dtype("uint8") if dtype.kind == "b" else dtype  # viewers know no booleans
+        layer = self.layer or ("segmentation" if dtype in (np.uint32, np.uint64) else "image")
+        if layer not in LAYERS:
+            raise InputError(f"a layer is image or segmentation; got {layer!r}")
+        if layer == "segmentation" and dtype.kind != "u":
+            raise InputError(f"{source.name} cannot be a segmentation of {dtype}: labels are unsigned integers")
+        return Layout(self.chunks, self.shards, self.levels, layer, dtype, self.workers)
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """A volume and all its levels as tensorstore stores them; what the processes get."""
+
+    source: Volume
+    dtype: np.dtype
+    target: Path
+    levels: tuple[Level, ...]
+    specs: tuple[dict[str, Any], ...]  # of tensorstore, without the folder
+    chunks: tuple[tuple[int, ...], ...]  # of each level, axes as in the volume
+    units: tuple[tuple[int, ...], ...]  # voxels of a part of each level
+    mode: bool
+    counts: bool = False  # whether to count the voxels of each label
+    workers: int = 1
+
+    @property
+    def work(self) -> Path:
+        return self.target.with_name(self.target.name + UNFINISHED)
+
+    @property
+    def store(self) -> Path:
+        return self.work / "store"
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, ...]]:
+        return [self.source.shape[:-3] + level.shape for level in self.levels]
+
+    def parts(self, level: int) -> int:
+        return math.prod(-(-length // size) for length, size in zip(self.shapes[level], self.units[level]))
+
+    def box(self, level: int, number: int) -> tuple[slice, ...]:
+        """Where a part lies; parts are numbered in the order of reading."""
+        shape, unit = self.shapes[level], self.units[level]
+        place = np.unravel_index(number, [-(-length // size) for length, size in zip(shape, unit)])
+        return tuple(slice(int(at) * size, min(length, (int(at) + 1) * size))
+                     for at, size, length in zip(place, unit, shape))
+
+    def marker(self, level: int, number: int) -> Path:
+        return self.work / "done" / str(level) / str(number)
+
+    def do(self, part: tuple[int, int]) -> int:
+        """Writes one part; its marker appears when it is on the disk. Returns the number of voxels."""
+        level, number = part
+        box = self.box(level, number)
+        try:
+            block = self.block(level, box)
+            write_box(opened(self, level), box, block)
+            self.mark(level, number, counted(block) if self.counts and level == 0 else b"")
+        except InputError:
+            raise
+        except FAILURES as error:
+            raise InputError(f"cannot write {self.target}: {first_line(error)}; what is there stays in {self.work}, "
+                             "and the same command goes on with it") from error
+        return block.size
+
+    def block(self, level: int, box: tuple[slice, ...]) -> np.ndarray:
+        """The voxels of a part: of the source, or made from the next finer level piece by piece."""
+        if level == 0:
+            block = self.source[box]
+            return block if block.dtype == self.dtype else recast(block, self.dtype, self.source.name)
+        finer, coarser = self.levels[level - 1:level + 1]
+        made = np.empty([span.stop - span.start for span in box], self.dtype)
+        array = Reading(opened(self, level - 1))
+        for piece in pieces(box, self.chunks[level], math.prod(coarser.factors) * self.dtype.itemsize):
+            inner = tuple(slice(span.start - whole.start, span.stop - whole.start) for span, whole in zip(piece, box))
+            made[inner] = shrunk(array, finer, coarser, piece, self.mode)
+        return made
+
+    def mark(self, level: int, number: int, data: bytes) -> None:
+        marker = self.marker(level, number)
+        temporary = marker.with_name(f"{number}.{os.getpid()}.partial")
+        with reported(marker):
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                if data:
+                    os.fsync(file.fileno())
+            os.replace(temporary, marker)
+
+    def plan(self, stamped: str | None) -> str:
+        """All that decides what is written, as text."""
+        # The stamp is of the files alone: what is opened in them tells a part of a volume from another part.
+        opens = hashlib.sha256(pickle.dumps(self.source.connect)).hexdigest() if stamped else None
+        about = {"source": [self.source.shape, self.source.dtype.name, stamped, opens], "dtype": self.dtype.name,
+                 "grid": [self.source.resolution, self.source.offset, self.source.attrs],
+                 "levels": [asdict(level) for level in self.levels], "specs": self.specs, "units": self.units,
+                 "mode": self.mode, "counts": self.counts}
+        return json.dumps(about, indent=1)
+
+    def write(self, finish: Callable[[Path], None]) -> None:
+        """Writes all parts that are not there yet, then what `finish` adds to the store, and gives it its name."""
+        total = sum(math.prod(shape) for shape in self.shapes)
+        with (working(self), Progress(total, f"{self.source.name} -> {self.target}", "voxels") as progress,
+              Helpers(self, self.workers) as helpers):
+            for level in range(len(self.levels)):
+                opened(self, level, create=True)
+                with reported(self.work):
+                    self.marker(level, 0).parent.mkdir(parents=True, exist_ok=True)
+                    found = {name for name in os.listdir(self.marker(level, 0).parent) if name.isdigit()}
+                waiting = [(level, number) for number in range(self.parts(level)) if str(number) not in found]
+                there = math.prod(self.shapes[level]) - sum(volume_of(self.box(*part)) for part in waiting)
+                if there:
+                    progress.add(there, found=True)
+                for voxels in helpers.each(waiting):
+                    progress.add(voxels)
+            finish(self.store)
+            for left in self.store.rglob("*.__lock"):  # a killed process of tensorstore leaves it
+                remove(left)
+            with reported(self.target):
+                publish(self.store, self.target)
+            remove(self.work)
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every label but 0, ascending, and how many voxels it has."""
+        found = [np.load(self.marker(0, number), allow_pickle=False) for number in range(self.parts(0))]
+        labels, place = np.unique(np.concatenate([rows[0] for rows in found]), return_inverse=True)
+        sums = np.zeros(len(labels), np.uint64)
+        np.add.at(sums, place, np.concatenate([rows[1] for rows in found]))
+        return labels[labels > 0], sums[labels > 0]
+
+
+@contextmanager
+def working(pyramid: Pyramid) -> Iterator[None]:
+    """The folder of the unfinished store, locked for this process; one that a killed process left is gone on with."""
+    work, stamped = pyramid.work, stamp(pyramid.source.name)
+    with reported(work):
+        work.mkdir(parents=True, exist_ok=True)
+        if not (work / PLAN).exists() and any(name != "lock" for name in os.listdir(work)):
+            raise InputError(f"{work} is there, and no unfinished volume: move it away")
+        file = open(work / "lock", "a")  # noqa: SIM115
+    with file:
+        try:
+            alone = take(file, wait=False)
+        except NoLocks:
+            alone = True
+        if not alone or not (work / "lock").exists():
+            raise InputError(f"{pyramid.target} is being written by another process: wait for its end")
+        plan = pyramid.plan(stamped)
+        with reported(work):
+            before = read_text(work / PLAN, MOST_PLAN) if (work / PLAN).exists() else None
+        if before is not None and stamped is None:
+            before = None  # nobody can tell whether the source is the same
+            for name in ("store", "done", PLAN):
+                remove(work / name)
+        if before is None:
+            write_text(work / PLAN, plan)
+        elif before != plan:
+            raise InputError(f"{work} is of another conversion (another source, type, grid, chunks or levels): finish "
+                             "it by its own command, or remove it")
+        yield
+
+
+class Reading:
+    """A level as arrays: what is sliced is read."""
+
+    def __init__(self, store: Any):
+        self.store = store
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.store[box].read().result()
+
+
+_OPENED: dict[tuple[Path, int], Any] = {}  # of this process; a job has few levels, and a process one job
+
+
+def opened(pyramid: Pyramid, level: int, create: bool = False) -> Any:
+    """A level of the store as tensorstore has it, axes (c,) z, y, x from 0."""
+    key = (pyramid.store, level)
+    if create or key not in _OPENED:
+        tensorstore = need_tensorstore(f"writing {pyramid.target}")
+        spec = pyramid.specs[level]
+        cores = max(1, allotted_cores() // pyramid.workers)
+        folder = pyramid.store / str(level) if spec["driver"] != PRECOMPUTED else pyramid.store
+        whole = {**spec, "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
+                 "context": {"data_copy_concurrency": {"limit": cores}, "file_io_concurrency": {"limit": 4 * cores}},
+                 "store_data_equal_to_fill_value": True,  # or nobody could tell a part that is lost from one that is 0
+                 "open": True, "create": create}
+        try:
+            store = tensorstore.open(whole).result()
+        except FAILURES as error:
+            raise InputError(f"cannot write {pyramid.target}: {first_line(error)}") from error
+        if spec["driver"] == PRECOMPUTED:
+            store = store.T.translate_to[0]
+            store = store if pyramid.source.ndim == 4 else store[0]
+        if create:
+            _OPENED.clear()
+        _OPENED[key] = store
+    return _OPENED[key]
+
+
+def need_tensorstore(what: str) -> Any:
+    try:
+        import tensorstore
+    except ImportError:
+        raise InputError(f'{what} needs the extra remote: pip install ".[remote]"') from None
+    return tensorstore
+
+
+def write_box(store: Any, box: tuple[slice, ...], block: np.ndarray) -> None:
+    """Returns when the box is on the disk; a shard is written once, as all of its chunks come together."""
+    import tensorstore
+
+    if "sharding" not in store.spec().to_json().get("scale_metadata", {}):
+        store[box].write(block).result()
+        return
+    with tensorstore.Transaction() as transaction:
+        store.with_transaction(transaction)[box].write(block).result()
+
+
+def counted(block: np.ndarray) -> bytes:
+    """The labels of a block and how many voxels each has, as an npy file."""
+    flat = block.reshape(-1)
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs are far fewer than voxels
+    lengths = np.diff(starts, append=flat.size)
+    labels, place = np.unique(flat[starts], return_inverse=True)
+    sums = np.zeros(len(labels), np.uint64)
+    np.add.at(sums, place, lengths.astype(np.uint64))
+    file = io.BytesIO()
+    np.save(file, np.stack([labels.astype(np.uint64), sums]))
+    return file.getvalue()
+
+
+def volume_of(box: tuple[slice, ...]) -> int:
+    return math.prod(span.stop - span.start for span in box)
+
+
+def grown(chunk: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Whole chunks of at most UNIT_BYTES together: y and x are doubled in turn before z, none beyond the volume."""
+    size = list(chunk)
+    axes = itertools.cycle([len(size) - 1, len(size) - 2, len(size) - 3])
+    stuck = 0
+    while stuck < 3:
+        axis = next(axes)
+        fits = size[axis] < shape[axis] and 2 * math.prod(size) * itemsize <= UNIT_BYTES
+        stuck = 0 if fits else stuck + 1
+        size[axis] *= 2 if fits else 1
+    return tuple(size)
