@@ -21,7 +21,8 @@ from emcore.volumes.download import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-TUTORIALS = [page for page in PAGES if page.stem not in ("README", "contacts", "published_volume")]  # of published systems
+ALONE = "README", "contacts", "published_volume"
+TUTORIALS = [page for page in PAGES if page.stem not in ALONE]  # of published systems
 SECTIONS = ["Get the data", "Train", "Predict, decode, evaluate", "Tune", "What to expect"]
 
 
