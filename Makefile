@@ -46,7 +46,7 @@ $(VENV)/.packages: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"emcore needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}: say make PYTHON=python3.12")'
 	@command -v c++ >/dev/null || { echo "no C++ compiler found: install g++ (Debian: apt-get install g++)"; exit 2; }
 	$(call step,virtual environment in $(VENV),$(PYTHON) -m venv $(VENV))
-	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile zarr dask distributed dask-jobqueue pyyaml ruff mypy)
+	$(call step,packages of constraints.txt (torch is the large one),$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt torch numpy h5py numba cython pytest setuptools wheel tifffile imagecodecs mrcfile zarr dask distributed dask-jobqueue pyyaml ruff mypy)
 	@touch $@
 
 # what tests compare with (scipy, waterz and others: the extra peers), as wheels; torch and the rest stay as they are
