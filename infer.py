@@ -147,9 +147,12 @@ def planned(settings: Settings, plan: dict, prediction: Path, labels: Path):
     from emcore.blocks.choice import Task, choose
     from emcore.prediction.tiles import DTYPES
 
+    record.of_classifier(settings.decode)  # A missing file is refused before hours of prediction.
     channels = len(settings.infer.select) or channels_of_net(plan)
     itemsize = np.dtype(DTYPES[settings.infer.dtype]).itemsize
-    choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode), settings.blocks)
+    offsets = (affinity_offsets(settings.target) or []) if settings.decode.kind == "mutex" else []
+    reach = tuple(max((abs(step[axis]) for step in offsets), default=0) for axis in range(3))
+    choice = choose(Task(record.size_of(plan["volume"]), channels, itemsize, settings.decode, reach), settings.blocks)
     print(f"{plan['volume']['image']}: {choice.told}", flush=True)
     return choice
 

@@ -1,7 +1,7 @@
 # What Surfaces does with the cells that it is asked for. Part of meshing.pyx.
 
 cdef inline int shared(Surfaces surfaces, int64_t z, int64_t y, int64_t x, int64_t axis, const int64_t[:, ::1]& cells) noexcept nogil:
-    """Of the cells around a vertex 0: none is asked for, 1: all are, 2: some are."""
+    """Which of the cells around a vertex are asked for: 0 none, 1 all, 2 some."""
     cdef int64_t k, at
     cdef int64_t[3] voxel
     cdef bint elsewhere = False

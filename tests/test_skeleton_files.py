@@ -274,7 +274,8 @@ def test_the_command_writes_skeletons_where_the_volume_lies(tmp_path, capsys):
         out[...] = bodies()
     arguments = [str(tmp_path / "a.h5"), str(tmp_path / "out"), "--scale", "1", "--const-nm", "20"]
     assert run_command(skeleton_command.main, arguments) == 0
-    expected = {label: Skeleton(one.vertices + np.array([400.0, 80, 0]), one.edges, one.radius)
+    middle = np.array([400.0, 80, 0]) + np.array(RESOLUTION) / 2
+    expected = {label: Skeleton(one.vertices + middle, one.edges, one.radius)
                 for label, one in traced().items()}
     same(segment.read_skeletons(tmp_path / "out"), expected)
     assert "3 skeletons" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from emcore.files import check_name, writing
 from emcore.segment.label_table import LabelStatistics, label_statistics, pool_statistics
 from emcore.settings.blocks import Blocks
 from emcore.volumes import metadata, open_volume
+from emcore.volumes.address import is_address
 
 FORMAT = 1  # It names how the stages write their columns; files of another format are not taken.
 BLOCK = 256, 256, 256
@@ -156,7 +157,8 @@ def main(arguments: Sequence[str]) -> int:
     box = box_of(options.box, volume)
     shape = tuple(span.stop - span.start for span in box)
     content = content_of(options.labels, volume, box)
-    work = StatisticsWork(out.with_name(out.name + ".blocks"), os.path.abspath(options.labels), box,
+    labels = options.labels if is_address(options.labels) else os.path.abspath(options.labels)
+    work = StatisticsWork(out.with_name(out.name + ".blocks"), labels, box,
                           Grid(shape, tuple(map(min, options.block, shape))), content)
     engines.run(work, Blocks(engine="local", workers=options.workers))
     found = work.table()

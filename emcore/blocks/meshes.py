@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import secrets
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from emcore.segment.mesh_files import FORMATS, LEGACY_INFO, encoded, manifest, n
 from emcore.segment.meshes import Frame, Piece, checked_error, checked_ids, finished, pieces
 from emcore.settings.blocks import Blocks
 from emcore.volumes import Volume, metadata, open_volume
+from emcore.volumes.address import is_address
 from emcore.volumes.precomputed import read_info
 from emcore.volumes.stamp import stamp
 
@@ -201,7 +203,8 @@ def box_of(text: str | None, volume: Volume) -> Box:
 
 def content_of(reference: str, volume: Volume, box: Box) -> str:
     """A digest that tells the labels of a box from others, by their files alone."""
-    return digest_of(stamp(reference), volume.shape, str(volume.dtype), [(span.start, span.stop) for span in box])
+    told = stamp(reference) or secrets.token_hex(8)  # what cannot be told from others is not gone on with
+    return digest_of(told, volume.shape, str(volume.dtype), [(span.start, span.stop) for span in box])
 
 
 def ids_of(text: str | None) -> tuple[int, ...] | None:
@@ -298,7 +301,9 @@ def work_for(options: argparse.Namespace) -> MeshWork:
     box = box_of(options.box, volume)
     frame = frame_of(volume, box, options.resolution, beside)
     block = tuple(min(size, length) for size, length in zip(options.block, frame.shape))
-    labels = os.path.abspath(options.labels)
+    labels = options.labels if is_address(options.labels) else os.path.abspath(options.labels)
+    # Meshes that go into the labels' own folder are no change of the labels.
+    told = f"{beside}:{read_info(beside)[1][0].key}" if str(beside) == labels else labels
     return MeshWork(out.with_name(out.name + ".blocks"), labels, box, Grid(frame.shape, block), frame,
                     ids_of(options.ids), checked_error(options.error), options.format, folder,
-                    content_of(options.labels, volume, box))
+                    content_of(told, volume, box))

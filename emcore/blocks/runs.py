@@ -7,6 +7,7 @@ four. That is several times faster than general compression, and the disk has le
 import numpy as np
 
 from emcore.blocks.pooled import Columns
+from emcore.errors import InputError
 
 NAMES = "run_begins", "run_labels"
 
@@ -21,5 +22,9 @@ def runs_of(labels: np.ndarray) -> Columns:
 
 def labels_of(begins: np.ndarray, labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The labels of a block of that shape."""
-    starts = np.flatnonzero(np.unpackbits(begins, count=int(np.prod(shape))).view(bool))
-    return np.repeat(labels, np.diff(starts, append=int(np.prod(shape)))).reshape(shape)
+    size = int(np.prod(shape))
+    starts = np.flatnonzero(np.unpackbits(begins, count=size).view(bool))
+    if len(begins) != -(-size // 8) or len(starts) != len(labels) or (size > 0 and starts[:1].tolist() != [0]):
+        raise InputError("the runs of a block do not fill it, so its files are damaged: delete the folder of the "
+                         "blocks and run the same command again")
+    return np.repeat(labels, np.diff(starts, append=size)).reshape(shape)

@@ -70,6 +70,8 @@ def read_rows(path: Path, spans: Mapping[str, tuple[int, int]]) -> list[np.ndarr
         start, listed = _header(path, file)
         found = []
         for name, (first, stop) in spans.items():
+            if name not in listed or not listed[name][1]:
+                raise Damaged(path, f"holds no rows of {name}")
             dtype, shape, offset, _ = listed[name]
             row = dtype.itemsize * prod(shape[1:])
             if not 0 <= first <= stop <= shape[0]:

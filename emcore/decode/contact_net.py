@@ -14,12 +14,14 @@ import numpy as np
 
 from emcore.decode.features import feature_names
 from emcore.errors import InputError
-from emcore.files import write_text
+from emcore.files import reported, write_text
 from emcore.reading import read_text
+from emcore.segment.contacts import MOST_GROUPS
 
 FORMAT = 1
 MOST_BYTES = 8 << 20  # of a file; one of the usual size has 0.2 MB
 NETS, HIDDEN = 5, 32
+MOST_NETS, MOST_HIDDEN = 64, 1024  # of a file
 FARTHEST = 4.0  # deviations from the mean, to which features are cut
 LEVELS = 1 << 16  # a probability is a whole number of 16 bits
 _EPOCHS, _STEPS, _BATCH, _RATE, _DECAY = 30, 2000, 256, 3e-3, 3e-3  # at most so many steps
@@ -120,7 +122,8 @@ def write_net(path: Path, net: ContactNet) -> None:
     table = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(net).items()}
     table |= {"format": FORMAT, "features": feature_names(len(net.steps))}
     table = json.loads(json.dumps(_short(table)))  # tuples have become lists, as they will be read
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(table | {"digest": _digest(table)}) + "\n")
 
 
@@ -137,7 +140,11 @@ def read_net(path: Path) -> ContactNet:
         raise damaged(path, "it is not JSON") from None
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         raise damaged(path, f"it has not the format {FORMAT}")
-    if table.pop("digest", None) != _digest(table):
+    try:
+        whole = table.pop("digest", None) == _digest(table)
+    except RecursionError:
+        raise damaged(path, "it is nested too deeply") from None
+    if not whole:
         raise damaged(path, "its digest does not fit what it holds")
     try:
         return _net_of(table)
@@ -152,13 +159,16 @@ def damaged(path: Path, why: str) -> InputError:
 
 def _net_of(table: dict[str, Any]) -> ContactNet:
     steps = tuple(tuple(int(step) for step in group) for group in table["steps"])
-    if len(steps) < 2 or steps[0] != (1, 1, 1) or any(len(group) != 3 or min(group) < 1 for group in steps):
-        raise ValueError(f"in its steps {steps}")
+    if not 2 <= len(steps) <= MOST_GROUPS + 1 or steps[0] != (1, 1, 1) or any(
+            len(group) != 3 or min(group) < 1 for group in steps):
+        raise ValueError(f"in its steps {steps[:MOST_GROUPS + 1]}")
     if table["features"] != feature_names(len(steps)):
         raise ValueError("in its features, which are those of another version")
     names = [field.name for field in fields(ContactNet) if field.type is np.ndarray]
     arrays = {name: np.array(table[name], np.float32) for name in names}
     count, (nets, hidden) = len(table["features"]), arrays["biases"].shape
+    if nets > MOST_NETS or hidden > MOST_HIDDEN:
+        raise ValueError(f"in its {nets} nets of {hidden} hidden units")
     shapes = {"mean": (count,), "deviation": (count,), "weights": (nets, count, hidden), "biases": (nets, hidden),
               "out_weights": (nets, hidden), "out_biases": (nets,)}
     for name, array in arrays.items():

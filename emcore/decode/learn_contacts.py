@@ -10,7 +10,6 @@ better than what they will see: sections that the net has not seen make the bett
 """
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import numpy as np
 from emcore import config, results
 from emcore.decode.contact_net import ContactNet, read_net, train_net, write_net
 from emcore.decode.features import features
-from emcore.decode.learned import first_clusters, fragments_of, read_groups, voxels_of
+from emcore.decode.learned import first_clusters, fragments_named, fragments_of, read_groups, voxels_of
 from emcore.errors import InputError
 from emcore.metrics.placement import Shared, placed
 from emcore.metrics.tables import Contingency, contingency
@@ -29,6 +28,7 @@ from emcore.segment.contacts import Contacts, measure_contacts, pool_contacts
 from emcore.settings import Settings
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import open_volume
+from emcore.volumes.address import located
 
 LEVELS = (0.5, 0.75, 1.0, 1.25)  # of decode.learned.first_threshold: graphs of clusters that are smaller and larger
 PURE = 0.7  # part of a cluster that has to lie in one body, or its contacts teach nothing
@@ -101,7 +101,7 @@ def check_decode(settings: Settings) -> AffinityDecode:
 def pairs_of(settings: Settings, folder: Path | None) -> list[tuple[str, str]]:
     """The predictions of data.test and their labels."""
     files = results.files_of(settings, folder or results.newest(settings))
-    pairs = [(str(prediction), os.path.join(settings.data.folder, volume.label))
+    pairs = [(str(prediction), located(settings.data.folder, volume.label))
              for (prediction, _), volume in zip(files, settings.data.test) if volume.label is not None]
     if not pairs:
         raise InputError("no volume of data.test has a label to learn from; name one, or --from PREDICTION LABELS")
@@ -134,7 +134,8 @@ def learn(sources: Sequence[Source], decode: AffinityDecode, seed: int) -> tuple
         raise InputError(f"there are {borders.sum()} contacts across a border and {len(borders) - borders.sum()} "
                          f"within a body to learn from, and {LEAST_EDGES} of each are needed: name more volumes")
     made_of = tuple(Path(source.name).name for source in sources)
-    net = ContactNet(first.steps, first.resolution, decode.fragments, made_of, **train_net(values, borders, seed))
+    net = ContactNet(first.steps, first.resolution, fragments_named(decode), made_of,
+                     **train_net(values, borders, seed))
     return net, len(borders)
 
 

@@ -31,13 +31,20 @@ def learned_segmentation(prediction: Volume, settings: AffinityDecode) -> Segmen
     """
     affs, steps, resolution = read_groups(prediction)
     net = read_net(Path(settings.learned.file))
-    net.check(prediction.name, steps, resolution, settings.fragments)
+    net.check(prediction.name, steps, resolution, fragments_named(settings))
     fragments = fragments_of(affs, settings)
     contacts = measure_contacts(fragments, affs)
     table = first_clusters(contacts, settings.learned.first_threshold, voxels_of(settings.learned, resolution))
     clusters = look_up(fragments, table, out=fragments if fragments.dtype == table.dtype else None)
     graph = learned_graph(pool_contacts(contacts, table), net)
     return Segmentation.of_graph(clusters, graph, nearest(affs), end=settings.end or None)
+
+
+def fragments_named(settings: AffinityDecode) -> str:
+    """decode.fragments, and of a watershed its thresholds, which change the fragments as much."""
+    if settings.fragments != "watershed":
+        return settings.fragments
+    return f"watershed (low {settings.low:g}, high {settings.high:g})"
 
 
 def read_groups(prediction: Volume) -> tuple[Affinities, tuple[tuple[int, int, int], ...], tuple[float, ...]]:

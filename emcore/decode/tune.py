@@ -26,7 +26,7 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import PER_FRAGMENT, Scored, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_stages import NET, PER_FRAGMENT, Scored, Task, curve_stage, decoded_stage, identity
 from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
@@ -134,7 +134,7 @@ def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tu
         prediction = stored[place] if stored else str(results / f"{name}_prediction.h5")
         if not stored and not Path(prediction).exists():
             raise InputError(f"there is no {prediction}: run infer.py first, or name a stored prediction by --from")
-        told = name if len(stored) <= len(numbers) else f"{name}, net {net}"
+        told = name if len(stored) <= len(numbers) else f"{name}{NET}{net}"
         sources.append(Scored(told, prediction, located(data.folder, data.test[number].label), net))
     if len({source.name for source in sources}) < len(sources):
         raise InputError(f"two volumes of data.{kind} have one name: set `name` of one of them")

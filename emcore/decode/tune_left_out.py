@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emcore.decode.tune_stages import LEFT_OUT, Scored
+from emcore.decode.tune_stages import LEFT_OUT, NET, Scored
 from emcore.decode.tune_store import Row
 from emcore.files import csv_text, write_text
 
@@ -28,14 +28,14 @@ class LeftOut(NamedTuple):
 def leave_out(sources: Sequence[Scored], rows: Sequence[Row], objective: str) -> list[LeftOut]:
     """The choice of the others for every volume; none where there are no others, or in rows of an older version."""
     outcomes = []
-    for truth in dict.fromkeys(source.truth for source in sources):
-        names = [source.name for source in sources if source.truth == truth]
+    for volume in dict.fromkeys(source.name.partition(NET)[0] for source in sources):
+        names = [source.name for source in sources if source.name.partition(NET)[0] == volume]
         best = None
         for row in rows:
             found = row.found.get(objective, {}).get(LEFT_OUT, {})
             if not all(name in found and found[name]["others"] == found[name]["others"] for name in names):
                 continue
-            outcome = LeftOut(names[0].partition(", net ")[0], row, {name: found[name] for name in names})
+            outcome = LeftOut(volume, row, {name: found[name] for name in names})
             if best is None or outcome.others < best.others:
                 best = outcome
         outcomes += [] if best is None else [best]

@@ -25,6 +25,7 @@ from emcore.volumes import Volume, open_volume
 HASHED_BYTES = 64 << 20  # of a volume at a time
 PER_FRAGMENT = "voxels_per_fragment"  # in tune.jsonl and tune.csv
 LEFT_OUT = "left_out"  # in tune.jsonl: what a volume takes no part in choosing
+NET = ", net "  # between the name of a volume and the number of the net, where there are several
 NEAR_BORDERS = "_with_borders"  # names of scores to which voxels near borders count, beside those without them
 
 # objective -> threshold, its scores, those of every volume, and how many voxels a fragment has

@@ -27,6 +27,7 @@ from emcore.metrics.score_points import NEURONS, PARTNERS, read_partners
 from emcore.metrics.wiring import renamed
 from emcore.segment.affinities import above
 from emcore.segment.storage import stored_parts
+from emcore.segment.votes import plain_ids
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
@@ -168,7 +169,10 @@ def partner_rows(case: Case) -> list[Row]:
     if resolution is None:
         raise InputError(f"places of partners are in nm, but {neurons.name} does not say its resolution; set "
                          "data.resolution")
-    true = metrics.labels_at(neurons, true_sites.reshape(-1, 3), resolution, neurons.offset, "nearest").reshape(-1, 2)
+    if case.settings.crop is not None:
+        case.notes.append("partners looks at the whole volume: evaluate.crop does not change it")
+    true = metrics.labels_at(neurons, true_sites.reshape(-1, 3), resolution, neurons.offset, "nearest")
+    true = plain_ids(true, neurons.name).reshape(-1, 2)
     rows = []
     for reference in (None, *([case.settings.neurons] if case.settings.neurons else [])):
         under = neurons if reference is None else open_volume(reference, kind="labels")
@@ -180,7 +184,7 @@ def partner_rows(case: Case) -> list[Row]:
         rows += [row(f"partners_{name}", getattr(scores, name), rule) for name in ("f1", "precision", "recall")]
         pairs = np.stack([found.pre, found.post], axis=1)[found.resolved]
         if reference is not None:
-            table = whole_table(under, neurons, overlap(under, neurons)).ignoring((0,), (0,))
+            table = whole_table(under, neurons, overlap(under, neurons)).ignoring((0, 2**64 - 2, 2**64 - 1), (0,))
             pairs = renamed(pairs, metrics.matched_ids(table))
         for edges in metrics.edge_scores(true, pairs):
             rule = f"from {edges.synapses} synapses on, {whose}"

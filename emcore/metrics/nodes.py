@@ -77,6 +77,8 @@ def traced(case: Case) -> tuple[Nodes, NDArray[np.float64]]:
                          "resolution; set data.resolution")
     place = case.place
     if case.settings.skeletons is not None:
+        if case.settings.crop is not None:
+            case.notes.append("run_length looks at all nodes of evaluate.skeletons: evaluate.crop does not change it")
         nodes = node_table(read_skeletons(case.settings.skeletons))
         voxels = (nodes.places - case.labels.offset) / np.array(resolution)
         outside = ((np.floor(voxels) < 0) | (np.floor(voxels) >= case.labels.shape)).any(1)

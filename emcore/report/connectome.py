@@ -17,7 +17,7 @@ from emcore.png import colour_labels, overlay
 from emcore.report.html import filled, picture, policy, read, table
 from emcore.report.wiring_files import write_files
 from emcore.segment.edges import Connections, connections
-from emcore.segment.wiring import SHARE, Partners, partners
+from emcore.segment.wiring import SHARE, Partners, on_grid_of, partners
 from emcore.volumes import Volume, open_volume, placement
 
 SHOWN = 40  # neurons of the matrix
@@ -42,7 +42,8 @@ def main(arguments: Sequence[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", required=True, metavar="L", help="labels of neurons: file, or file:dataset")
     parser.add_argument("--synapses", required=True, metavar="S",
-                        help="labels of synapses on the same voxels: n is 2n - 1 before and 2n behind it")
+                        help="labels of synapses on the same voxels: synapse n has the id 2n - 1 on its presynaptic "
+                        "and 2n on its postsynaptic side")
     parser.add_argument("--clefts", action="store_true", help="each id of S is a cleft, which has no sides")
     parser.add_argument("--direction", metavar="P",
                         help="with --clefts: a prediction of the channels pre and post, which says which side is which")
@@ -55,9 +56,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.direction and not options.clefts:
         raise InputError("--direction belongs to --clefts: labels of both sides say which is which")
-    labels = open_volume(options.labels, kind="labels")
+    labels, synapses = open_volume(options.labels, kind="labels"), open_volume(options.synapses, kind="labels")
+    labels = on_grid_of(labels, synapses)
     image = None if options.image is None else open_image(options.image, labels)
-    found = partners(labels, options.synapses, "clefts" if options.clefts else "polarity",
+    found = partners(labels, synapses, "clefts" if options.clefts else "polarity",
                      direction=options.direction, resolution=options.resolution, share=options.share)
     edges = connections(found)
     with reported(options.out):
@@ -126,9 +128,10 @@ def matrix(edges: Connections) -> str:
                      f'<text transform="translate({middle} {margin - 4}) rotate(-90)">{neuron}</text>')
     for edge in np.flatnonzero((place[rows] >= 0) & (place[columns] >= 0)).tolist():
         x, y = margin + CELL * place[columns[edge]], margin + CELL * place[rows[edge]]
+        joint = "to" if edges.directed[edge] else "and"
         strength = 0.25 + 0.75 * edges.count[edge] / most
         parts.append(f'<rect x="{x}" y="{y}" width="{CELL}" height="{CELL}" fill-opacity="{strength:.2f}"><title>'
-                     f"{edges.pre[edge]} to {edges.post[edge]}: {several(edges.count[edge])}</title></rect>")
+                     f"{edges.pre[edge]} {joint} {edges.post[edge]}: {several(edges.count[edge])}</title></rect>")
     note = "" if len(chosen) == len(neurons) else f", the {len(chosen)} of {len(neurons)} with most synapses"
     whole = margin + size + 4
     return (f'<p class="caption">Presynaptic neurons down, postsynaptic ones across{note}; the darker, the more '

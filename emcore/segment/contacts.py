@@ -123,9 +123,13 @@ def measure_contacts(fragments: np.ndarray, affs: Affinities, *, threads: int | 
         return own, lowest
 
     found = run_parallel(add_voxels, parts or [(0, 0)], threads)
+    own, lowest = found[0]
+    for more, low in found[1:]:  # one after the other, as every one is a table of all fragments
+        own += more
+        np.minimum(lowest, low, out=lowest)
     return Contacts(steps, near.u, near.v, near.count, z_faces, near.key, sums, squares, least, most, histograms,
                     tuple(Pairs(graph.u, graph.v, graph.count, graph.sum) for graph in long), near.sizes,
-                    np.min([lowest for _, lowest in found], axis=0), np.sum([own for own, _ in found], axis=0))
+                    lowest, own)
 
 
 def _shares(graph: RegionGraph, starts: np.ndarray, sections: int, threads: int) -> list[tuple[int, int, int, int]]:

@@ -26,6 +26,7 @@ from emcore.threads import run_parallel, slabs, thread_count
 MARGIN = 1  # voxels around a box that the orders in it look at, besides one for each pass of smoothing
 _ONE = 2**16  # affinity 1
 _SCALE = np.float32(2.0**-20)  # orders stay below 13 * 2^16, so they lie in 0..1 and are exact as float32
+_SMALL = 2**27  # An eighth of so many voxels, or of those of a larger volume, may be in work in all threads together.
 _SLAB = 2**20  # voxels of a slab, which takes 40 bytes for each
 
 
@@ -63,7 +64,10 @@ def face_orders(affs: Affinities, smooth: int = 0, *, threads: int | None = None
                 order[_part(axis, 1, None)] += sums[begin - low : end - low][_part(axis, None, -1)]
             np.multiply(np.where(2 * faces > _ONE, order, faces), _SCALE, out=out[axis, begin:end])
 
-    run_parallel(fill, slabs(depth, max(threads, -(-depth // sections))), threads)
+    cuts = slabs(depth, max(threads, -(-depth // sections)))
+    longest = max((end - begin for begin, end in cuts), default=1)
+    in_work = max(depth, _SMALL // max(1, prod(affs.shape[1:]))) // 8  # sections of all threads together
+    run_parallel(fill, cuts, max(1, min(threads, in_work // longest)))
     return Affinities(out)
 
 

@@ -220,7 +220,8 @@ def simplify_mesh(whole: Mesh, error: float) -> Mesh:
         return whole
     check_closed(vertices, faces)
     origin = vertices.astype(np.float64).min(0)
-    points, kept = simplify_kernel.Surface(vertices - origin, faces.astype(np.uint32), error).run()
+    points, kept = simplify_kernel.Surface(np.ascontiguousarray(vertices - origin, np.float64),
+                                           np.ascontiguousarray(faces, np.uint32), error).run()
     return Mesh((points + origin).astype(np.float32), kept)
 
 

@@ -21,6 +21,7 @@ BUFFERS = {f"{module} _frombuffer" for module in ("numpy.core.numeric", "numpy._
 KNOWN = GRAPHS | SCALARS | ARRAYS | BUFFERS | {"numpy ndarray", "numpy dtype", "_codecs encode", "__builtin__ dict",
                                      "builtins dict"}
 LONGEST = 100  # of names, of coded bytes and of arrays: a place has three numbers
+TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 ENDIAN = ("<", ">", "|", "=")
 
 
@@ -185,8 +186,8 @@ def dtype_of(made: Any) -> np.dtype:
     if type(made) is not Made or made.name != "numpy dtype" or not made.arguments:
         raise Refused("it holds an array without a type")
     code = made.arguments[0]
-    if type(code) is not str or code[:1] not in "iufb" or not code[1:].isdigit() or code[1:] not in "1248":
-        raise Refused(f"it holds an array of the type {str(code)[:20]!r}")
+    if type(code) is not str or code not in TYPES:
+        raise Refused(f"it holds an array of the type {code[:20] if type(code) is str else '?'!r}")
     order = made.state[0][1] if made.state and type(made.state[0]) is tuple and len(made.state[0]) > 1 else "|"
     if order not in ENDIAN:
         raise Refused("it holds an array of an unknown byte order")

@@ -234,7 +234,7 @@ def read_csv(path: Path) -> dict[int, Skeleton]:
             parent = line[at["parent"]].strip()
             radius = float(line[at["radius"]]) if "radius" in at else 0.0
             rows.setdefault(int(line[at["skeleton"]]), []).append(
-                (int(line[at["node"]]), None if parent in ("", "-1") else int(parent),
+                (int(line[at["node"]]), None if parent == "" or int(parent) < 0 else int(parent),
                  [float(line[at[axis]]) for axis in "zyx"], radius))
     except (ValueError, IndexError, OverflowError):
         raise InputError(f"{path} holds a line that is not made of numbers for {', '.join(needed)}") from None
@@ -277,6 +277,8 @@ def read_precomputed(path: Path) -> dict[int, Skeleton]:
     for file in sorted(path.iterdir()):
         if NAME.fullmatch(file.name) and file.name.isdigit() and int(file.name) < 2**64:
             found[int(file.name)] = of_precomputed(read_bytes(file), str(file), matrix, attributes)
+    if not found and any(file.suffix == ".gz" for file in path.iterdir()):
+        raise InputError(f"{path} holds files that end in .gz and no plain skeletons: unpack them by gzip -d")
     return found
 
 

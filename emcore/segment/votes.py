@@ -22,7 +22,7 @@ Box = tuple[slice, ...]
 
 @dataclass(frozen=True, eq=False)
 class Votes:
-    """Of some voxels: synapses with their voxels and the sums of their coordinates, votes with theirs, and faces.
+    """What some voxels say: synapses with their voxels and the sums of their coordinates, votes with theirs, and faces.
 
     All are sorted by their ids and are sums of whole numbers, so that those of blocks add up to those of the volume.
     """

@@ -1,7 +1,7 @@
 """Synaptic partners: which neurons each synapse joins, read from two volumes block by block in whole numbers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,7 @@ def make_reader(labels: Any, synapses: Any, kind: str, direction: Any,
     if direction is not None and kind == "polarity":
         raise InputError("direction belongs to kind 'clefts'; polarity instances have two sides already")
     labels, synapses = open_volume(labels, kind="labels"), open_volume(synapses, kind="labels")
+    labels = on_grid_of(labels, synapses)
     if synapses.dtype == bool:
         raise InputError(f"{synapses.name} is a mask, but every synapse needs an id of its own: number its pieces with "
                          "segment.connected_components")
@@ -104,6 +105,13 @@ def make_reader(labels: Any, synapses: Any, kind: str, direction: Any,
     return Reader(labels, synapses, kind, direction, np.array(sizes, np.float64))
 
 
+def on_grid_of(labels: Volume, other: Volume) -> Volume:
+    """The labels with resolution and offset of another volume of the same voxels, where they say none themselves."""
+    if labels.resolution is not None:
+        return labels
+    return replace(labels, resolution=other.resolution, offset=other.offset)
+
+
 def _same_grid(labels: Volume, other: Volume, what: str, resolution: Sequence[float] | None) -> Sequence[float]:
     """The resolution of two volumes that cover the same voxels."""
     if other.shape[-3:] != labels.shape:
@@ -113,7 +121,7 @@ def _same_grid(labels: Volume, other: Volume, what: str, resolution: Sequence[fl
     if resolution is not None:
         if len(resolution) != 3 or not all(within(size, 1e-6, 1e12) for size in resolution):
             raise InputError(f"resolution must be three sizes above 0 in nm, z y x; got {resolution}")
-        return resolution
+        known = [tuple(resolution)]
     if not known:
         raise InputError(f"places in nm need the size of a voxel, but neither {labels.name} nor {other.name} says its "
                          "resolution; give it in nm, z y x (--resolution Z Y X)")
@@ -162,7 +170,8 @@ def resolve(votes: Votes, reader: Reader, busy: Sequence[tuple[slice, ...]], sha
 
 
 def _by_sides(table: Votes, share: float) -> tuple[np.ndarray, ...]:
-    """Of polarity: for every row the place of its synapse, pre, post, their places among the votes, and the rest."""
+    """What the votes of two sides decide: for every row the place of its synapse, pre, post, their places among the
+    votes, and the rest."""
     votes = table.votes
     synapse = np.searchsorted(table.synapses["number"], votes["number"])
     count = len(table.synapses)
@@ -197,7 +206,7 @@ def _by_sides(table: Votes, share: float) -> tuple[np.ndarray, ...]:
 
 
 def _by_faces(table: Votes, share: float) -> tuple[np.ndarray, ...]:
-    """The same of clefts: the two neurons with most votes."""
+    """What the votes of clefts decide, in the same columns: the two neurons with most votes."""
     votes, count = table.votes, len(table.synapses)
     synapse = np.searchsorted(table.synapses["number"], votes["number"])
     total = np.bincount(synapse, votes["votes"], count)
@@ -238,13 +247,14 @@ def _nearest(reader: Reader, wanted: np.ndarray, busy: Sequence[tuple[slice, ...
     best = np.full((len(wanted), 4), np.inf)  # squared distance, z, y, x
     for box in busy:
         found: Voxels = reader.voxels(box)
-        keys = np.concatenate([wanted[["number", "side", "label"]].astype(found.keys.dtype), found.keys])
-        row = ranked(keys, np.arange(len(wanted), len(keys)), np.arange(len(wanted)))
+        here = np.flatnonzero(np.isin(wanted["number"], np.unique(found.keys["number"])))  # rows of synapses in the box
+        keys = np.concatenate([wanted[here][["number", "side", "label"]].astype(found.keys.dtype), found.keys])
+        row = ranked(keys, np.arange(len(here), len(keys)), np.arange(len(here)))
         kept = row >= 0
         row, places = row[kept], found.places[kept]
-        away = (((places - mean[row]) * reader.resolution) ** 2).sum(1)
-        entries = np.concatenate([best, np.column_stack([away, places])])
-        rows = np.concatenate([np.arange(len(wanted)), row])
+        away = (((places - mean[here][row]) * reader.resolution) ** 2).sum(1)
+        entries = np.concatenate([best[here], np.column_stack([away, places])])
+        rows = np.concatenate([np.arange(len(here)), row])
         order = np.lexsort((*entries.T[::-1], rows))
-        best = entries[order[runs_of(rows[order])]]
+        best[here] = entries[order[runs_of(rows[order])]]
     return best[:, 1:]

@@ -19,7 +19,7 @@ KINDS = {"precomputed": "precomputed", "zarr": "zarr", "zarr2": "zarr", "zarr3":
 PATTERN = re.compile(rf"(?:({'|'.join(KINDS)})://)?(?:(https?|gs|s3|file)://)?(.*)", re.DOTALL)
 TELLING = ("info", "zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata", "attributes.json")  # what one may copy
 SPARSE = "missing=0"
-SECRET = re.compile(r"(?<=://)[^/\s@]*@|\?[^\s'\"\])},:#]*")
+SECRET = re.compile(r"(?<=://)[^/\s]*@|\?(?:[^\s'\"\])},:#]|[:,](?=[^\s'\"\])}]))*")
 
 
 class Address(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.progress import Progress
 from emcore.volumes import Volume, Writer, create_volume, list_datasets, metadata, open_volume, split_reference
-from emcore.volumes.address import is_address
+from emcore.volumes.address import is_address, without_secrets
 from emcore.volumes.fetched import box_of, fetching, part_of
 from emcore.volumes.multiscale import Layout
 from emcore.volumes.ome_zarr import write_ome_zarr
@@ -149,6 +149,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("the target is an address; volumes are written to paths of this machine")
     kind = wanted_format(settings)
     source = open_volume(settings.source, scale=settings.scale)
+    if settings.resolution:  # before the box, whose place in nm follows from it
+        source = replace(source, resolution=metadata.triple(settings.resolution, "--resolution", positive=True))
     if settings.box:
         source = part_of(source, box_of(settings.box, source.shape))
     if not settings.force:
@@ -221,13 +223,12 @@ def wanted_format(settings: argparse.Namespace) -> str | None:
 
 def convert_for_viewers(source: Volume, settings: argparse.Namespace, kind: str, dtype: np.dtype | None) -> None:
     """Writes one of VIEWER_FORMATS."""
-    if settings.resolution:
-        source = replace(source, resolution=metadata.triple(settings.resolution, "--resolution", positive=True))
     layer = settings.layer or layer_of(source, np.dtype(dtype or source.dtype))
     layout = Layout(settings.chunks, settings.shards, settings.levels, layer, dtype, settings.workers)
     if source.chunks and math.prod(source.chunks[-2:]) > SECTION_VOXELS:
         print(f"note: {source.name} is stored in whole sections, which every part reads again; a copy in blocks "
-              f"(python -m emcore convert {settings.source} COPY.h5) is quicker to convert", file=sys.stderr)
+              f"(python -m emcore convert {without_secrets(settings.source)} COPY.h5) is quicker to convert",
+              file=sys.stderr)
     if kind == "precomputed":
         write_precomputed(source, settings.target, layout, settings.encoding)
     else:

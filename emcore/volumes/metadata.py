@@ -142,23 +142,36 @@ def ome_grid(
     names = [str(axis["name"]) for axis in axes]
     if names and (names[-3:] != ["z", "y", "x"] or len(names) != ndim):
         raise InputError(f"{title} has the axes {', '.join(names)}; the last three of a volume are z, y, x")
-    scale, translation = np.ones(ndim), np.zeros(ndim)
-    # The level's own transformations come first, then those of the whole image.
-    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
-        if step.get("type") == "scale":
-            scale, translation = scale * step["scale"], translation * step["scale"]
-        elif step.get("type") == "translation":
-            translation = translation + step["translation"]
+    scale, translation = transformed(scales, level, ndim)
     units = [axis.get("unit") for axis in axes[-3:]]
-    if not any(units) and (scale[-3:] == 1).all():
+    finest = transformed(scales, scales["datasets"][0], ndim)[0]
+    if not any(units) and (finest[-3:] == 1).all():
         return names, {}  # neither a unit nor a number: the writer did not know
     factors = [nanometres(unit) or 1.0 for unit in units or [None] * 3]
     return names, {"resolution": (scale[-3:] * factors).tolist(), "offset": (translation[-3:] * factors).tolist()}
 
 
+def transformed(scales: dict[str, Any], level: dict[str, Any], ndim: int) -> tuple[np.ndarray, np.ndarray]:
+    """The scale and the translation of a level: its own transformations come first, then those of the whole image."""
+    scale, translation = np.ones(ndim), np.zeros(ndim)
+    for step in [*level.get("coordinateTransformations", []), *scales.get("coordinateTransformations", [])]:
+        if step.get("type") == "scale":
+            scale, translation = scale * step["scale"], translation * step["scale"]
+        elif step.get("type") == "translation":
+            translation = translation + step["translation"]
+    return scale, translation
+
+
+def is_whole(attributes: Mapping[str, Any]) -> bool:
+    """Whether the attributes, which ome_zarr.py wrote, say that every chunk is there."""
+    ours = attributes.get("emcore")
+    return isinstance(ours, dict) and ours.get("whole") is True
+
+
 def without_grid(attributes: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes that say something other than where the voxels lie."""
-    return {key: value for key, value in attributes.items() if key not in GRID_NAMES}
+    dropped = {*GRID_NAMES, "emcore"} if is_whole(attributes) else GRID_NAMES  # a copy may leave chunks out
+    return {key: value for key, value in attributes.items() if key not in dropped}
 
 
 def written(resolution: Any, offset: Any, attributes: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from emcore.volumes.writing import recast
 
 UNIT_BYTES = 64 << 20
 PRECOMPUTED = "neuroglancer_precomputed"
+NAMED = "named"  # which folder was about to get the name of the target
 MOST_PLAN = 64 << 20
 # what tensorstore raises where a disk, a folder or a store is at fault
 FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, IndexError, TypeError, MemoryError)
@@ -176,6 +177,7 @@ class Pyramid:
         total = sum(math.prod(shape) for shape in self.shapes)
         with (working(self), Progress(total, f"{self.source.name} -> {self.target}", "voxels") as progress,
               Helpers(self, self.workers) as helpers):
+            self.forget_what_was_replaced()
             for level in range(len(self.levels)):
                 opened(self, level, create=True)
                 with reported(self.work):
@@ -191,8 +193,19 @@ class Pyramid:
             for left in self.store.rglob("*.__lock"):  # a killed process of tensorstore leaves it
                 remove(left)
             with reported(self.target):
+                write_text(self.work / NAMED, str(os.stat(self.store).st_ino))
                 publish(self.store, self.target)
             remove(self.work)
+
+    def forget_what_was_replaced(self) -> None:
+        """Begins anew where a process was killed after its store had got the name: what stands in its place since then
+        is what had the name before."""
+        named = self.work / NAMED
+        with reported(self.work):
+            if named.exists() and (not self.store.exists()
+                                   or read_text(named, MOST_PLAN) != str(os.stat(self.store).st_ino)):
+                for left in (self.work / "done", self.store, named):
+                    remove(left)
 
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:
         """Every label but 0, ascending, and how many voxels it has."""
@@ -224,7 +237,7 @@ def working(pyramid: Pyramid) -> Iterator[None]:
             before = read_text(work / PLAN, MOST_PLAN) if (work / PLAN).exists() else None
         if before is not None and stamped is None:
             before = None  # nobody can tell whether the source is the same
-            for name in ("store", "done", PLAN):
+            for name in ("store", "done", NAMED, PLAN):
                 remove(work / name)
         if before is None:
             write_text(work / PLAN, plan)

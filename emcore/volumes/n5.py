@@ -32,8 +32,6 @@ def levels(address: Address, files: Mapping[str, bytes], read: Read) -> list[Lev
     found = read([(place, ABOUT) for place in places.values()])
     tables = {name: table(found[place.path, ABOUT], str(place)) for name, place in places.items()
               if (place.path, ABOUT) in found}
-    if not tables:
-        raise InputError(f"{address} is a group of N5 without levels s0, s1 and so on; name an array below it")
     return [level(places[name], name, own, about) for name, own in tables.items()]
 
 

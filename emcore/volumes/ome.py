@@ -31,6 +31,8 @@ def levels_of_zarr(address: Address, files: Mapping[str, bytes], read: Read) -> 
     image = image_of(attributes)
     if image is not None:
         names = [str(entry["path"]) for entry in image["datasets"]]
+        if len(names) > MOST_ARRAYS:
+            raise InputError(f"{address} names {len(names)} levels; more than {MOST_ARRAYS} are not read")
     else:
         names = arrays_of(node, json_of(files, ".zmetadata", address))
     for name in names:
@@ -57,7 +59,8 @@ def level(place: Address, name: str, is_new: bool, own: dict[str, Any],
             break
     resolution, offset = metadata.read_grid([own, grid, *(attributes for _, attributes in groups)], str(place))
     driver = {"driver": "zarr3" if is_new else "zarr"}
-    return Level(name, place, driver, resolution, offset, metadata.without_grid(own), axes=tuple(axes))
+    return Level(name, place, driver, resolution, offset, metadata.without_grid(own), axes=tuple(axes),
+                 whole=metadata.is_whole(own))
 
 
 def json_of(files: Mapping[str, bytes], name: str, address: Address) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def write_ome_zarr(source: Volume, target: str | os.PathLike, layout: Layout | N
     name, count = (name or "").strip("/"), layout.levels
     if name:
         version, count = beside_image(path, name, layout, version)
+    elif holds_others(path):
+        raise InputError(f"{path} is a folder that holds other things than one volume; choose a name that is free")
     version = version or VERSIONS[0]
     if version == "0.4" and layout.shards:
         raise InputError("OME-Zarr 0.4 has no shards; write version 0.5, or leave the shards out")
@@ -166,6 +169,16 @@ def write_group(folder: Path, version: str, attributes: dict[str, Any]) -> None:
 
 
 # ---- labels of an image
+
+
+def holds_others(path: Path) -> bool:
+    """Whether something stands there that is neither an OME-Zarr image nor a single array."""
+    if not path.is_dir() or not any(path.iterdir()) or (path / ".zarray").is_file():
+        return False
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        if json.loads(read_text(path / "zarr.json", MOST_METADATA)).get("node_type") == "array":
+            return False
+    return not (group_of(path) or ("", {}))[1].get("multiscales")
 
 
 def group_of(folder: Path) -> tuple[str, dict[str, Any]] | None:

@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from emcore.errors import InputError
+from emcore.system import end_with_parent
 
 # a script without a guard of its main part is not run again, as multiprocessing would
 START = "import sys; sys.path[:] = sys.argv[1:]; from emcore.volumes.processes import serve; serve()"
@@ -25,7 +26,8 @@ class Job(Protocol):
 
 def serve() -> None:
     """Takes the job and then parts from the standard input until it ends; answers each with what the job gives."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the process that started this one ends it
+    end_with_parent()  # or it would still write where a new process has taken the lock
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that started this one ends it, not the terminal.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a part prints is no answer
     with suppress(EOFError):

@@ -24,6 +24,7 @@ from emcore.reading import open_regular
 from emcore.system import end_waiting
 from emcore.volumes import n5, precomputed
 from emcore.volumes.address import Address, parsed, without_secrets
+from emcore.volumes.formats import refuse_unfinished
 from emcore.volumes.ome import levels_of_zarr
 from emcore.volumes.scales import Level, chosen
 from emcore.volumes.volume import BROKEN, Listed, Listing, Volume, check_volume, first_line, native
@@ -160,6 +161,8 @@ def first_bytes(address: Address, name: str, store: Any, future: Any) -> Files:
 
 def look(address: Address) -> tuple[str, list[Level], list[bytes]]:
     """The format of what is at an address, its scales, and what its metadata are."""
+    if address.scheme == "file":
+        refuse_unfinished(Path(address.path))
     kinds = [address.kind] if address.kind else list(FILES)
     found = read_files([(address, name) for kind in kinds for name in FILES[kind]])
     files = {name: data for (_, name), (data, _) in found.items()}
@@ -194,9 +197,9 @@ def open_address(reference: str | Address, kind: str | None = None, scale: Any =
                  cache_bytes: int = CACHE_BYTES) -> Volume:
     """The volume at an address; reads its metadata and no voxel. scale: a name, a number, nm, or None, the finest."""
     address = parsed(reference) if isinstance(reference, str) else reference
-    _, scales, _ = look(address)
+    found, scales, _ = look(address)
     wanted = address.scale if scale is None else scale
-    if isinstance(wanted, str) and address.kind != "precomputed" and "/" in wanted.strip("/"):
+    if isinstance(wanted, str) and found != "precomputed" and (not scales or "/" in wanted.strip("/")):
         return open_address(address.at(wanted.strip("/")), kind, None, cache_bytes)
     return volume_of(chosen(scales, wanted, kind, str(address)), cache_bytes)
 
@@ -237,8 +240,8 @@ def connect(scale: Level, cache_bytes: int) -> "Stored":
     """The opened scale, its axes in our order and its first voxel at 0."""
     title, library = scale.title(), tensorstore(scale.title())
     # A precomputed volume is complete unless somebody says otherwise; of zarr and N5 it is part of the format that
-    # chunks without a value of their own are left out.
-    complete = scale.driver["driver"] == "neuroglancer_precomputed" and not scale.address.sparse
+    # chunks without a value of their own are left out, unless their writer said that none was.
+    complete = (scale.driver["driver"] == "neuroglancer_precomputed" or scale.whole) and not scale.address.sparse
     spec = {**scale.driver, "kvstore": scale.address.store(), "fill_missing_data_reads": not complete,
             "recheck_cached_metadata": "open", "recheck_cached_data": "open"}
     store = patiently(partial(library.open, spec, read=True, open=True, context=context(cache_bytes)), title,
@@ -308,7 +311,15 @@ def list_address(reference: str | Address) -> tuple[str, Listing]:
     address = parsed(reference) if isinstance(reference, str) else reference
     kind, scales, _ = look(address)
     found = [scale for scale in scales if address.scale in (None, scale.name)]
-    return kind, Listing([listed(scale) for scale in found or [chosen(scales, address.scale, None, str(address))]])
+    found, arrays = found or [chosen(scales, address.scale, None, str(address))], []
+    for scale in found:
+        try:
+            arrays.append(listed(scale))
+        except InputError as error:  # an array that is no volume does not hide the others of its group
+            if not scale.unrelated or len(found) == 1:
+                raise
+            print(f"note: {error}", file=sys.stderr)
+    return kind, Listing(arrays)
 
 
 def listed(scale: Level) -> Listed:

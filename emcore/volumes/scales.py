@@ -26,6 +26,7 @@ class Level(NamedTuple):
     attributes: dict[str, Any]
     drops_channels: bool = False  # the only channel is no axis of the volume
     axes: tuple[str, ...] = ()  # names that the metadata give them
+    whole: bool = False  # its writer said that every chunk is there
     unrelated: bool = False  # to the other arrays of its group, which are no scales of one image
 
     def title(self) -> str:

@@ -191,8 +191,6 @@ def volume_of(path: Path, name: str, array: zarr.Array) -> Volume:
     resolution, offset = metadata.read_grid([attributes, grid, *parents], title)
     connect = partial(connect_zarr, path, name, leading)
     attributes = metadata.without_grid(attributes)
-    if is_whole(array):
-        del attributes["emcore"]
     return Volume(title, shape, native(array.dtype), resolution, offset, attributes, chunks, connect)
 
 
@@ -207,16 +205,10 @@ class Leading:
         return self.array[(0,) * self.axes + box]
 
 
-def is_whole(array: zarr.Array) -> bool:
-    """Whether the attributes, which ome_zarr.py wrote, say that every chunk is there."""
-    ours = array.attrs.get("emcore")
-    return isinstance(ours, dict) and ours.get("whole") is True
-
-
 def connect_zarr(path: Path, name: str, leading: int) -> Any:
     store = RegularStore(path, read_only=True)
     array = zarr.open_array(store, path=name, mode="r")
-    store.whole = is_whole(array)
+    store.whole = metadata.is_whole(array.attrs)
     store.most = 2 * math.prod(array.chunks) * array.dtype.itemsize + 1024
     return Leading(array, leading)
 
