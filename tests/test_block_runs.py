@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from emcore.blocks import runs
+from emcore.errors import InputError
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint32", "uint64"])
@@ -21,3 +22,10 @@ def test_labels_come_back_from_their_runs(dtype):
         found = runs.labels_of(begins, values, labels.shape)
         assert found.dtype == labels.dtype
         np.testing.assert_array_equal(found, labels)
+
+
+@pytest.mark.parametrize("begins, labels", [([], [1]), ([0b10000000], [1, 2]), ([0b01000000], [1]),
+                                            ([0b10000000, 0], [1])])
+def test_runs_that_do_not_fill_a_block_are_told(begins, labels):
+    with pytest.raises(InputError, match="do not fill it"):
+        runs.labels_of(np.array(begins, np.uint8), np.array(labels, np.uint32), (2, 2, 2))

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 from bench.convert import check_round_trip
 from emcore.errors import InputError
 from emcore.volumes import create_volume, open_volume
-from emcore.volumes.convert import blocks, convert, recast, touches
+from emcore.volumes.convert import blocks, convert, main, recast, touches
+from emcore.volumes.fetched import fetching, part_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -259,3 +261,24 @@ def test_a_full_disk_leaves_the_older_volume_as_it_was(tmp_path, source):
 def test_a_gigabyte_goes_to_precomputed_and_back_in_a_fraction_of_its_memory(tmp_path):
     for step in check_round_trip(tmp_path, gigabytes=1.0):
         assert step.peak_bytes < 600e6, step
+
+
+def test_a_box_lies_where_the_given_resolution_says(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((8, 8, 8), np.uint8))
+    main([str(tmp_path / "a.npy"), str(tmp_path / "b.h5"), "--box", "4:8,4:8,4:8", "--resolution", "40", "8", "4"])
+    found = open_volume(tmp_path / "b.h5")
+    assert (found.shape, found.resolution, found.offset) == ((4, 4, 4), (40, 8, 4), (160, 32, 16))
+
+
+def test_fetched_blocks_of_another_box_are_not_taken(tmp_path):
+    values = np.arange(512, dtype=np.uint16).reshape(8, 8, 8)
+    np.save(tmp_path / "a.npy", values)  # without a resolution both boxes lie at the same place
+    whole, boxes = open_volume(tmp_path / "a.npy"), [tuple(slice(low, low + 2) for low in (z, 0, 0)) for z in (0, 2)]
+    for low in (0, 4):
+        part = part_of(whole, [(low, low + 4), (0, 8), (0, 8)])
+        with suppress(KeyboardInterrupt), fetching(part, str(tmp_path / "a.npy"), tmp_path / "b.h5", boxes) as found:
+            next(found)
+            raise KeyboardInterrupt
+    with fetching(part, str(tmp_path / "a.npy"), tmp_path / "b.h5", boxes) as found:
+        for box, block in found:
+            np.testing.assert_array_equal(block, values[4:][box])

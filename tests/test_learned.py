@@ -1,6 +1,8 @@
 """[decode.learned] from end to end: a classifier learns, decodes, is recorded, and is refused where it does not fit."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from emcore import config, metrics, synth
 from emcore.blocks.choice import check_kind
 from emcore.decode import decode, recut
 from emcore.decode.affinities import segmentation_of
-from emcore.decode.contact_net import damaged, read_net, train_net
+from emcore.decode.contact_net import damaged, read_net, train_net, write_net
 from emcore.decode.features import QUANTILES, feature_names, features, quantiles
 from emcore.decode.learn_contacts import main as learn_contacts
 from emcore.decode.learned import learned_segmentation, voxels_of
@@ -287,3 +289,14 @@ def test_labels_are_made_again_when_the_classifier_has_changed(trained, tmp_path
 
 def test_the_sentence_of_a_damaged_file_names_the_command():
     assert "learn-contacts" in str(damaged("x.json", "it is empty"))
+
+
+def test_a_classifier_of_too_many_steps_or_units_is_refused_before_memory_is_taken(tmp_path):
+    net = read_net(Path(__file__).resolve().parent.parent / "weights" / "fib25_contacts.json")
+    path = tmp_path / "net.json"
+    write_net(path, replace(net, steps=net.steps * 20))
+    with pytest.raises(InputError, match="in its steps"):
+        read_net(path)
+    write_net(path, replace(net, biases=np.zeros((5, 2000), np.float32)))
+    with pytest.raises(InputError, match="2000 hidden units"):
+        read_net(path)

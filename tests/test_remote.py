@@ -311,6 +311,11 @@ def test_what_logs_in_is_never_told(tmp_path, capfd):
     assert not [text for text in told if SECRET in text]
 
 
+def test_passwords_and_signatures_with_signs_in_them_are_cut_out_whole():
+    told = without_secrets("cannot read https://me:pass@word@host/a?se=2026-12-01T00:00:00Z&sig=a,b:SECRET: no route")
+    assert told == "cannot read https://host/a: no route"
+
+
 def test_a_config_takes_no_secrets():
     from emcore.config.checks import WrongSetting
     from emcore.settings.data import VolumeFiles

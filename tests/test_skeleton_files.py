@@ -10,7 +10,7 @@ import pytest
 
 from emcore import segment
 from emcore.errors import InputError, run_command
-from emcore.segment import skeleton_command
+from emcore.segment import plain_pickle, skeleton_command
 from emcore.segment.skeletons import Skeleton
 from emcore.volumes import create_volume
 
@@ -308,3 +308,17 @@ def test_cloud_volume_reads_our_precomputed_skeletons(tmp_path):
         np.testing.assert_array_equal(found.vertices, skeleton.vertices[:, ::-1])
         np.testing.assert_array_equal(found.edges, skeleton.edges)
         np.testing.assert_array_equal(found.radius, skeleton.radius)
+
+
+@pytest.mark.parametrize("code", ["i12", "f1", "i", 7, ("i4",) * 3])
+def test_arrays_in_pickles_are_of_plain_numbers(code):
+    with pytest.raises(plain_pickle.Refused):
+        plain_pickle.dtype_of(plain_pickle.Made("numpy dtype", (code,), []))
+
+
+def test_skeletons_that_are_packed_are_no_empty_folder(tmp_path):
+    segment.write_skeletons(tmp_path / "out", traced(), "precomputed")
+    for label in traced():
+        (tmp_path / "out" / str(label)).rename(tmp_path / "out" / f"{label}.gz")
+    with pytest.raises(InputError, match="unpack them"):
+        segment.read_skeletons(tmp_path / "out")

@@ -309,6 +309,43 @@ def test_a_lost_shard_is_no_silent_zero(tmp_path):
         (path / "0" / lost).unlink()
         with pytest.raises(InputError, match="is missing, so part of the volume is lost"):
             open_volume(path)[:2, :2, :2]
+        with pytest.raises(InputError):
+            open_volume(path, scale=0)[:2, :2, :2]
+        convert([str(path), str(tmp_path / f"{version}.h5"), "--box", "4:8,4:8,4:8", "--scale", "0"])
+        assert "emcore" not in open_volume(tmp_path / f"{version}.h5").attrs  # the copy does not promise every chunk
+
+
+@needs_zarr
+def test_a_kill_right_after_the_name_was_given_does_not_bring_the_old_volume_back(tmp_path, monkeypatch):
+    target, real = tmp_path / "a.ome.zarr", multiscale.publish
+
+    def killed(store, name):
+        kept = shutil.copytree(name, tmp_path / "kept")
+        real(store, name)
+        shutil.rmtree(store, ignore_errors=True)
+        os.rename(kept, store)
+        raise KeyboardInterrupt
+
+    for value in (1, 2):
+        with create_volume(tmp_path / f"{value}.h5:raw", (8, 8, 8), "uint8", (8, 8, 8)) as out:
+            out[...] = value
+    write_ome_zarr(open_volume(f"{tmp_path}/1.h5:raw"), target, Layout(chunks=(4, 4, 4)))
+    with monkeypatch.context() as patch:
+        patch.setattr(multiscale, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_ome_zarr(open_volume(f"{tmp_path}/2.h5:raw"), target, Layout(chunks=(4, 4, 4)))
+    write_ome_zarr(open_volume(f"{tmp_path}/2.h5:raw"), target, Layout(chunks=(4, 4, 4)))
+    assert (open_volume(target)[...] == 2).all()
+
+
+@needs_zarr
+def test_a_group_of_other_arrays_is_not_replaced(tmp_path):
+    import zarr
+
+    zarr.open_group(tmp_path / "g.zarr", mode="w").create_array("raw", shape=(4, 4, 4), dtype="uint8")
+    with pytest.raises(InputError, match="holds other things"):
+        write_ome_zarr(volume(np.zeros((4, 4, 4), "uint8")), tmp_path / "g.zarr")
+    assert (tmp_path / "g.zarr" / "raw").is_dir()
 
 
 @needs_zarr
