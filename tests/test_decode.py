@@ -447,7 +447,10 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     found = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], found)
     assert found["labels"].shape == (4, 9, 10)
-    (tmp_path / "run.toml").write_text('name = "x"\n' + re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    learned, sweep = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "run.toml").write_text('name = "x"\n' + learned)
+    assert config.load(Settings, tmp_path / "run.toml").decode.learned.file
+    (tmp_path / "run.toml").write_text('name = "x"\n' + sweep)
     settings = config.load(Settings, tmp_path / "run.toml")
     assert settings.evaluate.sweep.biases[0] == (-0.5, -1.0, -1.0)
     named = {field.name for table in (*get_args(Decode), Link, Contour) for field in fields(table)}

@@ -40,6 +40,7 @@ NOT_RUN = {
     r".*gs://": "needs the network; test_published.py runs it against a server of this machine",
     r"python -m emcore download ": "fetches gigabytes; test_download.py runs it against a server of its own",
     r"tensorboard ": "another program, which runs until it is stopped",
+    r"python -m emcore serve ": "runs until it is stopped; test_serve.py asks it for files",
     r"sbatch ": "needs a cluster; test_slurm.py submits to one of a single node",
     r"make ": "the suites and the demo; CI runs them",
     r"python infer\.py --cfg X$": "X is a config of the reader's; test_slurm_blocks.py hands in jobs this way",
@@ -289,6 +290,13 @@ TABLE = {
         (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
         (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
     ],
+    "docs/volumes.md": [
+        ("python -m emcore convert raw.h5:raw raw.ome.zarr --workers 4", makes("raw.ome.zarr/zarr.json")),
+        ("python -m emcore convert A_labels.h5:labels raw.ome.zarr:labels/cells --workers 4",
+         makes("raw.ome.zarr/labels/cells/zarr.json")),
+        ("python -m emcore convert A_labels.h5:labels cells.precomputed --format precomputed --workers 4",
+         makes("cells.precomputed/info")),
+        ("python -m emcore serve .", None)],
     "docs/tutorials/published_volume.md": [
         ("python -m emcore inspect gs://neuroglancer-public-data/flyem_fib-25/image", None),
         ("python infer.py --cfg configs/tissue/fib25_neurons.toml --checkpoint weights/fib25_neurons.pt name=published "
@@ -462,6 +470,13 @@ def before_connectome(folder):
         out[...] = labels
 
 
+def before_volumes(folder):
+    pytest.importorskip("tensorstore", reason="the extra remote is not installed")
+    before_connectome(folder)
+    with create_volume("raw.h5:raw", (12, 20, 24), np.uint8, (40.0, 8.0, 8.0)) as out:
+        out[...] = 7
+
+
 def before_demo(folder):
     run("python train.py --cfg configs/demo.toml")
     run("python infer.py --cfg configs/demo.toml")
@@ -516,7 +531,7 @@ def before_dbmim(folder):
 
 BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks,
           "docs/connectome.md": before_connectome, "docs/embedding.md": before_demo,
-          "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
+          "docs/volumes.md": before_volumes, "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
           "docs/tutorials/contacts.md": before_contacts, "docs/tutorials/cremi_clefts.md": before_clefts,
           "docs/tutorials/cremi_clefts_v1.md": before_v1,
           "docs/tutorials/dbmim.md": before_dbmim, "docs/tutorials/emr50_polarity.md": before_polarity}

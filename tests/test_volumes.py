@@ -310,7 +310,7 @@ def corrupt(tmp_path, what):
     elif what == "complex":
         write_h5(path, raw=np.zeros((2, 2, 2), complex))
     elif what == "unknown format":
-        path = tmp_path / "x.mrc"
+        path = tmp_path / "x.dm3"
         path.write_bytes(bytes(100))
     elif what == "npy with objects":
         path = tmp_path / "x.npy"
@@ -341,7 +341,7 @@ def corrupt(tmp_path, what):
         ("5-D", r"x.h5 holds no volume .*raw \(1, 1, 2, 2, 2\) float64"),
         ("2-D", "x.h5 holds no volume"),
         ("complex", "x.h5 holds no volume"),
-        ("unknown format", "x.mrc is in no format known here"),
+        ("unknown format", "x.dm3 is in no format known here"),
         ("npy with objects", "x.npy"),
         ("npy beyond its file", "x.npy cannot be read as npy"),
         ("npy header cut", "x.npy cannot be read as npy"),

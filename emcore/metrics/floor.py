@@ -16,13 +16,14 @@ from emcore.segment import affinity_components
 from emcore.volumes import open_volume
 
 BYTES = 40  # a voxel while pieces are found: truth, affinities, pieces and what the table takes
+MOST_BYTES = 2**29  # Scores read a truth box by box, and this note must not take much more than they do.
 
 
 def floor_notes(case: Case) -> list[str]:
     """One sentence where bodies of the truth consist of several pieces; none where they do not, or where the volume is
     too large to find out."""
     place = case.place
-    if BYTES * prod(place.shape) > memory_there() // 4:
+    if BYTES * prod(place.shape) > min(MOST_BYTES, memory_there() // 4):
         return []
     pieces = open_volume(cut_into_pieces(case.truth[place.theirs]))
     usable = None if case.mask_file is None else open_volume(case.mask_file)
