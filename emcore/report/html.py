@@ -19,8 +19,9 @@ def read(name: str) -> str:
 
 
 def filled(name: str, parts: Mapping[str, str]) -> str:
-    """The text of a file beside this one, each of its marks <!--part--> replaced."""
-    return re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], read(name))
+    """A page beside this file with the head that all pages share, each of its marks <!--part--> replaced."""
+    text = read(name).replace("<!--head-->\n", read("head.html"), 1)
+    return re.sub(r"<!--(\w+)-->", lambda mark: parts[mark[1]], text)
 
 
 def policy(style: str, script: str = "") -> str:
