@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from emcore.blocks import meshes as command
+from emcore.blocks.grid import Grid
 from emcore.errors import InputError, run_command
 from emcore.segment import Mesh, mesh
 from emcore.segment.meshes import Frame
@@ -147,8 +148,8 @@ def test_a_box_is_closed_where_it_ends_and_stays_in_its_place(stored, tmp_path):
 
 def work_of(labels, out, block=(9, 30, 13)):
     shape, whole = (30, 30, 28), tuple(slice(0, length) for length in (30, 30, 28))
-    return command.MeshWork(out.with_name(out.name + ".blocks"), str(labels), whole, command.Grid(shape, block),
-                            Frame(shape, UNIT, OFFSET), None, 0.0, "precomputed", out, "same")
+    return command.MeshWork(out.with_name(out.name + ".blocks"), str(labels), whole, Grid(shape, block), "same",
+                            Frame(shape, UNIT, OFFSET), None, 0.0, "precomputed", out)
 
 
 def test_damaged_pieces_and_lost_meshes_are_made_again(stored, tmp_path):

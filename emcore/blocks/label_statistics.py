@@ -9,7 +9,6 @@ OUT.csv has a row for each label but 0, OUT_contacts.csv one for each pair of la
 import argparse
 import csv
 import io
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -19,32 +18,23 @@ from pathlib import Path
 import numpy as np
 
 from emcore.blocks import engines, store
-from emcore.blocks.grid import Box, Grid
-from emcore.blocks.meshes import box_of, content_of
-from emcore.blocks.work import Stage, Work, digest_of
+from emcore.blocks.boxes import BoxWork, add_arguments, box_of, check_arguments, content_of, grid_of, path_of
+from emcore.blocks.work import Stage, digest_of
 from emcore.errors import InputError
 from emcore.files import check_name, writing
 from emcore.segment.label_table import LabelStatistics, label_statistics, pool_statistics
 from emcore.settings.blocks import Blocks
 from emcore.volumes import metadata, open_volume
-from emcore.volumes.address import is_address
 
 FORMAT = 1  # It names how the stages write their columns; files of another format are not taken.
-BLOCK = 256, 256, 256
 AT_ONCE = 16  # tables that are held in memory while they are added
-ROWS = 50_000  # of a CSV file that are made at a time
+ROWS = 50_000  # So many rows of a CSV file are made at a time.
 COLUMNS = tuple(field.name for field in fields(LabelStatistics))
 
 
 @dataclass(frozen=True)
-class StatisticsWork(Work):
+class StatisticsWork(BoxWork):
     """The statistics of a box of a volume of labels."""
-
-    labels: str
-    box: Box
-    grid: Grid  # of the box
-    content: str  # tells the labels from others
-    needs_less = "fewer --workers or a smaller --block need less"
 
     @cached_property
     def all_stages(self) -> tuple[Stage, Stage]:
@@ -54,12 +44,6 @@ class StatisticsWork(Work):
     def stages(self) -> Sequence[Stage]:
         return self.all_stages
 
-    def where(self, stage: Stage, number: int) -> str:
-        if stage.name != "counts":
-            return super().where(stage, number)
-        return ", ".join(f"{axis} {span.start + own.start} to {span.stop + own.start}"
-                         for axis, span, own in zip("zyx", self.grid.box(number), self.box))
-
     def run(self, stage: Stage, number: int) -> None:
         found = self.count(number) if stage.name == "counts" else self.add()
         store.write(self.path(stage, number), {name: getattr(found, name) for name in COLUMNS})
@@ -68,7 +52,7 @@ class StatisticsWork(Work):
         """What a block holds, and its contacts with the blocks behind it."""
         window, _ = self.grid.grown(number, 0, 1)
         core = self.grid.box(number)
-        there = tuple(slice(own.start + span.start, own.start + span.stop) for own, span in zip(self.box, window))
+        there = self.within_volume(window)
         return label_statistics(open_volume(self.labels, kind="labels")[there], origin=[span.start for span in there],
                                 beyond=[wide.stop - span.stop for wide, span in zip(window, core)], threads=1)
 
@@ -137,16 +121,9 @@ def main(arguments: Sequence[str]) -> int:
         epilog="Example: python -m emcore statistics a_labels.h5 a_labels.csv")
     parser.add_argument("labels", help="path, or path:dataset")
     parser.add_argument("out", type=Path, help="table to write, a name that ends in .csv")
-    parser.add_argument("--box", metavar="Z0:Z1,Y0:Y1,X0:X1",
-                        help="only these voxels; indices stay those of the volume")
-    parser.add_argument("--resolution", nargs=3, type=float, metavar=("Z", "Y", "X"),
-                        help="nm of a voxel, where the file says none or a wrong one")
-    parser.add_argument("--block", nargs=3, type=int, default=BLOCK, metavar=("Z", "Y", "X"),
-                        help="voxels of a block (default 256 256 256); it changes no number")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as there are cores)")
+    add_arguments(parser, "indices stay those of the volume", "); it changes no number")
     options = parser.parse_args(arguments)
-    if min(options.block) < 1 or options.workers < 0:
-        raise InputError(f"--block and --workers must be above 0; got {options.block} and {options.workers}")
+    check_arguments(options)
     if options.out.suffix != ".csv":
         raise InputError(f"the table is written as CSV: name it .csv, not {options.out}")
     check_name(options.out.name, "the name of the table")
@@ -155,11 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     if resolution is not None:
         resolution = metadata.triple(list(resolution), "--resolution", positive=True)
     box = box_of(options.box, volume)
-    shape = tuple(span.stop - span.start for span in box)
-    content = content_of(options.labels, volume, box)
-    labels = options.labels if is_address(options.labels) else os.path.abspath(options.labels)
-    work = StatisticsWork(out.with_name(out.name + ".blocks"), labels, box,
-                          Grid(shape, tuple(map(min, options.block, shape))), content)
+    work = StatisticsWork(out.with_name(out.name + ".blocks"), path_of(options.labels), box,
+                          grid_of(box, options.block), content_of(options.labels, volume, box))
     engines.run(work, Blocks(engine="local", workers=options.workers))
     found = work.table()
     contacts = write_tables(found, out, resolution, volume.offset)

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import secrets
 import shutil
 import zlib
 from collections.abc import Sequence
@@ -22,37 +21,38 @@ from pathlib import Path
 import numpy as np
 
 from emcore.blocks import engines, store
-from emcore.blocks.grid import Box, Grid
-from emcore.blocks.work import Stage, Work, digest_of
+from emcore.blocks.boxes import (
+    BoxWork,
+    add_arguments,
+    box_of,
+    check_arguments,
+    content_of,
+    grid_of,
+    path_of,
+)
+from emcore.blocks.grid import Box
+from emcore.blocks.work import Stage, digest_of
 from emcore.errors import InputError
 from emcore.files import check_name, publish, remove, reported, sweep_folder, temporary_name, write_bytes, write_text
 from emcore.segment.mesh_files import FORMATS, LEGACY_INFO, encoded, manifest, names
 from emcore.segment.meshes import Frame, Piece, checked_error, checked_ids, finished, pieces
 from emcore.settings.blocks import Blocks
 from emcore.volumes import Volume, metadata, open_volume
-from emcore.volumes.address import is_address
 from emcore.volumes.precomputed import read_info
-from emcore.volumes.stamp import stamp
 
 FORMAT = 1  # It names how all stages write their columns; files of another format are not taken.
-BLOCK = 256, 256, 256
 ARRAYS = ("vertices", "faces", "seam", "keys")
 
 
 @dataclass(frozen=True)
-class MeshWork(Work):
+class MeshWork(BoxWork):
     """The meshes of a box of a volume, as files of one format in a folder."""
 
-    labels: str
-    box: Box
-    grid: Grid  # of the box
-    frame: Frame  # of the box, which counts as the whole volume
+    frame: Frame  # where the box lies, which counts as the whole volume
     ids: tuple[int, ...] | None
     error: float
     form: str
     out: Path  # the folder of the meshes
-    content: str  # tells the labels from others
-    needs_less = "fewer --workers or a smaller --block need less"
 
     @cached_property
     def wanted(self) -> np.ndarray | None:
@@ -68,12 +68,6 @@ class MeshWork(Work):
 
     def stages(self) -> Sequence[Stage]:
         return list(self.stage_named.values())
-
-    def where(self, stage: Stage, number: int) -> str:
-        if stage.name != "pieces":
-            return super().where(stage, number)
-        return ", ".join(f"{axis} {span.start + own.start} to {span.stop + own.start}"
-                         for axis, span, own in zip("zyx", self.grid.box(number), self.box))
 
     def run(self, stage: Stage, number: int) -> None:
         made = {"pieces": self.pieces, "index": self.index, "objects": self.objects}[stage.name](number)
@@ -92,8 +86,7 @@ class MeshWork(Work):
 
     def pieces(self, number: int) -> dict[str, np.ndarray]:
         core = self.grid.box(number)
-        there = tuple(slice(own.start + span.start, own.start + span.stop)
-                      for own, span in zip(self.box, self.frame.window(core)))
+        there = self.within_volume(self.frame.window(core))
         found = list(pieces(open_volume(self.labels, kind="labels")[there], core, self.frame, self.wanted))
         empty = Piece(0, np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint32), np.zeros(0, np.uint32),
                       np.zeros(0, np.uint64))
@@ -189,24 +182,6 @@ def size_of(path: Path) -> int:
 # ---- the command
 
 
-def box_of(text: str | None, volume: Volume) -> Box:
-    """The voxels that z0:z1,y0:y1,x0:x1 names; the whole volume where nothing is given."""
-    if text is None:
-        return tuple(slice(0, length) for length in volume.shape)
-    match = re.fullmatch(r"(\d{1,18}):(\d{1,18}),(\d{1,18}):(\d{1,18}),(\d{1,18}):(\d{1,18})", text.replace(" ", ""))
-    ends = [int(end) for end in match.groups()] if match else []
-    box = tuple(slice(*ends[2 * axis : 2 * axis + 2]) for axis in range(len(ends) // 2))
-    if not box or any(not span.start < span.stop <= length for span, length in zip(box, volume.shape)):
-        raise InputError(f"--box is z0:z1,y0:y1,x0:x1, in voxels within {volume.shape} of {volume.name}; got {text!r}")
-    return box
-
-
-def content_of(reference: str, volume: Volume, box: Box) -> str:
-    """A digest that tells the labels of a box from others, by their files alone."""
-    told = stamp(reference) or secrets.token_hex(8)  # what cannot be told from others is not gone on with
-    return digest_of(told, volume.shape, str(volume.dtype), [(span.start, span.stop) for span in box])
-
-
 def ids_of(text: str | None) -> tuple[int, ...] | None:
     """The labels that 1,2,3 names."""
     if text is None:
@@ -271,12 +246,7 @@ def main(arguments: Sequence[str]) -> int:
                         help="precomputed (default) for Neuroglancer, or a file ID.ply or ID.obj for each object")
     parser.add_argument("--error", type=float, default=0.0, metavar="NM",
                         help="simpler meshes, no farther than this from any vertex (default 0: as they are)")
-    parser.add_argument("--box", metavar="Z0:Z1,Y0:Y1,X0:X1", help="only these voxels; meshes are closed where it ends")
-    parser.add_argument("--resolution", nargs=3, type=float, metavar=("Z", "Y", "X"),
-                        help="nm of a voxel, where the file says none or a wrong one")
-    parser.add_argument("--block", nargs=3, type=int, default=BLOCK, metavar=("Z", "Y", "X"),
-                        help="voxels of a block (default 256 256 256, about 1 GB a worker); it changes no mesh")
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as there are cores)")
+    add_arguments(parser, "meshes are closed where it ends", ", about 1 GB a worker); it changes no mesh")
     options = parser.parse_args(arguments)
     work = work_for(options)
     with reported(work.out):
@@ -293,17 +263,15 @@ def main(arguments: Sequence[str]) -> int:
 
 def work_for(options: argparse.Namespace) -> MeshWork:
     """The work that a command asks for, checked."""
-    if min(options.block) < 1 or options.workers < 0:
-        raise InputError(f"--block and --workers must be above 0; got {options.block} and {options.workers}")
+    check_arguments(options)
     out = options.out.absolute()
     volume = open_volume(options.labels, kind="labels")
     folder, beside = folder_for(out, options.format)
     box = box_of(options.box, volume)
     frame = frame_of(volume, box, options.resolution, beside)
-    block = tuple(min(size, length) for size, length in zip(options.block, frame.shape))
-    labels = options.labels if is_address(options.labels) else os.path.abspath(options.labels)
+    labels = path_of(options.labels)
     # Meshes that go into the labels' own folder are no change of the labels.
     told = f"{beside}:{read_info(beside)[1][0].key}" if str(beside) == labels else labels
-    return MeshWork(out.with_name(out.name + ".blocks"), labels, box, Grid(frame.shape, block), frame,
-                    ids_of(options.ids), checked_error(options.error), options.format, folder,
-                    content_of(told, volume, box))
+    return MeshWork(out.with_name(out.name + ".blocks"), labels, box, grid_of(box, options.block),
+                    content_of(told, volume, box), frame, ids_of(options.ids), checked_error(options.error),
+                    options.format, folder)
