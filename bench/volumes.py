@@ -29,7 +29,7 @@ KINDS = {
                                            "compressed_segmentation_block_size": [8, 8, 8]}),
 }
 DELAY = 0.02  # seconds before each answer of the server
-LEAST = 0.9  # of the speed of tensorstore alone
+LEAST = 0.9  # Reading must reach this part of the speed of tensorstore alone.
 
 
 def write(path: Path, dtype: str, packing: dict, edge: int) -> None:

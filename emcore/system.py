@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-PROCESSES = Path("/proc")  # of Linux
+PROCESSES = Path("/proc")  # Only Linux has it.
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 CURRENT_FOLDER, EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 

@@ -39,9 +39,9 @@ OTHERS, VALUES = 24, 12  # beside what the other kinds read, of which at least s
 # Bytes a voxel of the volume that the last task of merges takes at most, for all that no window could merge: 2.6 for
 # aff85_his256 with the default low and high at 512³; 0.4 for the mean with 0.1 and 0.999 at 1024³
 TOP = 3
-# Bytes a voxel that a mutex watershed of 12 channels in 8 bits takes beside its affinities, of the whole, of the window
-# of a block, and of the volume in the last task of its blocks; and on disk. Measured were 79 at 256³, 76 for a block of
-# 128³, 10 and 22 (bench/mutex_blocks.py).
+# A mutex watershed of 12 channels in 8 bits takes so many bytes a voxel beside its affinities: the whole, the window of
+# a block, the last task for every voxel of the volume, and the disk. Measured were 79 at 256³, 76 for a block of 128³,
+# 10 and 22 (bench/mutex_blocks.py).
 MUTEX, MUTEX_BLOCK, MUTEX_TOP, MUTEX_DISK = 90, 90, 12, 25
 WORKER = 80e6  # bytes of a worker that are not for its block; 63e6 were measured
 DISK = 16  # bytes a voxel that all stages leave: 5.7 to 11.8 were measured at 256³; 512³ had up to half more fragments

@@ -35,7 +35,7 @@ class Faces:
     """The voxels at which blocks and windows end; a name is a place in the volume, plus 1."""
 
     grid: Grid
-    reach: tuple[int, int, int]  # of the longest offset along z, y and x
+    reach: tuple[int, int, int]  # The longest offset along z, y and x has so many voxels.
 
     def window(self, number: int) -> tuple[Box, Box]:
         """All voxels to which edges of a block lead, and where the block lies among them."""
@@ -69,7 +69,7 @@ class Faces:
         return self.on_plane(voxels) & self.beyond(voxels, box, self.reach)
 
     def seen_from(self, voxels: Sequence[np.ndarray], box: Box) -> np.ndarray:
-        """Of which of the voxels at and around a box its blocks may have to know how they hang together outside."""
+        """The voxels at and around a box whose connections outside of it its blocks may have to know."""
         near = np.ones(np.shape(voxels[0]), bool)
         for along, span, far in zip(voxels, box, self.reach):
             near = near & (along >= span.start - far) & (along < span.stop + far)

@@ -19,9 +19,9 @@ from emcore.reading import read_text
 from emcore.segment.contacts import MOST_GROUPS
 
 FORMAT = 1
-MOST_BYTES = 8 << 20  # of a file; one of the usual size has 0.2 MB
+MOST_BYTES = 8 << 20  # A larger file is refused; the usual one has 0.2 MB.
 NETS, HIDDEN = 5, 32
-MOST_NETS, MOST_HIDDEN = 64, 1024  # of a file
+MOST_NETS, MOST_HIDDEN = 64, 1024  # A file with more is refused.
 FARTHEST = 4.0  # deviations from the mean, to which features are cut
 LEVELS = 1 << 16  # a probability is a whole number of 16 bits
 _EPOCHS, _STEPS, _BATCH, _RATE, _DECAY = 30, 2000, 256, 3e-3, 3e-3  # at most so many steps
@@ -32,7 +32,7 @@ _CHUNK = 1 << 16  # edges whose features are in work at a time
 class ContactNet:
     """Nets of one hidden layer, and the predictions and fragments that they were trained on; see `check`."""
 
-    steps: tuple[tuple[int, int, int], ...]  # of the groups of affinities along z, y, x, as step_groups gives them
+    steps: tuple[tuple[int, int, int], ...]  # z, y, x of every group, as step_groups gives them
     resolution: tuple[float, float, float]  # nm, z y x
     fragments: str  # decode.fragments
     made_of: tuple[str, ...]  # what it learned from, for a reader

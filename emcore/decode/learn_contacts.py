@@ -30,9 +30,9 @@ from emcore.settings.decode import AffinityDecode
 from emcore.volumes import open_volume
 from emcore.volumes.address import located
 
-LEVELS = (0.5, 0.75, 1.0, 1.25)  # of decode.learned.first_threshold: graphs of clusters that are smaller and larger
+LEVELS = (0.5, 0.75, 1.0, 1.25)  # They multiply decode.learned.first_threshold, so clusters differ in size.
 PURE = 0.7  # part of a cluster that has to lie in one body, or its contacts teach nothing
-LEAST_EDGES = 50  # of each kind
+LEAST_EDGES = 50  # Each of the two kinds needs so many.
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def largest_body(bodies: Contingency, table: np.ndarray) -> tuple[np.ndarray, np
     count = np.zeros(names.shape[1], np.int64)
     np.add.at(count, which.reshape(-1), bodies.counts[kept])
     body, most, total = (np.zeros(int(table.max()) + 1, dtype) for dtype in (np.uint64, np.int64, np.int64))
-    order = np.argsort(count, kind="stable")  # of several the last one stays
+    order = np.argsort(count, kind="stable")  # The last one stays where there are several.
     cluster = names[0].astype(np.int64)[order]
     body[cluster], most[cluster] = names[1][order], count[order]
     np.add.at(total, cluster, count[order])

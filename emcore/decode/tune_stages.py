@@ -104,8 +104,8 @@ class Tried(NamedTuple):
 
     thresholds: np.ndarray  # rising
     listed: bool  # whether they are the only ones; else all those above the one before do the same merges
-    states: list[np.ndarray]  # of every volume: where in its scores each threshold is
-    along: list[dict[str, Any]]  # of every volume
+    states: list[np.ndarray]  # one entry a volume: where in its scores each threshold is
+    along: list[dict[str, Any]]  # one entry a volume
 
     def lowest(self, objective: str, volumes: Sequence[int]) -> tuple[int, float, float]:
         """(place, threshold, mean) of the lowest mean of an objective over some volumes, the first of equals."""

@@ -49,7 +49,7 @@ class Case:
         self.settings, self.truth, self.data = settings, truth, data
         self.labels_file, self.prediction_file = labels, prediction
         self.mask_file, self.parts_of = mask, parts_of
-        self.truth_path: Path | None = None  # of the file that holds the truth, where it is one
+        self.truth_path: Path | None = None  # the file that holds the truth, where there is one
         self.notes: list[str] = []
         self.found: dict[str, Any] = {}  # what stands beside the rows in scores.json
 

@@ -19,7 +19,7 @@ from emcore.segment.skeleton_files import read_skeletons
 from emcore.segment.skeletons import Skeleton, skeletonize
 
 MOST_LISTED = 10_000  # skeletons in scores.json, the longest
-POINTS = 400  # of a curve that is stored
+POINTS = 400  # A stored curve has at most so many.
 # contact_nodes, convention, and what is said of both
 RULES = ((50.0, "em_erl", "em_erl, segments with 50 nodes of two skeletons merge"),
          *((ignored + 1.0, "banis", f"nisb, contacts of more than {ignored:g} nodes merge")

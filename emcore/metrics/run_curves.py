@@ -17,7 +17,7 @@ from emcore.segment.arrays import within
 class RunLengthCurve:
     """ERL and NERL after 0, 1, ..., all merges of a tree: arrays one longer than its merges."""
 
-    height: NDArray  # of each merge, non-decreasing
+    height: NDArray  # one entry a merge, never decreasing
     end: float  # the largest threshold
     expected: NDArray[np.float64]  # ERL in the unit of the lengths; nan where no edge has a length
     perfect: float  # that of a perfect segmentation
@@ -51,8 +51,8 @@ class Cluster:
         self.runs: dict[int, float] = {}  # skeleton -> the length of its edges with both nodes here
         self.open: list[list] = []  # edges that leave: fragment, fragment, skeleton, length, whether it leaves still
         self.touching = 0  # skeletons with enough nodes
-        self.squares = 0.0  # of all runs
-        self.small = 0.0  # of the runs of skeletons with too few nodes
+        self.squares = 0.0  # summed over all runs
+        self.small = 0.0  # the part that skeletons with too few nodes add
 
     def add(self, skeleton: int, nodes: int, run: float, enough: float) -> None:
         """Adds nodes and a run of a skeleton."""

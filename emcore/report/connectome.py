@@ -23,7 +23,7 @@ from emcore.volumes import Volume, open_volume, placement
 SHOWN = 40  # neurons of the matrix
 PAIRS = 12  # strongest ones, each with pictures
 REACH = 64  # voxels around a synapse, along y and x
-BARS = 40  # of a histogram, at most
+BARS = 40  # A histogram has at most so many.
 CELL, LETTER = 14, 7  # pixels
 STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .7rem; margin-bottom: 1rem; }

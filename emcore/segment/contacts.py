@@ -43,7 +43,7 @@ class Contacts:
     three, and one that leads out of the volume counts as 1.
     """
 
-    steps: tuple[tuple[int, int, int], ...]  # of the groups of channels along z, y, x; the first is (1, 1, 1)
+    steps: tuple[tuple[int, int, int], ...]  # z, y, x of every group of channels; the first is (1, 1, 1)
     u: np.ndarray  # uint32
     v: np.ndarray
     count: np.ndarray  # int64, faces
@@ -54,7 +54,7 @@ class Contacts:
     least: np.ndarray  # int32 (edges, quantities)
     most: np.ndarray
     histograms: np.ndarray  # uint32 (edges, quantities, BINS)
-    pairs: tuple[Pairs, ...]  # of each longer step
+    pairs: tuple[Pairs, ...]  # one entry a longer step
     sizes: np.ndarray  # int64, voxels of every fragment, from 0 on
     least_height: np.ndarray  # int32, of every fragment
     voxel_sums: np.ndarray  # int64 (fragments, 1 + groups)

@@ -16,7 +16,7 @@ import numpy as np
 # corner k of a cell lies at (z, y, x) = bits 4, 2, 1 of k; an edge is its first corner and its axis
 CORNERS = list(product((0, 1), repeat=3))
 EDGES = [(corner, axis) for axis in range(3) for corner in range(8) if not corner >> (2 - axis) & 1]
-MOST_TRIANGLES = 5  # of all cells
+MOST_TRIANGLES = 5  # No cell has more.
 
 
 @cache
@@ -93,7 +93,7 @@ def triangulated(loop: list[int]) -> list[tuple[int, int, int]]:
 
     @cache
     def best(first: int, last: int) -> tuple[float, tuple]:
-        """Of the polygon from one place of the loop to another one, closed by a chord."""
+        """Measures the polygon from one place of the loop to another one, closed by a chord."""
         chord = last - first > 1 and (first, last) != (0, len(loop) - 1)
         if chord and share_side(loop[first], loop[last]):
             return inf, ()

@@ -15,7 +15,7 @@ from emcore.segment.meshes import Mesh
 
 FORMATS = ("precomputed", "ply", "obj")
 LEGACY_INFO = {"@type": "neuroglancer_legacy_mesh"}
-LINES = 100_000  # of an OBJ file that are made at a time
+LINES = 100_000  # So many lines of an OBJ file are made at a time.
 
 
 def write_mesh(path: str | Path, whole: Mesh) -> None:

@@ -20,7 +20,7 @@ SPREADS = 2, 2  # How far what a vertex lacks in volume is shared out: along so 
 CONTEXT = SMOOTHINGS + sum(1 + spread for spread in SPREADS)  # voxels around a block that its vertices depend on
 SIDE = 256  # voxels of a window along each axis, of which the work takes about 50 bytes each
 MOST_LABELS = 2**24 - 1  # that the kernel numbers in one window
-MOST_VOXELS = 2**27  # of a window: more than 2^30 vertices could not be numbered
+MOST_VOXELS = 2**27  # A larger window could have more than 2^30 vertices, which could not be numbered.
 Box = tuple[slice, slice, slice]
 
 

@@ -20,7 +20,7 @@ VIEWS = ("networkx.classes.reportviews ", "networkx.classes.coreviews ")  # whic
 BUFFERS = {f"{module} _frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")}
 KNOWN = GRAPHS | SCALARS | ARRAYS | BUFFERS | {"numpy ndarray", "numpy dtype", "_codecs encode", "__builtin__ dict",
                                      "builtins dict"}
-LONGEST = 100  # of names, of coded bytes and of arrays: a place has three numbers
+LONGEST = 100  # Names, coded bytes and arrays are no longer: a place has three numbers.
 TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
 ENDIAN = ("<", ">", "|", "=")
 

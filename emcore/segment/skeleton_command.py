@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
                  "cut the labels into smaller volumes")
     found = skeletonize(labels[...], resolution, scale=options.scale, const_nm=options.const_nm,
                         dust_voxels=options.dust_voxels)
-    middle = np.array(labels.offset) + np.array(resolution) / 2  # of the first voxel: rounding keeps nodes in their own
+    # Nodes lie at the middles of voxels, so that no rounding moves them into the next one.
+    middle = np.array(labels.offset) + np.array(resolution) / 2
     found = {label: replace(skeleton, vertices=skeleton.vertices + middle) for label, skeleton in found.items()}
     write_skeletons(options.out, found, options.format)
     nodes = sum(len(skeleton.vertices) for skeleton in found.values())

@@ -20,8 +20,8 @@ from emcore.segment.skeleton_xml import read_nml
 from emcore.segment.skeletons import Skeleton
 
 FORMATS = ("swc", "precomputed")
-MOST_BYTES = 1 << 30  # of one file of skeletons
-NAME = re.compile(r"(\d{1,20})(?:-\d+)?")  # of the file of a tree: the id of its object, and which tree of it
+MOST_BYTES = 1 << 30  # A larger file of skeletons is refused.
+NAME = re.compile(r"(\d{1,20})(?:-\d+)?")  # the id of an object, and which of its trees the file holds
 KIND = "neuroglancer_skeletons"
 TYPES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4}
 IDENTITY = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0]

@@ -11,7 +11,7 @@ from emcore.volumes import Volume
 
 CREMI_MARKS = 2  # the two largest ids of 64 bits mark background and unknown
 LEAD = 1 << 16  # steps of 1 in which pre - post is counted where it is floating point
-LARGEST_LEAD = 1 << 10  # of a prediction, beyond which its sums could leave 64 bits
+LARGEST_LEAD = 1 << 10  # Beyond it the sums of a prediction could leave 64 bits.
 SYNAPSES = np.dtype([("number", "u8"), ("voxels", "i8"), ("z", "i8"), ("y", "i8"), ("x", "i8")])
 VOTES = np.dtype([("number", "u8"), ("side", "u8"), ("label", "u8"), ("votes", "i8"), ("z", "i8"), ("y", "i8"),
                   ("x", "i8"), ("lead", "i8")])

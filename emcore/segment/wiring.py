@@ -13,7 +13,7 @@ from emcore.volumes import Volume, open_volume
 from emcore.volumes.convert import blocks, boxes
 
 KINDS = ("polarity", "clefts")
-BLOCK_VOXELS = 1 << 22  # of a block, unless a chunk is larger: a voxel of a synapse takes up to 300 bytes for a while
+BLOCK_VOXELS = 1 << 22  # A block has no more unless a chunk has: a voxel of a synapse takes up to 300 bytes.
 SHARE = 0.25
 
 

@@ -23,7 +23,7 @@ from emcore.volumes.writing import recast
 
 BLOCK_BYTES = 64 << 20
 VIEWER_FORMATS = ("ome-zarr", "ome-zarr-0.4", "precomputed")
-SECTION_VOXELS = 1 << 21  # of a chunk in y and x, above which reading a part of it is waste
+SECTION_VOXELS = 1 << 21  # If a chunk has more in y and x, reading a part of it is waste.
 LABEL_NAMES = {key.rpartition("/")[2] for key in LABEL_KEYS if key not in IMAGE_KEYS}
 
 

@@ -78,7 +78,7 @@ def check_header(path: Path) -> None:
 def mapped(path: Path) -> tuple[np.ndarray, Any]:
     """The voxels as they lie in the file, and the header."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a file that is longer than it needs to be
+        warnings.simplefilter("ignore")  # It warns of files that are longer than they need to be.
         file = mrcfile.mmap(path, mode="r")
     data, header = file.data, file.header
     if data is None:

@@ -91,8 +91,8 @@ class Pyramid:
     dtype: np.dtype
     target: Path
     levels: tuple[Level, ...]
-    specs: tuple[dict[str, Any], ...]  # of tensorstore, without the folder
-    chunks: tuple[tuple[int, ...], ...]  # of each level, axes as in the volume
+    specs: tuple[dict[str, Any], ...]  # what tensorstore is told, without the folder
+    chunks: tuple[tuple[int, ...], ...]  # one entry a level, axes as in the volume
     units: tuple[tuple[int, ...], ...]  # voxels of a part of each level
     mode: bool
     counts: bool = False  # whether to count the voxels of each label
@@ -257,7 +257,7 @@ class Reading:
         return self.store[box].read().result()
 
 
-_OPENED: dict[tuple[Path, int], Any] = {}  # of this process; a job has few levels, and a process one job
+_OPENED: dict[tuple[Path, int], Any] = {}  # A process has one job, and a job few levels.
 
 
 def opened(pyramid: Pyramid, level: int, create: bool = False) -> Any:

@@ -12,7 +12,7 @@ from emcore.volumes.scales import Level
 
 Read = Callable[[Sequence[tuple[Address, str]]], Mapping[tuple[str, str], bytes]]
 HIGHEST = 3  # groups above an array that are asked for its grid
-MOST_ARRAYS = 100  # of a group
+MOST_ARRAYS = 100  # A group with more is refused, or listed in part.
 NEW, OLD = "zarr.json", ".zattrs"  # where attributes stand since version 3, and before
 
 

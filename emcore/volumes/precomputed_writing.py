@@ -22,7 +22,7 @@ from emcore.volumes.volume import Volume
 from emcore.volumes.writing import choose_chunks
 
 ENCODINGS = ("raw", "compressed_segmentation", "jpeg")
-MOST_CHUNK_FILES = 100_000  # of one level, beyond which they are joined in shards
+MOST_CHUNK_FILES = 100_000  # Where a level has more, they are joined in shards.
 MOST_LISTED_SEGMENTS = 1_000_000  # viewers load the table of sizes as a whole
 JPEG_QUALITY = 80
 SIZES = "segment_properties"

@@ -16,7 +16,7 @@ from emcore.errors import InputError
 
 NEARLY_EQUAL = math.sqrt(2)  # an axis is halved where its voxels are less than this factor longer than the shortest
 MOST_LEVELS = 40
-PIECE_BYTES = 32 << 20  # of the finer level that are read at a time
+PIECE_BYTES = 32 << 20  # So much of the finer level is read at a time.
 Triple = tuple[int, int, int]
 
 

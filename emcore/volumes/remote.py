@@ -29,7 +29,7 @@ from emcore.volumes.ome import levels_of_zarr
 from emcore.volumes.scales import Level, chosen
 from emcore.volumes.volume import BROKEN, Listed, Listing, Volume, check_volume, first_line, native
 
-CACHE_BYTES = 256 << 20  # of unpacked chunks that a process keeps where nobody states a size
+CACHE_BYTES = 256 << 20  # A process keeps so much of unpacked chunks where nobody states a size.
 MOST_METADATA = 16 << 20  # bytes of one file
 MOST_CHUNK_BYTES = 1 << 30
 MOST_IN_SHARD = 1 << 26  # chunks of one shard, whose index is read whole
@@ -37,7 +37,7 @@ SILENCE = 30  # seconds in which not a byte comes
 LONG = 5.0  # seconds after which it is looked whether something else is wrong
 PATIENCE, SLOWEST = 600.0, 1e5  # seconds for one box, and bytes a second of its voxels that come on top
 MOST_LOOKED_AT = 100_000  # files of a folder in which a pipe is looked for
-RETRIES = 4  # of one request, within a second or two
+RETRIES = 4  # A request is sent again so often, within a second or two.
 WAITS = (1.0, 3.0, 9.0, 27.0)  # seconds between the tries of a box
 LOST = re.compile(r"(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED)\b")
 FILES = {"precomputed": ("info",), "zarr": ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"),

@@ -19,7 +19,7 @@ class Level(NamedTuple):
     """One array, before it is opened."""
 
     name: str
-    address: Address  # of the folder that tensorstore opens
+    address: Address  # the folder that tensorstore opens
     driver: dict[str, Any]
     resolution: Triple | None
     offset: Triple
