@@ -130,6 +130,15 @@ def slices_in(folder: Path) -> Row:
     return found[0] if found else SLICES
 
 
+def need_tensorstore(what: str) -> Any:
+    """The library, or a sentence that says what to install."""
+    try:
+        import tensorstore
+    except ImportError:
+        raise InputError(f'{what} needs the extra remote: pip install ".[remote]"') from None
+    return tensorstore
+
+
 def refuse_unfinished(path: Path) -> None:
     """Refuses a store that is still being written, and says so of one that has no name yet."""
     waiting = path.with_name(path.name + UNFINISHED) if path.name else path

@@ -31,7 +31,7 @@ from emcore.locks import NoLocks, take
 from emcore.progress import Progress
 from emcore.reading import read_text
 from emcore.threads import allotted_cores
-from emcore.volumes.formats import PLAN, UNFINISHED
+from emcore.volumes.formats import PLAN, UNFINISHED, need_tensorstore
 from emcore.volumes.precomputed import LAYERS
 from emcore.volumes.processes import Helpers
 from emcore.volumes.pyramid import Level, pieces, shrunk
@@ -283,14 +283,6 @@ def opened(pyramid: Pyramid, level: int, create: bool = False) -> Any:
             _OPENED.clear()
         _OPENED[key] = store
     return _OPENED[key]
-
-
-def need_tensorstore(what: str) -> Any:
-    try:
-        import tensorstore
-    except ImportError:
-        raise InputError(f'{what} needs the extra remote: pip install ".[remote]"') from None
-    return tensorstore
 
 
 def write_box(store: Any, box: tuple[slice, ...], block: np.ndarray) -> None:

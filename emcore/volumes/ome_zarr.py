@@ -14,8 +14,8 @@ from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.reading import read_text
 from emcore.volumes import metadata
-from emcore.volumes.formats import split_reference
-from emcore.volumes.multiscale import Layout, Pyramid, grown, need_tensorstore
+from emcore.volumes.formats import need_tensorstore, split_reference
+from emcore.volumes.multiscale import Layout, Pyramid, grown
 from emcore.volumes.pyramid import Level, by_mode, plan_levels
 from emcore.volumes.volume import Volume
 from emcore.volumes.writing import choose_chunks

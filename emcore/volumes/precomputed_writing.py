@@ -14,8 +14,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import write_text
 from emcore.volumes import metadata
-from emcore.volumes.formats import split_reference
-from emcore.volumes.multiscale import PRECOMPUTED, UNIT_BYTES, Layout, Pyramid, grown, need_tensorstore
+from emcore.volumes.formats import need_tensorstore, split_reference
+from emcore.volumes.multiscale import PRECOMPUTED, UNIT_BYTES, Layout, Pyramid, grown
 from emcore.volumes.precomputed import DTYPES, MOST_CHUNK_BYTES
 from emcore.volumes.pyramid import Level, by_mode, plan_levels
 from emcore.volumes.volume import Volume

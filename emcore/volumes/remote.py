@@ -24,7 +24,7 @@ from emcore.reading import open_regular
 from emcore.system import end_waiting
 from emcore.volumes import n5, precomputed
 from emcore.volumes.address import Address, parsed, without_secrets
-from emcore.volumes.formats import refuse_unfinished
+from emcore.volumes.formats import need_tensorstore, refuse_unfinished
 from emcore.volumes.ome import levels_of_zarr
 from emcore.volumes.scales import Level, chosen
 from emcore.volumes.volume import BROKEN, Listed, Listing, Volume, check_volume, first_line, native
@@ -55,11 +55,7 @@ def tensorstore(what: str) -> ModuleType:
     if _USED and os.getpid() not in _USED:
         raise InputError(f"{what} cannot be read in a process that was forked after a volume had been read through "
                          "tensorstore: start it by spawn, or read in threads")
-    try:
-        import tensorstore
-    except ImportError:
-        raise InputError(f'reading {what} needs the extra remote: pip install ".[remote]"') from None
-    return tensorstore
+    return need_tensorstore(f"reading {what}")
 
 
 @cache
