@@ -131,6 +131,7 @@ TRAINS = ['data.train=[{image = "a.h5:raw", label = "a.h5:labels"}]']  # only a 
     ("infer.batch must be at least 0; got -1", ["infer.batch=-1"]),
     ("tune.confirm must be at least 1; got 0", ["tune.confirm=0"]),
     ("infer.overlap must be 0 or more and below 1; got 1.0", ["infer.overlap=1.0"]),
+    ("infer.overlap must be 0 or more and below 1; got -0.5", ["infer.overlap=[0.5,-0.5,0]"]),
     ("augment.noise.probability must be between 0 and 1; got 2.0", ["augment.noise.probability=2.0"]),
     (r"data.patch\[0\] must be at least 1; got 0", ["data.patch=[0, 16, 16]"]),
     ("data.train_part must go from a smaller number to a larger one", ["data.train_part=[0.8, 0.2]"]),

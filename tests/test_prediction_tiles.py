@@ -48,6 +48,7 @@ CASES = {
     "a pad wider than a window": dict(ODD, tile=(4, 8, 8), infer=Infer(pad=(6, 9, 10), select=(2, 0))),
     "smaller than a window": dict(shape=(3, 5, 9), window=(8, 8, 8), tile=(2, 3, 4), infer=Infer(pad=(0, 2, 0))),
     "little overlap": dict(ODD, infer=Infer(overlap=0.1, dtype="uint8"), data=Data(normalise="divide", divide=200.0)),
+    "an overlap for each axis": dict(ODD, infer=Infer(overlap=(0.25, 0.6, 0.0))),
     "much overlap": dict(ODD, shape=(5, 9, 10), infer=Infer(overlap=0.8, activation=(Activation(":", "softmax"),))),
     "eight bits for affinities": dict(ODD, infer=Infer(dtype="affinity8", select=(1, 2)), dtype=np.uint16),
     "views": dict(ODD, shape=(5, 8, 12), infer=Infer(views=Views((2,), True, "mean")), offsets=AFFINITIES),
@@ -70,7 +71,7 @@ def at_once(job):
     image = torch.from_numpy(image.astype(np.float32) if image.dtype != np.uint8 else image)[None, None]
     weight, sums, total = weights(job.window, job.infer.blend), torch.zeros(job.count, *sizes), torch.zeros(sizes)
     with torch.inference_mode():
-        for place in product(*(starts(n, w, job.infer.overlap) for n, w in zip(job.padded, job.window))):
+        for place in product(*(starts(n, w, share) for n, w, share in zip(job.padded, job.window, job.infer.overlaps))):
             box = tuple(slice(at, at + side) for at, side in zip(place, job.window))
             window = normalise(image[(..., *box)], torch.tensor([job.source.statistics]), job.data)
             sums[(slice(None), *box)].addcmul_(job._windows(window)[0], weight)

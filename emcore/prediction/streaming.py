@@ -115,7 +115,7 @@ class Job:
         self.shape = source.size
         self.padded = tuple(n + 2 * p for n, p in zip(self.shape, infer.pad))
         self.window = tuple(infer.window)
-        self.starts = [starts(n, w, infer.overlap) for n, w in zip(self.padded, self.window)]
+        self.starts = [starts(*axis) for axis in zip(self.padded, self.window, infer.overlaps)]
         self.views = views_of(infer.views.flips, infer.views.turns)
         self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
         self.batch = batch_size(infer, self.device.type)

@@ -61,8 +61,8 @@ class Task(NamedTuple):
     @property
     def lattice(self) -> list[list[int]]:
         """First voxels of the windows along each axis of the padded volume."""
-        return [starts(n + 2 * pad, window, self.infer.overlap)
-                for n, pad, window in zip(self.shape, self.infer.pad, self.infer.window)]
+        return [starts(n + 2 * pad, window, overlap)
+                for n, pad, window, overlap in zip(self.shape, self.infer.pad, self.infer.window, self.infer.overlaps)]
 
     @property
     def written(self) -> int:
@@ -92,8 +92,8 @@ def tile_of(task: Task, processes: int = 1) -> Triple:
     A window that touches several tiles is computed for each of them. Of `processes` each takes one tile after another.
     """
     asked = task.infer.tile or (0, 0, 0)
-    sides = [[min(wanted, length)] if wanted else sides_of(length, window, task.infer.overlap)
-             for wanted, length, window in zip(asked, task.shape, task.infer.window)]
+    sides = [[min(wanted, length)] if wanted else sides_of(length, window, overlap)
+             for wanted, length, window, overlap in zip(asked, task.shape, task.infer.window, task.infer.overlaps)]
     tiles = {in_parts(task, tile) for tile in product(*sides)}
     fitting = [tile for tile in tiles if task.memory(tile) <= MOST]
     if not fitting:

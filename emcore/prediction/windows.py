@@ -33,7 +33,7 @@ def touching(places: Sequence[int], window: int, low: int, high: int) -> Sequenc
 def passes(size: Triple, infer: Infer, window: Triple) -> int:
     """How many windows go through the net for a volume of this size, every view counted."""
     padded = (length + 2 * pad for length, pad in zip(size, infer.pad))
-    lattice = [len(starts(length, side, infer.overlap)) for length, side in zip(padded, window)]
+    lattice = [len(starts(*axis)) for axis in zip(padded, window, infer.overlaps)]
     return prod(lattice) * len(views_of(infer.views.flips, infer.views.turns))
 
 

@@ -30,7 +30,8 @@ class Infer:
     # which weights of the checkpoint; auto takes the averaged ones where there are some
     weights: Literal["auto", "averaged", "plain"] = "auto"
     window: Triple | None = None  # voxels of one pass through the net; none takes data.patch
-    overlap: float = 0.5  # of neighbouring windows, share of the window
+    # share of the window that neighbouring windows have in common: one number, or one each for z, y and x
+    overlap: float | tuple[float, float, float] = 0.5
     blend: Literal["bump", "gaussian", "constant"] = "bump"  # weight of a window's voxels, from its middle to its edge
     pad: Triple = (0, 0, 0)  # voxels of mirrored context around the volume, cut off again
     batch: int = 0  # windows in one pass; 0: four on a GPU, one on a CPU
@@ -47,5 +48,11 @@ class Infer:
     def __post_init__(self) -> None:
         at_least(1, self, "window")
         at_least(0, self, "pad", "batch", "select", "tile")
-        if not 0 <= self.overlap < 1:
-            raise WrongSetting(f"overlap must be 0 or more and below 1; got {self.overlap}")
+        for share in self.overlaps:
+            if not 0 <= share < 1:
+                raise WrongSetting(f"overlap must be 0 or more and below 1; got {share}")
+
+    @property
+    def overlaps(self) -> tuple[float, float, float]:
+        """The overlap along z, y and x."""
+        return self.overlap if isinstance(self.overlap, tuple) else (self.overlap,) * 3

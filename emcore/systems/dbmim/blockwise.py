@@ -129,7 +129,7 @@ def score_blocks(settings: Settings, name: str, variant: str, halo: Triple, stit
         records += [{key: (common | row | {"region": region, "metrics_sec": seconds}).get(key, "") for key in COLUMNS}
                     for row in rows]
     window = settings.infer.window or settings.data.patch
-    sizes = {"window": window, "stride": [round(n * (1 - settings.infer.overlap)) for n in window],
+    sizes = {"window": window, "stride": [round(n * (1 - share)) for n, share in zip(window, settings.infer.overlaps)],
              "chunk": blocks.chunk, "halo": halo}
     throughput = {"sample": name, "variant": variant,
                   **{f"{what}_{axis}": n for what, triple in sizes.items() for axis, n in zip("zyx", triple)},

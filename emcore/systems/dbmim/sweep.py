@@ -58,11 +58,12 @@ def write_sweep(results: Path, settings: Settings, volumes: Sequence[tuple[str, 
         statistics += found["statistics"]
         samples.append(found["sample"])
         shapes.append(found["shape"])
+    window = settings.infer.window or settings.data.patch
     summary = {
         "checkpoint": checkpoint, "data_dir": settings.data.folder,
         "requested_crop_size": [0, 0, 0], "crop_size": shapes[0] if shapes else None,
-        "window_size": list(settings.infer.window or settings.data.patch),
-        "stride": [round(n * (1 - settings.infer.overlap)) for n in settings.infer.window or settings.data.patch],
+        "window_size": list(window),
+        "stride": [round(n * (1 - share)) for n, share in zip(window, settings.infer.overlaps)],
         "num_records": len(records), "num_affinity_records": len(statistics), "affinity_records": statistics,
         "sample_records": samples, "package_probe": {"emcore": emcore.__version__}, "metric_backend": "dbmim",
         "ignore_label": 0, "cremi_boundary_ignore_distance_xy": settings.evaluate.border_xy,
