@@ -59,7 +59,7 @@ def run(settings: Settings, mode, ranks) -> int:
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from emcore.data.augment import augment_batch, check_augment, margin
+    from emcore.data.augment import augment_batch, check_augment, margin, on_device
     from emcore.data.sampler import Sampler, load, sample_numbers
     from emcore.data.skeletons import skeleton_folder
     from emcore.data.sources import open_sources
@@ -150,18 +150,13 @@ def run(settings: Settings, mode, ranks) -> int:
         for micro in range(train.accumulate):
             with speed.waiting():
                 read = next(batches)
-            batch = augment_batch({name: tensor.to(device, non_blocking=True) for name, tensor in read.items()},
-                                  settings.augment, data, settings.seed)
+            batch = augment_batch(on_device(read, device), settings.augment, data, settings.seed)
             # gradients are exchanged once, with the last micro-batch
             module.require_backward_grad_sync = micro == train.accumulate - 1
             loss, terms = module(batch, step)
             scaler.scale(loss / train.accumulate).backward()
-            draws = [read[name].float().mean().to(device) for name in drawn]
+            draws = [sums.new_full((), float(read[name].float().mean())) for name in drawn]
             sums += torch.stack([loss.detach(), *terms.values(), *draws]) / train.accumulate
-        wrong, wants_stop = ranks.largest(torch.stack([(~sums.isfinite().all()).float(),
-                                                       torch.tensor(float(stop.asked()), device=device)])).tolist()
-        if wrong:
-            dump_bad_batch(folder, step, read, batch, sources, ranks.rank, sums)
         if train.optimizer.clip > 0:
             scaler.unscale_(optimizer)
             torch.nn.utils.clip_grad_norm_(task.parameters(), train.optimizer.clip)
@@ -170,12 +165,19 @@ def run(settings: Settings, mode, ranks) -> int:
         optimizer.zero_grad(set_to_none=True)
         if average is not None:
             average.update(task.net)
-        sums = ranks.sum(sums) / ranks.world
-        total = {name: before + number for (name, before), number in zip(total.items(), [1.0, *sums.tolist()])}
+
+        # what the host is told: once a step, when all its work has been handed to the device
+        late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
+        asked = [sums.new_full((), float(wish)) for wish in (stop.asked(), late and lead)]
+        decisions = ranks.largest(torch.stack([(~sums.isfinite().all()).float(), *asked]))
+        wrong, wants_stop, late, *means = torch.cat([decisions, ranks.sum(sums) / ranks.world]).tolist()
+        if wrong:
+            dump_bad_batch(folder, step, read, batch, sources, ranks.rank, sums)
+        total = {name: before + number for (name, before), number in zip(total.items(), [1.0, *means])}
         if plateau:
-            plateau.update(float(sums[0]))
-        best.learned(float(sums[0]))
-        speed.step(float(sums[0]), step, rate)
+            plateau.update(means[0])
+        best.learned(means[0])
+        speed.step(means[0], step, rate)
 
         # what is written
         now, last = step + 1, step + 1 == train.steps
@@ -192,10 +194,8 @@ def run(settings: Settings, mode, ranks) -> int:
             task.eval()
             shown = batch["image"][0], *task.preview(batch)[:2]
             log.picture(now, preview(*(part.float().cpu().numpy() for part in shown)))
-        late = train.save.minutes > 0 and time.monotonic() - saved > 60 * train.save.minutes
         due = now % train.save.steps == 0 or now in train.save.at or last or bool(wants_stop)
         due = due or (validated and best.validates)
-        late = bool(ranks.largest(torch.tensor(float(late and lead), device=device)).item())
         if due or late:
             ranks.share_buffers(task.net)
             best.consider(now, row)

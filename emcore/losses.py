@@ -5,6 +5,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,12 @@ from emcore.settings.loss import (
 MOST = 10.0  # no class weighs more than this
 
 
+@cache
+def constant(values: float | tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Numbers of the settings, sent to the device once."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def masked_mean(loss: Tensor, weight: Tensor) -> Tensor:
     return (loss * weight).sum() / (weight > 0).sum().clamp_min(1)
 
@@ -49,7 +56,7 @@ def positive_weight(term: BceTerm | PerChannelBceTerm, target: Tensor, weight: T
         return None
     if term.positive_weight == "auto":
         return automatic_weight(target, weight)
-    values = torch.tensor(term.positive_weight, device=target.device, dtype=target.dtype).flatten()
+    values = constant(term.positive_weight, target.device, target.dtype).flatten()
     if values.numel() not in (1, target.shape[1]):
         raise InputError(f"positive_weight needs 1 or {target.shape[1]} values, got {values.numel()}")
     return values.view(1, -1, 1, 1, 1)
@@ -60,7 +67,7 @@ def channel_weight(term: BceTerm | SigmoidMseTerm, target: Tensor) -> Tensor:
         return torch.ones(1, device=target.device)
     if len(term.channel_weights) != target.shape[1]:
         raise InputError(f"channel_weights needs {target.shape[1]} values, got {len(term.channel_weights)}")
-    return torch.tensor(term.channel_weights, device=target.device).view(1, -1, 1, 1, 1)
+    return constant(term.channel_weights, target.device).view(1, -1, 1, 1, 1)
 
 
 def bce(term: BceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -131,7 +138,7 @@ def weighted_ce(term: WeightedCeTerm, prediction: Tensor, target: Tensor, weight
     classes = target[:, 0].long()
     if term.class_weights and len(term.class_weights) != prediction.shape[1]:
         raise InputError(f"class_weights needs {prediction.shape[1]} values, got {len(term.class_weights)}")
-    values = torch.tensor(term.class_weights or [1.0] * prediction.shape[1], device=prediction.device)
+    values = constant(term.class_weights or (1.0,) * prediction.shape[1], prediction.device)
     loss = functional.cross_entropy(prediction, classes, reduction="none")
     weight = values[classes] * weight[:, 0]
     return (loss * weight).sum() / weight.sum().clamp_min(1e-12)
@@ -155,10 +162,10 @@ def class_balance(term: Weighed, target: Tensor, only: str | None = None) -> Ten
     if term.balance == "halves":  # either class gets half of the weight
         positive = (target > 0).float()
         count, total = positive.sum(), float(target.numel())
-        if count == 0 or count == total:
-            return one
-        return torch.where(target > 0, (total / (2 * count)).clamp_max(MOST),
-                           (total / (2 * (total - count))).clamp_max(MOST))
+        both = (count > 0) & (count < total)  # decided on the device, which the host need not wait for
+        balanced = torch.where(target > 0, (total / (2 * count)).clamp_max(MOST),
+                               (total / (2 * (total - count))).clamp_max(MOST))
+        return torch.where(both, balanced, 1.0)
     if term.balance == "superhuman":  # the larger class is lowered to the size of the smaller, per sample and channel
         share = (target > 0.5).float().mean((2, 3, 4), keepdim=True).clamp(0.05, 0.99)
         return torch.where(share > 0.5, torch.where(target > 0.5, 1.0, share / (1 - share)),
@@ -253,6 +260,6 @@ def shrink(tensor: Tensor | None, size: torch.Size, how: str) -> Tensor | None:
     if how == "least":  # a coarse voxel counts only if every voxel in it does
         factor = tuple(a // b for a, b in zip(tensor.shape[2:], size))
         return -functional.max_pool3d(-tensor, factor, factor)
-    if torch.equal(tensor, tensor.round()):
-        return functional.interpolate(tensor, size=size, mode="nearest-exact")
-    return functional.interpolate(tensor, size=size, mode="trilinear").clamp(tensor.min(), tensor.max())
+    nearest = functional.interpolate(tensor, size=size, mode="nearest-exact")
+    between = functional.interpolate(tensor, size=size, mode="trilinear").clamp(tensor.min(), tensor.max())
+    return torch.where((tensor == tensor.round()).all(), nearest, between)

@@ -68,7 +68,7 @@ def test_halves_give_both_classes_the_same_weight():
     target = torch.tensor([0.0, 0, 0, 1]).view(1, 1, 1, 1, 4)
     weights = class_balance(BceTerm(balance="halves"), target)
     assert weights.flatten().tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
-    assert class_balance(BceTerm(balance="halves"), torch.zeros(1, 1, 1, 1, 4)).tolist() == [1]
+    assert class_balance(BceTerm(balance="halves"), torch.zeros(1, 1, 1, 1, 4)).unique().tolist() == [1]
 
 
 def test_the_legacy_rules_weigh_as_published():

@@ -16,10 +16,11 @@ from emcore.errors import InputError
 from emcore.settings.augment import Augment, CopyPaste
 from emcore.settings.data import Data
 
-__all__ = ["augment_batch", "check_augment", "margin", "normalise"]
+__all__ = ["augment_batch", "check_augment", "margin", "normalise", "on_device"]
 
 STREAM = 2  # of random numbers, apart from those of the sampler
 MEMBERS = {"misalignment", "deleted_section", *DEFECTS}
+COMPUTED = ("image", "statistics", "label", "mask", "skeleton")
 
 
 def check_augment(augment: Augment, patch: tuple[int, int, int]) -> None:
@@ -62,7 +63,7 @@ def percentiles(values: Tensor, shares: tuple[float, float]) -> tuple[Tensor, Te
     last = values.shape[1] - 1
     places = [share / 100 * last for share in shares]
     if values.dtype == torch.uint8:  # counted, not sorted
-        upto = torch.stack([row.bincount(minlength=256) for row in values.int()]).cumsum(1)
+        upto = (_counts(values) if values.device.type == "cpu" else _counts_without_waiting(values)).cumsum(1)
 
         def ranked(place: int) -> Tensor:
             return (upto <= place).sum(1).float()
@@ -74,6 +75,27 @@ def percentiles(values: Tensor, shares: tuple[float, float]) -> tuple[Tensor, Te
     low, high = (torch.lerp(ranked(int(place)), ranked(min(int(place) + 1, last)), place - int(place))
                  for place in places)
     return low, high
+
+
+def _counts(values: Tensor) -> Tensor:
+    """How often each of the 256 values stands in every row."""
+    return torch.stack([row.bincount(minlength=256) for row in values.int()])
+
+
+def _counts_without_waiting(values: Tensor) -> Tensor:
+    """The same; bincount would look for the largest value first, and the host would wait for a GPU to tell it."""
+    places = values.long()
+    counts = torch.zeros(len(values), 256, dtype=torch.int64, device=values.device)
+    return counts.scatter_add_(1, places, torch.ones_like(places))
+
+
+def on_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors of a batch that are computed with go to the device; the numbers of the samples stay on the host.
+
+    Reading numbers back from a GPU would wait for all the work that it still has to do.
+    """
+    return {name: tensor.to(device, non_blocking=True) if name in COMPUTED else tensor
+            for name, tensor in batch.items()}
 
 
 def augment_batch(batch: Mapping[str, Tensor], augment: Augment, data: Data, seed: int) -> dict[str, Tensor]:

@@ -157,7 +157,8 @@ def move(tensors: Mapping[str, Tensor], plan: Plan, patch: Triple, generator: to
             continue
         if faults not in places:
             places[faults] = _places(plan, bend, shifts, angles, tensor.shape[1:], patch)
-        out[name] = _interpolated(tensor, places[faults]) if name == "image" else _nearest(tensor, places[faults])
+        out[name] = (_interpolated(tensor, places[faults], plan.matrix[0, 0] == 1) if name == "image"
+                     else _nearest(tensor, places[faults]))
     return out
 
 
@@ -173,8 +174,9 @@ def _exactly(tensor: Tensor, plan: Plan) -> Tensor:
         depth = tensor.shape[1]
         start = (depth - (max(plan.sections) + 1)) // 2
         before, after = list(range(start)), list(range(start + max(plan.sections) + 1, depth))
-        keep = before + [start + z for z in plan.sections] + after
-        tensor = tensor[:, keep]
+        keep = np.array(before + [start + z for z in plan.sections] + after)
+        runs = np.split(keep, np.flatnonzero(np.diff(keep) != 1) + 1)  # slices need no index on the device
+        tensor = torch.cat([tensor[:, run[0]:run[-1] + 1] for run in runs], 1)
     return tensor
 
 
@@ -261,16 +263,14 @@ def _nearest(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
     return torch.where(inside, out, IGNORE if tensor.dtype == torch.int64 else False)
 
 
-def _interpolated(tensor: Tensor, places: Sequence[Tensor]) -> Tensor:
-    """The image between the voxels; beyond its edge the edge goes on."""
+def _interpolated(tensor: Tensor, places: Sequence[Tensor], whole: bool) -> Tensor:
+    """The image between the voxels; beyond its edge the edge goes on. whole: depth is not scaled."""
     source, patch = tensor.shape[1:], torch.broadcast_shapes(*(place.shape for place in places))
-    if places[0].numel() == patch[0]:  # z of a whole section alike: two dimensions, a quarter of the work
-        whole = places[0].flatten()
-        if torch.equal(whole, whole.round()):
-            chosen = tensor[:, whole.long().clamp(0, source[0] - 1)].transpose(0, 1)
-            moved = functional.grid_sample(chosen, _grid(places[1:], source[1:], patch), "bilinear", "border",
-                                           align_corners=True)
-            return moved.transpose(0, 1)
+    if whole and places[0].numel() == patch[0]:  # whole sections move: two dimensions, a quarter of the work
+        chosen = tensor[:, places[0].flatten().long().clamp(0, source[0] - 1)].transpose(0, 1)
+        moved = functional.grid_sample(chosen, _grid(places[1:], source[1:], patch), "bilinear", "border",
+                                       align_corners=True)
+        return moved.transpose(0, 1)
     # every output section its own batch entry, the source shared: torch works on batch entries in parallel
     spread = tensor[None].expand(patch[0], -1, -1, -1, -1)
     moved = functional.grid_sample(spread, _grid(places, source, patch)[:, None], "bilinear", "border",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from emcore import metrics
-from emcore.data.augment import augment_batch
+from emcore.data.augment import augment_batch, on_device
 from emcore.data.sampler import Sampler, load
 from emcore.data.skeletons import skeleton_folder
 from emcore.data.sources import open_sources
@@ -108,8 +108,7 @@ class Validation:
         numbers = [[n] for n in range(self.ranks.rank, self.patches, self.ranks.world)]
         losses, shared = [], torch.zeros(2, dtype=widest(self.ranks.device), device=self.ranks.device)
         for read in load(self.sampler, numbers, 0):
-            batch = augment_batch({name: tensor.to(self.ranks.device) for name, tensor in read.items()}, Augment(),
-                                  self.settings.data, self.settings.seed)
+            batch = augment_batch(on_device(read, self.ranks.device), Augment(), self.settings.data, self.settings.seed)
             if self.task.learns_masks:
                 loss, counts = self.task.overlap(batch)
                 shared += counts
