@@ -29,9 +29,11 @@ define step
 endef
 
 # $(call pytest,arguments): two processes, each of which takes the next file of tests that the other has not taken (see
-# tests/conftest.py); what the second one says follows at the end
+# tests/conftest.py); what the second one says follows at the end. Each of them and of the hundreds of processes that they
+# start would translate every file again if Python were told not to keep bytecode
 define pytest
-rm -rf build/tests; mkdir -p build/tests; status=0; export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}; \
+rm -rf build/tests; mkdir -p build/tests; status=0; \
+export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONDONTWRITEBYTECODE=; \
 $(python) -m pytest --share build/tests/taken $(1) > build/tests/second 2>&1 & second=$$!; \
 $(python) -m pytest --share build/tests/taken $(1) || status=$$?; \
 echo "== the second of the two processes"; wait $$second || status=$$?; cat build/tests/second; test $$status = 0

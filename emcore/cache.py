@@ -5,8 +5,9 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
+from threading import Lock
 
 import emcore
 from emcore.errors import InputError
@@ -64,22 +65,44 @@ def job_folder(name: str) -> Path:
         return Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
-def compiled(signature: object) -> Callable[[Callable], Callable]:
+_COMPILING = Lock()  # Numba learns the folder of its cache by a global setting, and threads share a first call
+
+
+def compiled(signature: object, at_once: bool = False) -> Callable[[Callable], Callable]:
     """A decorator: the function as machine code for exactly this signature, without the GIL, cached between processes.
 
-    One signature a kernel, compiled when its module is imported: no call can set off another compilation,
-    and read-only arrays are served by the same code. Numba itself keeps the code of each kind of processor apart.
+    One signature a kernel, compiled by its first call, so that a command waits for what it uses and for nothing else.
+    No other call can set off a compilation, and read-only arrays are served by the same code. What forked processes
+    call is compiled at once, when its module is imported: they find it made. Numba itself keeps the code of each kind
+    of processor apart.
     """
+    def decorate(function: Callable) -> Callable:
+        if at_once or signature is None:  # Numba compiles a function without a signature when it is called
+            with _COMPILING:
+                return _machine_code(function, signature)
+        made: list[Callable] = []
+
+        @wraps(function)
+        def run(*arguments: object) -> object:
+            if not made:
+                with _COMPILING:
+                    if not made:
+                        made.append(_machine_code(function, signature))
+            return made[0](*arguments)
+
+        return run
+    return decorate
+
+
+def _machine_code(function: Callable, signature: object) -> Callable:
     import numba
 
-    def decorate(function: Callable) -> Callable:
-        chosen_by_user = numba.config.CACHE_DIR
-        folder = chosen_by_user or cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}")
-        if folder is None:
-            return numba.njit(signature, nogil=True)(function)
-        numba.config.CACHE_DIR = str(folder)  # read once, while decorating; other programs' kernels keep their own
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)
-        finally:
-            numba.config.CACHE_DIR = chosen_by_user
-    return decorate
+    chosen_by_user = numba.config.CACHE_DIR
+    folder = chosen_by_user or cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}")
+    if folder is None:
+        return numba.njit(signature, nogil=True)(function)
+    numba.config.CACHE_DIR = str(folder)  # read once, while decorating; other programs' kernels keep their own
+    try:
+        return numba.njit(signature, nogil=True, cache=True)(function)
+    finally:
+        numba.config.CACHE_DIR = chosen_by_user

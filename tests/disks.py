@@ -3,7 +3,6 @@
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from emcore.files import TEMPORARY
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.scripts import run_python
 
 
 @contextmanager
@@ -37,9 +35,7 @@ def disk(size: int) -> Iterator[Path]:
 
 def run(words: Sequence[str], place: Path) -> subprocess.CompletedProcess:
     """What became of a command that ran in a folder."""
-    known = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    kept = {name: value for name, value in known.items() if not name.startswith(("RANK", "WORLD", "LOCAL_", "MASTER"))}
-    return subprocess.run([sys.executable, *words], cwd=place, env=kept, capture_output=True, text=True, timeout=500)
+    return run_python(words, place, timeout=500)
 
 
 def ended_well(done: subprocess.CompletedProcess, folder: Path) -> bool:

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 
 import h5py
 import numpy as np
@@ -14,10 +12,11 @@ from emcore.prediction import predict
 from emcore.settings import Settings
 from emcore.systems.dbmim import blockwise
 from emcore.volumes import open_volume
+from tests.scripts import ROOT, run_python
 from tests.test_dbmim_sweep import NEAREST, stored
 from tests.test_pipeline import TEST, blocks
 from tests.test_predict import Neighbours, Same
-from tests.test_train import CONFIG, ROOT, environment
+from tests.test_train import CONFIG
 
 
 class Thrice(Same):
@@ -131,8 +130,7 @@ def test_the_command_predicts_with_and_without_halo_from_a_checkpoint(tmp_path):
     (tmp_path / "run.toml").write_text(CONFIG + TEST)
 
     def run(*command):
-        return subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=200,
-                              env=environment())
+        return run_python(command, tmp_path)
 
     command = ("-m", "emcore", "blockwise", "--cfg", "run.toml", "evaluate.blockwise.chunk=[8, 24, 24]",
                "evaluate.blockwise.halo=[2, 4, 4]", "evaluate.blockwise.without_halo=true", "evaluate.border_xy=1")

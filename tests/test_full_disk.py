@@ -8,7 +8,8 @@ import pytest
 from emcore.engine import checkpoint
 from emcore.volumes import create_volume, list_datasets, open_volume
 from emcore.volumes.stamp import content
-from tests.disks import ROOT, disk, ended_well, resize, run, used
+from tests.disks import disk, ended_well, resize, run, used
+from tests.scripts import ROOT
 from tests.test_train import place, same  # noqa: F401 (place is a fixture)
 
 ROOM = 64 << 20

@@ -4,18 +4,15 @@ goes on when there is room."""
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from tests.disks import disk, resize
+from tests.scripts import run_script
 from tests.test_kills import (  # noqa: F401 (fixtures)
-    ROOT,
     check_same_volumes,
     data,
-    environment,
     files_of,
     names_in,
     trained,
@@ -30,8 +27,7 @@ RESULTS = ("outputs", "tiny", "results_step=2")
 
 
 def run(script, place):
-    return subprocess.run([sys.executable, str(ROOT / script), "--cfg", "run.toml"], cwd=place, env=environment(),
-                          capture_output=True, text=True, timeout=500)
+    return run_script(script, "--cfg", "run.toml", place=place, timeout=500)
 
 
 def used(place):

@@ -2,8 +2,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from emcore.systems.checkpoints import load_model
 from emcore.systems.dbmim.published import translated
 from emcore.systems.pytc.checkpoint import BLOCK, import_checkpoint, main
 from emcore.volumes import create_volume, open_volume
+from tests.scripts import run_script
 from tests.test_unetr_mae import LARGE, autoencoder, fill
 
 LEVELS = 3
@@ -281,10 +280,8 @@ def test_infer_predicts_from_a_published_file_as_it_is(tmp_path):
         out[...] = image
     (tmp_path / "x.toml").write_text("name = 't'\n[data]\npatch = [8, 32, 32]\ntest = [{image = 'a.h5:raw'}]\n"
                                      "[[target]]\nkind = 'affinity'\n[train]\nprecision = 'fp32'\n")
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run([sys.executable, str(root / "infer.py"), "--cfg", "x.toml", "--checkpoint",
-                           "finetuned_latest.pt", "device=cpu"], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(root)})
+    done = run_script("infer.py", "--cfg", "x.toml", "--checkpoint", "finetuned_latest.pt", "device=cpu",
+                      place=tmp_path)
     assert done.returncode == 0, done.stderr
     found = open_volume(tmp_path / "outputs" / "t_weights=finetuned_latest" / "test_im_prediction.h5")
     with torch.no_grad():

@@ -18,6 +18,7 @@ import pytest
 
 from emcore.engine import checkpoint
 from emcore.volumes import list_datasets, open_volume
+from tests.scripts import run_script
 from tests.test_train import CONFIG, ROOT, command, environment, rows, same
 
 KILLS = 5  # a storm has so many; four storms of each kind are marked long
@@ -90,10 +91,16 @@ def killed(words, place, wait):
 
 
 def finished(words, place):
+    """The seconds of a command in a process like those that are killed."""
     start = time.monotonic()
     done = subprocess.run(words, cwd=place, env=environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     return time.monotonic() - start
+
+
+def completed(place, script, *overrides):
+    done = run_script(script, "--cfg", "run.toml", *overrides, place=place, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def sleep_while_running(process, seconds):
@@ -207,7 +214,7 @@ def predicting(*more):
 def trained(data, tmp_path_factory):
     place = tmp_path_factory.mktemp("trained") / "place"
     shutil.copytree(data, place)
-    finished(command("train.steps=2", "train.save.steps=2"), place)
+    completed(place, "train.py", "train.steps=2", "train.save.steps=2")
     return place
 
 
@@ -228,7 +235,7 @@ def test_a_killed_prediction_goes_on_to_the_same_voxels_and_leaves_nothing_behin
     folder, expected = (one / "outputs" / "tiny" / "results_step=2" for one in (place, whole))
     landed = sum(killed(predicting(), place, random_moment(random, folder, seconds)) for _ in range(kills))
     print(f"{landed} of {kills} runs killed")
-    finished(predicting(), place)
+    completed(place, "infer.py")
     assert files_of(place) == files_of(whole)
     for name in ("large_prediction.h5", "large_labels.h5"):
         check_same_volumes(expected / name, folder / name)

@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,6 +18,7 @@ from emcore.prediction.windows import channel_plan, forward_view, inverse_view, 
 from emcore.settings.data import Data
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.volumes import open_volume
+from tests.scripts import environment, server
 
 RAW = Data(normalise="none")
 PLAIN = (Activation(":", "none"),)
@@ -187,6 +185,26 @@ def test_files_say_what_they_hold(tmp_path, dtype, tile):
         np.testing.assert_allclose(out[...].astype(np.float32) / scale, values, atol=2e-3)
 
 
+class Slow(Blurred):
+    """One that takes some seconds for each window, so that it can be killed in the middle."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, x):
+        time.sleep(self.seconds)
+        return super().forward(x)
+
+
+def predict_slowly(place, out, seconds, tile, variables):
+    """Predicts raw.h5 of a folder in a process of its own."""
+    os.chdir(place)
+    os.environ.clear()
+    os.environ.update(variables)
+    predict(Slow(seconds), "raw.h5", out, window=(8, 16, 16), infer=Infer(tile=tile))
+
+
 def tiles_in(folder):
     return list(folder.glob("tiles-*/*/*.h5"))
 
@@ -195,20 +213,17 @@ def tiles_in(folder):
 def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(tmp_path):
     with h5py.File(tmp_path / "raw.h5", "w") as f:
         f["main"] = (volume((24, 40, 40)) * 255).astype(np.uint8)
-    root = Path(__file__).resolve().parent.parent
-    code = ("import sys, time, torch; sys.path.insert(0, {root!r}); torch.set_num_threads(1)\n"
-            "from tests.test_predict import Blurred; from emcore.prediction import predict\n"
-            "from emcore.settings.predict import Infer\n"
-            "class Slow(Blurred):\n"
-            "    def forward(self, x):\n        time.sleep({sleep})\n        return super().forward(x)\n"
-            "predict(Slow(), 'raw.h5', {out!r}, window=(8, 16, 16), infer=Infer(tile={tile}))\n")
 
     def start(out, sleep=0.002, tile=(8, 20, 40), **more):
-        words = code.format(root=str(root), out=out, sleep=sleep, tile=tile)
-        return subprocess.Popen([sys.executable, "-c", words], cwd=tmp_path, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE, env={**os.environ, **more})
+        process = server().Process(target=predict_slowly, args=(str(tmp_path), out, sleep, tile, environment() | more))
+        process.start()
+        return process
 
-    assert start("whole.h5", 0, None).wait(timeout=100) == 0
+    def ended(process):
+        process.join(100)
+        return process.exitcode
+
+    assert ended(start("whole.h5", 0, None)) == 0
     for _ in range(3):
         process = start("killed.h5", 0.02)
         deadline, folder = time.monotonic() + 60, tmp_path / "killed.blocks"
@@ -216,12 +231,12 @@ def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(
         while time.monotonic() < deadline and len(tiles_in(folder)) < before + 1:
             time.sleep(0.02)
         assert not (tmp_path / "killed.h5").exists()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("killed.h5", 0).wait(timeout=100) == 0
+        process.kill()
+        assert ended(process) == -signal.SIGKILL
+    assert ended(start("killed.h5", 0)) == 0
     shared = [start("shared.h5", WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]
     shared += [start("both.h5", tile=None, WORLD_SIZE="2", RANK=str(rank)) for rank in range(2)]  # into one plain file
-    assert [process.wait(timeout=100) for process in shared] == [0, 0, 0, 0]
+    assert [ended(process) for process in shared] == [0, 0, 0, 0]
     expected = open_volume(tmp_path / "whole.h5")[...]
     assert np.array_equal(open_volume(tmp_path / "both.h5")[...], expected)
     assert not (tmp_path / "both.blocks").exists()

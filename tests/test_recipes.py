@@ -15,13 +15,16 @@ from emcore.volumes import create_volume
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
-FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others of --smoke are marked slow
-# arms of dbMiM that make every kind of run the others make; those are marked long
-ARMS = ("dbmim_finetune_r33", "dbmim_finetune_scratch", "dbmim_pretrain_r16", "dbmim_pretrain_r34")
+FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others that run every day are marked slow
+# these have among them every part of the others, which are marked long
+DAILY = (*FAST, "fib25_unetr_pretrained", "banis_neurons", "vnc_mitochondria", "isbi2012_membranes", "mito_instances",
+         "snemi_neurons", "snemi_neurons_multitask", "emr50_polarity_small", "cremi_clefts", "cremi_clefts_v1",
+         "dbmim_pretrain_r16", "dbmim_pretrain_r34")
+BEFORE = ("fib25_pretrain", "dbmim_pretrain_r33")  # two of these begin with them
 
 
 def mark_of(path):
-    if path.stem.startswith("dbmim") and path.stem not in ARMS:
+    if path.stem not in DAILY:
         return [pytest.mark.long]
     return [] if path.stem in FAST else [pytest.mark.slow]
 
@@ -49,6 +52,17 @@ def named_files(settings):
 
 
 # ---- every recipe
+
+
+def test_recipes_of_every_day_have_every_part_that_a_recipe_has():
+    def parts(path):
+        settings = config.load(Settings, path)
+        chosen = (settings.model, settings.decode, settings.train.schedule, *settings.target, *settings.loss.terms,
+                  *([settings.pretrain.policy] if settings.pretrain else []))
+        return {type(part) for part in chosen} | set(settings.evaluate.scores)
+
+    daily = set().union(*(parts(path) for path in RECIPES if path.stem in (*DAILY, *BEFORE)))
+    assert set().union(*map(parts, RECIPES)) <= daily
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, marks=mark_of(path)) for path in RECIPES],

@@ -2,9 +2,6 @@
 
 import base64
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -15,6 +12,7 @@ from emcore.data.sheet import alone, main, names, sheet
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.augment import Augment, Blur, CopyPaste, Flip, Noise
+from tests.scripts import run_python
 from tests.test_png import decode_png
 
 CONFIG = """
@@ -86,9 +84,8 @@ def test_a_step_alone_is_always_done_with_its_own_parameters_and_nothing_else():
 
 
 def test_the_command_writes_a_page_and_tells_mistakes_in_one_sentence(place):
-    done = subprocess.run([sys.executable, "-m", "emcore", "augment", "--cfg", str(place / "x.toml"), "--out",
-                           str(place / "a.html"), "augment.blur.probability=0.5"], capture_output=True, text=True,
-                          cwd=Path(__file__).resolve().parent.parent)
+    done = run_python(["-m", "emcore", "augment", "--cfg", str(place / "x.toml"), "--out", str(place / "a.html"),
+                       "augment.blur.probability=0.5"], place)
     assert done.returncode == 0, done.stderr
     assert "blur" in sections((place / "a.html").read_text())
     with pytest.raises(InputError, match=r"--out must end in .html; got a.png"):

@@ -28,6 +28,7 @@ from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.decode import AffinityDecode, ComponentsDecode
 from emcore.settings.tune import Space, Tune
 from emcore.volumes import create_volume, open_volume
+from tests.scripts import run_script
 from tests.test_pipeline import blocks, exact_affinities
 from tests.test_train import ROOT, environment
 
@@ -408,13 +409,12 @@ low = {{min = 0.1, max = 0.2, step = 0.1}}
 high = [0.8]
 """)
     stored = tmp_path / "a_prediction.h5"
-    command = [sys.executable, "evaluate.py", "--cfg", tmp_path / "run.toml", "--tune", "--from", stored]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+    done = run_script("evaluate.py", "--cfg", tmp_path / "run.toml", "--tune", "--from", stored, place=ROOT)
     assert done.returncode == 0, done.stderr
     assert "adapted_rand" in done.stdout
     assert "adapted_rand, best threshold" in (tmp_path / "tune.svg").read_text()
-    done = subprocess.run([sys.executable, "infer.py", "--cfg", tmp_path / "run.toml", "--from", stored, "--params",
-                           tmp_path / "best_params.toml"], capture_output=True, text=True, env=environment(), cwd=ROOT)
+    done = run_script("infer.py", "--cfg", tmp_path / "run.toml", "--from", stored, "--params",
+                      tmp_path / "best_params.toml", place=ROOT)
     assert done.returncode == 0, done.stderr
     labels = open_volume(tmp_path / "a_labels.h5", "labels")[...]
     with open(tmp_path / "tune.csv") as file:

@@ -3,8 +3,6 @@
 import ast
 import re
 import shlex
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from emcore.settings import Settings
 from emcore.synth import synthesize, write_layout
 from emcore.systems.legacy_v1.flags import read_flags
 from emcore.volumes.download import SOURCES
+from tests.scripts import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
@@ -36,7 +35,7 @@ def commands(page):
 
 @cache
 def help_of(*command):
-    done = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    done = run_python([*command, "--help"], ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -23,7 +23,8 @@ from emcore.engine.arithmetic.mode import Mode
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.train import Train
-from tests.test_train import CONFIG, ROOT, command, environment, same, state, train
+from tests.scripts import run_ranks
+from tests.test_train import CONFIG, same, state, train
 
 BEGUN = Mode("cpu", "bf16", "channels_last", False, "", "bf16, channels_last", "2.0", "a processor avx512_bf16", 4)
 HERE = {"torch": "2.0", "processor": "a processor avx512_bf16", "threads": 4}
@@ -201,14 +202,14 @@ def test_the_ranks_hear_the_first_one_or_that_it_is_gone(lead, sentence, monkeyp
 
 
 @pytest.mark.slow
-def test_two_ranks_and_a_resume_compute_as_the_first_rank_decided_when_the_run_began(place):
+def test_two_ranks_and_a_resume_compute_as_the_first_rank_decided_when_the_run_began(place, monkeypatch):
     (place / "driver.py").write_text(DRIVER)
-    line = command("train.layout=auto", "train.steps=6", "train.save.at=[3]", "train.save.minutes=0", ranks=2)
-    line[line.index(str(ROOT / "train.py"))] = "driver.py"
+    words = ["driver.py", "--cfg", "run.toml", "train.layout=auto", "train.steps=6", "train.save.at=[3]",
+             "train.save.minutes=0"]
 
     def start(turned):
-        done = subprocess.run(line, cwd=place, capture_output=True, text=True, timeout=280,
-                              env={**environment(), "TURNED": turned})
+        monkeypatch.setenv("TURNED", turned)
+        done = run_ranks(words, place, ranks=2)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
