@@ -1,7 +1,8 @@
 """The two suites: `pytest` leaves out the tests marked long; `pytest --long` runs them alone, or a share of them.
 
-Processes that are given the same folder by --share divide the files among them: each takes the next one that no other
-has taken, and the tests of the others' files do not happen here. The fixture `slurm` is a SLURM on this machine.
+Processes that are given the same folder by --share divide the work among them: each takes the next file that no other
+has taken, and the tests of the others' files do not happen here. Long tests are taken one by one, as one of them may
+last as long as a whole file. The fixture `slurm` is a SLURM on this machine.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ def pytest_addoption(parser):
     parser.addoption("--long", nargs="?", type=float, const=1.0, default=None, metavar="SHARE",
                      help="run only the tests marked long; with a number below 1 about that share of them")
     parser.addoption("--long-seed", default="", metavar="TEXT", help="which share: every text draws another one")
-    parser.addoption("--share", type=Path, metavar="FOLDER", help="take files in turn with other processes")
+    parser.addoption("--share", type=Path, metavar="FOLDER", help="take files, or long tests, in turn with other processes")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -34,22 +35,29 @@ def wanted(item: pytest.Item, share: float | None, seed: str) -> bool:
     return drawn < share
 
 
-OURS: dict[Path, bool] = {}  # file -> whether this process has taken it
+OURS: dict[str, bool] = {}  # a file, or a long test -> whether this process has taken it
+
+
+def share_of(item: pytest.Item) -> str:
+    """What is taken as one: the file of a test, or a long test by itself. A machine has one SLURM at a time."""
+    alone = item.get_closest_marker("long") is not None and "slurm" not in item.fixturenames
+    return hashlib.sha256(item.nodeid.encode()).hexdigest() if alone else item.path.name
 
 
 def pytest_runtest_protocol(item, nextitem):
-    """True, which leaves the test out, where another process has taken its file."""
+    """True, which leaves the test out, where another process has taken it or its file."""
     folder = item.config.getoption("--share")
     if folder is None:
         return None
-    if item.path not in OURS:
+    share = share_of(item)
+    if share not in OURS:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            (folder / item.path.name).touch(exist_ok=False)
-            OURS[item.path] = True
+            (folder / share).touch(exist_ok=False)
+            OURS[share] = True
         except FileExistsError:
-            OURS[item.path] = False
-    return None if OURS[item.path] else True
+            OURS[share] = False
+    return None if OURS[share] else True
 
 
 @pytest.fixture(scope="session")
