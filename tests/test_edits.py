@@ -45,8 +45,9 @@ def random_edits(whole, labels, random, most=14):
 
 def of_oracle(whole, labels, threshold, edits):
     """The labels that the oracle makes."""
-    objects = {fragment: int(labels[whole.fragments == fragment].max()) for fragment in
-               range(1, whole.tree.fragments + 1) if (whole.fragments == fragment).any()}
+    cut = whole.tree.table(threshold)
+    objects = {fragment: int(labels[cut[whole.fragments] == cut[fragment]].max())
+               for fragment in range(1, whole.tree.fragments + 1)}
     made = whole.tree.height < threshold
     merges = [(a, b) for a, b in zip(whole.tree.a[made].tolist(), whole.tree.b[made].tolist())]
     graph = whole.graph
@@ -69,10 +70,11 @@ def check(whole, threshold, after, random, edits=None):
     assert (out == of_oracle(whole, labels, threshold, edits)).all()
     for _ in range(3):  # in any order, of rows and of the two places, and said twice
         order = random.permutation(len(edits)).tolist()
-        turned = [edits[i]._replace(place=edits[i].other, other=edits[i].place) if edits[i].other and random.random() < 0.5
-                  else edits[i] for i in [*order, *order[:2]]]
+        turned = [edit._replace(place=edit.other, other=edit.place) if edit.other and random.random() < 0.5 else edit
+                  for edit in (edits[at] for at in [*order, *order[:2]])]
         assert (apply_edits(whole, labels, threshold, turned) == out).all()
-        assert digest_of_edits(turned) == digest_of_edits(edits) and canonical(turned) == canonical(edits)
+        assert digest_of_edits(turned) == digest_of_edits(edits)
+        assert canonical(turned) == canonical(edits)
     for edit in edits:
         if edit.kind == "join":
             assert out[edit.place] == out[edit.other] > 0
@@ -177,16 +179,18 @@ def test_labels_of_something_else_are_refused():
     with pytest.raises(InputError, match="this segmentation made"):
         apply_edits(whole, whole.labels(0.5)[..., :2], 0.5, [])
     blocky = Segmentation(whole.affs, fragments=np.array([[[1, 1, 2, 2]]], np.uint32))
-    with pytest.raises(InputError, match="made of whole fragments"):
+    with pytest.raises(InputError, match="made of whole clusters"):
         apply_edits(blocky, np.array([[[1, 2, 2, 2]]], np.uint32), 0.5, [])
 
 
-def test_the_decisions_do_not_depend_on_which_contradiction_comes_first():
+def test_what_edits_say_about_fragments():
     whole = row_of_fragments(0.9, 0.8, 0.6)
     edits = [Edit("join", at(0), at(1)), Edit("split", at(2), at(3)), Edit("drop", at(3))]
     ids = ids_at(edits, (1, 1, 4), lambda place: (int(whole.fragments[place]), 1))
     found = decided(edits, ids)
-    assert found.joined.tolist() == [[1, 2]] and found.apart.tolist() == [[3, 4]] and found.dropped.tolist() == [4]
+    assert found.joined.tolist() == [[1, 2]]
+    assert found.apart.tolist() == [[3, 4]]
+    assert found.dropped.tolist() == [4]
 
 
 # ---- files
@@ -204,13 +208,20 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert [edit._replace(where="") for edit in read_edits(tmp_path / "b.csv")] == edits
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "first line"), ("z,y,x\n1,2,3\n", "first line"), ("edit,z,y,x,to_z,to_y,to_x\njoin,1,2,3\n", "line 2.*six"),
-    ("edit,z,y,x,to_z,to_y,to_x\ndrop,1,2,3,,,\ndrop,1,2,3,4,5,6\n", "line 3.*three"),
-    ("edit,z,y,x,to_z,to_y,to_x\njoin,1,2,3,4,5,6.0\n", "line 2"), ("edit,z,y,x,to_z,to_y,to_x\nfuse,1,2,3,4,5,6\n", "fuse"),
-    ("edit,z,y,x,to_z,to_y,to_x\ndrop," + "9" * 5000 + ",2,3\n", "line 2"), ("edit,z,y,x,to_z,to_y,to_x\ndrop,-1,2,3\n", "line 2")])
-def test_a_damaged_file_is_named(tmp_path, text, words):
+@pytest.mark.parametrize("text", ["", "z,y,x\n1,2,3\n", "join,1,2,3,4,5,6\n"])
+def test_a_file_of_something_else_is_named(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(InputError, match=r"a\.csv holds no edits: its first line must be edit,z,y,x,to_z,to_y,to_x"):
+        read_edits(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(("rows", "words"), [
+    ("join,1,2,3\n", "line 2.*six"), ("drop,1,2,3,,,\ndrop,1,2,3,4,5,6\n", "line 3.*three"),
+    ("join,1,2,3,4,5,6.0\n", "line 2.*six"), ("fuse,1,2,3,4,5,6\n", "line 2.*'fuse'"),
+    ("drop," + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop,-1,2,3\n", "line 2.*three"),
+    ("join,1,2,3,4,5,6,7\n", "line 2.*six"), ("join,\x00,2,3,4,5,6\n", "line 2")])
+def test_a_damaged_row_is_named(tmp_path, rows, words):
+    (tmp_path / "a.csv").write_text("edit,z,y,x,to_z,to_y,to_x\n" + rows)
     with pytest.raises(InputError, match=words):
         read_edits(tmp_path / "a.csv")
 

@@ -8,14 +8,15 @@ every number. What happens to the others follows from the set of edits alone:
    that would bring two such places together. What there is by then are the pieces of the object.
 3. Pieces go on to merge, by the mean affinity over all contacts between the two, the largest first and equal ones by
    the largest key of a contact, as in agglomeration. Those that hold places apart never do. Every piece reaches some
-   place in that way, so an object falls into no more parts than its edits ask for.
+   place in that way, so an object falls into no more parts than its edits ask for. Where dust was joined across what
+   lost all its voxels, a piece may reach none: it goes with the first part of its object that holds a place.
 4. Places that joins name belong to neurons, so a dropped place is held apart from them. Its part becomes 0.
 
 A part that has the first fragment of an old object keeps the number of that object, the smallest one where it has
 several; other parts get new numbers above those of the cut.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -70,9 +71,8 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     if largest_label(fragments, threads) > tree.fragments:
         raise InputError(f"fragments hold labels above {tree.fragments}, which the merge tree does not know")
     ids = ids_at(edits, labels.shape, lambda place: (int(fragments[place]), int(labels[place])))
-    decisions = decided(edits, ids)
-    objects = objects_of(fragments, labels, tree.fragments, threads)
-    cut = tree.table(threshold)
+    decisions, cut = decided(edits, ids), tree.table(threshold)
+    objects = objects_of(fragments, labels, cut, threads)
     made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))
     graph = segmentation.graph
     named = np.isin(objects, objects[np.unique(ids)]) & (objects != 0)
@@ -87,8 +87,8 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     return held(fragments, labels, table, threads)
 
 
-def ids_at(edits: Sequence[Edit], shape: Sequence[int], look) -> np.ndarray:
-    """The fragments (edits, 2) that edits name, 0 for the second place of a drop; look: (fragment, label) of a place."""
+def ids_at(edits: Sequence[Edit], shape: Sequence[int], look: Callable[[Place], tuple[int, int]]) -> np.ndarray:
+    """The fragments (edits, 2) that edits name, 0 for the second of a drop; look: (fragment, label) of a place."""
     ids = np.zeros((len(edits), 2), np.uint64)
     for row, edit in zip(ids, edits):
         for side, place in enumerate(places_of(edit)):
@@ -106,6 +106,12 @@ def places_of(edit: Edit) -> list[Place]:
     return [edit.place] if edit.other is None else [edit.place, edit.other]
 
 
+def places_of_edits(edits: Iterable[Edit], shape: Sequence[int]) -> set[Place]:
+    """Every place that edits name within a volume."""
+    return {place for edit in edits for place in places_of(edit)
+            if all(at < length for at, length in zip(place, shape))}
+
+
 def told(place: Place) -> str:
     return " ".join(map(str, place))
 
@@ -120,8 +126,8 @@ def decided(edits: Sequence[Edit], ids: np.ndarray) -> Decisions:
             links.setdefault(other, []).append((one, edit))
     for edit, one, other in rows:
         if edit.kind == DROP and one in links:
-            raise InputError(f"{edit} says that this is no neuron, but {links[one][0][1]} joins it to one: leave one of "
-                             "the two out")
+            raise InputError(f"{edit} says that this is no neuron, but {links[one][0][1]} joins it to one: leave one "
+                             "of the two out")
         if edit.kind == SPLIT and one == other:
             raise InputError(f"{edit} cannot be held: both voxels lie in the fragment {one}, and merges are made of "
                              "whole fragments; decode with smaller fragments, or name voxels further apart")
@@ -165,19 +171,24 @@ def _chain(links: dict[int, list[tuple[int, Edit]]], start: int, end: int) -> li
     return chain[::-1]
 
 
-def objects_of(fragments: np.ndarray, labels: np.ndarray, count: int, threads: int | None = None) -> np.ndarray:
-    """The label of every fragment, 0 where all its voxels have 0; labels must be made of whole fragments."""
-    table = np.zeros(count + 1, labels.dtype)
+def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray, threads: int | None = None) -> np.ndarray:
+    """The label of every fragment by that of its cluster, 0 where a cluster has no voxel; labels must be made of them.
+
+    cut is the cluster of every fragment.
+    """
+    table = np.zeros(int(cut.max()) + 1, labels.dtype)
     for ours, theirs in zip(fragments, labels):
         has = theirs != 0
-        table[ours[has]] = theirs[has]
+        table[cut[ours[has]]] = theirs[has]
+    table = table[cut]
 
     def fits(start: int, stop: int) -> bool:
         return all(bool(((theirs == 0) | (table[ours] == theirs)).all())
                    for ours, theirs in zip(fragments[start:stop], labels[start:stop]))
 
     if not all(run_parallel(fits, slabs(len(labels), thread_count(threads)), thread_count(threads))):
-        raise InputError("labels must be made of whole fragments, as those are that this segmentation made")
+        raise InputError("labels must be made of whole clusters of the threshold, as those are that this segmentation "
+                         "made at it")
     return table
 
 
@@ -207,9 +218,9 @@ def edited(inside: Inside, decisions: Decisions, largest: int) -> np.ndarray:
     part = groups.copy()
     for members, merges, edges, conflicts in _by_group(inside, groups, pairs):
         joins = joined[groups[joined[:, 0]] == groups[members[0]]]
-        local = [np.searchsorted(members, rows) for rows in (joins, merges, conflicts)]
+        joins, merges, conflicts = (np.searchsorted(members, rows) for rows in (joins, merges, conflicts))
         edges |= {end: np.searchsorted(members, edges[end]) for end in "uv"}
-        part[members] = members[divided(len(members), *local, edges)]
+        part[members] = members[divided(of[members], joins, merges, conflicts, edges)]
     return _numbered(part, numbers, first, dropped, largest)
 
 
@@ -231,7 +242,7 @@ def _conflicts(groups: np.ndarray, neurons: np.ndarray, apart: np.ndarray, dropp
     return found[groups[found[:, 0]] == groups[found[:, 1]]]
 
 
-def _by_group(inside: Inside, groups: np.ndarray, pairs: np.ndarray):
+def _by_group(inside: Inside, groups: np.ndarray, pairs: np.ndarray) -> Iterator[tuple]:
     """(fragments, merges, edges, pairs to hold apart) of every group that has such pairs."""
     orders = []
     for own in (groups, groups[inside.merges[:, 0]], groups[inside.edges["u"]], groups[pairs[:, 0]]):
@@ -243,9 +254,10 @@ def _by_group(inside: Inside, groups: np.ndarray, pairs: np.ndarray):
         yield (members, inside.merges[merges], {name: inside.edges[name][rows] for name in EDGES}, pairs[conflicts])
 
 
-def divided(count: int, joins: np.ndarray, merges: np.ndarray, conflicts: np.ndarray,
+def divided(objects: np.ndarray, joins: np.ndarray, merges: np.ndarray, conflicts: np.ndarray,
             edges: dict[str, np.ndarray]) -> np.ndarray:
-    """For each of `count` fragments of a group the smallest fragment of its part."""
+    """For each fragment of a group the smallest fragment of its part; objects: the old one that each belongs to."""
+    count = len(objects)
     low, high = 0, len(merges)  # The first `low` merges bring no conflict, and more than `high` do.
     while low < high:
         middle = (low + high + 1) // 2
@@ -255,7 +267,23 @@ def divided(count: int, joins: np.ndarray, merges: np.ndarray, conflicts: np.nda
         else:
             low = middle
     pieces = united(count, joins, merges[:low])
-    return united(count, np.stack([np.arange(count), pieces], axis=1), grown(edges, pieces, pieces[conflicts]))
+    part = united(count, np.stack([np.arange(count), pieces], axis=1), grown(edges, pieces, pieces[conflicts]))
+    return _with_stray(part, objects, part[conflicts])
+
+
+def _with_stray(part: np.ndarray, objects: np.ndarray, conflicts: np.ndarray) -> np.ndarray:
+    """The parts, of which those that hold no place go with the first that does and has fragments of their object."""
+    holds, none = np.zeros(len(part), bool), len(part)
+    holds[conflicts] = True
+    while True:
+        first = np.full(int(objects.max()) + 1, none)
+        np.minimum.at(first, objects, np.where(holds[part], part, none))
+        found = np.full(len(part), none)
+        np.minimum.at(found, part, first[objects])
+        stray = ~holds[part] & (found[part] < none)
+        if not stray.any():
+            return united(len(part), np.stack([np.arange(len(part)), part], axis=1))
+        part[stray] = found[part[stray]]
 
 
 def grown(edges: dict[str, np.ndarray], pieces: np.ndarray, conflicts: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ def quarrel(fragments, joins, splits, drops):
 def edited(objects, merges, contacts, joins, splits, drops, largest):
     """The new label of every fragment.
 
-    objects: {fragment: label}, 0 where it has none; merges: (a, b) in their order; contacts: {(a, b): (count, sum, key)}.
+    objects: {fragment: label}, 0 where it has none; merges: (a, b) in their order; contacts: {(a, b): (count, sum,
+    key)}.
     """
     named = {objects[fragment] for pair in [*joins, *splits] for fragment in pair} | {objects[one] for one in drops}
     inside = [fragment for fragment, label in objects.items() if label in named]
@@ -71,6 +72,22 @@ def divided(union, objects, merges, contacts, joins, splits, drops):
                     mean = Fraction(sum(row[1] for row in rows), UNIT * sum(row[0] for row in rows))
                     found.append((1 - mean, max(row[2] for row in rows), one, other))
         if not found:
-            return parts
+            return with_stray(parts, objects, lambda *two: quarrel(frozenset().union(*two), joins, splits, drops))
         _, _, one, other = min(found, key=lambda row: row[:2])
         parts = [part for part in parts if part not in (one, other)] + [one | other]
+
+
+def with_stray(parts, objects, quarrels):
+    """Parts without a place to hold apart go with the first that has one, and fragments of their object."""
+    holders = [part for part in parts if any(quarrels(part, other) for other in parts if other is not part)]
+    stray = [part for part in parts if part not in holders]
+    while stray:
+        taken = []
+        for part in stray:
+            mine = {objects[one] for one in part}
+            near = [number for number, holder in enumerate(holders) if mine & {objects[one] for one in holder}]
+            taken += [(part, min(near, key=lambda number: min(holders[number])))] if near else []
+        for part, number in taken:
+            holders[number] |= part
+        stray = [part for part in stray if part not in [one for one, _ in taken]]
+    return holders
