@@ -234,7 +234,7 @@ class AffinityWork(TreeWork):
         return found
 
     def labels_of_fragments(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(names, labels before edits) of the fragments in and before a block; 0 where no voxel is left of a segment."""
+        """(names, labels before edits) of the fragments in and before a block; 0 where a segment has no voxel left."""
         names, labels = self.numbers_of(number)
         if self.cleans:
             (table,), (voxels,) = self.read("dust", 0, "table"), self.read("segments", 0, "voxels")

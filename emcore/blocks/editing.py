@@ -1,7 +1,7 @@
 """Edits in blocks: what lies inside the objects that they name, gathered from the files of all blocks.
 
-Only the fragments of these objects are held in memory, with the merges and contacts among them; every table of a block is
-read once. Names of fragments rise as their numbers do in the whole volume, so the parts are those of the whole.
+Only the fragments of these objects are held in memory, with the merges and contacts among them; every table of a
+block is read once. Names of fragments rise as their numbers do in the whole volume, so parts are those of the whole.
 """
 
 from collections.abc import Iterable, Sequence

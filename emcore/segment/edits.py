@@ -71,10 +71,15 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     if largest_label(fragments, threads) > tree.fragments:
         raise InputError(f"fragments hold labels above {tree.fragments}, which the merge tree does not know")
     ids = ids_at(edits, labels.shape, lambda place: (int(fragments[place]), int(labels[place])))
-    decisions, cut = decided(edits, ids), tree.table(threshold)
-    objects = objects_of(fragments, labels, cut, threads)
+    objects = objects_of(fragments, labels, tree.table(threshold), threads)
+    return held(fragments, labels, edited_objects(segmentation, objects, threshold, ids, decided(edits, ids)), threads)
+
+
+def edited_objects(segmentation: Segmentation, objects: np.ndarray, threshold: float, ids: np.ndarray,
+                   decisions: Decisions) -> np.ndarray:
+    """The label of every fragment with edits; objects are those without, ids the fragments that edits name."""
+    tree, graph = segmentation.tree, segmentation.graph
     made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))
-    graph = segmentation.graph
     named = np.isin(objects, objects[np.unique(ids)]) & (objects != 0)
     rank = np.cumsum(named) - 1
     merges = np.stack([tree.a[:made], tree.b[:made]], axis=1)
@@ -82,9 +87,10 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     own = np.flatnonzero(named[graph.u] & (objects[graph.u] == objects[graph.v]))
     edges = {name: getattr(graph, name)[own] for name in EDGES}
     edges |= {end: rank[edges[end]] for end in "uv"}
+    inside = Inside(np.flatnonzero(named).astype(np.uint64), objects[named], merges, edges)
     table = objects.copy()
-    table[named] = edited(Inside(np.flatnonzero(named).astype(np.uint64), objects[named], merges, edges), decisions, int(cut.max()))
-    return held(fragments, labels, table, threads)
+    table[named] = edited(inside, decisions, int(tree.table(threshold).max()))
+    return table
 
 
 def ids_at(edits: Sequence[Edit], shape: Sequence[int], look: Callable[[Place], tuple[int, int]]) -> np.ndarray:
