@@ -1,12 +1,13 @@
 """What edits cost on a large volume: `python -m bench.edits --size 512 --labels labels512.h5`.
 
 Edits are drawn at random: half of them join two objects, half take two places of a large object apart. It prints the
-seconds of the processor that fragments, graph and merges took, and those that the edits take: on the graph, and with all
-voxels.
+seconds of the processor that fragments, graph and merges took, and those that the edits take: on the graph, and with
+all voxels.
 """
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def timed(what, function):
     """What a function returns; its seconds of the processor and of the wall are printed."""
     start, wall = time.process_time(), time.perf_counter()
     found = function()
-    print(f"{what}: {time.process_time() - start:.1f} s of the processor, {time.perf_counter() - wall:.1f} s", flush=True)
+    print(f"{what}: {time.process_time() - start:.1f} s of the processor, {time.perf_counter() - wall:.1f} s")
     return found
 
 
@@ -58,8 +59,8 @@ def main() -> None:
         edits = drawn(labels, whole.fragments, count, seed=count)
         ids = ids_at(edits, labels.shape, lambda place: (int(whole.fragments[place]), int(labels[place])))
         timed(f"{len(edits)} edits on the graph",
-              lambda: edited_objects(whole, objects, options.threshold, ids, decided(edits, ids)))
-        timed(f"{len(edits)} edits with all voxels", lambda: apply_edits(whole, labels, options.threshold, edits))
+              partial(edited_objects, whole, objects, options.threshold, ids, decided(edits, ids)))
+        timed(f"{len(edits)} edits with all voxels", partial(apply_edits, whole, labels, options.threshold, edits))
 
 
 if __name__ == "__main__":
