@@ -75,8 +75,9 @@ def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | N
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     made_of, settings = read_record(stored, LABELS), config.from_table(Decode, made_by, "decode")
-    settings = settings if threshold is None else replace(settings, threshold=threshold)
-    check_end(stored, segmentation.tree.complete_below, settings.threshold)
+    threshold = settings.threshold if threshold is None else threshold
+    check_end(stored, segmentation.tree.complete_below, threshold)
+    settings = replace(settings, threshold=threshold)
     if needs_affinities(settings):
         if prediction is None or not prediction.exists():
             raise InputError(f"{stored} was made with decode.boundary or decode.link, which look at the affinities, "
@@ -87,7 +88,7 @@ def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | N
     record = made_of and {**made_of, "decode": config.to_table(settings), **of_edits(edits)}
     made = labels_of(segmentation, settings)
     if edits:
-        made = apply_edits(segmentation, made, settings.threshold, edits)
+        made = apply_edits(segmentation, made, threshold, edits)
     _write(out, LABELS, made, (labels.resolution, labels.offset), settings, record)
     return out
 
