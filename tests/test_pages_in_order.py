@@ -103,7 +103,6 @@ HF = "outputs/hf_weights/weights/fullem_mixedmask_dbmim_r33"
 V1_DATA = ("-t datasets/cremi_v1/ -dn images/im_A_v2_200.h5@images/im_B_v2_200.h5@images/im_C_v2_200.h5",
            "-ln gt-syn/syn_A_v2_200.h5@gt-syn/syn_B_v2_200.h5@gt-syn/syn_C_v2_200.h5")
 OURS = "name=mine data.folder=/your/data"
-HAND_BACK = f"python -m emcore handover outputs/demo/{R}/test_im_labels.h5 back.csv --back changed.hdf5"
 
 # page -> (command as the page has it, without its comment; what it does)
 TABLE = {
@@ -187,7 +186,8 @@ TABLE = {
         (f"python -m emcore handover outputs/demo/{R}/test_im_labels.h5 for_webknossos --edits edits.csv",
          makes(*(f"for_webknossos/{name}" for name in (
              "agglomerates.hdf5", "supervoxels.precomputed/info", "supervoxels.csv", "edges.csv", "merges/info")))),
-        (HAND_BACK, makes("back.csv")),
+        (f"python -m emcore handover outputs/demo/{R}/test_im_labels.h5 back.csv --back changed.hdf5",
+         makes("back.csv")),
         ("python -m emcore learn-contacts --cfg mine.toml --edits mine_prediction.h5 mine_edits.csv",
          makes("mine_contacts.json"))],
     "docs/trust.md": [("make test", None), ("make test-long", None),
@@ -609,7 +609,8 @@ def after_handover(folder):
         file["segment_to_agglomerate"][...] = objects
 
 
-AFTER = {HAND_BACK.replace("back.csv --back changed.hdf5", "for_webknossos --edits edits.csv"): after_handover,
+AFTER = {"python -m emcore handover outputs/demo/results_step=600/test_im_labels.h5 for_webknossos --edits edits.csv":
+         after_handover,
          "python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
          "python train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml": after_pretraining}
 

@@ -8,8 +8,8 @@ every number. What happens to the others follows from the set of edits alone:
    that would bring two such places together. What there is by then are the pieces of the object.
 3. Pieces go on to merge, by the mean affinity over all contacts between the two, the largest first and equal ones by
    the largest key of a contact, as in agglomeration. Those that hold places apart never do. Every piece reaches some
-   place in that way, so an object falls into no more parts than its edits ask for. Where dust was joined across what
-   lost all its voxels, a piece may reach none: it goes with the first part of its object that holds a place.
+   place in that way, so every part of an object holds a place of an edit. Where dust was joined across what lost all
+   its voxels, a piece may reach none: it goes with the first part of its object that holds a place.
 4. Places that joins name belong to neurons, so a dropped place is held apart from them. Its part becomes 0.
 
 A part that has the first fragment of an old object keeps the number of that object, the smallest one where it has
