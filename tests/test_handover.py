@@ -239,6 +239,16 @@ def replace(file, values):
     file["segment_to_agglomerate"] = values
 
 
+def test_a_supervoxel_without_a_label_cannot_be_joined(place):
+    found = look_at(place / "a_labels.h5")
+    wanted = read_mapping(place / "out" / "agglomerates.hdf5", len(found.objects) - 1)
+    dust = int(np.flatnonzero(found.objects[1:] == 0)[0]) + 1
+    assert edits_of(found, wanted) == []
+    wanted[dust] = wanted[np.flatnonzero(found.objects)[0]]
+    with pytest.raises(InputError, match=f"joins the supervoxel {dust} to others"):
+        edits_of(found, wanted)
+
+
 def test_mistakes_are_named_and_nothing_is_written(place, tmp_path, capsys):
     labels = str(place / "a_labels.h5")
     assert run_command(main, [labels, str(place / "out")]) == 2

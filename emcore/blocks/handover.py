@@ -213,10 +213,9 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
     drop where it became 0. What would go to the wrong part by these is joined to the right one, until nothing is wrong.
     """
     before = numbered_objects(found.objects)
-    lost = np.flatnonzero((found.objects == 0) & (wanted != before))
-    lost = lost[lost > 0]
-    odd = [one for one in lost.tolist() if wanted[one] and (wanted == wanted[one]).sum() > 1]
-    if odd:
+    _, which, count = np.unique(wanted, return_inverse=True, return_counts=True)
+    odd = np.flatnonzero((found.objects == 0) & (wanted > 0) & (count[which] > 1))
+    if len(odd):
         raise InputError(f"the mapping joins the supervoxel {odd[0]} to others, but in these labels it is 0, as dust "
                          "or boundary, and no edit reaches it: lower decode.remove_size and decode again")
     has = found.objects > 0
