@@ -4,7 +4,8 @@
     torchrun --nproc-per-node=4 infer.py --cfg configs/demo.toml   # the tiles are shared out
     python infer.py --cfg configs/demo.toml decode.threshold=0.4   # the stored prediction is decoded again
     python infer.py --cfg configs/demo.toml --cut 0.35         # other labels from the stored merge tree, in seconds
-    python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, too
+    python infer.py --cfg configs/demo.toml --edits edits.csv  # hold what people decided (docs/proofreading.md)
+    python infer.py --cfg configs/demo.toml --from a_prediction.h5   # decode a stored prediction; takes --cut, --edits
     python infer.py --cfg configs/demo.toml --status           # where a run stands, from any machine
     python infer.py --cfg configs/demo.toml --export net.pt2   # the net as a file for other programs
     python infer.py --cfg configs/demo.toml --export net.pt    # a small checkpoint to share: only the weights
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="replace a prediction that was made with other settings")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")
     parser.add_argument("--cut", type=float, help="threshold at which to cut the stored merge trees again")
+    parser.add_argument("--edits", metavar="FILE", help="joins, splits and drops to hold in the labels that are there, "
+                        "or with --cut in those of another threshold; they are written beside them")
     parser.add_argument("--status", action="store_true", help="say how far predictions and labels are, and do nothing")
     parser.add_argument("--export", metavar="FILE", help=".pt2: the net for other programs; .pt: only its weights")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
@@ -52,12 +55,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.stored and options.status:
         return tell_status([files_of_stored(Path(options.stored))])
     if options.stored:
-        return decode_stored(settings, Path(options.stored), options.cut)
+        return decode_stored(settings, Path(options.stored), options.cut, options.edits)
     choice = options.checkpoint or settings.infer.checkpoint
     if options.status:
         return tell_status(results.files_of(settings, options.results or results.of_checkpoint(settings, choice)))
-    if options.cut is not None:
-        return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut)
+    if options.cut is not None or options.edits:
+        return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut,
+                         options.edits)
     from emcore.engine import checkpoint, weights  # with torch, which all above does without
     from emcore.systems.checkpoints import ours
 
@@ -213,13 +217,13 @@ def files_of_stored(stored: Path) -> tuple[Path, Path]:
     return stored, stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
 
 
-def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> int:
+def decode_stored(settings: Settings, stored: Path, threshold: float | None, edits: str | None) -> int:
     from emcore.blocks.run import choice_of
 
-    _, labels = files_of_stored(stored)
-    if threshold is not None:
-        print(cut_one(settings, labels, threshold, stored))
-        return 0
+    files = files_of_stored(stored)
+    if threshold is not None or edits:
+        return cut_each(settings, [files], threshold, edits)
+    _, labels = files
     made_of = record.of_labels(settings, stored)
     choice = choice_of(stored, settings.decode, settings.blocks, labels, made_of)
     print(choice.told, flush=True)
@@ -228,23 +232,37 @@ def decode_stored(settings: Settings, stored: Path, threshold: float | None) -> 
     return 0
 
 
-def cut_again(settings: Settings, folder: Path, threshold: float) -> int:
-    for prediction, labels in results.files_of(settings, folder):
+def cut_again(settings: Settings, folder: Path, threshold: float | None, edits: str | None) -> int:
+    return cut_each(settings, results.files_of(settings, folder), threshold, edits)
+
+
+def cut_each(settings: Settings, files: Sequence[tuple[Path, Path]], threshold: float | None,
+             edits: str | None) -> int:
+    """Makes labels of another threshold, or with edits, from predictions and labels that are there."""
+    from emcore.segment import read_edits
+
+    if edits and len(files) > 1:
+        raise InputError(f"--edits are places in one volume, and data.test has {len(files)}: name the prediction of "
+                         f"yours by --from, such as --from {files[0][0]}")
+    decisions = read_edits(edits) if edits else []
+    for prediction, labels in files:
         if not labels.exists():
-            raise InputError(f"there is no {labels}: run infer.py without --cut first")
-        print(cut_one(settings, labels, threshold, prediction))
+            raise InputError(f"there is no {labels}: run infer.py without {'--edits' if edits else '--cut'} first")
+        out = labels.with_name(f"{labels.stem}{'' if threshold is None else f'_{threshold:g}'}"
+                               f"{f'_edits={Path(edits).stem}' if edits else ''}.h5")
+        print(cut_one(settings, labels, threshold, out, prediction, decisions))
     return 0
 
 
-def cut_one(settings: Settings, labels: Path, threshold: float, prediction: Path) -> Path:
-    """Labels of another threshold beside those that are there, made in the way in which these were made."""
+def cut_one(settings: Settings, labels: Path, threshold: float | None, out: Path, prediction: Path,
+            edits: Sequence) -> Path:
+    """Labels beside those that are there, made in the way in which these were made."""
     from emcore.blocks.run import cut_in_blocks, is_in_blocks
     from emcore.decode.labels import recut
 
-    out = labels.with_name(f"{labels.stem}_{threshold:g}.h5")
     if is_in_blocks(labels):
-        return cut_in_blocks(labels, threshold, out, settings.blocks)
-    return recut(labels, threshold, out, prediction)
+        return cut_in_blocks(labels, threshold, out, settings.blocks, edits)
+    return recut(labels, threshold, out, prediction, edits)
 
 
 def tell_status(files: Sequence[tuple[Path, Path]]) -> int:

@@ -23,6 +23,7 @@ TOOLS = {
     "mesh": ("emcore.blocks.meshes", "write the closed surface of every object for Neuroglancer, or as PLY or OBJ"),
     "statistics": ("emcore.blocks.label_statistics", "write voxels, box, centroid and contacts of every label as CSV"),
     "explain": ("emcore.blocks.explain", "say why a voxel has its label, and what joins it to another one"),
+    "handover": ("emcore.blocks.handover", "write supervoxels, mapping and edges for webknossos, and take edits back"),
     "blockwise": ("emcore.systems.dbmim.blockwise", "score a prediction in blocks at their seams and away from them"),
     "prepare": ("emcore.systems.dbmim.prepare", "put public volumes where the recipes look for them, with a manifest"),
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),

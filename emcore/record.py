@@ -7,7 +7,7 @@ checkpoints change no bit; some of them stand in the record for a reader and are
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import emcore
 from emcore import config
 from emcore.errors import InputError
 from emcore.reading import open_regular
+from emcore.segment.edit_files import Edit, canonical, digest_of_edits
 from emcore.settings import Settings
 from emcore.settings.data import VolumeFiles
 from emcore.settings.decode import Decode
@@ -110,6 +111,11 @@ def of_classifier(decode: Decode) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"decode.learned.file: cannot read {learned.file}: {error.strerror or error}; python -m "
                          "emcore learn-contacts writes it") from None
+
+
+def of_edits(edits: Sequence[Edit]) -> dict[str, Any]:
+    """What was decided, by its content; nothing where nothing was."""
+    return {"edits": {"digest": digest_of_edits(edits), "count": len(canonical(edits))}} if edits else {}
 
 
 def of_source(prediction: Path) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def why_decode(labels: Path, prediction: Path, wanted: Mapping[str, Any]) -> str
         made_by = {"decode": open_volume(labels, LABELS).attrs.get("decode")}
     elif made_by["prediction"]["digest"] != wanted["prediction"]["digest"]:
         return "they were made of another prediction"
+    if made_by.get("edits"):
+        return "they hold edits, and labels without any are asked for"
     differing = decoded_otherwise(made_by, wanted["decode"])
     if not differing and made_by.get("classifier") != wanted.get("classifier"):
         return "the classifier in decode.learned.file is another one by now"
@@ -134,7 +136,9 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
         if differing:
             lines.append(f"the prediction was made with other settings than those given here: {listed(differing)}")
     if made_by is not None:
-        lines.append(f"decoded by {record.told_decode(made_by['decode'])}")
+        edits = made_by.get("edits")
+        held = f", and {edits['count']} edits ({edits['digest'][:12]}) are held" if edits else ""
+        lines.append(f"decoded by {record.told_decode(made_by['decode'])}{held}")
         differing = decoded_otherwise(made_by, config.to_table(settings.decode))
         if differing:
             lines.append(f"the labels were made with other settings than those given here: {listed(differing)}")

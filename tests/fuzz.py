@@ -297,6 +297,17 @@ NML = """<?xml version="1.0" encoding="utf-8"?>
 <edges><edge source="1" target="4"/></edges></thing></things>"""
 
 
+def make_edits(folder: Path) -> list[Path]:
+    """Edits as CSV, and a mapping of webknossos."""
+    from emcore.segment import Edit, write_edits
+    from emcore.segment.agglomerates import write_mapping
+
+    write_edits(folder / "a.csv", [Edit("join", (1, 2, 3), (4, 5, 6)), Edit("drop", (7, 8, 9))])
+    write_mapping(folder / "a.hdf5", np.array([0, 1, 1, 2, 2, 0]), np.array([1, 3]), np.array([2, 4]),
+                  np.array([0.5, 0.25]), np.arange(18).reshape(6, 3))
+    return [folder / "a.csv", folder / "a.hdf5"]
+
+
 def make_skeletons(folder: Path) -> list[Path]:
     import pickle
     import pickletools
@@ -381,6 +392,16 @@ def read_zip(path: Path) -> None:
         raise AssertionError("unpacked beside its folder")
 
 
+def read_edits(path: Path) -> None:
+    from emcore.segment import read_edits
+    from emcore.segment.agglomerates import read_mapping
+
+    if path.suffix == ".csv":
+        read_edits(path)
+    else:
+        read_mapping(path, 5)
+
+
 def read_skeletons(path: Path) -> None:
     from emcore.segment import read_skeletons
 
@@ -428,6 +449,7 @@ READERS = {
     "checkpoint": Reader(make_checkpoint, read_checkpoint),
     "zip": Reader(make_zip, read_zip),
     "skeletons": Reader(make_skeletons, read_skeletons),
+    "edits": Reader(make_edits, read_edits),
     "page": Reader(make_page, read_page),
 }
 

@@ -13,13 +13,14 @@ from emcore.decode import decode, recut
 from emcore.decode.affinities import segmentation_of
 from emcore.decode.contact_net import damaged, read_net, train_net, write_net
 from emcore.decode.features import QUANTILES, feature_names, features, quantiles
+from emcore.decode.learn_contacts import answers_of
 from emcore.decode.learn_contacts import main as learn_contacts
-from emcore.decode.learned import learned_segmentation, voxels_of
+from emcore.decode.learned import first_clusters, learned_segmentation, voxels_of
 from emcore.decode.tune import check as check_tune
 from emcore.errors import InputError, run_command
-from emcore.segment import Segmentation
+from emcore.segment import Edit, Segmentation, write_edits
 from emcore.segment.affinities import Affinities
-from emcore.segment.contacts import BINS, measure_contacts
+from emcore.segment.contacts import BINS, first_graph, measure_contacts, pool_contacts
 from emcore.settings import Settings
 from emcore.settings.decode import AffinityDecode, Learned
 from emcore.volumes import create_volume, open_volume
@@ -61,6 +62,19 @@ def predicted(path, affs, offsets=OFFSETS, resolution=RESOLUTION):
     return write(path, affs, {"offsets": [list(offset) for offset in offsets]}, resolution)
 
 
+def answers(prediction, truth, count, seed=0):
+    """Right answers about places on both sides of a contact of fragments, as many joins as splits."""
+    affs = open_volume(prediction)[...]
+    fragments = Segmentation(Affinities(affs[:3], OFFSETS[:3]), fragments="faces-1").fragments
+    random, edits = np.random.default_rng(seed), []
+    for is_one in (True, False):
+        across = (fragments[:, :, 1:] != fragments[:, :, :-1]) & (truth[:, :, 1:] > 0) & (truth[:, :, :-1] > 0)
+        places = np.argwhere(across & ((truth[:, :, 1:] == truth[:, :, :-1]) == is_one))
+        for z, y, x in places[random.permutation(len(places))[:count // 2]].tolist():
+            edits.append(Edit("join" if is_one else "split", (z, y, x), (z, y, x + 1)))
+    return edits
+
+
 def voi(truth, labels):
     found = metrics.voi(metrics.contingency(truth, labels))
     return found.split + found.merge
@@ -94,6 +108,60 @@ def test_it_decodes_another_volume_better_than_the_mean_does(trained):
     plain = Segmentation(affs, fragments="faces-1")
     best = min(voi(truth, plain.labels(threshold)) for threshold in np.arange(0.05, 1, 0.05))
     assert voi(truth, labels) < best
+
+
+def test_decisions_teach_it_where_there_are_no_labels(trained, tmp_path, capsys):
+    """From edits of one volume, at contacts, to better labels of another one than the mean makes."""
+    write_edits(tmp_path / "edits.csv", answers(trained / "train_prediction.h5", tissue(1), 400))
+    given = ["--cfg", str(trained / "run.toml"), "--out", str(tmp_path / "a.json"), "--edits"]
+    assert learn_contacts([*given, str(trained / "train_prediction.h5"), str(tmp_path / "edits.csv")]) == 0
+    truth, prediction = tissue(2), open_volume(trained / "test_prediction.h5")
+    settings = settings_of(trained, f"decode.learned.file={tmp_path}/a.json").decode
+    plain = Segmentation(Affinities(prediction[:3], OFFSETS[:3]), fragments="faces-1")
+    found = voi(truth, learned_segmentation(prediction, settings).labels(0.5))
+    assert found < 0.8 * voi(truth, plain.labels(0.5))
+    write_edits(tmp_path / "few.csv", answers(trained / "train_prediction.h5", tissue(1), 4))
+    assert run_command(learn_contacts, [*given, str(trained / "train_prediction.h5"), str(tmp_path / "few.csv")]) == 2
+    assert "50 of each are needed" in capsys.readouterr().err
+    write_edits(tmp_path / "none.csv", [Edit("drop", (0, 0, 0))])
+    assert run_command(learn_contacts, [*given, str(trained / "train_prediction.h5"), str(tmp_path / "none.csv")]) == 2
+    assert "nothing to learn from" in capsys.readouterr().err
+
+
+def test_what_decisions_say_about_contacts(trained):
+    """Clusters of one neuron by a chain of joins are one, those of two held apart are two, and no others count."""
+    edits = answers(trained / "train_prediction.h5", tissue(1), 120)
+    source = answers_of(str(trained / "train_prediction.h5"), edits, settings_of(trained).decode)
+    table = first_clusters(source.contacts, 0.2, 1000)
+    pooled = pool_contacts(source.contacts, table)
+    links, foes = ([{int(table[int(one)]) for one in pair} for pair in pairs.tolist()] for pairs in (
+        source.decisions.joined, source.decisions.apart))
+    groups = [set(pair) for pair in links]
+    for pair in links:  # every link joins the groups that it touches
+        touched = [group for group in groups if group & pair]
+        groups = [group for group in groups if not group & pair] + [set().union(*touched)]
+
+    def group_of(one):
+        return frozenset(next((group for group in groups if one in group), {one}))
+
+    apart = [{group_of(one) for one in pair} for pair in foes]
+    mixed = {next(iter(pair)) for pair in apart if len(pair) == 1}
+    wanted = []
+    for number, ends in enumerate(zip(pooled.u.tolist(), pooled.v.tolist())):
+        pair = {group_of(one) for one in ends}
+        if not pair & mixed and (len(pair) == 1 or pair in apart):
+            wanted.append((number, len(pair) == 2))
+    values, borders = source.edges(0.2, 1000)
+    told = len(wanted)
+    assert told > 50
+    assert borders[:told].tolist() == [is_border for _, is_border in wanted]
+    assert np.array_equal(values[:told], features(pooled)[[number for number, _ in wanted]])
+    mean, rows = first_graph(pooled).mean, [row.tobytes() for row in features(pooled)]
+    added = [rows.index(row.tobytes()) for row in values[told:]]
+    assert len(set(added)) == len(added) == min(told, int(((mean < 0.2) | (mean > 0.8)).sum()))
+    assert not set(added) & {number for number, _ in wanted}
+    assert all(mean[number] < 0.2 if is_border else mean[number] > 0.8
+               for number, is_border in zip(added, borders[told:]))
 
 
 def test_perfect_affinities_give_the_truth_back(trained, tmp_path):

@@ -19,19 +19,22 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
 import tests.test_import_checkpoint as lightning_files
+import tests.test_learned as learned
 from emcore import config
 from emcore.__main__ import SCRIPTS, TOOLS
 from emcore.engine import checkpoint
 from emcore.errors import run_command
 from emcore.models.build import build_model
+from emcore.segment import Edit, write_edits
 from emcore.settings import Settings
 from emcore.smoke import PLACES, STEPS, reduced, write_files
 from emcore.synth import synthesize
-from emcore.volumes import create_volume, list_datasets, split_reference
+from emcore.volumes import create_volume, list_datasets, open_volume, split_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAMS = ("python", "torchrun", "sbatch", "tensorboard", "make")
@@ -175,6 +178,18 @@ TABLE = {
         ("python -m emcore score result/train/volume_0.h5 cremi/syn_A.h5 --clefts --resolution 40 4 4",
          prints(r"adgt|F1|f1")),
     ],
+    "docs/proofreading.md": [
+        ("python infer.py --cfg configs/demo.toml --edits edits.csv",
+         makes(f"outputs/demo/{R}/test_im_labels_edits=edits.h5")),
+        ("python infer.py --cfg configs/demo.toml --cut 0.6 --edits edits.csv",
+         makes(f"outputs/demo/{R}/test_im_labels_0.6_edits=edits.h5")),
+        (f"python -m emcore handover outputs/demo/{R}/test_im_labels.h5 for_webknossos --edits edits.csv",
+         makes(*(f"for_webknossos/{name}" for name in (
+             "agglomerates.hdf5", "supervoxels.precomputed/info", "supervoxels.csv", "edges.csv", "merges/info")))),
+        (f"python -m emcore handover outputs/demo/{R}/test_im_labels.h5 back.csv --back changed.hdf5",
+         makes("back.csv")),
+        ("python -m emcore learn-contacts --cfg mine.toml --edits mine_prediction.h5 mine_edits.csv",
+         makes("mine_contacts.json"))],
     "docs/trust.md": [("make test", None), ("make test-long", None),
                       ('make test-long TESTS="--long 0.1 --long-seed monday"', None),
                       ('make test TESTS="tests/test_results.py"', None)],
@@ -482,6 +497,20 @@ def before_demo(folder):
     run("python infer.py --cfg configs/demo.toml")
 
 
+def before_proofreading(folder):
+    """Edits of the demo's labels, and a prediction with decisions at the contacts of its tissue."""
+    before_demo(folder)
+    labels = open_volume(f"outputs/demo/{R}/test_im_labels.h5", "labels")[...]
+    places = [tuple(np.argwhere(labels == one)[0].tolist()) for one in np.unique(labels)[1:4]]
+    write_edits("edits.csv", [Edit("join", *places[:2]), Edit("drop", places[2])])
+    truth = learned.tissue(1)
+    learned.predicted(folder / "mine_prediction.h5", learned.affinities(truth, 2.0, 1))
+    Path("mine.toml").write_text(
+        'name = "mine"\n[decode]\nkind = "affinities"\nfragments = "faces-1"\n'
+        '[decode.learned]\nfile = "mine_contacts.json"\nfirst_size = 0.001\n')
+    write_edits("mine_edits.csv", learned.answers(folder / "mine_prediction.h5", truth, 400))
+
+
 def before_migration(folder):
     Path("tutorials").mkdir()
     shutil.copytree(ROOT / "tests" / "yaml", "tutorials", dirs_exist_ok=True)
@@ -531,6 +560,7 @@ def before_dbmim(folder):
 
 BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks,
           "docs/connectome.md": before_connectome, "docs/embedding.md": before_demo,
+          "docs/proofreading.md": before_proofreading,
           "docs/volumes.md": before_volumes, "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
           "docs/tutorials/contacts.md": before_contacts, "docs/tutorials/cremi_clefts.md": before_clefts,
           "docs/tutorials/cremi_clefts_v1.md": before_v1,
@@ -570,7 +600,18 @@ def after_pretraining(folder):
     torch.save({"model": net.state_dict(), "global_step": 12, "config": said}, f"{HF}/finetuned_latest.pt")
 
 
-AFTER = {"python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
+def after_handover(folder):
+    """changed.hdf5: the mapping with two of its objects joined."""
+    shutil.copy("for_webknossos/agglomerates.hdf5", "changed.hdf5")
+    with h5py.File("changed.hdf5", "a") as file:
+        objects = file["segment_to_agglomerate"][...]
+        objects[objects == 5] = 4
+        file["segment_to_agglomerate"][...] = objects
+
+
+AFTER = {"python -m emcore handover outputs/demo/results_step=600/test_im_labels.h5 for_webknossos --edits edits.csv":
+         after_handover,
+         "python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
          "python train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml": after_pretraining}
 
 

@@ -87,6 +87,8 @@ def use_merges(fragments: Array, folder: Path) -> segment.MergeTree:
     assert_type(segment.cut(fragments, tree, [0.4, 0.5]), list[Array])
     assert_type(segment.sweep(fragments, tree, [0.4, 0.5]), Iterator[tuple[float, Array]])
     segment.write_tree(folder / "tree.h5", tree)
+    segment.write_edits(folder / "edits.csv", [segment.Edit("drop", (1, 2, 3))])
+    assert_type(segment.read_edits(folder / "edits.csv"), list[segment.Edit])
     assert_type(segment.has_tree(folder / "tree.h5"), bool)
     assert_type(segment.read_tree(folder / "tree.h5"), segment.MergeTree)
     return tree
@@ -107,6 +109,7 @@ def use_labels() -> None:
     assert_type(whole.tree, segment.MergeTree)
     assert_type(whole.labels(0.4, dust_size=5), Array)
     assert_type(whole.explain((2, 3, 4), 0.4), segment.Explanation)
+    assert_type(segment.apply_edits(whole, whole.labels(0.4), 0.4, []), Array)
     assert_type(segment.merge_small(labels, AFFINITIES, 10), Array)
     assert_type(segment.remove_small(labels, 10), Array)
     assert_type(segment.boundary_threshold(labels, AFFINITIES, 0.2), Array)

@@ -5,30 +5,37 @@
     sizes i          the voxels of the segments in a block, and in `segments` those of the volume
     borders i        of small segments; `dust` merges and removes these
     overlaps i       of segments in consecutive sections; `links z` and `linked` join them
+    edits            what fragments become in the objects that edits name
     labels i         the voxels
 """
 
+import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from emcore.blocks import borders, cuts, dust, linking, runs, store
+from emcore.blocks import borders, cuts, dust, editing, linking, runs, store
 from emcore.blocks.grid import Box
 from emcore.blocks.leaves import Columns
 from emcore.blocks.merging import TreeWork
-from emcore.blocks.windows import extent, places_of
+from emcore.blocks.windows import extent, moved, places_of
 from emcore.blocks.work import Stage, digest_of
 from emcore.record import LABELS
 from emcore.segment import Affinities, LinkRule
 from emcore.segment.cleanup import clear_boundaries
+from emcore.segment.edit_files import Edit, Place, canonical
+from emcore.segment.edits import decided, ids_at, places_of_edits
 from emcore.segment.merge_tree import look_up
 from emcore.segment.relabeling import remap
 
 
 @dataclass(frozen=True)
 class AffinityWork(TreeWork):
-    """The decoding of a prediction by decode.kind = "affinities"."""
+    """The decoding of a prediction by decode.kind = "affinities", and edits that its labels hold."""
+
+    edits: tuple[Edit, ...] = ()
 
     def at(self, threshold: float) -> "AffinityWork":
         """The same work with another threshold, up to the end of its merges."""
@@ -47,6 +54,8 @@ class AffinityWork(TreeWork):
         digests = {"cut": cut, "numbers": cut, "sizes": sizes, "segments": sizes,
                    "borders": digest_of(sizes, asked.dust_size), "dust": dust, "overlaps": link, "links": link,
                    "linked": link, LABELS: link}
+        if self.edits:
+            digests["edits"] = digests[LABELS] = digest_of(link, canonical(self.edits))
         return found | {name: f"{name}-{digest}" for name, digest in digests.items()}
 
     def stages(self) -> list[Stage]:
@@ -58,6 +67,7 @@ class AffinityWork(TreeWork):
             counts |= {"dust": 1}
         if asked.link is not None:
             counts |= {"overlaps": blocks, "links": self.grid.counts(0)[0], "linked": 1}
+        counts |= {"edits": 1} if self.edits else {}
         counts |= {LABELS: blocks}
         down = [self.cut_stage(partition) for partition in reversed(range(len(self.grid.partitions)))]
         return [*self.tree_stages(), *down, *(Stage(name, count, self.folders[name]) for name, count in counts.items())]
@@ -72,7 +82,8 @@ class AffinityWork(TreeWork):
 
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == LABELS:
-            self.write_labels(stage, number, self.final_labels(number))
+            if not (self.edits and self.take_unchanged(stage, number)):
+                self.write_labels(stage, number, self.final_labels(number))
         else:
             super().run(stage, number)
 
@@ -177,10 +188,73 @@ class AffinityWork(TreeWork):
         joined = linking.link_table(rows, spans)
         return {"old": joined.old, "new": joined.new}
 
-    def final_labels(self, number: int) -> np.ndarray:
-        """The labels of a block as they are written."""
+    def linked_labels(self, number: int) -> np.ndarray:
+        """The labels of a block before edits."""
         labels = self.cleaned_labels(number)
         if self.settings.link is None:
             return labels
         old, new = self.read("linked", 0, "old", "new")
         return remap(labels, (old, new.astype(labels.dtype)), missing="keep")
+
+    def final_labels(self, number: int) -> np.ndarray:
+        """The labels of a block as they are written."""
+        labels = self.linked_labels(number)
+        if not self.edits:
+            return labels
+        return editing.held(labels, *self.fragments(number), self.read("edits", 0, "names", "labels"))
+
+    # ---- edits
+
+    def make_edits(self, _: int) -> Columns:
+        places = self.named_at(places_of_edits(self.edits, self.grid.shape))
+        ids = ids_at(self.edits, self.grid.shape, places.__getitem__)
+        decisions = decided(self.edits, ids)
+        blocks, settings = range(self.grid.blocks()), self.settings
+        objects = np.unique([label for _, label in places.values()])
+        names, labels = editing.named_objects(map(self.labels_of_fragments, blocks), objects)
+        stages = map(self.merge_stage, range(len(self.grid.partitions)))
+        merges = editing.merges_inside(names, (store.read(self.path(stage, number), "a", "b", "height", "key")
+                                             for stage in stages for number in range(stage.count)), settings.threshold)
+        columns = ("names", *editing.EDGES)
+        contacts = editing.edges_inside(names, labels, (
+            dict(zip(columns, store.read(self.path(self.graph_stage, number), *columns))) for number in blocks))
+        segments, = self.read("numbers", 0, "segments")
+        return editing.edit_columns(names, labels, merges, contacts, decisions, int(segments[0]))
+
+    def named_at(self, places: set[Place]) -> dict[Place, tuple[int, int]]:
+        """The name of the fragment at every one of these places, and the label that it has before edits."""
+        found = {}
+        listed = sorted(places)
+        numbers = self.grid.numbers_at(np.array(listed).T) if listed else []
+        for number in np.unique(numbers):
+            labels, (fragments, names) = self.linked_labels(int(number)), self.fragments(int(number))
+            for place in (listed[at] for at in np.flatnonzero(numbers == number)):
+                inside = tuple(at - span.start for at, span in zip(place, self.grid.box(int(number))))
+                found[place] = int(names[fragments[inside]]), int(labels[inside])
+        return found
+
+    def labels_of_fragments(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(names, labels before edits) of the fragments in and before a block; 0 where a segment has no voxel left."""
+        names, labels = self.numbers_of(number)
+        if self.cleans:
+            (table,), (voxels,) = self.read("dust", 0, "table"), self.read("segments", 0, "voxels")
+            labels = np.where(voxels[labels] > 0, table[labels], 0)
+        if self.settings.link is not None:
+            old, new = self.read("linked", 0, "old", "new")
+            labels = moved(labels, old, new)
+        return names, labels
+
+    def take_unchanged(self, stage: Stage, number: int) -> bool:
+        """Whether no edit changes a block, and the file of its labels without edits has become that of this stage."""
+        changed, = self.read("edits", 0, "names")
+        plain = replace(self, edits=())
+        before = plain.stages()[-1]
+        if editing.ranks(changed, self.names(number))[1].any() or not plain.is_done(before, number):
+            return False
+        path = self.path(stage, number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):  # A file system without hard links has the block written again.
+            path.unlink(missing_ok=True)
+            os.link(plain.path(before, number), path)
+            return True
+        return False

@@ -13,6 +13,7 @@ import numpy as np
 from emcore.blocks.tables import read_segmentation
 from emcore.errors import InputError
 from emcore.record import LABELS, has_labels
+from emcore.record import read as read_record
 from emcore.segment import Explanation
 from emcore.volumes import Volume, open_volume
 
@@ -72,4 +73,6 @@ def after_the_cut(path: Path, found: Explanation, made_by: float | None) -> list
                          "if that is above decode.dust_affinity")
     if len(names) == 2 and 0 not in names and found.other.label != found.place.label and names[0] == names[1]:
         lines.append("the two have one number in the file: they were joined after the cut, as dust or across sections")
+    if edits := (read_record(path, LABELS) or {}).get("edits"):
+        lines.append(f"{edits['count']} edits are held in the file; merges are told here as they are without them")
     return lines

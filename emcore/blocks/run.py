@@ -10,7 +10,7 @@ A run that was killed goes on by the same command, from the files that are there
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from glob import escape
@@ -30,8 +30,10 @@ from emcore.blocks.work import run_task
 from emcore.decode.labels import check_end
 from emcore.errors import InputError
 from emcore.files import create_once, reported, write_text
-from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_source
+from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_edits, of_source
 from emcore.record import read as read_record
+from emcore.segment import Edit, read_edits, write_edits
+from emcore.segment.edit_files import digest_of_edits
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
@@ -72,8 +74,12 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     return out
 
 
-def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> Path:
-    """Writes the labels of another threshold, of the merges that stand beside labels in blocks."""
+def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Blocks,
+                  edits: Sequence[Edit] = ()) -> Path:
+    """Writes the labels of another threshold, of the merges that stand beside labels in blocks; edits are held.
+
+    None takes the threshold of the labels that are there.
+    """
     labels = labels.absolute()  # as workers may stand in other folders
     work = work_of(labels)
     if not isinstance(work, AffinityWork):
@@ -82,16 +88,21 @@ def cut_in_blocks(labels: Path, threshold: float, out: Path, blocks: Blocks) -> 
     if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
         raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
                          "the one that is there")
+    threshold = work.settings.threshold if threshold is None else threshold
     check_end(labels, work.end, threshold)
-    work = work.at(threshold)
+    work = replace(work.at(threshold), edits=tuple(edits))
     table = config.to_table(replace(config.from_table(AffinityDecode, said["decode"], "decode"), threshold=threshold))
-    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
+    kept = {"edits": f"edits-{digest_of_edits(edits)[:12]}.csv"} if edits else {}
+    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"} | kept
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
+    if kept:
+        write_edits(work.folder / kept["edits"], edits)
     with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
         mend(work, blocks)
         before = open_volume(labels, LABELS)
-        said = {"decode": table, ABOUT: said[ABOUT]} | ({ATTRIBUTE: {**record, "decode": table}} if record else {})
+        made_by = {ATTRIBUTE: {**record, "decode": table, **of_edits(edits)}} if record else {}
+        said = {"decode": table, ABOUT: {**said[ABOUT], **kept}, **made_by}
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
 
@@ -168,7 +179,10 @@ def work_of(labels: Path) -> LabelWork | None:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{labels} does not say how its blocks were made: it is damaged; run infer.py again") from None
-    return work_for(folder, grid, prediction, settings, content)
+    work = work_for(folder, grid, prediction, settings, content)
+    if isinstance(work, AffinityWork) and isinstance(about.get("edits"), str):
+        work = replace(work, edits=tuple(read_edits(folder / Path(about["edits"]).name)))
+    return work
 
 
 def damaged_blocks(labels: Path) -> list[Path]:

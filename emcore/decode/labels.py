@@ -1,5 +1,6 @@
 """Labels from a stored prediction by [decode]; what another threshold needs is stored beside them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from emcore.decode.affinities import (
 from emcore.decode.learned import learned_segmentation
 from emcore.errors import InputError
 from emcore.files import assembled
-from emcore.record import ATTRIBUTE, LABELS
+from emcore.record import ATTRIBUTE, LABELS, of_edits
 from emcore.record import read as read_record
 from emcore.results import check_source
-from emcore.segment import Affinities, Segmentation
+from emcore.segment import Affinities, Edit, Segmentation, apply_edits
 from emcore.segment.affinities import above, check_table, stored_table
 from emcore.settings.decode import (
     AffinityDecode,
@@ -62,16 +63,19 @@ def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, An
     return out
 
 
-def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = None) -> Path:
-    """Writes the labels that decode would have made with another threshold, from what it stored.
+def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | None = None,
+          edits: Sequence[Edit] = ()) -> Path:
+    """Writes the labels that decode would have made with another threshold, from what it stored; edits are held.
 
-    The prediction is opened only where the stored settings clear boundaries or link sections.
+    None takes the threshold of the stored labels. The prediction is opened only where the stored settings clear
+    boundaries or link sections.
     """
     segmentation, labels = Segmentation.read(stored), open_volume(stored, LABELS)
     made_by = labels.attrs.get("decode")
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     made_of, settings = read_record(stored, LABELS), config.from_table(Decode, made_by, "decode")
+    threshold = settings.threshold if threshold is None else threshold
     check_end(stored, segmentation.tree.complete_below, threshold)
     settings = replace(settings, threshold=threshold)
     if needs_affinities(settings):
@@ -81,8 +85,11 @@ def recut(stored: Path, threshold: float, out: Path, prediction: Path | None = N
                              "without them")
         check_source(made_of, stored, prediction)
         segmentation = Segmentation.read(stored, read_affinities(open_volume(prediction), settings))
-    record = made_of and {**made_of, "decode": config.to_table(settings)}
-    _write(out, LABELS, labels_of(segmentation, settings), (labels.resolution, labels.offset), settings, record)
+    record = made_of and {**made_of, "decode": config.to_table(settings), **of_edits(edits)}
+    made = labels_of(segmentation, settings)
+    if edits:
+        made = apply_edits(segmentation, made, threshold, edits)
+    _write(out, LABELS, made, (labels.resolution, labels.offset), settings, record)
     return out
 
 

@@ -2,11 +2,14 @@
 
     python -m emcore learn-contacts --cfg C --results FOLDER           # the volumes of data.test and their predictions
     python -m emcore learn-contacts --cfg C --from my_prediction.h5 my_labels.h5:labels
+    python -m emcore learn-contacts --cfg C --edits my_prediction.h5 my_edits.csv    # decisions instead of labels
 
 It writes the file that decode.learned.file names. Fragments and first merges are those of [decode], at several
 thresholds around decode.learned.first_threshold; two clusters have a border where the bodies that most of their voxels
-lie in differ. Volumes that are to be scored should not be learned from, and nets predict what they were trained on
-better than what they will see: sections that the net has not seen make the better classifier.
+lie in differ. Of edits, a join says that there is no border between the clusters of its two places, and a split that
+there is one; what joins connect is one neuron. As many contacts are added whose affinities leave no question. Volumes
+that are to be scored should not be learned from, and nets predict what they were trained on better than what they will
+see: sections that the net has not seen make the better classifier.
 """
 
 import argparse
@@ -24,7 +27,10 @@ from emcore.decode.learned import first_clusters, fragments_named, fragments_of,
 from emcore.errors import InputError
 from emcore.metrics.placement import Shared, placed
 from emcore.metrics.tables import Contingency, contingency
-from emcore.segment.contacts import Contacts, measure_contacts, pool_contacts
+from emcore.segment import Edit, read_edits
+from emcore.segment.contacts import Contacts, first_graph, measure_contacts, pool_contacts
+from emcore.segment.edit_files import DROP
+from emcore.segment.edits import Decisions, decided, ids_at, united
 from emcore.settings import Settings
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import open_volume
@@ -33,6 +39,7 @@ from emcore.volumes.address import located
 LEVELS = (0.5, 0.75, 1.0, 1.25)  # They multiply decode.learned.first_threshold, so clusters differ in size.
 PURE = 0.7  # part of a cluster that has to lie in one body, or its contacts teach nothing
 LEAST_EDGES = 50  # Each of the two kinds needs so many.
+SURE = 0.2  # Where decisions teach, a mean affinity this close to 0 or 1 says by itself whether there is a border.
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,40 @@ class Source:
         return features(pooled)[used], (body[u] != body[v])[used]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What is known of a volume without labels: the contacts of its fragments, and decisions about some of them."""
+
+    name: str
+    steps: tuple[tuple[int, int, int], ...]
+    resolution: tuple[float, ...]
+    contacts: Contacts
+    decisions: Decisions
+
+    def edges(self, threshold: float, limit: int) -> tuple[np.ndarray, np.ndarray]:
+        """(features, whether there is a border) of contacts that decisions tell, and of as many that need none.
+
+        These are drawn from the contacts whose mean affinity leaves no question, as people are not asked about them.
+        """
+        table = first_clusters(self.contacts, threshold, limit)
+        pooled = pool_contacts(self.contacts, table)
+        joined, apart = (table[ids.astype(np.int64)].astype(np.int64) for ids in (
+            self.decisions.joined, self.decisions.apart))
+        count = int(table.max()) + 1
+        neuron = united(count, joined)
+        codes, foes = (np.minimum(*ends) * count + np.maximum(*ends) for ends in (
+            (neuron[pooled.u], neuron[pooled.v]), neuron[apart].T))
+        mixed = foes[foes // count == foes % count] // count  # The first merges were wrong there.
+        border = np.isin(codes, foes)
+        used = (border | (codes // count == codes % count)) & ~np.isin(codes // count, mixed)
+        used &= ~np.isin(codes % count, mixed)
+        mean = first_graph(pooled).mean
+        sure = np.flatnonzero(((mean < SURE) | (mean > 1 - SURE)) & ~used)
+        told = np.flatnonzero(used)
+        drawn = np.random.default_rng(0).permutation(sure)[:len(told)]
+        return features(pooled)[np.append(told, drawn)], np.append(border[told], mean[drawn] < SURE)
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore learn-contacts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,20 +106,25 @@ def main(arguments: Sequence[str]) -> int:
                         "default those of the run's newest checkpoint")
     parser.add_argument("--from", dest="pairs", nargs=2, action="append", default=[], metavar=("PREDICTION", "LABELS"),
                         help="a stored prediction and its labels, instead of data.test; may be given several times")
+    parser.add_argument("--edits", nargs=2, action="append", default=[], metavar=("PREDICTION", "FILE"),
+                        help="a stored prediction and edits of its labels; may be given several times")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where it is written, in place of decode.learned.file")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as decode.fragments=faces-1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     decode = check_decode(settings)
     out = options.out or Path(decode.learned.file)
-    pairs = options.pairs or pairs_of(settings, options.results)
+    pairs = options.pairs or ([] if options.edits else pairs_of(settings, options.results))
     for pair in pairs:  # says what is wrong with one before work begins with another
         for path in pair:
             open_volume(path)
-    sources = []
-    for prediction, labels in pairs:
-        start = time.monotonic()
-        sources.append(source_of(prediction, labels, decode, (0, *settings.data.background, *settings.data.ignore)))
+    answered = [(prediction, read_edits(file)) for prediction, file in options.edits]
+    sources: list[Source | Answers] = []
+    ignored = (0, *settings.data.background, *settings.data.ignore)
+    for make, *given in [*((source_of, *pair, decode, ignored) for pair in pairs),
+                         *((answers_of, *pair, decode) for pair in answered)]:
+        start, prediction = time.monotonic(), given[0]
+        sources.append(make(*given))
         found = sources[-1].contacts
         print(f"{prediction}: {found.fragments} fragments, {len(found.u)} contacts, "
               f"{time.monotonic() - start:.1f} s", flush=True)
@@ -119,7 +165,21 @@ def source_of(prediction: str, labels: str, decode: AffinityDecode, ignored: Seq
     return Source(prediction, steps, resolution, contacts, bodies, place)
 
 
-def learn(sources: Sequence[Source], decode: AffinityDecode, seed: int) -> tuple[ContactNet, int]:
+def answers_of(prediction: str, edits: Sequence[Edit], decode: AffinityDecode) -> Answers:
+    """The contacts in a prediction, and what edits say about its fragments; those within one say nothing."""
+    affs, steps, resolution = read_groups(open_volume(prediction))
+    fragments = fragments_of(affs, decode)
+    ids = ids_at(edits, fragments.shape, lambda place: (int(fragments[place]), 1))
+    told = [at for at, (edit, pair) in enumerate(zip(edits, ids)) if edit.kind != DROP and pair.all()
+            and pair[0] != pair[1]]
+    if not told:
+        raise InputError(f"none of the {len(edits)} edits of {prediction} is about two of its fragments, so there is "
+                         "nothing to learn from them")
+    decisions = decided([edits[at] for at in told], ids[told])
+    return Answers(prediction, steps, resolution, measure_contacts(fragments, affs), decisions)
+
+
+def learn(sources: Sequence[Source | Answers], decode: AffinityDecode, seed: int) -> tuple[ContactNet, int]:
     """(classifier, contacts that it learned from); the sources must have affinities and voxels alike."""
     first = sources[0]
     for source in sources[1:]:

@@ -13,6 +13,10 @@ from emcore.segment.distance import distance_transform as distance_transform
 from emcore.segment.distance import signed_distance as signed_distance
 from emcore.segment.edges import Connections as Connections
 from emcore.segment.edges import connections as connections
+from emcore.segment.edit_files import Edit as Edit
+from emcore.segment.edit_files import read_edits as read_edits
+from emcore.segment.edit_files import write_edits as write_edits
+from emcore.segment.edits import apply_edits as apply_edits
 from emcore.segment.explain import Explanation as Explanation
 from emcore.segment.faces import face_forest as face_forest
 from emcore.segment.fragments import watershed as watershed
