@@ -1,0 +1,188 @@
+"""What right answers to doubts are worth, on tissue with truth: the scores after so many of them, by several orders.
+
+    python -m bench.proofreading --pair fib25_val_labels.h5 data/fib25_val.h5:labels --synth 64,384,384
+
+The truth answers every doubt as a person would who looks at its contact: which true body lies on either side within
+REACH nm of it, and are the two one? A yes to "are these two neurons" leaves that merge out of its object, a yes to "are
+these one" joins the two fragments at the contact. Removable is the VOI that answers can take away: what is left when
+fragments that touch and mostly lie in one true body are joined, and no others.
+
+--synth makes tissue, takes the smoothed brightness of its image for the affinities and cuts the merges at the best VOI.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bench.contacts import with_labels
+from emcore import metrics
+from emcore.blocks.explain import threshold_of
+from emcore.blocks.tables import read_segmentation
+from emcore.metrics.nodes import node_table
+from emcore.metrics.points import labels_at
+from emcore.metrics.skeletons import run_length
+from emcore.report.places import contacts_of
+from emcore.segment import Segmentation, join_pairs, skeletonize
+from emcore.segment.doubts import Doubts, Parted, find_doubts
+from emcore.synth import synthesize
+from emcore.volumes import Volume, open_volume, placement
+
+REACH = 100.0  # nm to either side of a contact that a person looks at
+STEPS = (10, 50, 100, 500)
+WRONG = 0.1  # share of the answers of a tired person
+DRAWS = 3  # of random orders, whose mean is shown
+
+
+class Case(NamedTuple):
+    """A segmentation, its truth, and all its doubts with their right answers."""
+
+    name: str
+    doubts: Doubts
+    parted: Parted
+    wrong: np.ndarray  # bool, whether the segmentation is wrong there
+    bodies: metrics.Contingency  # of truth and fragments
+    skeletons: np.ndarray  # of every node of the true skeletons its body, and its fragment
+    under: np.ndarray
+    edges: np.ndarray
+    lengths: np.ndarray
+
+
+class Scores(NamedTuple):
+    voi: float
+    arand: float
+    nerl: float
+
+
+def case_of(name: str, segmentation: Segmentation, threshold: float, truth: np.ndarray, fragments: Volume,
+            resolution: tuple[float, ...]) -> Case:
+    doubts, parted = find_doubts(segmentation, threshold, float(np.prod(resolution)) / 1e9)
+    field = [2 * max(1, round(REACH / size)) + 1 for size in resolution]
+    wrong = np.zeros(len(doubts), bool)
+    found = contacts_of(doubts, parted, fragments, field)
+    for row, (merge, contact, _, box, inside) in enumerate(found):
+        near = parted.near(merge, contact, inside)
+        one, two = (majority(truth[box][near == side]) for side in (1, 2))
+        wrong[row] = one > 0 and two > 0 and (one == two) == (merge < 0)
+    nodes = node_table(skeletonize(truth, resolution))
+    under = labels_at(fragments, np.rint(nodes.places / resolution) + 0.5, (1, 1, 1))
+    bodies = metrics.contingency(truth, fragments[...], (0,))
+    return Case(name, doubts, parted, wrong, bodies, nodes.skeletons, under.astype(np.int64), nodes.edges,
+                nodes.lengths)
+
+
+def majority(ids: np.ndarray) -> int:
+    """The id of most voxels, 0 where nothing but 0 is there."""
+    found, counts = np.unique(ids[ids > 0], return_counts=True)
+    return int(found[counts.argmax()]) if len(found) else 0
+
+
+def united(pairs: np.ndarray, fragments: int) -> np.ndarray:
+    """The object of every fragment after pairs (n, 2) of them are joined."""
+    table = np.arange(fragments + 1)
+    joined = join_pairs(pairs)
+    table[joined.old.astype(np.int64)] = joined.new
+    return table
+
+
+def objects_after(case: Case, yes: np.ndarray) -> np.ndarray:
+    """The object of every fragment when these doubts were answered with yes."""
+    together = (case.doubts.merge >= 0) ^ yes
+    graph, contact = case.parted.graph, case.doubts.contact[together]
+    return united(np.stack([graph.u[contact], graph.v[contact]], axis=1), graph.fragments)
+
+
+def best_objects(case: Case) -> np.ndarray:
+    """Fragments that touch and mostly lie in one body, joined."""
+    graph, kept = case.parted.graph, case.bodies.kept
+    truth, fragment = case.bodies.truth[kept].astype(np.int64), case.bodies.labels[kept].astype(np.int64)
+    order = np.lexsort((case.bodies.n, fragment))
+    body = np.zeros(graph.fragments + 1, np.int64)
+    body[fragment[order]] = truth[order]  # The last one of a fragment stays, and it has most voxels.
+    same = (body[graph.u] == body[graph.v]) & (body[graph.u] > 0)
+    return united(np.stack([graph.u[same], graph.v[same]], axis=1), graph.fragments)
+
+
+def scores(case: Case, table: np.ndarray) -> Scores:
+    counts = with_labels(case.bodies, table)
+    voi = metrics.voi(counts)
+    run = run_length(case.skeletons, table[case.under], case.edges, case.lengths, 50.0)
+    return Scores(voi.split + voi.merge, metrics.rand(counts, convention="cremi").error, run.normalized)
+
+
+def after(case: Case, order: np.ndarray, steps: list[int], answers: np.ndarray) -> np.ndarray:
+    """(steps, 3): the scores after the first answers of an order."""
+    rows = []
+    for step in steps:
+        yes = np.zeros(len(order), bool)
+        yes[order[:step]] = answers[order[:step]]
+        rows.append(scores(case, objects_after(case, yes)))
+    return np.array(rows)
+
+
+def show(case: Case) -> None:
+    """Prints the curves of a case."""
+    count = len(case.doubts)
+    steps = [step for step in (*STEPS, count // 10, count) if step <= count]
+    now, best = scores(case, objects_after(case, np.zeros(count, bool))), scores(case, best_objects(case))
+    removable = now.voi - best.voi
+    merges = case.doubts.merge >= 0
+    print(f"\n{case.name}: {count} doubts, {case.wrong[merges].sum()} of {merges.sum()} merges and "
+          f"{case.wrong[~merges].sum()} of {(~merges).sum()} pairs are wrong; VOI {now.voi:.3f}, ARAND "
+          f"{now.arand:.3f}, NERL {now.nerl:.3f}; the best of these fragments {best.voi:.3f}, {best.arand:.3f}, "
+          f"{best.nerl:.3f}; removable VOI {removable:.3f}")
+    random = np.random.default_rng(0)
+    tired = case.wrong ^ (random.random(count) < WRONG)
+    ours, largest = np.arange(count), np.argsort(-case.doubts.stake, kind="stable")
+    curves = {"doubts": after(case, ours, steps, case.wrong),
+              f"doubts, {WRONG:.0%} of the answers wrong": after(case, ours, steps, tired),
+              "largest first": after(case, largest, steps, case.wrong),
+              "random order": np.mean([after(case, random.permutation(count), steps, case.wrong)
+                                       for _ in range(DRAWS)], axis=0)}
+    print("| order | " + " | ".join(f"{step:,} answers" for step in steps) + " |")
+    print("|---" * (len(steps) + 1) + "|")
+    for name, curve in curves.items():
+        cells = [f"{(now.voi - voi) / removable:.2f}; {voi:.3f}, {arand:.3f}, {nerl:.3f}"
+                 for voi, arand, nerl in curve.tolist()]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def brightness(raw: np.ndarray) -> np.ndarray:
+    """Affinities of nearest neighbours: the smaller smoothed brightness of the two voxels, as membranes are dark."""
+    smooth = raw.astype(np.float32)
+    for _ in range(2):
+        for axis in (1, 2):
+            smooth = (np.roll(smooth, 1, axis) + 2 * smooth + np.roll(smooth, -1, axis)) / 4
+    low, high = np.percentile(smooth, (1, 50))
+    smooth = np.clip((smooth - low) / (high - low), 0, 1)
+    return np.stack([np.minimum(smooth, np.roll(smooth, 1, axis)) for axis in range(3)])
+
+
+def synthetic(shape: tuple[int, ...]) -> Case:
+    resolution = (20.0, 8.0, 8.0)
+    tissue = synthesize(shape, resolution, seed=7)
+    segmentation = Segmentation(brightness(tissue.raw), fragments="faces-1")
+    curve = metrics.threshold_curve(segmentation.fragments, segmentation.tree, tissue.neuron_ids)
+    return case_of(f"synthetic {shape}", segmentation, curve.best("voi").threshold, tissue.neuron_ids,
+                   open_volume(segmentation.fragments), resolution)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("LABELS", "TRUTH"))
+    parser.add_argument("--synth", metavar="Z,Y,X", help="voxels of synthetic tissue")
+    options = parser.parse_args()
+    print("share of the removable VOI that is gone; VOI, ARAND, NERL after so many answers")
+    for labels, reference in options.pair:
+        segmentation, fragments = read_segmentation(Path(labels)), open_volume(labels, "fragments")
+        truth = open_volume(reference, kind="labels")
+        truth = truth[placement(fragments, truth)]
+        show(case_of(Path(labels).stem, segmentation, threshold_of(Path(labels)), truth,
+                     open_volume(fragments[...]), fragments.resolution))
+    if options.synth:
+        show(synthetic(tuple(int(length) for length in options.synth.split(","))))
+
+
+if __name__ == "__main__":
+    main()
