@@ -28,10 +28,12 @@ from emcore.segment import Segmentation, join_pairs, skeletonize
 from emcore.segment.doubts import Doubts, Parted, find_doubts
 from emcore.synth import synthesize
 from emcore.volumes import Volume, open_volume, placement
+import itertools
 
 REACH = 100.0  # nm to either side of a contact that a person looks at
 STEPS = (10, 50, 100, 500)
 WRONG = 0.1  # share of the answers of a tired person
+BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
 DRAWS = 3  # of random orders, whose mean is shown
 
 
@@ -121,6 +123,32 @@ def after(case: Case, order: np.ndarray, steps: list[int], answers: np.ndarray) 
     return np.array(rows)
 
 
+def asked_again(case: Case, random: np.random.Generator, steps: list[int]) -> np.ndarray:
+    """(steps, 3): as after, in the order of the doubts, by people of whose answers a share is WRONG.
+
+    A yes is asked again of somebody else until the answers and the chance of the doubt together say yes or no with
+    odds of 9 to 1; every answer counts as a step.
+    """
+    weight, sure = np.log((1 - WRONG) / WRONG), np.log(9)
+    yes, rows, given = np.zeros(len(case.doubts), bool), [], 0
+    waiting = list(steps)
+    for row, (chance, wrong) in enumerate(zip(case.doubts.chance.tolist(), case.wrong.tolist())):
+        odds = np.log(max(chance, 1e-6) / max(1 - chance, 1e-6))
+        while True:
+            if waiting and given == waiting[0]:
+                rows.append(scores(case, objects_after(case, yes)))
+                waiting.pop(0)
+            answer = wrong ^ (random.random() < WRONG)
+            given += 1
+            odds += weight if answer else -weight
+            if (not answer and odds < sure) or odds <= -sure or odds >= sure:
+                break
+        yes[row] = odds >= sure
+        if not waiting:
+            break
+    return np.array(rows + [scores(case, objects_after(case, yes))] * len(waiting))
+
+
 def show(case: Case) -> None:
     """Prints the curves of a case."""
     count = len(case.doubts)
@@ -137,15 +165,27 @@ def show(case: Case) -> None:
     ours, largest = np.arange(count), np.argsort(-case.doubts.stake, kind="stable")
     curves = {"doubts": after(case, ours, steps, case.wrong),
               f"doubts, {WRONG:.0%} of the answers wrong": after(case, ours, steps, tired),
+              "the same, each yes asked again": asked_again(case, random, steps),
               "largest first": after(case, largest, steps, case.wrong),
               "random order": np.mean([after(case, random.permutation(count), steps, case.wrong)
                                        for _ in range(DRAWS)], axis=0)}
+    print("chance said, and the share that is wrong: " + calibration(case))
     print("| order | " + " | ".join(f"{step:,} answers" for step in steps) + " |")
     print("|---" * (len(steps) + 1) + "|")
     for name, curve in curves.items():
         cells = [f"{(now.voi - voi) / removable:.2f}; {voi:.3f}, {arand:.3f}, {nerl:.3f}"
                  for voi, arand, nerl in curve.tolist()]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+def calibration(case: Case) -> str:
+    """Of doubts of about the same chance the mean chance, how many they are and which share of them is wrong."""
+    told = []
+    for low, high in itertools.pairwise(BINS):
+        inside = (case.doubts.chance >= low) & (case.doubts.chance < high)
+        if inside.any():
+            told.append(f"{case.doubts.chance[inside].mean():.3f} ({inside.sum()}) {case.wrong[inside].mean():.3f}")
+    return "; ".join(told)
 
 
 def brightness(raw: np.ndarray) -> np.ndarray:

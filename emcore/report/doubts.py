@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from emcore.blocks.explain import threshold_of
 from emcore.blocks.tables import parts_of
 from emcore.errors import InputError
 from emcore.files import csv_text, reported, write_text
+from emcore.metrics.points import labels_at
 from emcore.png import encode_png
 from emcore.record import LABELS, has_labels, read
 from emcore.report.html import digest, filled, policy
@@ -27,7 +28,7 @@ from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
 from emcore.report.stakes import cable_of, synapses_of
 from emcore.segment import Segmentation
-from emcore.segment.doubts import Doubts, Parted, find_doubts
+from emcore.segment.doubts import Doubts, find_doubts
 from emcore.segment.storage import no_tree
 from emcore.volumes import Volume, is_there, open_volume, placement
 
@@ -52,43 +53,62 @@ def main(arguments: Sequence[str]) -> int:
     if options.most < 1:
         raise InputError(f"--most takes a number of 1 or more; got {options.most}")
     labels = labels_in(options.labels)
+    image = image_of(labels, options.image)
+    listed = list_doubts(labels, options.most, options.skeletons, options.connectome)
+    with reported(options.out):
+        options.out.mkdir(parents=True, exist_ok=True)
+    write_text(options.out / "doubts.csv", csv_text([listed.columns, *listed.rows]))
+    write_text(options.out / "doubts.json", json.dumps(viewer_state(listed), indent=1))
+    page = options.out / "doubts.html"
+    write_text(page, doubts_page(listed, image, labels.name))
+    splits = sum(row[1] == "split" for row in listed.rows)
+    print(f"{len(listed.rows)} of {listed.total} doubts: {splits} objects that may be two, "
+          f"{len(listed.rows) - splits} pairs that may be one\n{page}")
+    return 0
+
+
+class Listed(NamedTuple):
+    """The most urgent doubts of a labels file, as lines of doubts.csv and with their places."""
+
+    columns: list[str]
+    rows: list[list[Any]]
+    places: list[Place]
+    fragments: Volume
+    total: int  # doubts that there are
+
+
+def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connectome: Path | None = None) -> Listed:
+    """The most urgent doubts of a labels file, in blocks or not."""
     parts, threshold = parts_of(labels), threshold_of(labels)
     if parts is None or threshold is None:
         raise no_tree(labels)
-    fragments = parts.fragments()
+    fragments, stored, segmentation = parts.fragments(), open_volume(labels, LABELS), Segmentation.of_parts(parts)
     if fragments.resolution is None:
         raise InputError(f"{labels} does not say its resolution, and doubts are measured in micrometres")
-    image = image_of(labels, options.image)
-    segmentation = Segmentation.of_parts(parts)
-    stored = open_volume(labels, LABELS)
     voxel = float(np.prod(fragments.resolution)) / 1e9
     found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")))
-    total = len(found)
-    found = found.rows(np.arange(min(total, options.most)))
-    outer = outer_fragments(fragments, parted.graph.fragments)
+    total, count = len(found), parted.graph.fragments
+    found = found.rows(np.arange(min(total, most)))
     field = [max(1, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
     places = list(places_of(found, parted, fragments, field))
-    more = {}
-    if options.skeletons is not None:
-        more["cable_um"] = cable_of(options.skeletons, fragments, parted.graph.fragments) / 1000
-    if options.connectome is not None:
-        more["synapses"] = synapses_of(options.connectome, fragments, parted.graph.fragments)
-    weights = {name: parted.weigh(found.merge, found.contact, values) for name, values in more.items()}
-    inside = parted.weigh(found.merge, found.contact, outer.astype(np.int64)) == 0
-    rows = [list(row) for row in table_rows(found, parted, places, inside, str(segmentation.statistic), fragments)]
-    for name, values in weights.items():
-        rows = [[*row, *pair] for row, pair in zip(rows, values.tolist())]
-    columns = [*COLUMNS, *(side + name for name in weights for side in ("", "to_"))]
-    with reported(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / "doubts.csv", csv_text([columns, *rows]))
-    write_text(options.out / "doubts.json", json.dumps(viewer_state(columns, rows, fragments), indent=1))
-    page = options.out / "doubts.html"
-    write_text(page, doubts_page(columns, rows, places, fragments, image, labels.name, total))
-    merges = int((found.merge >= 0).sum())
-    print(f"{len(found)} of {total} doubts: {merges} objects that may be two, {len(found) - merges} pairs that may be "
-          f"one\n{page}")
-    return 0
+    weights = {}
+    if skeletons is not None:
+        weights["cable_um"] = cable_of(skeletons, fragments, count) / 1000
+    if connectome is not None:
+        weights["synapses"] = synapses_of(connectome, fragments, count)
+    more = [parted.weigh(found.merge, found.contact, values) for values in weights.values()]
+    inside = parted.weigh(found.merge, found.contact, outer_fragments(fragments, count).astype(np.int64)) == 0
+    names = labels_under(stored, places)
+    rows = table_rows(found, places, inside, names, segmentation.statistic, fragments)
+    return Listed([*COLUMNS, *(side + name for name in weights for side in ("", "to_"))],
+                  [[*row, *np.concatenate([values[number:number + 1].ravel() for values in more]).tolist()]
+                   if more else row for number, row in enumerate(rows)], places, fragments, total)
+
+
+def labels_under(stored: Volume, places: Sequence[Place]) -> np.ndarray:
+    """(n, 2): the labels in the file under the voxels of either side."""
+    voxels = np.array([[place.one, place.two] for place in places]).reshape(-1, 3) + 0.5
+    return labels_at(stored, voxels, (1, 1, 1)).reshape(-1, 2)
 
 
 def labels_in(path: Path) -> Path:
@@ -116,57 +136,56 @@ def image_of(labels: Path, named: str | None) -> tuple[Volume, tuple[slice, ...]
     return image, placement(open_volume(labels, LABELS), image)
 
 
-def table_rows(found: Doubts, parted: Parted, places: Sequence[Place], inside: np.ndarray, statistic: str,
-               fragments: Volume) -> Any:
-    """The lines of doubts.csv."""
-    voxel = np.prod(fragments.resolution) / 1e9
-    ends = parted.table[np.stack([parted.graph.u[found.contact], parted.graph.v[found.contact]], axis=1)]
-    volumes, urgency, smaller = found.voxels * voxel, found.urgency, found.voxels.min(axis=1)
-    alone = np.where(found.voxels[:, 0] <= found.voxels[:, 1], inside[:, 0], inside[:, 1])
-    for row, place in enumerate(places):
-        merged = found.merge[row] >= 0
+def table_rows(found: Doubts, places: Sequence[Place], inside: np.ndarray, names: np.ndarray, statistic: str,
+               fragments: Volume) -> list[list[Any]]:
+    """The lines of doubts.csv; names: the labels of either side."""
+    volumes, urgency = found.voxels * (np.prod(fragments.resolution) / 1e9), found.urgency
+    smaller, rows = found.voxels.argmin(axis=1), []
+    for number, (place, small) in enumerate(zip(places, smaller.tolist())):
+        merged = bool(found.merge[number] >= 0)
         if merged:
-            reason = "neck" if found.faces[row] < NECK * smaller[row] ** (2 / 3) else "weak merge"
+            narrow = found.faces[number] < NECK * found.voxels[number, small] ** (2 / 3)
+            reason = "neck" if narrow else "weak merge"
         else:
-            reason = "orphan" if alone[row] else "touching"
+            reason = "orphan" if inside[number, small] else "touching"
         at = (np.array(place.middle) * fragments.resolution + fragments.offset).tolist()
-        yield (row + 1, "split" if merged else "join", *place.one, *place.two, *at, reason, *ends[row].tolist(),
-               statistic, round(1 - float(found.height[row]), 6), int(found.faces[row]),
-               *(float(f"{volume:.6g}") for volume in volumes[row]),
-               *(float(f"{value:.4g}") for value in (found.chance[row], found.stake[row], urgency[row])))
+        rounded = [float(f"{value:.6g}") for value in (1 - found.height[number], *volumes[number], found.chance[number],
+                                                       found.stake[number], urgency[number])]
+        rows.append([number + 1, "split" if merged else "join", *place.one, *place.two, *at, reason,
+                     *names[number].tolist(), statistic, rounded[0], int(found.faces[number]), *rounded[1:]])
+    return rows
 
 
-def viewer_state(columns: Sequence[str], rows: Sequence[Sequence[Any]], fragments: Volume) -> dict[str, Any]:
+def viewer_state(listed: Listed) -> dict[str, Any]:
     """A state of Neuroglancer with a line for every doubt, from side to side; its layer can be added to any other."""
-    start = np.array(fragments.offset) / fragments.resolution
+    sizes = listed.fragments.resolution
+    start = (np.array(listed.fragments.offset) / sizes).tolist()
     lines = []
-    for row in rows:
-        named = dict(zip(columns, row))
-        one, two = ([float(named[before + axis] + at + 0.5) for axis, at in zip("xyz", start[::-1])]
-                    for before in ("", "to_"))
+    for row in listed.rows:
+        named = dict(zip(listed.columns, row))
+        one, two = ([named[side + axis] + at + 0.5 for axis, at in zip("xyz", start[::-1])] for side in ("", "to_"))
         lines.append({"type": "line", "id": str(named["rank"]), "pointA": one, "pointB": two,
                       "description": f"{named['edit']}? {named['reason']}, chance {named['chance']:.2f}"})
-    return {"dimensions": {axis: [size * 1e-9, "m"] for axis, size in zip("xyz", fragments.resolution[::-1])},
+    return {"dimensions": {axis: [size * 1e-9, "m"] for axis, size in zip("xyz", sizes[::-1])},
             "layers": [{"type": "annotation", "name": "doubts", "source": "local://annotations",
                         "annotationColor": "#ff8c00", "annotations": lines}]}
 
 
-def doubts_page(columns: Sequence[str], rows: Sequence[Sequence[Any]], places: Sequence[Place], fragments: Volume,
-                image: tuple[Volume, tuple[slice, ...]], name: str, total: int) -> str:
+def doubts_page(listed: Listed, image: tuple[Volume, tuple[slice, ...]], name: str) -> str:
     """One HTML file that needs no network and asks about one doubt after the other."""
     volume, start = image
     items = []
-    for row, place in zip(rows, places):
+    for row, place in zip(listed.rows, listed.places):
         box = tuple(slice(span.start + at.start, span.stop + at.start) for span, at in zip(place.box, start))
-        items.append({**dict(zip(columns, row)), "shape": place.sides.shape,
+        items.append({**dict(zip(listed.columns, row)), "shape": place.sides.shape,
                       "middle": [at - span.start for at, span in zip(place.middle, place.box)],
                       "start": [span.start for span in place.box],
                       "raw": flat(grey(volume[box])), "sides": flat(place.sides)})
     style, script = text_of("page.css") + text_of("doubts.css"), text_of("doubts.js")
-    data = json.dumps({"resolution": fragments.resolution, "total": total, "doubts": items,
-                       "key": digest(csv_text([columns, *rows]))}, allow_nan=False).replace("<", "\\u003c")
-    return filled("doubts.html", {"policy": policy(style, script), "style": style, "script": script, "data": data,
-                                  "title": "Doubts", "subtitle": escape(name)})
+    data = json.dumps({"resolution": listed.fragments.resolution, "total": listed.total, "doubts": items,
+                       "key": digest(csv_text([listed.columns, *listed.rows]))}, allow_nan=False)
+    return filled("doubts.html", {"policy": policy(style, script), "style": style, "script": script, "title": "Doubts",
+                                  "subtitle": escape(name), "data": data.replace("<", "\\u003c")})
 
 
 def grey(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from emcore.segment.doubts import Doubts, Parted
 from emcore.volumes import Volume
 
 Box = tuple[slice, slice, slice]
-KEYS = 3  # of a graph of nearest neighbours that a voxel has: a key is the number of the later voxel times this, and more
+KEYS = 3  # A key of the graph is this times the number of the later voxel of a contact, and the axis is added.
 
 
 @dataclass(frozen=True)

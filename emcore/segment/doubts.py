@@ -89,7 +89,8 @@ class Parted:
         if merge < 0:
             return self.sides_in(merge, contact, fragments)
         ids, where = np.unique(fragments, return_inverse=True)
-        roots = self.sides.before(merge, np.append(ids.astype(np.int64), [self.graph.u[contact], self.graph.v[contact]]))
+        ends = [self.graph.u[contact], self.graph.v[contact]]
+        roots = self.sides.before(merge, np.append(ids, ends).astype(np.int64))
         found = np.where(roots[:-2] == roots[-2], 1, np.where(roots[:-2] == roots[-1], 2, 0)).astype(np.uint8)
         return found[where].reshape(fragments.shape)
 
@@ -135,8 +136,7 @@ def best_of_smaller(parted: Parted, merge: np.ndarray, contact: np.ndarray, heig
 
 def touching(segmentation: Segmentation, table: np.ndarray,
              threshold: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(contact, faces, height) of every two objects that touch: the contact that carries most affinity stands for all.
-    """
+    """(contact, faces, height) of every two objects that touch; the contact is that which carries most affinity."""
     graph = segmentation.graph
     between = np.flatnonzero(table[graph.u] != table[graph.v])
     names = pair_names(table[graph.u[between]], table[graph.v[between]])
@@ -160,7 +160,7 @@ def stake(voxels: np.ndarray, total: int) -> np.ndarray:
     """The bits of VOI between two sides (n, 2) as one object and as two, in so many voxels."""
     sizes = voxels.astype(np.float64)
     both = sizes.sum(axis=1)
-    return (weighted(both) - weighted(sizes).sum(axis=1)) / max(total, 1)
+    return np.maximum(0, weighted(both) - weighted(sizes).sum(axis=1)) / max(total, 1)
 
 
 def weighted(sizes: np.ndarray) -> np.ndarray:

@@ -31,7 +31,7 @@ def joined_by(parent: np.ndarray, when: np.ndarray, merges: int, graph: RegionGr
 
 
 def _climbing(tree: MergeTree) -> tuple[np.ndarray, np.ndarray]:
-    """(parent, when): fragment i, the smallest of its cluster until merge when[i], then belongs to that of parent[i]."""
+    """(parent, when): fragment i is the smallest of its cluster until merge when[i] joins that to parent[i]'s."""
     parent = np.arange(tree.fragments + 1, dtype=np.uint32)
     when = np.full(tree.fragments + 1, np.inf)
     kernel.link(tree.a, tree.b, np.arange(len(tree.a), dtype=np.float64), parent, when)
@@ -43,8 +43,8 @@ class Sides:
     """The objects that the first merges of a tree make, each a tree of fragments that its contacts hold together."""
 
     made: int  # merges
-    parent: np.ndarray  # int64: fragment i, the smallest of its cluster until merge when[i], then joins that of parent[i]
-    when: np.ndarray  # int64
+    parent: np.ndarray  # int64, fragment i is the smallest of its cluster until that joins the one of parent[i],
+    when: np.ndarray  # int64, by merge when[i]; where none joins it this is the number of all merges
     contact: np.ndarray  # int64, of every merge the edge of the graph that stands for it
     faces: np.ndarray  # int64, of every merge all contact faces between the two clusters
     below: np.ndarray  # int64, of every merge the fragment at its contact that lies farther from the root of the object
@@ -105,8 +105,8 @@ def sides_of(tree: MergeTree, graph: RegionGraph, threshold: float) -> Sides:
                          "prediction again")
     contact = inner[starts] if made else inner
     faces = np.add.reduceat(graph.count[inner], starts) if made else np.zeros(0, np.int64)
-    return Sides(made, parent, when, contact, faces, *_hung(graph.u[contact].astype(np.int64), graph.v[contact].astype(np.int64),
-                                              graph.fragments))
+    ends = graph.u[contact].astype(np.int64), graph.v[contact].astype(np.int64)
+    return Sides(made, parent, when, contact, faces, *_hung(*ends, graph.fragments))
 
 
 def _hung(u: np.ndarray, v: np.ndarray, fragments: int) -> tuple[np.ndarray, ...]:
