@@ -11,6 +11,7 @@ fragments that touch and mostly lie in one true body are joined, and no others.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +29,12 @@ from emcore.segment import Segmentation, join_pairs, skeletonize
 from emcore.segment.doubts import Doubts, Parted, find_doubts
 from emcore.synth import synthesize
 from emcore.volumes import Volume, open_volume, placement
-import itertools
 
 REACH = 100.0  # nm to either side of a contact that a person looks at
 STEPS = (10, 50, 100, 500)
 WRONG = 0.1  # share of the answers of a tired person
 BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
+SURE = 99  # A wrong yes can cost more than ten right ones bring.
 DRAWS = 3  # of random orders, whose mean is shown
 
 
@@ -117,19 +118,25 @@ def after(case: Case, order: np.ndarray, steps: list[int], answers: np.ndarray) 
     """(steps, 3): the scores after the first answers of an order."""
     rows = []
     for step in steps:
-        yes = np.zeros(len(order), bool)
+        yes = np.zeros(len(answers), bool)
         yes[order[:step]] = answers[order[:step]]
         rows.append(scores(case, objects_after(case, yes)))
     return np.array(rows)
+
+
+def asked(case: Case, answers: np.ndarray) -> np.ndarray:
+    """The doubts in their order, as the page asks them: a yes settles those that are like it."""
+    alike = case.parted.alike(case.doubts)
+    return np.flatnonzero((alike < 0) | ~answers[alike])
 
 
 def asked_again(case: Case, random: np.random.Generator, steps: list[int]) -> np.ndarray:
     """(steps, 3): as after, in the order of the doubts, by people of whose answers a share is WRONG.
 
     A yes is asked again of somebody else until the answers and the chance of the doubt together say yes or no with
-    odds of 9 to 1; every answer counts as a step.
+    odds of SURE to 1; every answer counts as a step.
     """
-    weight, sure = np.log((1 - WRONG) / WRONG), np.log(9)
+    weight, sure = np.log((1 - WRONG) / WRONG), np.log(SURE)
     yes, rows, given = np.zeros(len(case.doubts), bool), [], 0
     waiting = list(steps)
     for row, (chance, wrong) in enumerate(zip(case.doubts.chance.tolist(), case.wrong.tolist())):
@@ -152,7 +159,7 @@ def asked_again(case: Case, random: np.random.Generator, steps: list[int]) -> np
 def show(case: Case) -> None:
     """Prints the curves of a case."""
     count = len(case.doubts)
-    steps = [step for step in (*STEPS, count // 10, count) if step <= count]
+    steps = [step for step in sorted({*STEPS, count // 10, count}) if step <= count]
     now, best = scores(case, objects_after(case, np.zeros(count, bool))), scores(case, best_objects(case))
     removable = now.voi - best.voi
     merges = case.doubts.merge >= 0
@@ -162,9 +169,9 @@ def show(case: Case) -> None:
           f"{best.nerl:.3f}; removable VOI {removable:.3f}")
     random = np.random.default_rng(0)
     tired = case.wrong ^ (random.random(count) < WRONG)
-    ours, largest = np.arange(count), np.argsort(-case.doubts.stake, kind="stable")
-    curves = {"doubts": after(case, ours, steps, case.wrong),
-              f"doubts, {WRONG:.0%} of the answers wrong": after(case, ours, steps, tired),
+    largest = np.argsort(-case.doubts.stake, kind="stable")
+    curves = {"doubts": after(case, asked(case, case.wrong), steps, case.wrong),
+              f"doubts, {WRONG:.0%} of the answers wrong": after(case, asked(case, tired), steps, tired),
               "the same, each yes asked again": asked_again(case, random, steps),
               "largest first": after(case, largest, steps, case.wrong),
               "random order": np.mean([after(case, random.permutation(count), steps, case.wrong)

@@ -74,6 +74,25 @@ def test_sides_are_what_falls_apart_when_a_merge_is_left_out(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_doubts_that_part_an_object_in_nearly_the_same_way_name_the_first_of_them(seed):
+    segmentation = random_segmentation(seed)
+    doubts, parted = find_doubts(segmentation, 0.6, 1e-6)
+    every, sizes = np.arange(segmentation.graph.fragments + 1), segmentation.sizes
+    parts = [parted.sides_in(int(merge), int(contact), every)
+             for merge, contact in zip(doubts.merge, doubts.contact)]
+
+    def alike(row, before):
+        one, other = parts[row], parts[before]
+        if min(doubts.merge[row], doubts.merge[before]) < 0 or ((one > 0) != (other > 0)).any():
+            return False
+        moved = min(sizes[one != other].sum(), sizes[(one > 0) & (one == other)].sum())
+        return moved <= 0.1 * min(doubts.voxels[row].min(), doubts.voxels[before].min())
+
+    wanted = [next((before for before in range(row) if alike(row, before)), -1) for row in range(len(doubts))]
+    assert parted.alike(doubts).tolist() == wanted and max(wanted) > 0
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_stakes_are_differences_of_voi_and_every_pair_that_touches_is_listed(seed):
     segmentation = random_segmentation(seed)
     doubts, parted = find_doubts(segmentation, 0.6, 1e-6)

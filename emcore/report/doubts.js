@@ -76,9 +76,9 @@ function ask() {
     find(id).classList.toggle("chosen", state.answers[doubt.rank] === answer);
   const counts = Object.keys(WORDS).map((answer) =>
     Object.values(state.answers).filter((given) => given === answer).length);
-  const left = doubts.length - counts[0] - counts[1] - counts[2];
-  find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ${left} open; the ` +
-    `${doubts.length} most urgent of ${total} doubts`;
+  const left = doubts.filter(isOpen).length, done = doubts.filter(settled).length;
+  find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ${left} open` +
+    `${done ? `, ${done} settled` : ""}; the ${doubts.length} most urgent of ${total} doubts`;
   [...find("bar").children].forEach((part, index) => { part.style.width = `${100 * counts[index] / doubts.length}%`; });
 }
 
@@ -88,16 +88,28 @@ function named(kind, text) {
 
 function size(value) { return value >= 0.1 ? value.toFixed(2) : value.toPrecision(2); }
 
+// A yes to a doubt settles those that part the object in nearly the same way.
+function settled(doubt) { return state.answers[doubt.like] === "a" && !(doubt.rank in state.answers); }
+
+function isOpen(doubt) { return !(doubt.rank in state.answers) && !settled(doubt); }
+
 function answer(given) {
   state.answers[doubts[state.at].rank] = given;
   keep();
-  if (state.at + 1 < doubts.length) open(state.at + 1);
+  const following = doubts.findIndex((doubt, index) => index > state.at && !settled(doubt));
+  if (following >= 0) open(following);
   else ask();
 }
 
 function next() {
-  const later = doubts.findIndex((doubt, index) => index > state.at && !(doubt.rank in state.answers));
-  open(later >= 0 ? later : Math.max(0, doubts.findIndex((doubt) => !(doubt.rank in state.answers))));
+  const later = doubts.findIndex((doubt, index) => index > state.at && isOpen(doubt));
+  open(later >= 0 ? later : Math.max(0, doubts.findIndex(isOpen)));
+}
+
+function back() {
+  let at = state.at - 1;
+  while (at > 0 && settled(doubts[at])) at--;
+  open(at);
 }
 
 function edits() {
@@ -204,7 +216,7 @@ function home() {
   draw();
 }
 
-const ACTIONS = {a: () => answer("a"), r: () => answer("r"), s: () => answer("s"), b: () => open(state.at - 1), n: next,
+const ACTIONS = {a: () => answer("a"), r: () => answer("r"), s: () => answer("s"), b: back, n: next,
   e: save, h: home, "[": () => colour(-0.15), "]": () => colour(0.15)};
 
 document.addEventListener("keydown", (event) => {
@@ -228,8 +240,7 @@ async function start() {
   stored();
   panels();
   if (doubts.length) {
-    const first = doubts.findIndex((doubt) => !(doubt.rank in state.answers));
-    await open(Math.max(0, first));
+    await open(Math.max(0, doubts.findIndex(isOpen)));
   } else {
     find("ask").hidden = true;
     find("progress").textContent = "There is nothing to ask about.";

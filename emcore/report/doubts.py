@@ -35,7 +35,7 @@ from emcore.volumes import Volume, is_there, open_volume, placement
 FIELD = 64  # voxels of a picture, along the axis of the smallest voxels
 NECK = 0.1  # A merge is called a neck where its faces are fewer than this times the smaller side's voxels ** (2 / 3).
 COLUMNS = ("rank", "edit", "z", "y", "x", "to_z", "to_y", "to_x", "at_z_nm", "at_y_nm", "at_x_nm", "reason", "object",
-           "to_object", "statistic", "value", "faces", "um3", "to_um3", "chance", "stake_bits", "urgency")
+           "to_object", "statistic", "value", "faces", "um3", "to_um3", "chance", "stake_bits", "urgency", "like")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,9 +100,11 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
     inside = parted.weigh(found.merge, found.contact, outer_fragments(fragments, count).astype(np.int64)) == 0
     names = labels_under(stored, places)
     rows = table_rows(found, places, inside, names, segmentation.statistic, fragments)
-    return Listed([*COLUMNS, *(side + name for name in weights for side in ("", "to_"))],
-                  [[*row, *np.concatenate([values[number:number + 1].ravel() for values in more]).tolist()]
-                   if more else row for number, row in enumerate(rows)], places, fragments, total)
+    for number, (row, like) in enumerate(zip(rows, parted.alike(found).tolist())):
+        row.append("" if like < 0 else like + 1)
+        row += [value for values in more for value in values[number].tolist()]
+    return Listed([*COLUMNS, *(side + name for name in weights for side in ("", "to_"))], rows, places, fragments,
+                  total)
 
 
 def labels_under(stored: Volume, places: Sequence[Place]) -> np.ndarray:

@@ -18,6 +18,7 @@ from emcore.segment.sides import Sides, sides_of
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
 CAUTION = 0.7
+ALIKE = 0.1
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
 FITTED = ((1.44, -0.12, 0.0, -0.45), (1.87, -0.35, 0.52, -2.87))
@@ -93,6 +94,26 @@ class Parted:
         roots = self.sides.before(merge, np.append(ids, ends).astype(np.int64))
         found = np.where(roots[:-2] == roots[-2], 1, np.where(roots[:-2] == roots[-1], 2, 0)).astype(np.uint8)
         return found[where].reshape(fragments.shape)
+
+    def alike(self, doubts: Doubts) -> np.ndarray:
+        """For every doubt the first one before it that parts the same object into nearly the same sides, or -1.
+
+        Nearly the same: at most ALIKE of the smallest side changes sides.
+        """
+        inner = np.flatnonzero(doubts.merge >= 0)
+        below = self.sides.below[doubts.merge[inner]]
+        first, last, root = (ends[below] for ends in (*self.sides.span, self.sides.root))
+        at_u = self.graph.u[doubts.contact[inner]] == below
+        part = np.where(at_u, doubts.voxels[inner, 0], doubts.voxels[inner, 1])
+        whole, small = doubts.voxels[inner].sum(axis=1), doubts.voxels[inner].min(axis=1)
+        found = np.full(len(doubts), -1)
+        for row in range(1, len(inner)):
+            nested = (first[:row] <= last[row]) & (first[row] <= last[:row])  # two parts lie in each other or apart
+            moved = np.where(nested, np.abs(part[:row] - part[row]), whole[row] - part[:row] - part[row])
+            same = (root[:row] == root[row]) & (moved <= ALIKE * np.minimum(small[:row], small[row]))
+            if same.any():
+                found[inner[row]] = inner[same.argmax()]
+        return found
 
 
 def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,

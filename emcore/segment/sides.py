@@ -62,7 +62,7 @@ class Sides:
         return total
 
     @cached_property
-    def _span(self) -> tuple[np.ndarray, np.ndarray]:
+    def span(self) -> tuple[np.ndarray, np.ndarray]:
         """(first, last): all that hang on a fragment, itself included, are numbered from first to last."""
         count = self.under(np.ones(len(self.root), np.int64))
         first = np.zeros(len(self.root), np.int64)
@@ -86,7 +86,7 @@ class Sides:
 
     def parted(self, merge: int, fragments: np.ndarray) -> np.ndarray:
         """1 for those of the fragments below the contact of a merge, 2 for the others of its object, else 0."""
-        first, last = self._span
+        first, last = self.span
         below = int(self.below[merge])
         inside = (first[fragments] >= first[below]) & (first[fragments] <= last[below])
         return np.where(self.root[fragments] != self.root[below], 0, np.where(inside, 1, 2)).astype(np.uint8)
