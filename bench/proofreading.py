@@ -7,7 +7,7 @@ REACH nm of it, and are the two one? A yes to "are these two neurons" leaves tha
 these one" joins the two fragments at the contact. Removable is the VOI that answers can take away: what is left when
 fragments that touch and mostly lie in one true body are joined, and no others.
 
---synth makes tissue, takes the smoothed brightness of its image for the affinities and cuts the merges at the best VOI.
+--synth makes tissue, detects its borders as badly as `unsure` does, and cuts the merges where the VOI is best.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from emcore.metrics.nodes import node_table
 from emcore.metrics.points import labels_at
 from emcore.metrics.skeletons import run_length
 from emcore.report.places import contacts_of
-from emcore.segment import Segmentation, join_pairs, skeletonize
-from emcore.segment.doubts import Doubts, Parted, find_doubts
+from emcore.segment import Doubts, Segmentation, find_doubts, join_pairs, skeletonize
+from emcore.segment.doubts import Parted
 from emcore.synth import synthesize
 from emcore.volumes import Volume, open_volume, placement
 
@@ -35,6 +35,7 @@ STEPS = (10, 50, 100, 500)
 WRONG = 0.1  # share of the answers of a tired person
 BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
 SURE = 99  # A wrong yes can cost more than ten right ones bring.
+CLEAR, FINE, COARSE = 3.0, 1.0, 0.8  # logits of a detector: of what is true, and the deviations of its errors
 DRAWS = 3  # of random orders, whose mean is shown
 
 
@@ -59,8 +60,8 @@ class Scores(NamedTuple):
 
 
 def case_of(name: str, segmentation: Segmentation, threshold: float, truth: np.ndarray, fragments: Volume,
-            resolution: tuple[float, ...]) -> Case:
-    doubts, parted = find_doubts(segmentation, threshold, float(np.prod(resolution)) / 1e9)
+            resolution: tuple[float, ...], certain: bool = False) -> Case:
+    doubts, parted = find_doubts(segmentation, threshold, float(np.prod(resolution)) / 1e9, certain)
     field = [2 * max(1, round(REACH / size)) + 1 for size in resolution]
     wrong = np.zeros(len(doubts), bool)
     found = contacts_of(doubts, parted, fragments, field)
@@ -195,21 +196,29 @@ def calibration(case: Case) -> str:
     return "; ".join(told)
 
 
-def brightness(raw: np.ndarray) -> np.ndarray:
-    """Affinities of nearest neighbours: the smaller smoothed brightness of the two voxels, as membranes are dark."""
-    smooth = raw.astype(np.float32)
-    for _ in range(2):
-        for axis in (1, 2):
-            smooth = (np.roll(smooth, 1, axis) + 2 * smooth + np.roll(smooth, -1, axis)) / 4
-    low, high = np.percentile(smooth, (1, 50))
-    smooth = np.clip((smooth - low) / (high - low), 0, 1)
-    return np.stack([np.minimum(smooth, np.roll(smooth, 1, axis)) for axis in range(3)])
+def unsure(truth: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Affinities of nearest neighbours by a detector whose borders are soft, and wrong in places a few voxels wide."""
+    field = smoothed(random.standard_normal(truth.shape, np.float32), 2) * FINE
+    field += smoothed(random.standard_normal(truth.shape, np.float32), 12) * COARSE
+    affs = []
+    for axis in range(3):
+        same = (truth == np.roll(truth, 1, axis)).astype(np.float32)
+        affs.append(1 / (1 + np.exp(-(CLEAR * np.maximum(4 * smoothed(same, 1, False) - 3, -1) + field))))
+    return np.stack(affs)
+
+
+def smoothed(values: np.ndarray, times: int, unit: bool = True) -> np.ndarray:
+    """Means over three voxels along every axis, so many times; with a deviation of 1 where that is asked for."""
+    for _ in range(times):
+        for axis in range(3):
+            values = (np.roll(values, 1, axis) + 2 * values + np.roll(values, -1, axis)) / 4
+    return values / values.std() if unit else values
 
 
 def synthetic(shape: tuple[int, ...]) -> Case:
     resolution = (20.0, 8.0, 8.0)
     tissue = synthesize(shape, resolution, seed=7)
-    segmentation = Segmentation(brightness(tissue.raw), fragments="faces-1")
+    segmentation = Segmentation(unsure(tissue.neuron_ids, np.random.default_rng(7)), fragments="faces-1")
     curve = metrics.threshold_curve(segmentation.fragments, segmentation.tree, tissue.neuron_ids)
     return case_of(f"synthetic {shape}", segmentation, curve.best("voi").threshold, tissue.neuron_ids,
                    open_volume(segmentation.fragments), resolution)
@@ -226,7 +235,8 @@ def main() -> None:
         truth = open_volume(reference, kind="labels")
         truth = truth[placement(fragments, truth)]
         show(case_of(Path(labels).stem, segmentation, threshold_of(Path(labels)), truth,
-                     open_volume(fragments[...]), fragments.resolution))
+                     open_volume(fragments[...]), fragments.resolution,
+                     bool(open_volume(labels, "labels").attrs["decode"].get("learned"))))
     if options.synth:
         show(synthetic(tuple(int(length) for length in options.synth.split(","))))
 

@@ -66,6 +66,7 @@ def fresh(browser, page, **how):
 def test_answers_are_given_by_keys_kept_and_saved_as_edits(browser, asked, tmp_path):
     page, rows, _ = asked
     fresh(browser, page)
+    assert not any(row["like"] for row in rows[:5])  # a yes settles none of those that are asked here
     assert text(browser, "progress").startswith("0 yes, 0 no, 0 skipped, 12 open")
     wanted = "One object here" if rows[0]["edit"] == "split" else "Two objects here"
     assert text(browser, "question").startswith(f"1. {wanted}")
@@ -87,6 +88,19 @@ def test_answers_are_given_by_keys_kept_and_saved_as_edits(browser, asked, tmp_p
     assert edits == [{name: row[name] for name in names} for row in (rows[0], rows[3])]
     assert not [event for event in browser.events if event.get("method") in ("Runtime.exceptionThrown",
                                                                              "Log.entryAdded")]
+
+
+def test_a_yes_settles_what_is_like_it_and_a_no_does_not(browser, asked):
+    fresh(browser, asked[0])
+    browser.run("doubts.forEach((doubt) => { doubt.like = [2, 3].includes(doubt.rank) ? 1 : ''; })")
+    press(browser, "a")
+    assert text(browser, "question").startswith("4. ")
+    assert text(browser, "progress").startswith("1 yes, 0 no, 0 skipped, 9 open, 2 settled")
+    press(browser, "b")
+    assert text(browser, "question").startswith("1. ")
+    press(browser, "r")
+    assert text(browser, "question").startswith("2. ")
+    assert text(browser, "progress").startswith("0 yes, 1 no, 0 skipped, 11 open")
 
 
 def test_the_planes_show_the_image_and_the_sides(browser, asked):
