@@ -35,7 +35,7 @@ STEPS = (10, 50, 100, 500)
 WRONG = 0.1  # share of the answers of a tired person
 BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
 SURE = 99  # A wrong yes can cost more than ten right ones bring.
-CLEAR, FINE, COARSE = 3.0, 1.0, 0.8  # logits of a detector: of what is true, and the deviations of its errors
+CLEAR, FINE, COARSE = 4.0, 0.5, 1.0  # logits of a detector: of what is true, and the deviations of its errors
 DRAWS = 3  # of random orders, whose mean is shown
 
 

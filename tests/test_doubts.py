@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.test_block_tables import both_ways
 
 RESOLUTION = (20.0, 10.0, 10.0)
 SHAPE = (12, 36, 48)
-SETTINGS = AffinityDecode(threshold=0.5, low=0.05, high=0.97)
+SETTINGS = {"statistic": "max", "threshold": 0.5, "low": 0.05, "high": 0.97}
 
 
 def components(pairs, count):
@@ -152,8 +153,7 @@ def decoded(tmp_path_factory):
                                ("a.h5:raw", (affs.mean(0) * 200).astype(np.uint8), None)):
         with create_volume(f"{place}/{name}", values.shape, values.dtype, RESOLUTION, (40, 50, 60), more) as out:
             out[...] = values
-    settings = AffinityDecode(statistic="max", threshold=0.5, low=0.05, high=0.97)
-    return decode(open_volume(place / "a_prediction.h5"), settings, place / "a_labels.h5"), truth
+    return decode(open_volume(place / "a_prediction.h5"), AffinityDecode(**SETTINGS), place / "a_labels.h5"), truth
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +214,19 @@ def test_the_table_names_voxels_labels_and_places(decoded, written):
     assert lines[0]["pointB"] == [int(first["to_x"]) + 6.5, int(first["to_y"]) + 5.5, int(first["to_z"]) + 2.5]
 
 
+def test_what_dust_has_joined_after_the_cut_is_no_longer_asked(decoded, tmp_path):
+    labels, truth = decoded
+    settings = AffinityDecode(**SETTINGS, dust_size=3000, dust_affinity=0.4)
+    out = decode(open_volume(labels.with_name("a_prediction.h5")), settings, tmp_path / "b_labels.h5")
+    half = int(open_volume(out, "labels")[0, 30, 4])
+    assert half == open_volume(out, "labels")[0, 30, 28]
+    assert truth[0, 30, 4] == truth[0, 30, 28] == 3
+    before, after = command.list_doubts(labels, 50), command.list_doubts(out, 50)
+    edits = [[row[1] for row in listed.rows] for listed in (before, after)]
+    assert edits[1].count("join") == edits[0].count("join") - 1
+    assert edits[1].count("split") == edits[0].count("split")
+
+
 def test_cable_and_synapses_are_those_of_either_side(decoded, tmp_path):
     labels, _truth = decoded
     skeletons, wiring = tmp_path / "skeletons", tmp_path / "wiring"
@@ -253,6 +266,14 @@ def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):
     assert len(found[0]) > 0
     for name in ("merge", "contact", "height", "faces", "voxels", "chance", "stake"):
         np.testing.assert_array_equal(*(getattr(doubts, name) for doubts in found))
+
+
+def test_the_folder_of_a_run_stands_for_its_newest_labels(decoded, tmp_path):
+    for step in (9, 10):
+        (tmp_path / "run" / f"results_step={step}").mkdir(parents=True)
+        shutil.copy(decoded[0], tmp_path / "run" / f"results_step={step}" / "a_labels.h5")
+    newest = tmp_path / "run" / "results_step=10"
+    assert command.labels_in(tmp_path / "run") == command.labels_in(newest) == newest / "a_labels.h5"
 
 
 def test_outer_fragments_are_those_at_the_faces():

@@ -27,9 +27,11 @@ from emcore.report.html import digest, filled, policy
 from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
 from emcore.report.stakes import cable_of, synapses_of
+from emcore.results import STEP, newest
 from emcore.segment import Segmentation
 from emcore.segment.doubts import Doubts, find_doubts
 from emcore.segment.storage import no_tree
+from emcore.settings import Settings
 from emcore.volumes import Volume, is_there, open_volume, placement
 
 FIELD = 64  # voxels of a picture, along the axis of the smallest voxels
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore doubts", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels", type=Path, metavar="LABELS",
-                        help="a labels file of infer.py with decode.kind = affinities, or a folder with one such file")
+                        help="labels of infer.py with decode.kind = affinities, or the folder of a run that has some")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the files")
     parser.add_argument("--image", metavar="I", help="the micrographs; by default those that were predicted")
     parser.add_argument("--most", type=int, default=200, metavar="N", help="list so many doubts (default %(default)s)")
@@ -55,15 +57,16 @@ def main(arguments: Sequence[str]) -> int:
     labels = labels_in(options.labels)
     image = image_of(labels, options.image)
     listed = list_doubts(labels, options.most, options.skeletons, options.connectome)
+    files = {"doubts.csv": csv_text([listed.columns, *listed.rows]),
+             "doubts.json": json.dumps(viewer_state(listed), indent=1),
+             "doubts.html": doubts_page(listed, image, labels.name)}
     with reported(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
-    write_text(options.out / "doubts.csv", csv_text([listed.columns, *listed.rows]))
-    write_text(options.out / "doubts.json", json.dumps(viewer_state(listed), indent=1))
-    page = options.out / "doubts.html"
-    write_text(page, doubts_page(listed, image, labels.name))
+    for name, text in files.items():
+        write_text(options.out / name, text)
     splits = sum(row[1] == "split" for row in listed.rows)
     print(f"{len(listed.rows)} of {listed.total} doubts: {splits} objects that may be two, "
-          f"{len(listed.rows) - splits} pairs that may be one\n{page}")
+          f"{len(listed.rows) - splits} pairs that may be one\n{options.out / 'doubts.html'}")
     return 0
 
 
@@ -91,6 +94,10 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
     found = found.rows(np.arange(min(total, most)))
     field = [max(1, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
     places = list(places_of(found, parted, fragments, field))
+    names = labels_under(stored, places)
+    # what dust and links did after the cut may have joined a pair already, or left no object there
+    still = names.all(axis=1) & ((names[:, 0] == names[:, 1]) == (found.merge >= 0))
+    found, names, places = found.rows(still), names[still], [places[row] for row in np.flatnonzero(still)]
     weights = {}
     if skeletons is not None:
         weights["cable_um"] = cable_of(skeletons, fragments, count) / 1000
@@ -98,7 +105,6 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
         weights["synapses"] = synapses_of(connectome, fragments, count)
     more = [parted.weigh(found.merge, found.contact, values) for values in weights.values()]
     inside = parted.weigh(found.merge, found.contact, outer_fragments(fragments, count).astype(np.int64)) == 0
-    names = labels_under(stored, places)
     rows = table_rows(found, places, inside, names, segmentation.statistic, fragments)
     for number, (row, like) in enumerate(zip(rows, parted.alike(found).tolist())):
         row.append("" if like < 0 else like + 1)
@@ -114,11 +120,13 @@ def labels_under(stored: Volume, places: Sequence[Place]) -> np.ndarray:
 
 
 def labels_in(path: Path) -> Path:
-    """The labels file that is meant: itself, or the only one in a folder."""
+    """The labels file that is meant: itself, or the only one in a folder, of a run in its newest results."""
     if not path.is_dir():
         if not has_labels(path):
             raise InputError(f"{path} is no labels file that infer.py wrote with decode.kind = affinities")
         return path
+    if any(path.glob(f"{STEP}*")):
+        path = newest(Settings(name=path.name, outputs=str(path.parent)))
     found = sorted(path.glob("*_labels.h5"))
     if len(found) != 1:
         raise InputError(f"{path} has {len(found)} files *_labels.h5, and doubts are of one: name it")
