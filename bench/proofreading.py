@@ -45,10 +45,10 @@ class Case(NamedTuple):
     name: str
     doubts: Doubts
     parted: Parted
-    wrong: np.ndarray  # bool, whether the segmentation is wrong there
-    bodies: metrics.Contingency  # of truth and fragments
-    skeletons: np.ndarray  # of every node of the true skeletons its body, and its fragment
-    under: np.ndarray
+    wrong: np.ndarray  # bool, whether the segmentation is wrong at a doubt
+    bodies: metrics.Contingency  # the table of truth and fragments
+    skeletons: np.ndarray  # the body of every node of the true skeletons
+    under: np.ndarray  # the fragment under every node
     edges: np.ndarray
     lengths: np.ndarray
 
@@ -187,7 +187,7 @@ def show(case: Case) -> None:
 
 
 def calibration(case: Case) -> str:
-    """Of doubts of about the same chance the mean chance, how many they are and which share of them is wrong."""
+    """The mean chance of doubts of about the same chance, how many they are and which share of them is wrong."""
     told = []
     for low, high in itertools.pairwise(BINS):
         inside = (case.doubts.chance >= low) & (case.doubts.chance < high)

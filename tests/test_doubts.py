@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from emcore import metrics
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
-from emcore.errors import run_command
+from emcore.errors import InputError, run_command
 from emcore.report import doubts as command
 from emcore.report.places import outer_fragments, places_of
 from emcore.segment import Segmentation, cut
@@ -242,6 +243,22 @@ def test_cable_and_synapses_are_those_of_either_side(decoded, tmp_path):
                if row["edit"] == "join" and {row["um3"], row["to_um3"]} == {0.004608})
     assert [row["cable_um"], row["to_cable_um"]] == pytest.approx([0.155, 0.155])
     assert sorted([row["synapses"], row["to_synapses"]]) == [1, 2]
+
+
+def test_tables_that_do_not_fit_each_other_are_refused(decoded):
+    segmentation, other = random_segmentation(0), random_segmentation(1)
+    with pytest.raises(InputError, match="not of this graph"):
+        sides_of(other.tree, segmentation.graph, 0.6)
+    with pytest.raises(InputError, match="not of this graph"):
+        sides_of(replace(segmentation.tree, a=segmentation.tree.b[::-1].copy()), segmentation.graph, 0.6)
+    doubts, parted = find_doubts(read_segmentation(decoded[0]), 0.5, 1e-6)
+    fragments = open_volume(decoded[0], "fragments")
+    for key in (3 * fragments.size, 0):
+        graph = replace(parted.graph, key=np.full_like(parted.graph.key, key))
+        with pytest.raises(InputError, match="is not where the graph says"):
+            list(places_of(doubts, replace(parted, graph=graph), fragments, (4, 4, 4)))
+    with pytest.raises(InputError, match="the file is damaged"):
+        list(places_of(doubts, replace(parted, graph=replace(parted.graph, fragments=1)), fragments, (4, 4, 4)))
 
 
 @pytest.mark.parametrize("wrong, told", [

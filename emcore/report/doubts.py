@@ -1,4 +1,4 @@
-"""python -m emcore doubts LABELS OUT: where labels may be wrong and what is at stake there, most urgent first.
+"""python -m emcore doubts LABELS OUT: a list of what may be wrong with labels and what is at stake, most urgent first.
 
     python -m emcore doubts outputs/demo/results_step=600/test_im_labels.h5 doubts
 

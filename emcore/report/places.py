@@ -1,10 +1,11 @@
-"""Where the two sides of a doubt meet, and a voxel well inside either of them: from a small box of fragments each."""
+"""The places of doubts: the contact of the two sides and a voxel well inside either, by a small box of fragments."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from emcore.errors import InputError
 from emcore.segment import distance_transform
 from emcore.segment.doubts import Doubts, Parted
 from emcore.volumes import Volume
@@ -39,11 +40,21 @@ def contacts_of(doubts: Doubts, parted: Parted, fragments: Volume,
                 field: Sequence[int]) -> Iterator[tuple[int, int, tuple[int, int, int], Box, np.ndarray]]:
     """(merge, contact, the voxel in the middle of the contact, a box around it, the fragments there) of every doubt."""
     for merge, contact in zip(doubts.merge.tolist(), doubts.contact.tolist()):
-        last = [int(at) for at in np.unravel_index(int(parted.graph.key[contact]) // KEYS, fragments.shape)]
-        box = box_around(last, field, fragments.shape)
-        middle = middle_of(fragments[box], int(parted.graph.u[contact]), int(parted.graph.v[contact]), box, last)
+        u, v, number = (int(column[contact]) for column in (parted.graph.u, parted.graph.v, parted.graph.key))
+        middle = None
+        if number // KEYS < fragments.size:
+            last = [int(at) for at in np.unravel_index(number // KEYS, fragments.shape)]
+            box = box_around(last, field, fragments.shape)
+            middle = middle_of(fragments[box], u, v, box)
+        if middle is None:
+            raise InputError(f"{fragments.name}: the contact of fragments {u} and {v} is not where the graph says; the "
+                             "file is damaged, decode the prediction again")
         box = box_around(middle, field, fragments.shape)
-        yield merge, contact, middle, box, fragments[box]
+        inside = fragments[box]
+        if inside.max() > parted.graph.fragments:
+            raise InputError(f"{fragments.name} has the fragment {inside.max()}, but its graph has "
+                             f"{parted.graph.fragments}; the file is damaged, decode the prediction again")
+        yield merge, contact, middle, box, inside
 
 
 def box_around(middle: Sequence[int], field: Sequence[int], shape: Sequence[int]) -> Box:
@@ -56,8 +67,8 @@ def box_around(middle: Sequence[int], field: Sequence[int], shape: Sequence[int]
     return tuple(spans)
 
 
-def middle_of(fragments: np.ndarray, u: int, v: int, box: Box, last: Sequence[int]) -> tuple[int, int, int]:
-    """The voxel of a contact between u and v that is nearest to the middle of all its voxels in a box."""
+def middle_of(fragments: np.ndarray, u: int, v: int, box: Box) -> tuple[int, int, int] | None:
+    """The voxel of a contact between u and v that is nearest to the middle of those in a box, if it has any there."""
     found = []
     for axis in range(3):
         before, after = np.moveaxis(fragments, axis, 0)[:-1], np.moveaxis(fragments, axis, 0)[1:]
@@ -67,7 +78,7 @@ def middle_of(fragments: np.ndarray, u: int, v: int, box: Box, last: Sequence[in
         found.append(faces)
     faces = np.concatenate(found)
     if not len(faces):
-        return tuple(int(at) for at in last)
+        return None
     nearest = faces[((faces - faces.mean(0)) ** 2).sum(1).argmin()]
     return tuple(int(at + span.start) for at, span in zip(nearest, box))
 
@@ -82,11 +93,12 @@ def well_inside(side: np.ndarray, depth: np.ndarray, away: np.ndarray) -> np.nda
 
 
 def outer_fragments(fragments: Volume, count: int) -> np.ndarray:
-    """Of every fragment from 0 on whether it reaches a face of the volume; the six faces are all that is read."""
+    """Whether every fragment, from 0 on, reaches a face of the volume; the six faces are all that is read."""
     found = np.zeros(count + 1, bool)
     for axis, length in enumerate(fragments.shape):
         for at in {0, length - 1}:
             face = [slice(None)] * 3
             face[axis] = slice(at, at + 1)
-            found[np.unique(fragments[tuple(face)])] = True
+            there = np.unique(fragments[tuple(face)])
+            found[there[there <= count]] = True
     return found

@@ -1,4 +1,4 @@
-"""Where a segmentation may be wrong, by what it knows of itself: no truth is needed.
+"""Doubts: the errors that a segmentation may have, by what it knows of itself. No truth is needed.
 
 Two kinds of error have candidates. A merge below the threshold may join what is two: its object, parted at that merge,
 has two sides. Two objects that touch may be one. Of both kinds it is asked how likely the segmentation is wrong there,
@@ -18,7 +18,7 @@ from emcore.segment.sides import Sides, sides_of
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
 CAUTION = 0.7
-ALIKE = 0.1
+ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
 FITTED = ((1.44, -0.12, 0.0, -0.45), (1.87, -0.35, 0.52, -2.87))
@@ -52,7 +52,7 @@ class Doubts:
 class Parted:
     """A segmentation cut at a threshold: the object of every fragment, and the two sides of every candidate."""
 
-    graph: RegionGraph  # with sizes
+    graph: RegionGraph  # It has the sizes of its fragments.
     sides: Sides
     table: np.ndarray  # the object of every fragment
 
@@ -83,9 +83,9 @@ class Parted:
         return found
 
     def near(self, merge: int, contact: int, fragments: np.ndarray) -> np.ndarray:
-        """As sides_in, but of what was one cluster on either side just before the merge.
+        """The same for what was one cluster on either side just before the merge; whatever came later is 0.
 
-        Whatever joined it later is 0: between two voxels of the clusters the merge is the weakest link.
+        Between two voxels of these clusters the merge is the weakest link.
         """
         if merge < 0:
             return self.sides_in(merge, contact, fragments)
@@ -98,7 +98,7 @@ class Parted:
     def alike(self, doubts: Doubts) -> np.ndarray:
         """For every doubt the first one before it that parts the same object into nearly the same sides, or -1.
 
-        Nearly the same: at most ALIKE of the smallest side changes sides.
+        ALIKE says what nearly the same is.
         """
         inner = np.flatnonzero(doubts.merge >= 0)
         below = self.sides.below[doubts.merge[inner]]
@@ -145,7 +145,7 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
 
 def best_of_smaller(parted: Parted, merge: np.ndarray, contact: np.ndarray, height: np.ndarray,
                     voxels: np.ndarray) -> np.ndarray:
-    """Whether of all that touches the smaller of two objects nothing has a lower height; never for a merge."""
+    """Whether nothing that touches the smaller of two objects has a lower height; no merge counts as that."""
     objects = parted.table[np.stack([parted.graph.u[contact], parted.graph.v[contact]], axis=1)]
     outside = merge < 0
     least = np.full(int(parted.table.max(initial=0)) + 1, np.inf)

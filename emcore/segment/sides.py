@@ -45,16 +45,16 @@ class Sides:
     made: int  # merges
     parent: np.ndarray  # int64, fragment i is the smallest of its cluster until that joins the one of parent[i],
     when: np.ndarray  # int64, by merge when[i]; where none joins it this is the number of all merges
-    contact: np.ndarray  # int64, of every merge the edge of the graph that stands for it
-    faces: np.ndarray  # int64, of every merge all contact faces between the two clusters
-    below: np.ndarray  # int64, of every merge the fragment at its contact that lies farther from the root of the object
-    root: np.ndarray  # int64, of every fragment that of its object
-    order: np.ndarray  # int64, fragments, every one after that which it hangs on
-    hangs_on: np.ndarray  # int64, of every fragment; a root hangs on itself
-    levels: np.ndarray  # int64, where the fragments of one depth begin in the order
+    contact: np.ndarray  # int64, the edge of the graph that stands for each merge
+    faces: np.ndarray  # int64, all contact faces between the two clusters of each merge
+    below: np.ndarray  # int64, the end of each contact that lies farther from the root of the object
+    root: np.ndarray  # int64, the root of the object of every fragment
+    order: np.ndarray  # int64, all fragments, each after the one that it hangs on
+    hangs_on: np.ndarray  # int64, the fragment that every fragment hangs on; a root hangs on itself
+    levels: np.ndarray  # int64, the places in the order at which the fragments of the next depth begin
 
     def under(self, weights: np.ndarray) -> np.ndarray:
-        """For every fragment the sum of the weights of itself and all that hang on it; of a root, of its object."""
+        """The sum of the weights of every fragment and all that hang on it; for a root that is its whole object."""
         total = weights.copy()
         for start, stop in zip(self.levels[-2:0:-1], self.levels[:0:-1]):
             members = self.order[start:stop]
@@ -94,6 +94,10 @@ class Sides:
 
 def sides_of(tree: MergeTree, graph: RegionGraph, threshold: float) -> Sides:
     """The sides of every merge below a threshold."""
+    misfit = InputError("the merge tree is not of this graph: it joins clusters that do not touch; decode the "
+                        "prediction again")
+    if tree.fragments != graph.fragments:
+        raise misfit
     made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))
     parent, when = _climbing(tree)
     by = joined_by(parent, when, len(tree.a), graph)
@@ -101,8 +105,7 @@ def sides_of(tree: MergeTree, graph: RegionGraph, threshold: float) -> Sides:
     inner = inner[np.lexsort((-graph.sum[inner], by[inner]))]
     starts = np.searchsorted(by[inner], np.arange(made))
     if len(np.unique(by[inner])) < made:
-        raise InputError("the merge tree is not of this graph: it joins clusters that do not touch; decode the "
-                         "prediction again")
+        raise misfit
     contact = inner[starts] if made else inner
     faces = np.add.reduceat(graph.count[inner], starts) if made else np.zeros(0, np.int64)
     ends = graph.u[contact].astype(np.int64), graph.v[contact].astype(np.int64)
