@@ -29,6 +29,7 @@ TOOLS = {
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
     "connectome": ("emcore.report.connectome", "tell which neuron talks to which, from labels of neurons and synapses"),
+    "doubts": ("emcore.report.doubts", "list where labels may be wrong, most urgent first, and ask about it on a page"),
     "skeletonize": ("emcore.segment.skeleton_command", "write the skeletons of labels as SWC or for Neuroglancer"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),

@@ -157,6 +157,11 @@ TABLE = {
         ("python -m emcore convert A_labels.h5:labels A.precomputed", makes("A.precomputed/info")),
         ("python -m emcore mesh A.precomputed A.precomputed", makes("A.precomputed/mesh/info")),
         ("python -m emcore statistics A_labels.h5 A_labels.csv", makes("A_labels.csv", "A_labels_contacts.csv"))],
+    "docs/proofreading.md": [
+        ("python train.py --cfg configs/demo.toml", trained("demo")),
+        ("python infer.py --cfg configs/demo.toml", predicted("demo")),
+        ("python -m emcore doubts outputs/demo/results_step=600/test_im_labels.h5 doubts",
+         makes("doubts/doubts.csv", "doubts/doubts.html", "doubts/doubts.json"))],
     "docs/embedding.md": [("python infer.py --cfg configs/demo.toml --export net.pt2", makes("net.pt2"))],
     "docs/tuning.md": [
         ("python evaluate.py --cfg configs/demo.toml --tune",

@@ -110,6 +110,7 @@ def use_labels() -> None:
     assert_type(whole.labels(0.4, dust_size=5), Array)
     assert_type(whole.explain((2, 3, 4), 0.4), segment.Explanation)
     assert_type(segment.apply_edits(whole, whole.labels(0.4), 0.4, []), Array)
+    assert_type(segment.find_doubts(whole, 0.4, 1e-6)[0], segment.Doubts)
     assert_type(segment.merge_small(labels, AFFINITIES, 10), Array)
     assert_type(segment.remove_small(labels, 10), Array)
     assert_type(segment.boundary_threshold(labels, AFFINITIES, 0.2), Array)

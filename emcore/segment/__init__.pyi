@@ -11,6 +11,8 @@ from emcore.segment.components import connected_components as connected_componen
 from emcore.segment.contours import contour_instances as contour_instances
 from emcore.segment.distance import distance_transform as distance_transform
 from emcore.segment.distance import signed_distance as signed_distance
+from emcore.segment.doubts import Doubts as Doubts
+from emcore.segment.doubts import find_doubts as find_doubts
 from emcore.segment.edges import Connections as Connections
 from emcore.segment.edges import connections as connections
 from emcore.segment.edit_files import Edit as Edit

@@ -1,0 +1,250 @@
+"use strict";
+// Asks about one doubt after the other. A box of voxels is one picture, its sections below each other.
+const {doubts, resolution, total, key} = JSON.parse(document.getElementById("data").textContent);
+const find = (id) => document.getElementById(id);
+const AXES = ["z", "y", "x"], SIDE = 320, MOVED = {",": -1, ".": 1};
+const COLOURS = [null, [255, 146, 43], [51, 154, 240]];
+const WORDS = {a: "accepted", r: "rejected", s: "skipped"};
+const state = {at: 0, axis: 0, point: [0, 0, 0], opacity: 0.35, answers: {}, shown: null};
+const PLACE = `emcore doubts ${key}`, boxes = new Map();
+
+function stored() {
+  try {
+    const found = JSON.parse(localStorage.getItem(PLACE) || "{}");
+    for (const [rank, answer] of Object.entries(found)) if (answer in WORDS) state.answers[rank] = answer;
+  } catch { unkept(); }
+}
+
+function keep() {
+  try { localStorage.setItem(PLACE, JSON.stringify(state.answers)); } catch { unkept(); }
+}
+
+function unkept() {
+  find("trouble").hidden = false;
+  find("trouble").textContent = "This browser keeps nothing for this page: save the edits before you close it.";
+}
+
+async function pixels(text) {
+  const image = new Image();
+  image.src = `data:image/png;base64,${text}`;
+  await image.decode();
+  const canvas = Object.assign(document.createElement("canvas"), {width: image.width, height: image.height});
+  const context = canvas.getContext("2d", {willReadFrequently: true});
+  context.drawImage(image, 0, 0);
+  const {data} = context.getImageData(0, 0, image.width, image.height);
+  return Uint8Array.from({length: data.length / 4}, (_, index) => data[4 * index]);
+}
+
+function box(number) { // unpacked once, and the next one while this one is looked at
+  if (number < 0 || number >= doubts.length) return null;
+  if (!boxes.has(number)) {
+    if (boxes.size > 8) boxes.delete(boxes.keys().next().value);
+    boxes.set(number, Promise.all([pixels(doubts[number].raw), pixels(doubts[number].sides)]));
+  }
+  return boxes.get(number);
+}
+
+async function open(number) {
+  state.at = Math.max(0, Math.min(doubts.length - 1, number));
+  state.point = [...doubts[state.at].middle];
+  const wanted = state.at, shown = await box(wanted);
+  if (wanted !== state.at) return; // a faster key went on
+  state.shown = shown;
+  ask();
+  draw();
+  box(state.at + 1);
+}
+
+function ask() {
+  const doubt = doubts[state.at], one = named("one", "orange"), two = named("two", "blue");
+  const parts = doubt.edit === "split" ? ["One object here. Are ", one, " and ", two, " two neurons?"]
+    : ["Two objects here. Are ", one, " and ", two, " one neuron?"];
+  find("question").replaceChildren(`${doubt.rank}. `, ...parts);
+  const at = [doubt.at_z_nm, doubt.at_y_nm, doubt.at_x_nm].map((nm) => (nm / 1000).toFixed(2)).join(", ");
+  const rows = [["why", doubt.reason], ["chance of an error", `${Math.round(100 * doubt.chance)} %`],
+    ["orange", `${size(doubt.um3)} µm³`], ["blue", `${size(doubt.to_um3)} µm³`],
+    ["contact", `${doubt.faces} faces`], [doubt.statistic, doubt.value.toFixed(3)],
+    ["place (z, y, x)", `${at} µm`]];
+  if ("cable_um" in doubt) rows.push(["cable", `${size(doubt.cable_um)} + ${size(doubt.to_cable_um)} µm`]);
+  if ("synapses" in doubt) rows.push(["synapses", `${doubt.synapses} + ${doubt.to_synapses}`]);
+  find("facts").replaceChildren(...rows.map((cells) => {
+    const row = document.createElement("tr");
+    row.append(...cells.map((text) => Object.assign(document.createElement("td"), {textContent: text})));
+    return row;
+  }));
+  for (const [answer, id] of [["a", "accept"], ["r", "reject"], ["s", "skip"]])
+    find(id).classList.toggle("chosen", state.answers[doubt.rank] === answer);
+  const counts = Object.keys(WORDS).map((answer) =>
+    Object.values(state.answers).filter((given) => given === answer).length);
+  const left = doubts.filter(isOpen).length, done = doubts.filter(settled).length;
+  find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ${left} open` +
+    `${done ? `, ${done} settled` : ""}; the ${doubts.length} most urgent of ${total} doubts`;
+  [...find("bar").children].forEach((part, index) => { part.style.width = `${100 * counts[index] / doubts.length}%`; });
+}
+
+function named(kind, text) {
+  return Object.assign(document.createElement("span"), {className: kind, textContent: text});
+}
+
+function size(value) { return value >= 0.1 ? value.toFixed(2) : value.toPrecision(2); }
+
+// A yes to a doubt settles those that part the object in nearly the same way.
+function settled(doubt) { return state.answers[doubt.like] === "a" && !(doubt.rank in state.answers); }
+
+function isOpen(doubt) { return !(doubt.rank in state.answers) && !settled(doubt); }
+
+function answer(given) {
+  state.answers[doubts[state.at].rank] = given;
+  keep();
+  const following = doubts.findIndex((doubt, index) => index > state.at && !settled(doubt));
+  if (following >= 0) open(following);
+  else ask();
+}
+
+function next() {
+  const later = doubts.findIndex((doubt, index) => index > state.at && isOpen(doubt));
+  open(later >= 0 ? later : Math.max(0, doubts.findIndex(isOpen)));
+}
+
+function back() {
+  let at = state.at - 1;
+  while (at > 0 && settled(doubts[at])) at--;
+  open(at);
+}
+
+function edits() {
+  const names = ["edit", "z", "y", "x", "to_z", "to_y", "to_x"];
+  const accepted = doubts.filter((doubt) => state.answers[doubt.rank] === "a");
+  return [names, ...accepted.map((doubt) => names.map((name) => doubt[name]))].map((row) => row.join()).join("\r\n") +
+    "\r\n";
+}
+
+function save() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([edits()], {type: "text/csv"}));
+  link.download = "edits.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+function move(axis, by) {
+  const {shape} = doubts[state.at];
+  state.point[axis] = Math.max(0, Math.min(shape[axis] - 1, state.point[axis] + by));
+  draw();
+}
+
+function draw() {
+  if (!state.shown) return;
+  for (const canvas of document.querySelectorAll("canvas")) section(canvas);
+}
+
+// One plane through the cross, in its right proportions and in the middle of the canvas.
+function placed(axis) {
+  const {shape} = doubts[state.at], [rows, columns] = [0, 1, 2].filter((other) => other !== axis);
+  const tall = shape[rows] * resolution[rows], wide = shape[columns] * resolution[columns];
+  const fit = SIDE / Math.max(tall, wide);
+  return {rows, columns, left: (SIDE - wide * fit) / 2, top: (SIDE - tall * fit) / 2,
+    rowHeight: resolution[rows] * fit, columnWidth: resolution[columns] * fit};
+}
+
+function section(canvas) {
+  const axis = Number(canvas.dataset.axis), coloured = canvas.dataset.coloured === "yes";
+  const doubt = doubts[state.at], {shape} = doubt, [raw, sides] = state.shown;
+  const {rows, columns, left, top, rowHeight, columnWidth} = placed(axis);
+  const plane = new ImageData(shape[columns], shape[rows]), voxel = [0, 0, 0];
+  voxel[axis] = state.point[axis];
+  for (let row = 0, to = 0; row < shape[rows]; row++)
+    for (let column = 0; column < shape[columns]; column++, to += 4) {
+      [voxel[rows], voxel[columns]] = [row, column];
+      const index = (voxel[0] * shape[1] + voxel[1]) * shape[2] + voxel[2], tint = COLOURS[sides[index]];
+      const share = coloured && tint ? state.opacity : 0;
+      for (let c = 0; c < 3; c++) plane.data[to + c] = raw[index] * (1 - share) + (share ? tint[c] * share : 0);
+      plane.data[to + 3] = 255;
+    }
+  const picture = Object.assign(document.createElement("canvas"), {width: shape[columns], height: shape[rows]});
+  picture.getContext("2d").putImageData(plane, 0, 0);
+  const context = canvas.getContext("2d");
+  context.clearRect(0, 0, SIDE, SIDE);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(picture, left, top, shape[columns] * columnWidth, shape[rows] * rowHeight);
+  const x = left + (state.point[columns] + 0.5) * columnWidth, y = top + (state.point[rows] + 0.5) * rowHeight;
+  context.strokeStyle = "#ffe066";
+  context.lineWidth = 1.5;
+  context.beginPath(); // a cross that leaves its middle free
+  for (const [dx, dy] of [[1, 0], [-1, 0], [0, 1], [0, -1]]) {
+    context.moveTo(x + 7 * dx, y + 7 * dy);
+    context.lineTo(x + 18 * dx, y + 18 * dy);
+  }
+  context.stroke();
+  canvas.setAttribute("aria-label", `across ${AXES[axis]}${coloured ? ", both sides coloured" : ""}`);
+  canvas.parentElement.classList.toggle("active", axis === state.axis);
+  const caption = canvas.parentElement.querySelector("figcaption");
+  caption.textContent = `${AXES[axis]} ${doubt.start[axis] + state.point[axis]}`;
+}
+
+function panels() {
+  for (const coloured of ["no", "yes"])
+    for (const axis of [0, 1, 2]) {
+      const [figure, caption] = ["figure", "figcaption"].map((tag) => document.createElement(tag));
+      const canvas = Object.assign(document.createElement("canvas"), {width: SIDE, height: SIDE});
+      Object.assign(canvas.dataset, {axis, coloured});
+      canvas.setAttribute("role", "img");
+      canvas.addEventListener("click", (event) => {
+        const view = placed(axis), scale = SIDE / canvas.clientWidth;
+        state.axis = axis;
+        move(view.rows, Math.floor((event.offsetY * scale - view.top) / view.rowHeight) - state.point[view.rows]);
+        move(view.columns, Math.floor((event.offsetX * scale - view.left) / view.columnWidth) -
+          state.point[view.columns]);
+      });
+      canvas.addEventListener("wheel", (event) => {
+        event.preventDefault();
+        state.axis = axis;
+        move(axis, Math.sign(event.deltaY));
+      }, {passive: false});
+      figure.append(caption, canvas);
+      find("planes").append(figure);
+    }
+}
+
+function colour(by) {
+  state.opacity = Math.max(0, Math.min(0.8, state.opacity + by));
+  draw();
+}
+
+function home() {
+  state.point = [...doubts[state.at].middle];
+  draw();
+}
+
+const ACTIONS = {a: () => answer("a"), r: () => answer("r"), s: () => answer("s"), b: back, n: next,
+  e: save, h: home, "[": () => colour(-0.15), "]": () => colour(0.15)};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length) return;
+  const name = event.key.toLowerCase();
+  if (AXES.includes(name)) {
+    state.axis = AXES.indexOf(name);
+    draw();
+  } else if (name in MOVED) move(state.axis, MOVED[name]);
+  else if (name in ACTIONS) ACTIONS[name]();
+  else return;
+  event.preventDefault();
+});
+for (const [id, action] of [["accept", "a"], ["reject", "r"], ["skip", "s"], ["back", "b"], ["save", "e"]])
+  find(id).addEventListener("click", (event) => {
+    event.currentTarget.blur();
+    ACTIONS[action]();
+  });
+
+async function start() {
+  stored();
+  panels();
+  if (doubts.length) {
+    await open(Math.max(0, doubts.findIndex(isOpen)));
+  } else {
+    find("ask").hidden = true;
+    find("progress").textContent = "There is nothing to ask about.";
+  }
+  document.documentElement.dataset.ready = "yes";
+}
+start();
