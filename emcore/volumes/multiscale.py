@@ -159,7 +159,7 @@ class Pyramid:
             raise InputError(f"cannot write {self.target}: {first_line(error)}; what is there stays in {self.work}, "
                              "and the same command goes on with it") from error
 
-    def each(self, parts: list[tuple[int, int]], helpers: Helpers) -> Iterator[int]:
+    def each(self, parts: Iterator[tuple[int, int]], helpers: Helpers) -> Iterator[int]:
         """Writes the parts; a single process reads the next one while two are on their way to the disk."""
         if self.workers > 1:
             yield from helpers.each(parts)
@@ -223,10 +223,10 @@ class Pyramid:
                 with reported(self.work):
                     self.marker(level, 0).parent.mkdir(parents=True, exist_ok=True)
                     found = {name for name in os.listdir(self.marker(level, 0).parent) if name.isdigit()}
-                waiting = [(level, number) for number in range(self.parts(level)) if str(number) not in found]
-                there = math.prod(self.shapes[level]) - sum(volume_of(self.box(*part)) for part in waiting)
-                if there:
+                if found:
+                    there = sum(volume_of(self.box(level, int(number))) for number in found)
                     progress.add(there, found=True)
+                waiting = ((level, number) for number in range(self.parts(level)) if str(number) not in found)
                 for voxels in self.each(waiting, helpers):
                     progress.add(voxels)
             finish(self.store)
