@@ -90,7 +90,7 @@ def test_no_more_is_kept_than_is_stated(tmp_path, top):
             box = tuple(slice(int(start), int(start) + 16) for start in low)
             np.testing.assert_array_equal(volume[box], values[box])
             assert sum(path.stat().st_size for path in files_of(top)) <= most
-        assert len(files_of(top)) == 10
+        assert 9 <= len(files_of(top)) <= 10  # a tenth is free after room was made
         box = (slice(0, 16),) * 3
         np.testing.assert_array_equal(volume[box], values[box])
         server.requests.clear()
