@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
@@ -115,17 +116,48 @@ def test_several_channels_are_an_axis(tmp_path):
     check(open_volume(precomputed(tmp_path / "a", values, sharded=True)), values)
 
 
-def test_a_volume_of_cloud_volume_is_read_to_the_bit(tmp_path):
+BY_CLOUD_VOLUME = {  # folder -> the type of its voxels, how chunks are encoded, and whether each is packed as NAME.gz
+    "image": ("uint8", "raw", False), "packed_image": ("uint8", "raw", True),
+    "ids": ("uint64", "compressed_segmentation", False), "packed_ids": ("uint64", "compressed_segmentation", True)}
+
+
+def write_by_cloud_volume(folder: Path) -> None:
+    """What tests/data/cloud_volume.tar.xz holds, which version 12.15.2 wrote."""
     cloudvolume = pytest.importorskip("cloudvolume", reason="cloud-volume is not installed")
-    values = sample("uint64")
-    info = cloudvolume.CloudVolume.create_new_info(
-        1, "segmentation", "uint64", "compressed_segmentation", RESOLUTION[::-1], START[::-1], SHAPE[::-1],
-        (16, 16, 16))
-    volume = cloudvolume.CloudVolume(f"file://{tmp_path}/a", info=info, bounded=True, non_aligned_writes=True,
-                                     compress=False)
-    volume.commit_info()
-    volume[:, :, :] = np.transpose(values)[..., None]
-    check(open_volume(tmp_path / "a"), values)
+    for name, (dtype, encoding, packed) in BY_CLOUD_VOLUME.items():
+        info = cloudvolume.CloudVolume.create_new_info(
+            1, "segmentation" if dtype == "uint64" else "image", dtype, encoding, [int(nm) for nm in RESOLUTION[::-1]],
+            START[::-1], SHAPE[::-1], chunk_size=(16, 16, 16))
+        volume = cloudvolume.CloudVolume(f"file://{folder}/{name}", info=info, bounded=True, non_aligned_writes=True,
+                                         compress=packed)
+        volume.commit_info()
+        volume[:, :, :] = np.transpose(cells(dtype))[..., None]
+
+
+def cells(dtype: str) -> np.ndarray:
+    """Boxes of 4 x 5 x 6 voxels with ids beyond 2^63, or stripes of grey."""
+    z, y, x = np.ogrid[tuple(map(slice, SHAPE))]
+    if dtype == "uint64":
+        return (z // 4 * 100 + y // 5 * 10 + x // 6 + 1).astype(np.uint64) * 3 + np.uint64(2**63)
+    return ((5 * z + 3 * y + 7 * x) % 251).astype(np.uint8)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_volumes_of_cloud_volume_are_read_to_the_bit(tmp_path, fresh):
+    if fresh:
+        write_by_cloud_volume(tmp_path)
+    else:
+        with tarfile.open(Path(__file__).parent / "data" / "cloud_volume.tar.xz") as archive:
+            archive.extractall(tmp_path, filter="data")
+    with served(tmp_path) as server:
+        for name in ("image", "ids"):
+            for place in (f"{tmp_path}/{name}", f"precomputed://{tmp_path}/{name}", f"{server.address}/{name}"):
+                check(open_volume(place), cells(BY_CLOUD_VOLUME[name][0]))
+    check(open_volume(tmp_path / "packed_image"), cells("uint8"))
+    for place in (f"{tmp_path}/packed_ids", f"precomputed://{tmp_path}/packed_ids#missing=0",
+                  f"precomputed://{tmp_path}/packed_image#missing=0"):
+        with pytest.raises(InputError, match=r"\A[^\n]*packed[^\n]* gunzip -r [^\n]*\Z"):
+            open_volume(place)[...]  # and never zeros
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "float64"])

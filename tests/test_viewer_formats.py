@@ -198,7 +198,7 @@ def precomputed_by_tensorstore(path, scale):
 def test_every_scale_of_precomputed_is_what_other_readers_read(tmp_path, monkeypatch, encoding, dtype, sharded, start):
     if sharded:
         monkeypatch.setattr(precomputed_writing, "MOST_CHUNK_FILES", 4)
-        monkeypatch.setattr(precomputed_writing, "UNIT_BYTES", 4096)
+        monkeypatch.setattr(precomputed_writing, "SHARD_BYTES", 4096)
     array, path = sample((7, 20, 37), dtype), tmp_path / "a.precomputed"
     offset = tuple(place * size for place, size in zip(start, GRID["resolution"]))
     layer = "segmentation" if encoding != "raw" else None

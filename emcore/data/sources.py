@@ -26,6 +26,7 @@ from emcore.settings.data import Data, VolumeFiles
 from emcore.system import user
 from emcore.volumes import check_labels, open_volume, split_reference
 from emcore.volumes.address import is_address, located, name_of
+from emcore.volumes.kept import kept_on_disk
 from emcore.volumes.stamp import stamp
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
@@ -106,7 +107,7 @@ def _absent(data: Data, volume: VolumeFiles, skeletons: Path | None) -> list[str
 
 def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | None = None) -> Source:
     """One place; volume.image may also be an array."""
-    opened, origins, cache_bytes = {}, {}, round(data.remote_cache * 2**30)
+    opened, origins = {}, {}
     for role in ROLES:
         reference = getattr(volume, role)
         if reference is not None:
@@ -116,7 +117,7 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
             if role == "skeleton" and skeletons is not None and isinstance(volume.label, str) and is_to_trace(
                     reference, located(data.folder, volume.label)):
                 continue
-            opened[role], origins[role] = open_volume(reference, kind=kind, cache_bytes=cache_bytes), (reference, kind)
+            opened[role], origins[role] = _opened(data, reference, kind), (reference, kind)
     image = opened["image"]
     resolution = image.resolution or data.resolution or (1.0, 1.0, 1.0)
     whole = image.shape[-3:]
@@ -142,6 +143,14 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
     name = volume.name or name_of(str(image.name))
     offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
     return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box))
+
+
+def _opened(data: Data, reference: Any, kind: str | None) -> Any:
+    """A volume, whose chunks stay on disk where it is at an address and the settings say so."""
+    volume = open_volume(reference, kind=kind, cache_bytes=round(data.remote_cache * 2**30))
+    if not (data.remote_disk and data.storage == "lazy" and is_address(reference)):
+        return volume
+    return kept_on_disk(volume, stamp(reference), private_place("chunks"), round(data.remote_disk * 2**30))
 
 
 def _start(image: Any, other: Any, resolution: Sequence[float], role: str) -> tuple[int, int, int]:
@@ -192,12 +201,16 @@ def _stored(data: Data, array: Any, origin: tuple[Any, ...], start: Sequence[int
 
 def copies_folder(storage: str) -> Path:
     """The folder of this user's copies: in shared memory, or on the local disk; nobody else can write there."""
-    in_memory = storage == "memory" and os.path.isdir("/dev/shm")
-    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{user()}"
     try:
-        return private_folder(private_folder(top) / "copies")
+        return private_place("copies", in_memory=storage == "memory" and os.path.isdir("/dev/shm"))
     except InputError as error:
         raise InputError(f'{error}; data.storage = "lazy" needs no folder') from None
+
+
+def private_place(name: str, in_memory: bool = False) -> Path:
+    """A folder of that name of this user, in shared memory or on the local disk."""
+    top = Path("/dev/shm" if in_memory else tempfile.gettempdir()).absolute() / f"emcore-{user()}"
+    return private_folder(private_folder(top) / name)
 
 
 def shared_copy(array: Any, index: tuple[slice, ...], folder: Path, origin: tuple[Any, ...]) -> np.ndarray:

@@ -21,7 +21,8 @@ from emcore.settings import Settings
 # settings that may change between the pieces of a run: how long, how fast, what is written
 FREE = ("train.steps", "train.save", "train.validate", "train.log_steps", "train.preview_steps", "train.precision",
         "train.compile", "train.layout", "data.workers", "data.prefetch", "data.storage", "data.folder", "data.test",
-        "data.remote_cache", "device", "outputs", "infer", "decode", "blocks", "evaluate", "tune")
+        "data.remote_cache", "data.remote_disk", "device", "outputs", "infer", "decode", "blocks", "evaluate",
+        "tune")
 
 
 def check_same_run(folder: Path, settings: Settings) -> None:

@@ -49,6 +49,7 @@ class Data:
     choose: Literal["uniform", "size", "positions"] = "uniform"  # volumes by weight, times voxels, or times patches
     storage: Literal["memory", "mapped", "lazy"] = "memory"  # one copy a node in memory, on local disk, or none
     remote_cache: float = 1.0  # GiB of unpacked chunks of volumes at addresses that each process keeps in memory
+    remote_disk: float = 0.0  # GiB of them that all processes of a node keep on its disk during the run, for "lazy"
     background: tuple[int, ...] = ()  # label ids that mean 0, besides 0
     ignore: tuple[int, ...] = ()  # label ids that mean unknown
     # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
@@ -64,7 +65,7 @@ class Data:
 
     def __post_init__(self) -> None:
         at_least(1, self, "patch", "reject_tries", "prefetch")
-        at_least(0, self, "remote_cache", "pad", "reject_below", "workers")
+        at_least(0, self, "remote_cache", "remote_disk", "pad", "reject_below", "workers")
         above(0, self, "resolution", "divide")
         within(0, 1, self, "train_part", "validation_part", "reject_probability")
         within(0, 100, self, "percentiles")

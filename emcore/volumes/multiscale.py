@@ -17,6 +17,7 @@ import math
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -27,10 +28,12 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.files import publish, remove, reported, write_text
+from emcore.kernels import relabeling
 from emcore.locks import NoLocks, take
 from emcore.progress import Progress
 from emcore.reading import read_text
 from emcore.threads import allotted_cores
+from emcore.volumes.fetched import in_turn
 from emcore.volumes.formats import PLAN, UNFINISHED, need_tensorstore
 from emcore.volumes.precomputed import LAYERS
 from emcore.volumes.processes import Helpers
@@ -39,10 +42,12 @@ from emcore.volumes.stamp import stamp
 from emcore.volumes.volume import Volume, first_line
 from emcore.volumes.writing import recast
 
-UNIT_BYTES = 64 << 20
+SHARD_BYTES = 64 << 20
+PART_BYTES = 16 << 20  # where there are no shards; larger arrays get their memory anew from the system each time
 PRECOMPUTED = "neuroglancer_precomputed"
 NAMED = "named"  # which folder was about to get the name of the target
 MOST_PLAN = 64 << 20
+COUNT_ONLY = np.empty((0, 0, 0), np.uint8)  # The kernel numbers no voxel then.
 # what tensorstore raises where a disk, a folder or a store is at fault
 FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, IndexError, TypeError, MemoryError)
 
@@ -125,18 +130,53 @@ class Pyramid:
 
     def do(self, part: tuple[int, int]) -> int:
         """Writes one part; its marker appears when it is on the disk. Returns the number of voxels."""
-        level, number = part
-        box = self.box(level, number)
+        return self.finish(*self.begin(part, self.take(part)))
+
+    def take(self, part: tuple[int, int]) -> np.ndarray:
+        with self.told():
+            return self.block(part[0], self.box(*part))
+
+    def begin(self, part: tuple[int, int], block: np.ndarray) -> tuple[tuple[int, int], Any, bytes]:
+        """Has tensorstore write a part, which `finish` waits for."""
+        with self.told():
+            future = written(opened(self, part[0]), self.box(*part), block)
+            return part, future, counted(block) if self.counts and part[0] == 0 else b""
+
+    def finish(self, part: tuple[int, int], future: Any, sizes: bytes) -> int:
+        with self.told():
+            future.result()
+            self.mark(*part, sizes)
+        return volume_of(self.box(*part))
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tells whatever goes wrong with a part in one sentence."""
         try:
-            block = self.block(level, box)
-            write_box(opened(self, level), box, block)
-            self.mark(level, number, counted(block) if self.counts and level == 0 else b"")
+            yield
         except InputError:
             raise
         except FAILURES as error:
             raise InputError(f"cannot write {self.target}: {first_line(error)}; what is there stays in {self.work}, "
                              "and the same command goes on with it") from error
-        return block.size
+
+    def each(self, parts: Iterator[tuple[int, int]], helpers: Helpers) -> Iterator[int]:
+        """Writes the parts; a single process reads the next one while two are on their way to the disk."""
+        if self.workers > 1:
+            yield from helpers.each(parts)
+            return
+        begun: list[tuple[tuple[int, int], Any, bytes]] = []
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                for part, block in in_turn(pool, self.take, parts):
+                    begun.append(self.begin(part, block))
+                    del block  # or it would stay in memory until the next one is there
+                    if len(begun) > 1:
+                        yield self.finish(*begun.pop(0))
+            while begun:
+                yield self.finish(*begun.pop(0))
+        finally:
+            for one in begun:
+                self.finish(*one)
 
     def block(self, level: int, box: tuple[slice, ...]) -> np.ndarray:
         """The voxels of a part: of the source, or made from the next finer level piece by piece."""
@@ -183,11 +223,11 @@ class Pyramid:
                 with reported(self.work):
                     self.marker(level, 0).parent.mkdir(parents=True, exist_ok=True)
                     found = {name for name in os.listdir(self.marker(level, 0).parent) if name.isdigit()}
-                waiting = [(level, number) for number in range(self.parts(level)) if str(number) not in found]
-                there = math.prod(self.shapes[level]) - sum(volume_of(self.box(*part)) for part in waiting)
-                if there:
+                if found:
+                    there = sum(volume_of(self.box(level, int(number))) for number in found)
                     progress.add(there, found=True)
-                for voxels in helpers.each(waiting):
+                waiting = ((level, number) for number in range(self.parts(level)) if str(number) not in found)
+                for voxels in self.each(waiting, helpers):
                     progress.add(voxels)
             finish(self.store)
             for left in self.store.rglob("*.__lock"):  # a killed process of tensorstore leaves it
@@ -285,27 +325,25 @@ def opened(pyramid: Pyramid, level: int, create: bool = False) -> Any:
     return _OPENED[key]
 
 
-def write_box(store: Any, box: tuple[slice, ...], block: np.ndarray) -> None:
-    """Returns when the box is on the disk; a shard is written once, as all of its chunks come together."""
+def written(store: Any, box: tuple[slice, ...], block: np.ndarray) -> Any:
+    """What gives its result when the box is on the disk; a shard is written once, as all of its chunks come together.
+
+    The block must stay as it is: tensorstore packs chunks from where they lie in it.
+    """
     import tensorstore
 
     if "sharding" not in store.spec().to_json().get("scale_metadata", {}):
-        store[box].write(block).result()
-        return
-    with tensorstore.Transaction() as transaction:
-        store.with_transaction(transaction)[box].write(block).result()
+        return store[box].write(block, can_reference_source_data_indefinitely=True)
+    transaction = tensorstore.Transaction()
+    store.with_transaction(transaction)[box].write(block, can_reference_source_data_indefinitely=True).result()
+    return transaction.commit_async()
 
 
 def counted(block: np.ndarray) -> bytes:
     """The labels of a block and how many voxels each has, as an npy file."""
-    flat = block.reshape(-1)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])  # runs are far fewer than voxels
-    lengths = np.diff(starts, append=flat.size)
-    labels, place = np.unique(flat[starts], return_inverse=True)
-    sums = np.zeros(len(labels), np.uint64)
-    np.add.at(sums, place, lengths.astype(np.uint64))
+    labels, voxels = relabeling.number(block.reshape(1, 1, -1), COUNT_ONLY, 2**64 - 1)
     file = io.BytesIO()
-    np.save(file, np.stack([labels.astype(np.uint64), sums]))
+    np.save(file, np.stack([labels, voxels.astype(np.uint64)]))
     return file.getvalue()
 
 
@@ -313,14 +351,20 @@ def volume_of(box: tuple[slice, ...]) -> int:
     return math.prod(span.stop - span.start for span in box)
 
 
-def grown(chunk: Sequence[int], shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """Whole chunks of at most UNIT_BYTES together: y and x are doubled in turn before z, none beyond the volume."""
+def part_bytes(source: Volume) -> int:
+    """How large a part without shards may be: larger where the source unpacks whole sections for every part."""
+    in_sections = source.chunks is not None and source.chunks[-2:] == source.shape[-2:]
+    return SHARD_BYTES if in_sections else PART_BYTES
+
+
+def grown(chunk: Sequence[int], shape: Sequence[int], itemsize: int, most: int) -> tuple[int, ...]:
+    """Whole chunks of at most `most` bytes together: y and x are doubled in turn before z, none beyond the volume."""
     size = list(chunk)
     axes = itertools.cycle([len(size) - 1, len(size) - 2, len(size) - 3])
     stuck = 0
     while stuck < 3:
         axis = next(axes)
-        fits = size[axis] < shape[axis] and 2 * math.prod(size) * itemsize <= UNIT_BYTES
+        fits = size[axis] < shape[axis] and 2 * math.prod(size) * itemsize <= most
         stuck = 0 if fits else stuck + 1
         size[axis] *= 2 if fits else 1
     return tuple(size)

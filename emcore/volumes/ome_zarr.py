@@ -15,7 +15,7 @@ from emcore.files import reported, write_text
 from emcore.reading import read_text
 from emcore.volumes import metadata
 from emcore.volumes.formats import need_tensorstore, split_reference
-from emcore.volumes.multiscale import Layout, Pyramid, grown
+from emcore.volumes.multiscale import SHARD_BYTES, Layout, Pyramid, grown, part_bytes
 from emcore.volumes.pyramid import Level, by_mode, plan_levels
 from emcore.volumes.volume import Volume
 from emcore.volumes.writing import choose_chunks
@@ -80,7 +80,7 @@ def planned(source: Volume, target: Path, layout: Layout, version: str, count: i
         if outer:
             specs[-1]["metadata"]["attributes"] = attributes_of(source, level)
         chunks.append(channels + inner)
-        units.append(channels + (outer or grown(inner, level.shape, dtype.itemsize)))
+        units.append(channels + (outer or grown(inner, level.shape, dtype.itemsize, part_bytes(source))))
     return Pyramid(source, dtype, target, levels, tuple(specs), tuple(chunks), tuple(units),
                    by_mode(dtype, layout.layer), workers=layout.workers)
 
@@ -89,7 +89,7 @@ def shard_of(shape: Sequence[int], chunk: Sequence[int], shards: Sequence[int] |
              dtype: np.dtype) -> tuple[int, ...]:
     """Voxels of a shard: whole chunks, as asked for but none of them wholly beyond the level."""
     if shards is None:
-        return grown(chunk, shape, dtype.itemsize)
+        return grown(chunk, shape, dtype.itemsize, SHARD_BYTES)
     if any(size % part and size < length for size, part, length in zip(shards, chunk, shape)):
         raise InputError(f"shards must be whole multiples of the chunks {tuple(chunk)}; got {tuple(shards)}")
     return tuple(max(1, min(size // part, -(-length // part))) * part

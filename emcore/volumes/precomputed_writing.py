@@ -15,7 +15,7 @@ from emcore.errors import InputError
 from emcore.files import write_text
 from emcore.volumes import metadata
 from emcore.volumes.formats import need_tensorstore, split_reference
-from emcore.volumes.multiscale import PRECOMPUTED, UNIT_BYTES, Layout, Pyramid, grown
+from emcore.volumes.multiscale import PRECOMPUTED, SHARD_BYTES, Layout, Pyramid, grown, part_bytes
 from emcore.volumes.precomputed import DTYPES, MOST_CHUNK_BYTES
 from emcore.volumes.pyramid import Level, by_mode, plan_levels
 from emcore.volumes.volume import Volume
@@ -92,7 +92,7 @@ def planned(source: Volume, path: Path, layout: Layout, dtype: np.dtype, encodin
         shard = shard_of(level, inner, voxel.itemsize)
         specs.append(spec_of(level, inner, shard, channels, dtype, layout.layer, encoding))
         chunks.append(leading + inner)
-        units.append(leading + (shard or grown(inner, level.shape, voxel.itemsize)))
+        units.append(leading + (shard or grown(inner, level.shape, voxel.itemsize, part_bytes(source))))
     return Pyramid(source, dtype, path, levels, tuple(specs), tuple(chunks), tuple(units),
                    by_mode(dtype, layout.layer), counts=layout.layer == "segmentation", workers=layout.workers)
 
@@ -109,7 +109,7 @@ def shard_of(level: Level, chunk: Sequence[int], itemsize: int) -> tuple[int, ..
     left, size = [(count - 1).bit_length() for count in grid], list(chunk)
     while any(left):
         for axis in (2, 1, 0):
-            if 2 * math.prod(size) * itemsize > UNIT_BYTES:
+            if 2 * math.prod(size) * itemsize > SHARD_BYTES:
                 return tuple(size)
             if left[axis]:
                 left[axis] -= 1

@@ -1,13 +1,15 @@
 """Processes that carry out the parts of one job: python -c START, then pickles through pipes."""
 
+import itertools
 import os
 import pickle
 import queue
 import signal
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
@@ -94,9 +96,14 @@ class Helpers:
         self.stack.close()
 
     def each(self, parts: Iterable[Any]) -> Iterator[Any]:
-        """What the job gives for each part, in their order; after an error no other part is begun."""
-        parts = list(parts)
-        if self.count == 1 or len(parts) < 2:
+        """What the job gives for each part, in their order; after an error no other part is begun.
+
+        Of the parts a few are taken at a time: there may be millions of them.
+        """
+        parts = iter(parts)
+        first = list(itertools.islice(parts, 2))
+        parts = itertools.chain(first, parts)
+        if self.count == 1 or len(first) < 2:
             yield from map(self.job.do, parts)
             return
         if not self.started:
@@ -105,8 +112,18 @@ class Helpers:
                 helper = Helper(self.job)
                 self.stack.callback(helper.close)
                 self.idle.put(helper)
+        begun: deque[Future] = deque()
         with ThreadPoolExecutor(self.count) as pool:
-            yield from pool.map(self.one, parts)
+            try:
+                for part in parts:
+                    begun.append(pool.submit(self.one, part))
+                    if len(begun) > 2 * self.count:
+                        yield begun.popleft().result()
+                while begun:
+                    yield begun.popleft().result()
+            finally:
+                for future in begun:
+                    future.cancel()
 
     def one(self, part: Any) -> Any:
         helper = self.idle.get()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ MOST_IN_SHARD = 1 << 26  # chunks of one shard, whose index is read whole
 SILENCE = 30  # seconds in which not a byte comes
 LONG = 5.0  # seconds after which it is looked whether something else is wrong
 PATIENCE, SLOWEST = 600.0, 1e5  # seconds for one box, and bytes a second of its voxels that come on top
+FEW = 100  # files of a folder that stand for all
 MOST_LOOKED_AT = 100_000  # files of a folder in which a pipe is looked for
 RETRIES = 4  # A request is sent again so often, within a second or two.
 WAITS = (1.0, 3.0, 9.0, 27.0)  # seconds between the tries of a box
@@ -235,6 +237,8 @@ def check_sizes(title: str, store: Any, dtype: np.dtype) -> None:
 def connect(scale: Level, cache_bytes: int) -> "Stored":
     """The opened scale, its axes in our order and its first voxel at 0."""
     title, library = scale.title(), tensorstore(scale.title())
+    if scale.address.scheme == "file" and "scale_index" in scale.driver:
+        refuse_packed(title, f"{scale.address.path}/{scale.name}")
     # A precomputed volume is complete unless somebody says otherwise; of zarr and N5 it is part of the format that
     # chunks without a value of their own are left out, unless their writer said that none was.
     complete = (scale.driver["driver"] == "neuroglancer_precomputed" or scale.whole) and not scale.address.sparse
@@ -283,6 +287,15 @@ class Stored:
             raise InputError(f"{error}; where its publisher left out chunks that are 0, #missing=0 behind the address "
                              "(before that a :SCALE) says so") from None
         return made[0]
+
+
+def refuse_packed(title: str, folder: str) -> None:
+    """Refuses chunks that stand there as NAME.gz, which tensorstore would take for chunks that are missing."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in islice(entries, FEW):
+            if entry.name.endswith(".gz"):
+                raise InputError(f"{title} has chunks that are packed once more, such as {entry.name}; unpack them "
+                                 f"first: gunzip -r {folder}")
 
 
 def refuse_pipes(folder: str | None) -> None:
