@@ -1,5 +1,7 @@
 """Synapses of many partners: tissue that has them, vectors that point from their presynaptic side, and the way back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from emcore import config, metrics, segment
 from emcore.data.targets import IGNORE, make_targets, partners
 from emcore.data.warps import Plan, move
+from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.prediction import predict
 from emcore.segment import partner_instances
@@ -17,9 +20,9 @@ from emcore.settings.decode import PartnersDecode
 from emcore.settings.predict import Activation, Infer, Views
 from emcore.settings.target import PartnersTarget
 from emcore.synth import synthesize
-from emcore.decode.labels import decode
 from emcore.volumes import create_volume, open_volume
 
+ROOT = Path(__file__).resolve().parent.parent
 RESOLUTION = (30.0, 8.0, 6.0)
 
 
@@ -112,12 +115,12 @@ def test_views_turn_vectors_back():
 
 
 @pytest.mark.parametrize("override, sentence", [
-    ("infer.activation=[]", "infer.activation must name its channels with kind = vector"),
+    ("infer.activation=[]", "infer.activation must name its three channels with kind = vector"),
     ("infer.dtype=uint8", "dtype must be float32 or float16 with an activation of kind = vector"),
     ("infer.views.combine=max", "views.combine must be mean with an activation of kind = vector")])
 def test_settings_that_would_spoil_vectors_are_refused(override, sentence):
     with pytest.raises(InputError, match=sentence):
-        config.load(Settings, "configs/synth/synth_synapses.toml", [override])
+        config.load(Settings, ROOT / "configs" / "synth" / "synth_synapses.toml", [override])
 
 
 def test_a_synapse_has_as_many_partners_as_are_asked_for_and_each_is_an_entry(tissue):
@@ -170,7 +173,8 @@ def test_synapses_whose_sides_touch_stay_apart():
     labels[1:4, 3:6, 19:36], labels[1:4, 6:9, 18:36] = 3, 4
     prediction = as_prediction(labels, RESOLUTION, False)
     assert np.array_equal(partner_instances(prediction, RESOLUTION, small=0), labels)
-    assert segment.polarity_instances(prediction[:3], small=0, dilate_size=1).max() == 2  # pieces alone make one of both
+    # pieces alone make one synapse of both
+    assert segment.polarity_instances(prediction[:3], small=0, dilate_size=1).max() == 2
 
 
 def slow_instances(prediction, sizes, reach):
@@ -189,13 +193,12 @@ def slow_instances(prediction, sizes, reach):
 
 def test_every_voxel_goes_to_the_nearest_synapse_within_reach():
     random = np.random.default_rng(3)
-    for reach in (10.0, 60.0, 200.0, 1e6):
-        for threads in (1, 3):
-            prediction = random.normal(0, 1, (6, 6, 15, 17)).astype(np.float32)
-            prediction[:2] = random.random((2, 6, 15, 17)) > 0.8
-            prediction[2] = 1
-            found = partner_instances(prediction, RESOLUTION, small=0, reach_nm=reach, threads=threads)
-            assert np.array_equal(found, slow_instances(prediction, np.array(RESOLUTION), reach))
+    for reach, threads in ((10.0, 1), (60.0, 3), (200.0, 2), (1e6, 1)):
+        prediction = random.normal(0, 1, (6, 4, 9, 11)).astype(np.float32)
+        prediction[:2] = random.random((2, 4, 9, 11)) > 0.8
+        prediction[2] = 1
+        found = partner_instances(prediction, RESOLUTION, small=0, reach_nm=reach, threads=threads)
+        assert np.array_equal(found, slow_instances(prediction, np.array(RESOLUTION), reach))
 
 
 def test_small_pieces_go_and_nothing_has_no_synapse():
@@ -213,7 +216,8 @@ def test_small_pieces_go_and_nothing_has_no_synapse():
     ({"prediction": np.zeros((5, 2, 3, 4), np.float32)}, "prediction must be"),
     ({"prediction": np.zeros((6, 2, 3, 4), np.uint8)}, "floating point"),
     ({"prediction": np.full((6, 2, 3, 4), np.nan, np.float32)}, "NaN"),
-    ({"resolution": (0, 1, 1)}, "resolution must be three sizes above 0"), ({"threshold": 2}, "threshold must be 0 to 1"),
+    ({"resolution": (0, 1, 1)}, "resolution must be three sizes above 0"),
+    ({"threshold": 2}, "threshold must be 0 to 1"),
     ({"small": -1}, "small must be from 0"), ({"reach_nm": 0}, "reach_nm must be from")])
 def test_what_cannot_be_decoded_is_said(change, sentence):
     given = {"prediction": np.zeros((6, 2, 3, 4), np.float32), "resolution": RESOLUTION} | change
@@ -224,5 +228,5 @@ def test_what_cannot_be_decoded_is_said(change, sentence):
 def test_a_prediction_without_a_resolution_is_refused(tmp_path):
     with create_volume(f"{tmp_path}/p.h5:main", (6, 2, 3, 4), np.float32) as out:
         out[...] = 0
-    with pytest.raises(InputError, match="measures in nm, but .* does not say its resolution"):
+    with pytest.raises(InputError, match=r"measures in nm, but .* has no resolution"):
         decode(open_volume(f"{tmp_path}/p.h5"), PartnersDecode(), tmp_path / "labels.h5")

@@ -193,8 +193,8 @@ def sides(prediction: Volume, settings: PolarityDecode, box: Box | None = None) 
 def partners(prediction: Volume, settings: PartnersDecode) -> np.ndarray:
     """Synapses with two sides, 2n - 1 and 2n, from masks and vectors that point from the presynaptic side."""
     if prediction.resolution is None:
-        raise InputError(f"decode.kind = partners measures in nm, but {prediction.name} does not say its resolution; set "
-                         "data.resolution and predict again, or write it with python -m emcore convert --resolution")
+        raise InputError(f"decode.kind = partners measures in nm, but {prediction.name} has no resolution: set "
+                         "data.resolution and predict again, or write it by python -m emcore convert --resolution")
     values = real(chosen(prediction, settings.channels), prediction)
     return segment.partner_instances(values, prediction.resolution, settings.threshold, settings.small,
                                      exclusive=settings.exclusive, reach_nm=settings.reach_nm)

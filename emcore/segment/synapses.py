@@ -84,7 +84,7 @@ def partner_instances(prediction: np.ndarray, resolution: Sequence[float], thres
     at = np.argwhere(post)
     vectors = prediction[(slice(3, 6), *at.T)].T.astype(np.float64)
     if not np.isfinite(vectors).all():
-        raise InputError("prediction holds vectors that are not finite; replace them, for example with numpy.nan_to_num")
+        raise InputError("prediction holds vectors that are not finite; replace them, for example by numpy.nan_to_num")
     synapses, count = connected_components(pre & ~post, count=True, threads=threads)
     if small > 1:
         synapses = remove_small(synapses, small, threads=threads)

@@ -23,8 +23,8 @@ def check_settings(settings: Any) -> None:
         raise InputError(f"decode.low must not be above decode.high; got {decode.low} and {decode.high}")
     if any(isinstance(target, PartnersTarget) for target in settings.target) and not any(
             one.kind == "vector" for one in settings.infer.activation):
-        raise InputError("the target partners is a vector along z, y and x; infer.activation must name its channels with "
-                         'kind = vector, as in {channels = "3:6", kind = "vector"}')
+        raise InputError("the target partners is a vector: infer.activation must name its three channels "
+                         'with kind = vector, as in {channels = "3:6", kind = "vector"}')
     if settings.data.train:  # a recipe that learns, and not one that only predicts, decodes or scores
         check_patch(model.multiple, settings.data.patch)
         if settings.pretrain is None:

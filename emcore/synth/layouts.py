@@ -156,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
         tissue = synthesize(shape, resolution, options.seed + sample, neurites=options.neurites,
                             synapses=options.synapses, partners=options.partners, defects=defects)
         paths = write_layout(options.out, layout, tissue, sample, padding)
-        print(f"{', '.join(map(str, paths))}: {tissue.neuron_ids.max()} neurons, {len({synapse.number for synapse in tissue.synapses})} synapses, "
+        count = len({synapse.number for synapse in tissue.synapses})
+        print(f"{', '.join(map(str, paths))}: {tissue.neuron_ids.max()} neurons, {count} synapses, "
               f"shape {shape} at {resolution} nm, {time.perf_counter() - started:.1f} s")
     return 0
