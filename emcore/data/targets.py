@@ -158,23 +158,22 @@ def polarity(labels: Tensor, exclusive: bool) -> Tensor:
 def partners(labels: Tensor, resolution: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Channels z, y, x: from the middle of a presynaptic side (odd ids) to each voxel behind it (even), in VECTOR_NM.
 
-    Only voxels behind a whole presynaptic side count: one that the patch cuts has its middle elsewhere.
+    The middle is that of what the patch holds of the side, which is all that the net can see of it. Only voxels behind a
+    side that is there count.
     """
     values = torch.zeros((len(labels), 3, *labels.shape[1:]), device=labels.device)
     valid = torch.zeros_like(values, dtype=torch.bool)
     size = torch.tensor(resolution, device=labels.device, dtype=torch.float64)
-    end = torch.tensor(labels.shape[1:], device=labels.device) - 1
     for label, value, counts in zip(labels, values, valid):
         at = (label > 0).nonzero()
         ids = label[tuple(at.T)]
         before = ids % 2 == 1
         numbers, synapse = torch.div(ids + 1, 2, rounding_mode="floor").unique(return_inverse=True)
-        own, places = synapse[before], at[before]
+        own = synapse[before]
         voxels = torch.bincount(own, minlength=len(numbers))
-        cut = torch.bincount(own[((places == 0) | (places == end)).any(1)], minlength=len(numbers))
         middle = torch.zeros((len(numbers), 3), device=labels.device, dtype=torch.float64)
-        middle = middle.index_add_(0, own, places.double()) / voxels.clamp_min(1)[:, None]
-        behind = ~before & ((voxels > 0) & (cut == 0))[synapse]
+        middle = middle.index_add_(0, own, at[before].double()) / voxels.clamp_min(1)[:, None]
+        behind = ~before & (voxels > 0)[synapse]
         place = (slice(None), *at[behind].T)
         value[place] = ((at[behind] - middle[synapse[behind]]) * size / VECTOR_NM).float().T
         counts[place] = True
