@@ -67,13 +67,21 @@ setup: kernels
 
 peers: $(if $(packages),$(VENV)/.peers)
 
-# synthetic tissue -> training -> prediction of a volume it has not seen -> labels -> scores -> one page
+# synthetic tissue -> training -> neurons of a volume it has not seen -> scores and one page -> its synapses, by weights
+# that come with emcore -> who talks to whom
+SYNAPSES := --cfg configs/tissue/synth_synapses.toml name=demo_synapses data.folder=outputs/demo/data \
+	'data.test=[{image = "B.h5:raw", label = "B.h5:polarity", name = "B"}]'
+NEURONS = $$(ls -td outputs/demo/results_step=* | head -1)/test_im_labels.h5
+SIDES := outputs/demo_synapses_weights=synth_synapses
 demo: kernels
 	@mkdir -p outputs/demo
-	$(call step,synthetic tissue with ground truth,test -e outputs/demo/data/B.h5 || $(python) -m emcore synth --layout plain outputs/demo/data --shape 24$(comma)160$(comma)160 --resolution 30$(comma)8$(comma)8 --samples 2)
+	$(call step,synthetic tissue with ground truth,test -e outputs/demo/data/B.h5 || $(python) -m emcore synth --layout plain outputs/demo/data --shape 28$(comma)192$(comma)192 --resolution 30$(comma)8$(comma)8 --samples 2 --synapses 14 --partners 4)
 	$(call step,training a small RSUNet,$(python) train.py --cfg configs/demo.toml $(DEMO))
 	$(call step,predicting and segmenting the held-out volume,$(python) infer.py --cfg configs/demo.toml $(DEMO))
 	$(call step,scores and page,$(python) evaluate.py --cfg configs/demo.toml $(DEMO))
+	$(call step,synapses of the held-out volume,$(python) infer.py $(SYNAPSES) --checkpoint weights/synth_synapses.pt)
+	$(call step,scores of synapses and of edges,$(python) evaluate.py $(SYNAPSES) --results $(SIDES) evaluate.neurons=$(NEURONS):labels)
+	$(call step,who talks to whom,$(python) -m emcore connectome --labels $(NEURONS) --synapses $(SIDES)/B_labels.h5 --image outputs/demo/data/B.h5:raw outputs/demo/wiring)
 
 test: kernels
 	$(call step,the whole test suite,$(call pytest,$(TESTS)))

@@ -23,7 +23,7 @@ from emcore.segment import skeleton_volume
 from emcore.settings import Settings
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.model import LightUNETRSizes, MedNeXtModel, Model, RSUNetModel, UNetV1Model, check_patch
-from emcore.settings.target import BinaryTarget, PolarityTarget
+from emcore.settings.target import BinaryTarget, PartnersTarget, PolarityTarget
 from emcore.settings.train import Curve, NoPolicy, Schedule, Train, WarmedUp
 from emcore.synth import Tissue, synthesize
 from emcore.volumes import create_volume, split_reference
@@ -188,9 +188,9 @@ def write_files(settings: Settings, small: Settings) -> None:
 
 
 def truth_of(settings: Settings, tissue: Tissue) -> np.ndarray:
-    """Sides of synapses for polarity, clefts where all targets are plain foreground, else neurons."""
+    """Sides of synapses for polarity and partners, clefts where all targets are plain foreground, else neurons."""
     kinds = {type(target) for target in settings.target}
-    truth = (tissue.polarity if PolarityTarget in kinds else tissue.clefts if kinds == {BinaryTarget}
+    truth = (tissue.polarity if kinds & {PolarityTarget, PartnersTarget} else tissue.clefts if kinds == {BinaryTarget}
              else tissue.neuron_ids)
     return truth.astype(np.uint16)
 

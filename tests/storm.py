@@ -286,6 +286,8 @@ def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
         "polarity_instances": lambda: ((prediction, make.number(), make.count()), {
             "scale_factors": make.one((1, make.number(0.5, 2), (1, 2, 0.5), 1e300)), "semantic": make.rarely(0.5),
             "dilate_size": make.one((1, 3, 5, make.count())), "exclusive": make.rarely(0.5)}),
+        "partner_instances": lambda: ((make.affs(shape, 6), make.numbers(1, 50), make.number(), make.count()), {
+            "reach_nm": make.one((200.0, 1e-300, 1e300, make.number(0, 500))), "exclusive": make.rarely(0.5)}),
         "contour_instances": lambda: ((prediction,), {"binary": make.numbers(0, 1, 2), "remove_size": make.count(),
                                                       "min_seed": make.count()}),
         "skeletonize": lambda: ((make.labels(shape), make.numbers(1, 50)), {

@@ -22,6 +22,7 @@ from emcore.settings.decode import (
     ConnectedDecode,
     ContourDecode,
     Decode,
+    PartnersDecode,
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
@@ -202,6 +203,7 @@ def test_one_voxel_of_a_polarity_prediction_says_what_all_of_it_means(tmp_path):
 
 REFUSED = [
     (ContourDecode(), "^decode.kind = contour works .* or set decode.kind = components without seeds$"),
+    (PartnersDecode(), "^decode.kind = partners works .* or set decode.kind = polarity and decode.channels = "),
     (ComponentsDecode(seed_threshold=0.7), "^decode.seed_threshold with decode.connectivity = 26 works .* or set "
                                            "decode.connectivity = 4 or 8, which floods every section by itself, or "),
     (ComponentsDecode(seed_threshold=0.7, connectivity=6), "decode.connectivity = 6 works"),

@@ -14,6 +14,7 @@ from emcore import metrics, segment
 from emcore.errors import InputError, run_command
 from emcore.metrics.evaluation import score_volume
 from emcore.report import connectome
+from emcore.segment import wiring
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import create_volume
 
@@ -94,6 +95,19 @@ def test_the_files_say_what_the_table_says(files, tmp_path, capsys):
     dense[stored["row"], stored["col"]] = stored["data"]
     assert dense.tolist() == [[0, 2, 0], [0, 0, 1], [0, 0, 0]]
     assert stored["neurons"].tolist() == [1, 2, BIG]
+
+
+def test_every_file_is_the_same_for_any_blocks(files, tmp_path, monkeypatch):
+    """The chunks of the files and the room of a block decide what is read together, and nothing else."""
+    run(files, tmp_path / "whole", "--image", files["raw"])
+    wanted = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    for number, (voxels, chunks) in enumerate(((1, (1, 5, 3)), (40, (2, 4, 7)), (200, (3, 3, 20)))):
+        monkeypatch.setattr(wiring, "BLOCK_VOXELS", voxels)
+        for name, values in zip(("labels", "sides"), scene()):
+            with create_volume(f"{tmp_path}/a.h5:{name}", values.shape, values.dtype, RESOLUTION, chunks=chunks) as out:
+                out[...] = values
+        run(files, tmp_path / str(number), "--image", files["raw"])
+        assert {path.name: path.read_bytes() for path in (tmp_path / str(number)).iterdir()} == wanted
 
 
 def test_the_page_loads_nothing_and_shows_the_strongest_pairs(files, tmp_path):
@@ -228,7 +242,8 @@ def test_a_truth_without_annotations_leaves_a_note(tmp_path):
     for truth in (labels, str(tmp_path / "truth.h5")):
         found = score_volume(Evaluate(("partners",)), truth, _stored(tmp_path, sides), tmp_path / "p.h5")
         assert found["scores"] == []
-        assert "partners needs a truth in a file of CREMI" in found["notes"][0]
+        assert "partners needs a truth in a file with volumes/labels/neuron_ids (or labels) and annotations/" in \
+            found["notes"][0]
 
 
 def _stored(folder, values):

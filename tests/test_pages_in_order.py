@@ -102,6 +102,7 @@ R33, EMR50, SMALL = ("configs/dbmim/dbmim_finetune_r33.toml", "configs/emr50/emr
 HF = "outputs/hf_weights/weights/fullem_mixedmask_dbmim_r33"
 V1_DATA = ("-t datasets/cremi_v1/ -dn images/im_A_v2_200.h5@images/im_B_v2_200.h5@images/im_C_v2_200.h5",
            "-ln gt-syn/syn_A_v2_200.h5@gt-syn/syn_B_v2_200.h5@gt-syn/syn_C_v2_200.h5")
+WIRING, FOUND = "datasets/synthetic/wiring", "outputs/synth_neurons/results_step=500/test_labels.h5"
 OURS = "name=mine data.folder=/your/data"
 
 # page -> (command as the page has it, without its comment; what it does)
@@ -309,6 +310,26 @@ TABLE = {
         (f"python train.py --cfg {SMALL}", trained("emr50_polarity_small")),
         (f"python infer.py --cfg {SMALL}", predicted("emr50_polarity_small", "*")),
         (f"python evaluate.py --cfg {SMALL}", scored("emr50_polarity_small")),
+    ],
+    "docs/tutorials/wiring_diagram.md": [
+        ("python -m emcore synth datasets/synthetic/wiring/train --shape 48,320,320 --resolution 30,8,8 --seed 1 "
+         "--samples 3 --synapses 45 --partners 4", changes(f"{WIRING}/train/A.h5", f"{WIRING}/train/C.h5")),
+        ("python -m emcore synth datasets/synthetic/wiring/test --shape 64,320,320 --resolution 30,8,8 --seed 100 "
+         "--synapses 60 --partners 4", changes(f"{WIRING}/test/A.h5")),
+        *[(f"python {script}.py --cfg configs/tissue/synth_neurons.toml", done) for script, done in (
+            ("train", trained("synth_neurons")), ("infer", predicted("synth_neurons", "test")),
+            ("evaluate", scored("synth_neurons")))],
+        *[(f"python {script}.py --cfg configs/tissue/synth_synapses.toml", done) for script, done in (
+            ("train", trained("synth_synapses")), ("infer", predicted("synth_synapses", "test")))],
+        (f"python evaluate.py --cfg configs/tissue/synth_synapses.toml evaluate.neurons={FOUND}:labels",
+         scored("synth_synapses")),
+        (f"python -m emcore connectome --labels {FOUND} --synapses "
+         f"outputs/synth_synapses/results_step=900/test_labels.h5 --image {WIRING}/test/A.h5:raw wiring",
+         makes("wiring/connectome.html", "wiring/edges.csv")),
+        (f"python -m emcore skeletonize {FOUND}:labels skeletons", makes("skeletons/*.swc")),
+        (f"python -m emcore mesh {FOUND}:labels meshes --error 20", makes("meshes/info")),
+        (f"python -m emcore statistics {FOUND}:labels neurons.csv", makes("neurons.csv", "neurons_contacts.csv")),
+        (f"python -m emcore score {FOUND}:labels skeletons --skeletons", prints(r"nerl +1\.000000")),
     ],
     "docs/volumes.md": [
         ("python -m emcore convert raw.h5:raw raw.ome.zarr --workers 4", makes("raw.ome.zarr/zarr.json")),

@@ -10,6 +10,7 @@ import pytest
 import emcore.synth
 from emcore.__main__ import TOOLS
 from emcore.errors import InputError, run_command
+from emcore.metrics.score_points import read_partners
 from emcore.synth import Defects, synthesize, write_layout
 from emcore.synth.surface import SEALED
 from emcore.volumes import open_volume
@@ -225,9 +226,12 @@ def test_the_other_hdf5_layouts_read_back(tmp_path):
         assert np.array_equal(labels["main"][:], t.polarity)
     path, = write_layout(tmp_path, "plain", t)
     with h5py.File(path) as file:
-        assert set(file) == {"raw", "labels", "clefts", "polarity", "mitochondria"}
+        assert set(file) == {"raw", "labels", "clefts", "polarity", "mitochondria", "annotations"}
         assert np.array_equal(file["labels"][:], t.neuron_ids)
         assert file["labels"].dtype == np.uint32
+    sites = [(synapse.pre_site, synapse.post_site) for synapse in t.synapses]
+    assert len(sites) > 0
+    assert read_partners(path).tolist() == np.array(sites).tolist()
     assert not list(tmp_path.rglob("*.partial"))
 
 

@@ -130,6 +130,7 @@ def use_labels() -> None:
     assert_type(segment.erode(labels, 3), Array)
     assert_type(segment.fill_holes(labels == 1), Array)
     assert_type(segment.polarity_instances(AFFINITIES, 0.5, 8), Array)
+    assert_type(segment.partner_instances(np.zeros((6, 4, 8, 8), np.float32), RESOLUTION), Array)
     assert_type(segment.contour_instances(AFFINITIES, remove_size=4), Array)
     sides = (np.arange(LABELS.size).reshape(LABELS.shape) % 3).astype(np.uint32)
     found = segment.partners(LABELS, sides, resolution=RESOLUTION)

@@ -20,6 +20,7 @@ from emcore.data.distances import (
     skeleton_distance,
 )
 from emcore.errors import InputError
+from emcore.segment.synapses import VECTOR_NM
 from emcore.settings.target import (
     AffinityTarget,
     BinaryTarget,
@@ -28,6 +29,7 @@ from emcore.settings.target import (
     InstanceDistanceTarget,
     Labels,
     LsdTarget,
+    PartnersTarget,
     PolarityTarget,
     SignedDistanceTarget,
     SkeletonDistanceTarget,
@@ -153,6 +155,31 @@ def polarity(labels: Tensor, exclusive: bool) -> Tensor:
     return torch.stack([pre, post, pre | post], 1).float()
 
 
+def partners(labels: Tensor, resolution: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Channels z, y, x: from the middle of a presynaptic side (odd ids) to each voxel behind it (even), in VECTOR_NM.
+
+    The middle is that of what the patch holds of the side, which is all that the net can see of it. Only voxels behind a
+    side that is there count.
+    """
+    values = torch.zeros((len(labels), 3, *labels.shape[1:]), device=labels.device)
+    valid = torch.zeros_like(values, dtype=torch.bool)
+    size = torch.tensor(resolution, device=labels.device, dtype=torch.float64)
+    for label, value, counts in zip(labels, values, valid):
+        at = (label > 0).nonzero()
+        ids = label[tuple(at.T)]
+        before = ids % 2 == 1
+        numbers, synapse = torch.div(ids + 1, 2, rounding_mode="floor").unique(return_inverse=True)
+        own = synapse[before]
+        voxels = torch.bincount(own, minlength=len(numbers))
+        middle = torch.zeros((len(numbers), 3), device=labels.device, dtype=torch.float64)
+        middle = middle.index_add_(0, own, at[before].double()) / voxels.clamp_min(1)[:, None]
+        behind = ~before & (voxels > 0)[synapse]
+        place = (slice(None), *at[behind].T)
+        value[place] = ((at[behind] - middle[synapse[behind]]) * size / VECTOR_NM).float().T
+        counts[place] = True
+    return values, valid
+
+
 def smooth_outlines(labels: Tensor) -> Tensor:
     """Labels whose outlines are rounded section by section, twice: dilate, blur, dilate, threshold (2019 tutorial)."""
     steps = torch.arange(-8, 9, device=labels.device, dtype=torch.float32)
@@ -207,6 +234,7 @@ MAKERS: dict[type, Callable] = {
     AffinityTarget: lambda target, labels, place: affinities(labels, target.offsets, target.border, target.background),
     BinaryTarget: lambda target, labels, place: labels > 0,
     PolarityTarget: lambda target, labels, place: polarity(labels, target.exclusive),
+    PartnersTarget: lambda target, labels, place: partners(labels, place.resolution),
     BoundaryTarget: lambda target, labels, place: boundary(labels, target.thickness, target.where, target.in_plane),
     SignedDistanceTarget: lambda target, labels, place: signed_distance(labels, place.resolution, target.scale),
     ForegroundDistanceTarget: lambda target, labels, place: foreground_distance(labels),

@@ -33,6 +33,7 @@ from emcore.settings.decode import (
     Decode,
     MutexDecode,
     NoDecode,
+    PartnersDecode,
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
@@ -44,8 +45,8 @@ def decode(prediction: Volume, settings: Decode, out: Path, record: dict[str, An
     record: what made the labels, see emcore/record.py; it is kept with them.
     """
     if isinstance(settings, NoDecode):
-        raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity or contour "
-                         "to make labels")
+        raise InputError("decode.kind is none: set it to affinities, connected, mutex, components, polarity, partners "
+                         "or contour to make labels")
     place = (prediction.resolution, prediction.offset)
     segmentation = None
     if isinstance(settings, AffinityDecode):
@@ -196,6 +197,16 @@ def sides(prediction: Volume, settings: PolarityDecode, box: Box | None = None) 
     return values if stored_table(prediction) is None else real(values, prediction)
 
 
+def partners(prediction: Volume, settings: PartnersDecode) -> np.ndarray:
+    """Synapses with two sides, 2n - 1 and 2n, from masks and vectors that point from the presynaptic side."""
+    if prediction.resolution is None:
+        raise InputError(f"decode.kind = partners measures in nm, but {prediction.name} has no resolution: set "
+                         "data.resolution and predict again, or write it by python -m emcore convert --resolution")
+    values = real(chosen(prediction, settings.channels), prediction)
+    return segment.partner_instances(values, prediction.resolution, settings.threshold, settings.small,
+                                     exclusive=settings.exclusive, reach_nm=settings.reach_nm)
+
+
 def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:
     """Instances from foreground, contour and distance; remove_size is their smallest size."""
     limits = settings.contour
@@ -205,7 +216,7 @@ def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:
 
 
 KINDS = {ConnectedDecode: connected, MutexDecode: mutex, ComponentsDecode: components, PolarityDecode: polarity,
-         ContourDecode: contour}
+         PartnersDecode: partners, ContourDecode: contour}
 
 
 def chosen(prediction: Volume, channels: tuple[int, ...] | list[int], box: Box | None = None) -> np.ndarray:

@@ -23,7 +23,7 @@ from emcore.metrics.foreground import NOBODY_KNOWS
 from emcore.metrics.nodes import run_length_rows
 from emcore.metrics.partitions import CONVENTIONS, SquareSums, rand_of_sums
 from emcore.metrics.placement import overlap, placed, whole_table
-from emcore.metrics.score_points import NEURONS, PARTNERS, read_partners
+from emcore.metrics.score_points import NEURONS, PARTNERS, PLAIN_NEURONS, read_partners
 from emcore.metrics.wiring import renamed
 from emcore.segment.affinities import above
 from emcore.segment.storage import stored_parts
@@ -157,13 +157,17 @@ def synapse_rows(case: Case) -> list[Row]:
 def partner_rows(case: Case) -> list[Row]:
     """CREMI's F1 of synaptic partners, and edges from 1, 2 and 5 synapses on, of labels of two-sided synapses.
 
-    The truth is a file of CREMI with neurons and annotations. The neurons under the synapses are those of the truth,
-    and then those of evaluate.neurons as well, whose ids are matched to those of the truth by their voxels.
+    The truth is a file of CREMI with neurons and annotations, or one of synth, which has both as well. The neurons
+    under the synapses are those of the truth, and then those of evaluate.neurons as well, whose ids are matched to
+    those of the truth by their voxels.
     """
-    if case.truth_path is None or not {NEURONS, PARTNERS} <= set(list_datasets(case.truth_path).names):
-        case.notes.append(f"partners needs a truth in a file of CREMI, with {NEURONS} and {PARTNERS}")
+    names = set() if case.truth_path is None else set(list_datasets(case.truth_path).names)
+    where = next((name for name in (NEURONS, PLAIN_NEURONS) if {name, PARTNERS} <= names), None)
+    if where is None:
+        case.notes.append(f"partners needs a truth in a file with {NEURONS} (or {PLAIN_NEURONS}) and {PARTNERS}, as "
+                          "CREMI and python -m emcore synth write them")
         return []
-    neurons = open_path(case.truth_path, NEURONS, "labels")
+    neurons = open_path(case.truth_path, where, "labels")
     true_sites = read_partners(case.truth_path)
     resolution = neurons.resolution or case.truth.resolution or case.data.resolution
     if resolution is None:

@@ -18,6 +18,7 @@ from emcore.volumes import Volume, open_path
 from emcore.volumes.hdf5 import opened
 
 NEURONS = "volumes/labels/neuron_ids"  # in files of CREMI
+PLAIN_NEURONS = "labels"  # in files of synth
 PARTNERS = "annotations/presynaptic_site/partners"
 OF_SKELETONS = {"erl": "expected run length, nm", "erl_perfect": "that of a perfect segmentation, nm",
                 "nerl": "the ratio of both; higher is better", "split_edges": "between two segments",

@@ -29,6 +29,7 @@ from emcore.prediction.windows import (
     shifted,
     starts,
     touching,
+    turned_back,
     views_of,
     weights,
 )
@@ -138,6 +139,10 @@ class Job:
                              f"{self.count}")
         self.activations = [(channels_of(a.channels, self.count, "infer.activation.channels"), a.kind)
                             for a in infer.activation]
+        self.vectors = [channels for channels, kind in self.activations if kind == "vector"]
+        if any(channels.stop - channels.start != 3 for channels in self.vectors):
+            raise InputError("infer.activation of kind = vector must name three channels, along z, y and x; got "
+                             f"{[a.channels for a in infer.activation if a.kind == 'vector']}")
         image = source.arrays["image"]
         self.task = Task(self.shape, infer, channels_in(source) * image.dtype.itemsize, self.count)
         self.whole = tuple(slice(0, length) for length in self.shape)
@@ -197,6 +202,7 @@ class Job:
         mode, total, counts = self.infer.views.combine, None, None
         for view, plan in zip(self.views, self.plans):
             values = self.activate(inverse_view(self._net(forward_view(batch, view)), view))
+            values = turned_back(values, self.vectors, view)
             moved = [shifted(values[:, source], shift) if any(shift) else (values[:, source], None)
                      for source, shift in plan]
             values = torch.stack([value for value, _ in moved], 1)

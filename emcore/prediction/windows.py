@@ -92,6 +92,17 @@ def inverse_view(x: Tensor, view: tuple[tuple[int, ...], int]) -> Tensor:
     return x.flip([axis + 2 for axis in flips]) if flips else x
 
 
+def turned_back(values: Tensor, vectors: Sequence[slice], view: tuple[tuple[int, ...], int]) -> Tensor:
+    """(n, c, z, y, x) values of a view, put back already, whose vectors along z, y, x point as they do without it."""
+    matrix = np.rint(_matrix(*view)).astype(int)
+    out = values.clone() if vectors else values
+    for channels in vectors:
+        for axis, column in enumerate(matrix.T):
+            seen = int(np.flatnonzero(column)[0])
+            out[:, channels.start + axis] = values[:, channels.start + seen] * int(column[seen])
+    return out
+
+
 def channel_plan(offsets: Sequence[Sequence[int]] | None, channels: int,
                  view: tuple[tuple[int, ...], int]) -> list[tuple[int, Triple]] | None:
     """For every output channel: which channel of the view holds it, and by which shift; None if a channel has none.

@@ -64,6 +64,7 @@ from emcore.segment.statistics import parse_statistic as parse_statistic
 from emcore.segment.storage import has_tree as has_tree
 from emcore.segment.storage import read_tree as read_tree
 from emcore.segment.storage import write_tree as write_tree
+from emcore.segment.synapses import partner_instances as partner_instances
 from emcore.segment.synapses import polarity_instances as polarity_instances
 from emcore.segment.wiring import Partners as Partners
 from emcore.segment.wiring import partners as partners

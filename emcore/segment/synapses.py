@@ -13,6 +13,8 @@ from emcore.segment.relabeling import label_dtype
 from emcore.threads import run_parallel, slabs, thread_count
 
 DILATE_SIZE = 5  # of polarity_instances where it is not told
+VECTOR_NM = 100.0  # the unit of vectors from pre to post, in which they are as large as the values of other channels
+REACH_NM = 200.0  # of partner_instances where it is not told
 
 
 def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: int = 128, *,
@@ -55,6 +57,79 @@ def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: in
 
     run_parallel(write, slabs(len(labels), threads * 8), threads)
     return _nearest(labels, factors)
+
+
+def partner_instances(prediction: np.ndarray, resolution: Sequence[float], threshold: float = 0.5, small: int = 128, *,
+                      exclusive: bool = False, reach_nm: float = REACH_NM, threads: int | None = None) -> np.ndarray:
+    """(z, y, x) labels: 2n - 1 on the pre-synaptic side of synapse n, 2n on every voxel that is reached from there.
+
+    prediction is (6, z, y, x), floating point: the three channels of polarity_instances, and three that say along z, y
+    and x where a voxel lies as seen from the middle of its pre-synaptic side, in units of 100 nm. A 6-connected piece
+    of pre is a synapse. A voxel of post, which goes over pre, belongs to the synapse whose middle is nearest to where
+    its vector comes from (of equals to the one of the smaller number), and to none where that is farther than
+    reach_nm. So one synapse may have many partners, and synapses that touch stay apart. Pieces of either side below
+    `small` voxels are dropped. resolution: nm, z y x.
+    """
+    prediction, threads = as_array("prediction", prediction), thread_count(threads)
+    if prediction.ndim != 4 or prediction.shape[0] != 6 or prediction.dtype.kind != "f":
+        raise InputError("prediction must be (6, z, y, x), floating point: the channels of polarity and a vector along "
+                         f"z, y, x; got {prediction.shape} {prediction.dtype}")
+    sizes = as_numbers("resolution", resolution)
+    if sizes.shape != (3,) or not ((sizes > 0) & (sizes < 1e12)).all():
+        raise InputError(f"resolution must be three sizes above 0 in nm, z y x; got {resolution}")
+    for name, value, least in (("small", small, 0), ("reach_nm", reach_nm, 1e-6)):
+        if not within(value, least, 1e12):
+            raise InputError(f"{name} must be from {least:g} to 1e12; got {value}")
+    pre, post, _ = side_masks(prediction[:3], threshold, exclusive, threads=threads)
+    at = np.argwhere(post)
+    vectors = prediction[(slice(3, 6), *at.T)].T.astype(np.float64)
+    if not np.isfinite(vectors).all():
+        raise InputError("prediction holds vectors that are not finite; replace them, for example by numpy.nan_to_num")
+    synapses, count = connected_components(pre & ~post, count=True, threads=threads)
+    if small > 1:
+        synapses = remove_small(synapses, small, threads=threads)
+    kept, middles = _middles(synapses, count)
+    number = np.zeros(count + 1, label_dtype(2 * len(kept)))
+    number[kept] = 2 * np.arange(1, len(kept) + 1) - 1
+    labels = np.zeros(post.shape, number.dtype)
+    labels[tuple(at.T)] = 2 * (_nearest_place(at * sizes - vectors * VECTOR_NM, middles * sizes, reach_nm) + 1)
+    if small > 1:
+        labels[remove_small(connected_components(labels, threads=threads), small, threads=threads) == 0] = 0
+    return np.where(synapses > 0, number[synapses], labels)
+
+
+def _middles(pieces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pieces that have voxels, and the mean place of each, in voxels."""
+    at = np.argwhere(pieces)
+    ids = pieces[tuple(at.T)]
+    voxels = np.bincount(ids, minlength=count + 1)
+    kept = np.flatnonzero(voxels)
+    sums = np.stack([np.bincount(ids, at[:, axis], count + 1) for axis in range(3)], 1)
+    return kept, sums[kept] / voxels[kept, None]
+
+
+def _nearest_place(places: np.ndarray, known: np.ndarray, reach: float) -> np.ndarray:
+    """For each place the number of the nearest known one (of equals the smaller), -1 where none is within reach."""
+    best, found = np.full(len(places), reach * reach), np.full(len(places), -1)
+    if not len(known) or not len(places):
+        return found
+    cell = max(reach, 1e-6)
+    low = np.minimum(places.min(0), known.min(0)) - 2 * cell
+    own, cells = (np.floor((points - low) / cell).astype(np.int64) for points in (places, known))
+    extent = np.maximum(own.max(0), cells.max(0)) + 2
+    steps = np.array([extent[1] * extent[2], extent[2], 1])
+    keys = cells @ steps
+    order = np.argsort(keys, kind="stable")
+    for shift in np.ndindex(3, 3, 3):
+        wanted = (own + np.array(shift) - 1) @ steps
+        first, last = (np.searchsorted(keys[order], wanted, side) for side in ("left", "right"))
+        for step in range(int((last - first).max())):
+            rows = np.flatnonzero(first + step < last)
+            candidate = order[first[rows] + step]
+            away = ((places[rows] - known[candidate]) ** 2).sum(1)
+            better = (away < best[rows]) | ((away == best[rows]) & ((found[rows] < 0) | (candidate < found[rows])))
+            best[rows[better]], found[rows[better]] = away[better], candidate[better]
+    return found
 
 
 def side_masks(prediction: np.ndarray, threshold: float, exclusive: bool, largest: float | None = None,

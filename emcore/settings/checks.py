@@ -7,7 +7,7 @@ from emcore.settings.channels import channels_of
 from emcore.settings.decode import AffinityDecode
 from emcore.settings.loss import Loss
 from emcore.settings.model import MaskedAutoencoderModel, Net, Transformer, check_patch
-from emcore.settings.target import channel_names
+from emcore.settings.target import PartnersTarget, channel_names
 
 
 def check_settings(settings: Any) -> None:
@@ -21,6 +21,10 @@ def check_settings(settings: Any) -> None:
                          f"{model.name} does not have")
     if isinstance(decode, AffinityDecode) and decode.low > decode.high:
         raise InputError(f"decode.low must not be above decode.high; got {decode.low} and {decode.high}")
+    if any(isinstance(target, PartnersTarget) for target in settings.target) and not any(
+            one.kind == "vector" for one in settings.infer.activation):
+        raise InputError("the target partners is a vector: infer.activation must name its three channels "
+                         'with kind = vector, as in {channels = "3:6", kind = "vector"}')
     if settings.data.train:  # a recipe that learns, and not one that only predicts, decodes or scores
         check_patch(model.multiple, settings.data.patch)
         if settings.pretrain is None:

@@ -164,6 +164,21 @@ class PolarityDecode:
 
 
 @dataclass(frozen=True)
+class PartnersDecode:
+    kind: Literal["partners"] = "partners"  # synapses whose postsynaptic voxels point back to their presynaptic side
+    channels: tuple[int, ...] = ()  # the three of polarity and a vector along z, y, x; empty: all six
+    threshold: float = 0.5  # what is above it counts
+    small: int = 128  # voxels under which a pre or post part is removed
+    exclusive: bool = False  # classes instead of independent channels
+    reach_nm: float = 200.0  # farther than this from every presynaptic middle a vector belongs to no synapse
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "channels", "small")
+        within(0, 1, self, "threshold")
+        above(0, self, "reach_nm")
+
+
+@dataclass(frozen=True)
 class Contour:
     binary: tuple[float, float] = (0.9, 0.85)  # seeds and foreground lie above it
     contour: tuple[float, float] = (0.8, 1.1)  # seeds and foreground lie below it
@@ -186,4 +201,4 @@ class ContourDecode:
 
 
 Decode = (NoDecode | AffinityDecode | ConnectedDecode | MutexDecode | ComponentsDecode | PolarityDecode
-          | ContourDecode)
+          | PartnersDecode | ContourDecode)

@@ -11,7 +11,8 @@ Triple = tuple[int, int, int]
 @dataclass(frozen=True)
 class Activation:
     channels: str = ":"  # of the prediction, as a Python slice
-    kind: Literal["sigmoid", "tanh", "softmax", "none"] = "sigmoid"  # what turns logits into values
+    # what turns logits into values; vector: three channels z, y, x stay as they are, and views turn them back
+    kind: Literal["sigmoid", "tanh", "softmax", "none", "vector"] = "sigmoid"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Infer:
         for share in self.overlaps:
             if not 0 <= share < 1:
                 raise WrongSetting(f"overlap must be 0 or more and below 1; got {share}")
+        if any(one.kind == "vector" for one in self.activation):
+            if self.dtype in ("uint8", "affinity8"):
+                raise WrongSetting("dtype must be float32 or float16 with an activation of kind = vector, whose values "
+                                   f"are below 0, too; got {self.dtype}")
+            if self.views.combine != "mean":
+                raise WrongSetting("views.combine must be mean with an activation of kind = vector; "
+                                   f"got {self.views.combine}")
 
     @property
     def overlaps(self) -> tuple[float, float, float]:

@@ -62,6 +62,17 @@ class PolarityTarget(Eroded):
 
 
 @dataclass(frozen=True)
+class PartnersTarget(Eroded):
+    # where each postsynaptic voxel (even ids) lies as seen from the middle of its presynaptic side (the odd id before
+    # it), along z, y and x in units of 100 nm; other voxels do not count
+    kind: Literal["partners"] = "partners"
+
+    @property
+    def channels(self) -> list[str]:
+        return [f"from pre {axis}" for axis in "zyx"]
+
+
+@dataclass(frozen=True)
 class BoundaryTarget(Eroded):
     kind: Literal["boundary"] = "boundary"  # voxels beside a change of label
     thickness: int = 1  # voxels
@@ -128,7 +139,7 @@ class LsdTarget(Eroded):
         return [f"lsd {part}" for part in ("z", "y", "x", "zz", "yy", "xx", "zy", "zx", "yx", "size")]
 
 
-Target = (BinaryTarget | AffinityTarget | PolarityTarget | BoundaryTarget | SignedDistanceTarget
+Target = (BinaryTarget | AffinityTarget | PolarityTarget | PartnersTarget | BoundaryTarget | SignedDistanceTarget
           | ForegroundDistanceTarget | InstanceDistanceTarget | SkeletonDistanceTarget | LsdTarget)
 
 

@@ -22,7 +22,7 @@ LAYOUTS = {
     "cremi-clefts": "im_A.h5 and syn_A.h5, ...: main, clefts numbered from 1",
     "snemi": "train-input.tif, train-labels.tif, test-input.tif, test-labels.h5 (extra tiff)",
     "polarity": "vol3/im_orig_noPad.h5 and vol3/syn_gt_v3.h5, ...: main, synapse n is 2n - 1 (pre) and 2n (post)",
-    "plain": "A.h5, ...: raw, labels, clefts, polarity, mitochondria",
+    "plain": "A.h5, ...: raw, labels, clefts, polarity, mitochondria, annotations as CREMI has them",
 }
 Arrays = dict[str, np.ndarray]
 
@@ -42,6 +42,17 @@ def write_hdf5(path: Path, arrays: Arrays, attributes: dict[str, dict[str, Any]]
             file[name].attrs.update(values)
 
 
+def annotations(tissue: Tissue, origin: np.ndarray, shape: tuple[int, ...]) -> Arrays:
+    """CREMI's tables of the synapses whose sites lie in a box of the tissue; their places count from its corner."""
+    pairs = np.array([(synapse.pre_site, synapse.post_site) for synapse in tissue.synapses]).reshape(-1, 2, 3) - origin
+    farthest = (np.array(shape) - 1) * tissue.resolution
+    places = pairs[((pairs >= 0) & (pairs <= farthest)).all((1, 2))].reshape(-1, 3)
+    ids = np.arange(1, len(places) + 1, dtype=np.uint64)
+    return {"annotations/ids": ids, "annotations/locations": places,
+            "annotations/types": np.array([b"presynaptic_site", b"postsynaptic_site"] * (len(ids) // 2), "S17"),
+            "annotations/presynaptic_site/partners": ids.reshape(-1, 2)}
+
+
 def write_cremi(path: Path, tissue: Tissue, padding: tuple[int, int, int]) -> None:
     """Write one CREMI sample; with padding, raw is wider than the labels by so many voxels on each side."""
     if any(2 * margin >= length or margin < 0 for margin, length in zip(padding, tissue.raw.shape)):
@@ -50,18 +61,11 @@ def write_cremi(path: Path, tissue: Tissue, padding: tuple[int, int, int]) -> No
     origin = np.array(padding) * tissue.resolution
     neurons, clefts = tissue.neuron_ids[inner].astype(np.uint64), tissue.clefts[inner].astype(np.uint64)
     clefts[clefts == 0] = CREMI_BACKGROUND
-    # places of partners count from the corner of the labels, like the labels themselves
-    pairs = np.array([(synapse.pre_site, synapse.post_site) for synapse in tissue.synapses]).reshape(-1, 2, 3) - origin
-    farthest = (np.array(neurons.shape) - 1) * tissue.resolution
-    places = pairs[((pairs >= 0) & (pairs <= farthest)).all((1, 2))].reshape(-1, 3)
-    ids = np.arange(1, len(places) + 1, dtype=np.uint64)
     grid = {"resolution": np.array(tissue.resolution)}
     placed = grid | ({"offset": origin} if any(padding) else {})  # CREMI writes an offset only where there is one
     write_hdf5(path, {
         "volumes/raw": tissue.raw, "volumes/labels/neuron_ids": neurons, "volumes/labels/clefts": clefts,
-        "annotations/ids": ids, "annotations/locations": places,
-        "annotations/types": np.array([b"presynaptic_site", b"postsynaptic_site"] * (len(ids) // 2), "S17"),
-        "annotations/presynaptic_site/partners": ids.reshape(-1, 2),
+        **annotations(tissue, origin, neurons.shape),
     }, {"/": {"file_format": "0.2"}, "volumes/raw": grid, "volumes/labels/neuron_ids": placed,
         "volumes/labels/clefts": placed, "annotations": {"offset": origin}})
 
@@ -88,7 +92,8 @@ def write_layout(folder: Path | str, layout: str, tissue: Tissue, sample: int = 
         paths = [folder / f"{letter}.h5"]
         arrays = {"raw": tissue.raw, "labels": tissue.neuron_ids, "clefts": tissue.clefts,
                   "polarity": tissue.polarity, "mitochondria": tissue.mitochondria}
-        write_hdf5(paths[0], arrays, dict.fromkeys(arrays, grid))
+        sites = annotations(tissue, np.zeros(3), tissue.raw.shape)
+        write_hdf5(paths[0], arrays | sites, dict.fromkeys(arrays, grid))
     elif layout == "snemi":
         labels = tissue.neuron_ids
         if labels.max() < 2**16:
@@ -131,6 +136,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, help="volumes to write (default: 1; snemi always 2, train and test)")
     parser.add_argument("--neurites", type=int, help="neurites to grow (default: 16 a cubic micron)")
+    parser.add_argument("--synapses", type=int, help="synapses of a volume, at most (default: 1.6 a cubic micron)")
+    parser.add_argument("--partners", type=int, default=1, help="postsynaptic neurons of a synapse, at most "
+                        "(default: 1; insects have several)")
     parser.add_argument("--missing-sections", type=int, default=0, help="sections that are black in raw")
     parser.add_argument("--misaligned-sections", type=int, default=0, help="places where sections jump sideways")
     parser.add_argument("--largest-shift", type=int, default=12, help="voxels a section may jump (default: 12)")
@@ -145,8 +153,10 @@ def main(arguments: Sequence[str]) -> int:
     defects = Defects(options.missing_sections, options.misaligned_sections, options.largest_shift)
     for sample in range(samples):
         started = time.perf_counter()
-        tissue = synthesize(shape, resolution, options.seed + sample, neurites=options.neurites, defects=defects)
+        tissue = synthesize(shape, resolution, options.seed + sample, neurites=options.neurites,
+                            synapses=options.synapses, partners=options.partners, defects=defects)
         paths = write_layout(options.out, layout, tissue, sample, padding)
-        print(f"{', '.join(map(str, paths))}: {tissue.neuron_ids.max()} neurons, {len(tissue.synapses)} synapses, "
+        count = len({synapse.number for synapse in tissue.synapses})
+        print(f"{', '.join(map(str, paths))}: {tissue.neuron_ids.max()} neurons, {count} synapses, "
               f"shape {shape} at {resolution} nm, {time.perf_counter() - started:.1f} s")
     return 0

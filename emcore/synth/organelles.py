@@ -107,7 +107,7 @@ def make_organelles(growth: Growth, nodes: np.ndarray, ids: np.ndarray, resoluti
                 line = rng.standard_normal(3) + np.cumsum(steps * 0.05, 0)
                 line *= (inner + rng.uniform(0.3, 0.75) * (outer - inner)) / np.linalg.norm(line, axis=1, keepdims=True)
                 add(kind, centre + line, rng.uniform(low, high))
-    for synapse in synapses:  # the vesicle cloud
+    for synapse in {synapse.number: synapse for synapse in synapses}.values():  # the vesicle cloud
         away = np.array(synapse.pre_site) - synapse.place
         middle = np.array(synapse.pre_site) + away / (np.linalg.norm(away) + 1e-9) * 50
         for _ in range(rng.integers(250, 500)):  # those that would lie in a neighbour are not drawn

@@ -15,7 +15,10 @@ FAR = np.float32(1e9)
 
 
 class Synapse(NamedTuple):
-    """One synapse; places are voxel * resolution (z, y, x) in nm, as CREMI counts; pre and post are neuron ids."""
+    """A synapse and one of its partners; places are voxel * resolution (z, y, x) in nm, pre and post are neuron ids.
+
+    A synapse of several partners, as insects have them, is as many entries of one number.
+    """
 
     number: int  # in clefts; in polarity 2 * number - 1 and 2 * number
     pre: int
@@ -94,11 +97,20 @@ def _site(inside: np.ndarray, corner: np.ndarray, resolution: np.ndarray) -> tup
     return tuple(((chosen + corner) * resolution).tolist())
 
 
+def _partners(ids: np.ndarray, before: np.ndarray, post: int, centre: np.ndarray, radius_nm: float,
+              resolution: np.ndarray, most: int, least: float) -> list[int]:
+    """`post`, and up to `most` - 1 more neurons that touch the presynaptic one around `centre` by `least` voxels."""
+    around = np.unique(ids[_patch(before, ~before, centre, radius_nm, resolution) & ~before], return_counts=True)
+    rows = sorted(zip(*around), key=lambda row: (row[0] != post, -row[1], row[0]))
+    return [int(neuron) for neuron, voxels in rows[:most] if neuron == post or voxels >= least]
+
+
 def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted: int, rng: np.random.Generator,
-                  ) -> tuple[list[Synapse], np.ndarray, np.ndarray, np.ndarray]:
+                  partners: int = 1) -> tuple[list[Synapse], np.ndarray, np.ndarray, np.ndarray]:
     """Synapses, clefts (uint32), polarity (uint32, pre 2n - 1, post 2n) and stain (uint8 darkness).
 
-    nodes: (n, 4) places in nm and radius in nm of tubes; pre-synaptic sides are found on the thicker ones.
+    nodes: (n, 4) places in nm and radius in nm of tubes; pre-synaptic sides are found on the thicker ones. partners:
+    each synapse has up to so many postsynaptic neurons, those that touch the presynaptic one most around its place.
     """
     scale = np.array(resolution, float)
     clefts, polarity = np.zeros(ids.shape, np.uint32), np.zeros(ids.shape, np.uint32)
@@ -108,8 +120,9 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
     at = nodes[:, :3] / scale
     candidates = np.flatnonzero((nodes[:, 3] > 65) & (at >= 0).all(1) & (at < ids.shape).all(1))
     found: list[Synapse] = []
+    number = 1
     for node in rng.permutation(candidates)[: 200 * wanted]:
-        if len(found) == wanted:
+        if number > wanted:
             break
         way = rng.standard_normal(3) * (0.5, 1, 1)  # annotators mark what is cut across rather than seen from above
         radius_nm = rng.uniform(110, 240)
@@ -123,13 +136,17 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
         corner = np.maximum(0, ((place - radius_nm - REACH_NM) / scale).astype(int))
         end = np.minimum(ids.shape, ((place + radius_nm + REACH_NM) / scale).astype(int) + 2)
         part = tuple(slice(a, b) for a, b in zip(corner, end))
-        before, after = ids[part] == pre, ids[part] == post
-        distance = _distance(_patch(before, after, place / scale - corner - 0.5, radius_nm, scale), before, scale)
+        before, after, centre = ids[part] == pre, ids[part] == post, place / scale - corner - 0.5
+        posts = [post]
+        if partners > 1:
+            posts = _partners(ids[part], before, post, centre, radius_nm, scale, int(rng.integers(1, partners + 1)),
+                              least / 4)
+            after = np.isin(ids[part], posts)
+        distance = _distance(_patch(before, after, centre, radius_nm, scale), before, scale)
         cleft = (distance <= half_thickness) & (before | after)
         sides = (distance <= SIDE_NM) & (before | after)
         if min((cleft & before).sum(), (cleft & after).sum()) < least / 2 or polarity[part][distance < FAR].any():
             continue
-        number = len(found) + 1
         clefts[part][cleft] = number
         polarity[part][sides & before] = 2 * number - 1
         polarity[part][sides & after] = 2 * number
@@ -140,6 +157,11 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
         dense = after * np.exp(-((near / 32) ** 2)) * rng.uniform(0.8, 1.0)
         active = before * np.exp(-((near / 15) ** 2)) * rng.uniform(0.4, 0.8) * patches
         stain[part] = np.maximum(stain[part], (255 * np.maximum(dense, active)).astype(np.uint8))
-        pre_site, post_site = (_site(sides & side, corner, scale) for side in (before, after))
-        found.append(Synapse(number, pre, post, tuple((place - scale / 2).tolist()), pre_site, post_site))
+        pre_site = _site(sides & before, corner, scale)
+        for post in posts:
+            inside = sides & (ids[part] == post)
+            if inside.any():
+                found.append(Synapse(number, pre, post, tuple((place - scale / 2).tolist()), pre_site,
+                                     _site(inside, corner, scale)))
+        number += 1
     return found, clefts, polarity, stain

@@ -36,7 +36,7 @@ class Tissue:
     polarity: np.ndarray  # uint32, 0 outside, synapse n is 2n - 1 on its pre- and 2n on its post-synaptic side
     mitochondria: np.ndarray  # uint32, 0 outside, 1..k
     membranes: np.ndarray  # uint8, share of the voxel that is neuron membrane, before blur and noise (255 = all)
-    synapses: list[Synapse]
+    synapses: list[Synapse]  # an entry for each synapse and each of its partners
     resolution: tuple[float, float, float]  # nm, z y x
     missing: tuple[int, ...]  # sections that are black in raw
     shifts: np.ndarray  # (z, 2) voxels in y and x that each section was moved by
@@ -44,15 +44,15 @@ class Tissue:
 
 def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, float] = (30.0, 6.0, 6.0), seed: int = 0, *,
                neurites: int | None = None, somata: int | None = None, synapses: int | None = None,
-               defects: Defects = Defects(), threads: int | None = None) -> Tissue:
+               partners: int = 1, defects: Defects = Defects(), threads: int | None = None) -> Tissue:
     """Tissue of `shape` voxels; the same arguments give the same bytes, whatever the number of threads.
 
     Without misaligned sections every neuron id is one object connected through faces of voxels. `neurites` are grown
     (default 16 a cubic micron), `somata` placed (default 1 for 30 cubic microns) and at most `synapses` made (default
-    1.6 a cubic micron).
+    1.6 a cubic micron), each with one to `partners` postsynaptic neurons.
     """
     shape, resolution = _checked(shape, resolution, defects, neurites=neurites, somata=somata, synapses=synapses,
-                                 seed=seed)
+                                 seed=seed, partners=partners)
     margin = defects.largest_shift if defects.misaligned_sections else 0
     whole = (shape[0], shape[1] + 2 * margin, shape[2] + 2 * margin)
     extent = tuple(n * nm for n, nm in zip(whole, resolution))
@@ -67,7 +67,7 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     ids, membranes = vote(growth, whole, resolution, threads)
     separate(ids, membranes, resolution, threads)
     nodes = nodes_nm(growth, threads)
-    found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng)
+    found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng, partners)
     organelles = make_organelles(growth, nodes, ids, resolution, found, rng)
     start, which = by_section(organelles, whole[0], resolution[0])
     tint = rng.standard_normal(int(ids.max()) + 1) * 12
