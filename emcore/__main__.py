@@ -28,6 +28,7 @@ TOOLS = {
     "submit": ("emcore.volumes.submit", "write labels as the file that a challenge takes"),
     "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
     "connectome": ("emcore.report.connectome", "tell which neuron talks to which, from labels of neurons and synapses"),
+    "view": ("emcore.report.viewer", "make one folder to look at: volumes, meshes, synapses, and a page in 3-d"),
     "skeletonize": ("emcore.segment.skeleton_command", "write the skeletons of labels as SWC or for Neuroglancer"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
