@@ -74,16 +74,16 @@ void main() {
 }`, `#version 300 es
 precision highp float;
 in vec3 own;
-uniform bool flat_colour, line;
+uniform bool flat_colour, line; uniform float solid;
 out vec4 pixel;
 void main() {
   vec2 at = 2.0 * gl_PointCoord - 1.0;
   float far = dot(at, at);
   if (!line && far > 1.0) discard;
-  if (flat_colour || line) { pixel = vec4(own, 1.0); return; }
+  if (flat_colour || line) { pixel = vec4(own, 1.0) * solid; return; }
   vec3 n = vec3(at, -sqrt(1.0 - far));
   float light = max(dot(n, normalize(vec3(-0.4, -0.55, -1.0))), 0.0);
-  pixel = vec4(own * (0.5 + 0.5 * light) * (far > 0.72 ? 0.25 : 1.0), 1.0);
+  pixel = vec4(own * (0.5 + 0.5 * light) * (far > 0.72 ? 0.25 : 1.0), 1.0) * solid;
 }`];
 
 function program([vertex, fragment]) {
@@ -146,7 +146,7 @@ function attribute(where, size, type, normalised, stride, offset) {
   gl.vertexAttribPointer(where, size, type, normalised, stride, offset);
 }
 
-let surface, balls, ballBuffer, boxBuffer, picking; // what lives on the graphics card
+let surface, balls, ballBuffer, picking; // what lives on the graphics card
 
 async function upload() {
   surface = program(SURFACE);
@@ -164,7 +164,6 @@ async function upload() {
   }
   gl.bindVertexArray(null);
   ballBuffer = gl.createBuffer();
-  boxBuffer = gl.createBuffer();
   picking = gl.createFramebuffer();
 }
 
@@ -195,7 +194,7 @@ function ballRows(colours) { // for each visible synapse both ends: place, colou
   return new Float32Array(rows);
 }
 
-function drawBalls(rows, flat) {
+function useRows(rows) { // of place, colour and size
   gl.useProgram(balls.made);
   common(balls.uniforms);
   gl.bindBuffer(gl.ARRAY_BUFFER, ballBuffer);
@@ -203,13 +202,23 @@ function drawBalls(rows, flat) {
   attribute(balls.place("place"), 3, gl.FLOAT, false, 28, 0);
   attribute(balls.place("colour"), 3, gl.FLOAT, false, 28, 12);
   attribute(balls.place("part"), 1, gl.FLOAT, false, 28, 24);
-  const ratio = window.devicePixelRatio || 1;
-  gl.uniform1f(balls.uniforms.size, ratio * Math.min(26, Math.max(7, 60 * view.zoom)));
+}
+
+function drawBalls(rows, flat) { // balls and the lines between them, faint where a surface lies before them
+  useRows(rows);
+  gl.uniform1f(balls.uniforms.size, (window.devicePixelRatio || 1) * Math.min(26, Math.max(9, 60 * view.zoom)));
   gl.uniform1i(balls.uniforms.flat_colour, flat);
-  gl.uniform1i(balls.uniforms.line, 0);
-  gl.drawArrays(gl.POINTS, 0, rows.length / 7);
-  gl.uniform1i(balls.uniforms.line, 1);
-  gl.drawArrays(gl.LINES, 0, rows.length / 7);
+  gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+  for (const [order, solid] of [[gl.GREATER, flat ? 1 : 0.5], [gl.LESS, 1]]) {
+    (solid < 1 ? gl.enable : gl.disable).call(gl, gl.BLEND);
+    gl.depthFunc(order);
+    gl.depthMask(order === gl.LESS);
+    gl.uniform1f(balls.uniforms.solid, solid);
+    for (const [line, kind] of [[1, gl.LINES], [0, gl.POINTS]]) {
+      gl.uniform1i(balls.uniforms.line, line);
+      gl.drawArrays(kind, 0, rows.length / 7);
+    }
+  }
 }
 
 function drawBox(colour) {
@@ -219,14 +228,9 @@ function drawBox(colour) {
     [at[axis], at[(axis + 1) % 3], at[(axis + 2) % 3]] = [end, a, b];
     rows.push(at[0] * x, at[1] * y, at[2] * z, ...colour, 1);
   }
-  gl.useProgram(balls.made);
-  common(balls.uniforms);
-  gl.bindBuffer(gl.ARRAY_BUFFER, boxBuffer);
-  gl.bufferData(gl.ARRAY_BUFFER, new Float32Array(rows), gl.DYNAMIC_DRAW);
-  attribute(balls.place("place"), 3, gl.FLOAT, false, 28, 0);
-  attribute(balls.place("colour"), 3, gl.FLOAT, false, 28, 12);
-  attribute(balls.place("part"), 1, gl.FLOAT, false, 28, 24);
+  useRows(new Float32Array(rows));
   gl.uniform1i(balls.uniforms.line, 1);
+  gl.uniform1f(balls.uniforms.solid, 1);
   gl.drawArrays(gl.LINES, 0, rows.length / 7);
 }
 
@@ -262,9 +266,9 @@ function draw() {
   clear();
   const style = getComputedStyle(document.body), ground = rgb(style.backgroundColor), ink = rgb(style.color);
   drawSurfaces((neuron) => neuron.colour.map((value) => value / 255), 0, ground);
+  if (find("box").checked) drawBox(ink.map((value, i) => 0.35 * value + 0.65 * ground[i]));
   if (find("synapses").checked)
     drawBalls(ballRows((place, directed) => [PRE, directed ? POST : PRE]), 0);
-  if (find("box").checked) drawBox(ink.map((value, i) => 0.35 * value + 0.65 * ground[i]));
   drawScale();
   drawAxes();
 }

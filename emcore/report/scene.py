@@ -3,7 +3,7 @@
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from emcore.files import write_text
 from emcore.png import colour_labels
 from emcore.report.html import filled, policy, read
 from emcore.segment.edges import Degrees
 from emcore.segment.mesh_files import names, read_fragment
 from emcore.segment.meshes import Mesh, simplify_mesh
 from emcore.segment.wiring import Partners
+from emcore.threads import run_parallel, thread_count
 
 MESH_BYTES = 8_000_000  # of all surfaces in the page, packed; simpler ones are taken until they fit
 MOST_SYNAPSES = 5000  # the largest ones; the page says where there are more
@@ -50,21 +52,19 @@ def picked(neurons: Neurons, chosen: np.ndarray) -> Neurons:
     return Neurons(*(getattr(neurons, name)[chosen] for name in Neurons.__dataclass_fields__))
 
 
-def write_scene(meshes: Path, neurons: Neurons, table: Partners | None, resolution: Sequence[float], box: np.ndarray,
-                title: str) -> tuple[str, list[str]]:
-    """The text of the page, and notes on what it leaves out.
+def write_scene(out: Path, meshes: Path, neurons: Neurons, table: Partners | None, resolution: Sequence[float],
+                box: np.ndarray, title: str) -> None:
+    """Writes the page.
 
     meshes: the folder of precomputed meshes in which the neurons are. resolution: nm of a voxel, z y x. box: (2, 3),
     where the volume begins and ends, nm, z y x. Places in the page are x, y, z in nm from the middle of the volume.
     """
     middle = box.mean(0)
-    bodies, notes, largest = list(drawn(meshes, neurons, middle)), [], 0.0
-    for label, body in zip(neurons.ids.tolist(), bodies):
-        if body is None:
-            notes.append(f"Neuron {label} has a surface too rich to be shown here: choose fewer neurons.")
+    bodies = drawn(meshes, neurons, middle)
+    notes = [f"Neuron {label} has a surface too rich to be shown here: choose fewer neurons."
+             for label, body in zip(neurons.ids.tolist(), bodies) if body is None]
     kept = [number for number, body in enumerate(bodies) if body is not None]
-    shown = picked(neurons, np.array(kept, np.int64))
-    largest = max((bodies[number]["error"] for number in kept), default=0.0)
+    shown, largest = picked(neurons, np.array(kept, np.int64)), max((bodies[row]["error"] for row in kept), default=0)
     synapses = synapses_of(table, shown.ids, resolution, middle) if table is not None else []
     if len(synapses) > MOST_SYNAPSES:
         notes.append(f"Shown are the {MOST_SYNAPSES:,} largest of {len(synapses):,} synapses of these neurons.")
@@ -81,21 +81,21 @@ def write_scene(meshes: Path, neurons: Neurons, table: Partners | None, resoluti
         "synapses": synapses[:MOST_SYNAPSES], "wired": table is not None,
         "half": ((box[1] - box[0])[::-1] / 2).tolist(), "middle": middle[::-1].tolist()}
     style, script = read("page.css") + read("scene.css"), read("scene.js")
-    return filled("scene.html", {
+    write_text(out, filled("scene.html", {
         "policy": policy(style, script), "style": style, "script": script, "title": "Neurons in 3-d",
         "subtitle": escape(title), "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),
-        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c")}), notes[:-1]
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c")}))
 
 
-def drawn(meshes: Path, neurons: Neurons, middle: np.ndarray) -> Iterator[dict[str, Any] | None]:
-    """The packed surface of each neuron, one after the other in memory; None where it does not get small enough.
+def drawn(meshes: Path, neurons: Neurons, middle: np.ndarray) -> list[dict[str, Any] | None]:
+    """The packed surface of each neuron; None where it does not get small enough.
 
-    Each has a share of MESH_BYTES that follows from the size of its file.
+    Each has a share of MESH_BYTES that follows from the size of its file. A thread holds one whole surface at a time.
     """
     paths = [meshes / names(label, "precomputed")[0] for label in neurons.ids.tolist()]
     sizes = [path.stat().st_size for path in paths]
-    for path, size in zip(paths, sizes):
-        yield packed(read_fragment(path), middle, MESH_BYTES * size // sum(sizes))
+    return run_parallel(lambda path, size: packed(read_fragment(path), middle, MESH_BYTES * size // sum(sizes)),
+                        list(zip(paths, sizes)), thread_count(None))
 
 
 def packed(mesh: Mesh, middle: np.ndarray, room: int) -> dict[str, Any] | None:

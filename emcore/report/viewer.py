@@ -80,16 +80,15 @@ def main(arguments: Sequence[str]) -> int:
             write_image(made, source, image, options.workers)
         table = write_synapses(made, source, options)
         neurons = write_properties(made, segments, table)
-        made.drop_others()
         shown = picked(neurons, choice(neurons, chosen, source.reference))
-        low, high = box_in_nm(source.labels)
-        page, notes = write_scene(segments / "mesh", shown, table, source.labels.resolution, np.array([low, high]),
-                                  source.labels.name)
         state = state_of(source.labels, shown.ids, image is not None, table is not None)
         write_text(options.out / VIEW, json.dumps(state, indent=1))
-        write_text(options.out / PAGE, page)
-    for note in notes:
-        print(f"note: {note}")
+        digest = digest_of(FORMAT, made.digests[SEGMENTS], made.digests.get(SYNAPSES), shown.ids.tolist(),
+                           source.labels.name)
+        made.make(PAGE, digest, lambda: write_scene(
+            options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
+            np.array(box_in_nm(source.labels)), source.labels.name))
+        made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"
           f"for Neuroglancer: python -m emcore serve {options.out}")
     return 0
@@ -216,6 +215,7 @@ class Parts:
 @contextmanager
 def parts(folder: Path) -> Iterator[Parts]:
     """The parts of a folder, of which this process is the only writer."""
+    made = Parts(folder)
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "a")  # noqa: SIM115

@@ -46,7 +46,7 @@ def read_synapses(folder: Path) -> Partners:
         raise InputError(f"{path} does not begin with the columns {', '.join(HEAD)}, as python -m emcore connectome "
                          "writes them")
     try:
-        columns = dict(zip(HEAD, zip(*rows[1:], strict=True))) if rows[1:] else dict.fromkeys(HEAD, ())
+        columns = dict(zip(HEAD, zip(*rows[1:], strict=True), strict=True)) if rows[1:] else dict.fromkeys(HEAD, ())
         ids = {name: np.array([int(text) for text in columns[name]], np.uint64) for name in ("synapse", "pre", "post")}
         size = np.array([int(text) for text in columns["voxels"]], np.int64)
         directed = np.array([{"0": False, "1": True}[text] for text in columns["directed"]], bool)
