@@ -63,7 +63,7 @@ def seen(tmp_path_factory):
 
 
 def test_the_folder_holds_the_volumes_their_objects_and_the_tables(seen):
-    out, file = seen
+    out, _ = seen
     assert {path.name for path in out.iterdir()} == {
         "labels.precomputed", "image.precomputed", "labels.csv", "labels_contacts.csv", "connectome", "synapses",
         "view.json", "view.html", "made.json", "lock"}
@@ -126,7 +126,8 @@ def packed_meshes(text):
         steps = np.cumsum(np.frombuffer(data[:6 * count], "<u2").reshape(3, count), axis=1, dtype=np.uint16)
         corners = np.cumsum(np.frombuffer(data[6 * count:], "<u4"), dtype=np.uint32)
         assert len(corners) == 3 * neuron["triangles"]
-        found[neuron["id"]] = np.array(neuron["low"]) + steps.T * neuron["step"], corners.reshape(-1, 3), neuron["error"]
+        places = np.array(neuron["low"]) + steps.T * neuron["step"]
+        found[neuron["id"]] = places, corners.reshape(-1, 3), neuron["error"]
     return page, found
 
 
@@ -283,7 +284,7 @@ def test_every_index_of_annotations_leads_to_the_lines_of_the_table(written):
     folder, table = written
     found = Annotations(folder)
     lines = found.by_id()
-    assert list(sorted(lines)) == list(range(6, 901))  # the rows of the table that have both neurons, from 1
+    assert sorted(lines) == list(range(6, 901))  # the rows of the table that have both neurons, from 1
     for number, (line, related) in lines.items():
         assert line == wanted_line(table, number - 1)
         assert related == [(table.pre[number - 1],), (table.post[number - 1],)]
@@ -340,7 +341,7 @@ def test_neuroglancer_reads_the_annotations(written):
         pre, post, values = wanted_line(table, number - 1)
         assert (tuple(line.point_a), tuple(line.point_b)) == (pre, post)
         assert [float(value) for value in line.props] == [float(value) for value in values.values()]
-        assert line.segments == [[table.pre[number - 1]], [table.post[number - 1]]]
+        assert list(map(list, line.segments)) == [[str(table.pre[number - 1])], [str(table.post[number - 1])]]
     label = int(table.post[7])
     assert {int(line.id) for line in found.relationships["post"][label]} == set(
         ours.lists(ours.info["relationships"][1])[label])
@@ -384,10 +385,10 @@ def test_the_table_of_synapses_is_read_back_to_the_bit(tmp_path):
         one, other = getattr(found, name), getattr(table, name)
         assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes()), name
     text = (tmp_path / "synapses.csv").read_text().splitlines()
-    for wrong, told in ((text[:1] + [text[1].replace(",", ",x", 1)], "is not made of the 16 numbers"),
-                        (text[:1] + [text[8] + ",1"], "is not made of the 16 numbers"),
-                        (text[:1] + [",".join(text[8].split(",")[:-1] + ["nan"])], "lacks a place")):
-        write_text(tmp_path / "synapses.csv", "\n".join(wrong))
+    for wrong, told in ((text[8].replace(",", ",x", 1), "is not made of the 16 numbers"),
+                        (f"{text[8]},1", "is not made of the 16 numbers"),
+                        (f"{text[8].rpartition(',')[0]},nan", "lacks a place")):
+        write_text(tmp_path / "synapses.csv", f"{text[0]}\n{wrong}\n")
         with pytest.raises(InputError, match=told):
             read_synapses(tmp_path)
 

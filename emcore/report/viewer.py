@@ -1,4 +1,4 @@
-"""python -m emcore view LABELS OUT: neurons and synapses as one folder to look at, and a page in 3-d that needs nothing.
+"""python -m emcore view LABELS OUT: neurons and synapses as one folder to look at, and as a page in 3-d.
 
 LABELS is a file of labels, or the folder of a run, of which the newest labels are taken. OUT gets
 
@@ -18,7 +18,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,6 +87,8 @@ def main(arguments: Sequence[str]) -> int:
         made.make(PAGE, digest, lambda: write_scene(
             options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
             np.array(box_in_nm(source.labels)), source.labels.name))
+        # Skeletons come last, as they may need more memory than all before.
+        made.make(f"{SEGMENTS}/skeletons", made.digests[SEGMENTS], lambda: write_skeletons(segments))
         made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"
           f"for Neuroglancer: python -m emcore serve {options.out}")
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m emcore view", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("labels", metavar="LABELS", help="labels of neurons: file, file:dataset, or the folder of a run")
+    parser.add_argument("labels", metavar="LABELS", help="file or file:dataset of neurons, or the folder of a run")
     parser.add_argument("--image", metavar="I", help="the micrographs (default: those that a record of LABELS names)")
     wiring = parser.add_mutually_exclusive_group()
     wiring.add_argument("--synapses", metavar="S", help="labels of synapses, as python -m emcore connectome takes them")
@@ -215,7 +216,7 @@ class Parts:
 @contextmanager
 def parts(folder: Path) -> Iterator[Parts]:
     """The parts of a folder, of which this process is the only writer."""
-    made = Parts(folder)
+    Parts(folder)  # It refuses a folder of something else before anything is put into it.
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / "lock", "a")  # noqa: SIM115
@@ -230,14 +231,13 @@ def parts(folder: Path) -> Iterator[Parts]:
 
 
 def write_labels(made: Parts, source: Source, workers: int) -> Path:
-    """The labels as a volume for viewers, with their meshes, skeletons and table of sizes; its folder."""
+    """The labels as a volume for viewers, with their meshes and table of sizes; its folder."""
     labels, folder = source.labels, made.folder / SEGMENTS
     digest = digest_of(FORMAT, content_of(source.reference, labels, box_of(None, labels)), labels.resolution,
                        labels.offset, has_tensorstore())
     made.make(SEGMENTS, digest, lambda: write_volume(labels, folder, "segmentation", workers))
     made.make(f"{SEGMENTS}/mesh", digest, lambda: meshes.main(
         [str(folder), str(folder), "--workers", str(workers)]))
-    made.make(f"{SEGMENTS}/skeletons", digest, lambda: write_skeletons(folder))
     made.make(TABLE, digest, lambda: label_statistics.main(
         [str(folder), str(made.folder / TABLE), "--workers", str(workers)]))
     return folder

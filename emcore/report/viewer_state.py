@@ -44,9 +44,10 @@ def state_of(labels: Volume, shown: np.ndarray, with_image: bool, with_synapses:
         layers.append({"type": "annotation", "name": "synapses", "source": f"precomputed://{SERVED_AT}/synapses",
                        "linkedSegmentationLayer": {"pre": "neurons", "post": "neurons"},
                        "filterBySegmentation": ["pre", "post"], "shader": SHADER})
+    across = float(extent.max() / unit.min())
     return {"dimensions": {axis: [size / 1e9, "m"] for axis, size in zip("xyz", unit[::-1].tolist())},
-            "position": middle[::-1].tolist(), "crossSectionScale": max(float(extent[1:].max() / unit.min() / 400), 0.1),
-            "projectionScale": float(1.5 * extent.max() / unit.min()), "layers": layers,
+            "position": middle[::-1].tolist(), "crossSectionScale": across / 400, "projectionScale": 1.5 * across,
+            "layers": layers,
             "selectedLayer": {"layer": "neurons", "visible": True}, "layout": "4panel"}
 
 

@@ -63,8 +63,8 @@ def read_fragment(path: Path) -> Mesh:
     count = int(data[:4].view("<u4")[0]) if len(data) >= 4 else -1
     begin = 4 + 12 * count
     if count < 0 or begin > len(data) or (len(data) - begin) % 12:
-        raise InputError(f"{path} is no fragment of a mesh: its {len(data)} bytes do not hold the {count} vertices that "
-                         "it announces, and triangles; remove it and make the meshes again")
+        raise InputError(f"{path} is no fragment of a mesh: its {len(data)} bytes do not hold the {count} vertices "
+                         "that it announces, and triangles; remove it and make the meshes again")
     faces = data[begin:].view("<u4").reshape(-1, 3)
     if len(faces) and faces.max() >= count:
         raise InputError(f"{path} has a triangle at vertex {faces.max()}, but {count} vertices; remove it and make the "
