@@ -102,7 +102,7 @@ def is_colour(pixels, label):
 @pytest.mark.parametrize("key,rows,columns", [("z", 24, 40), ("y", 12, 40), ("x", 12, 24)])
 def test_an_object_of_three_arms_is_neither_mirrored_nor_upside_down(browser, page, key, rows, columns):
     """As in the sections: x goes right and y down; across y and x, z goes down. The corner is at the upper left."""
-    browser.open(page)
+    browser.open(page, width=500)
     only(browser, THREE_ARMS)
     browser.press(key)
     found, (height, width) = parts(drawn(browser))
@@ -113,7 +113,7 @@ def test_an_object_of_three_arms_is_neither_mirrored_nor_upside_down(browser, pa
 
 
 def test_what_lies_at_a_smaller_z_hides_what_lies_behind_it(browser, page):
-    browser.open(page)
+    browser.open(page, width=500)
     only(browser, THREE_ARMS, BEHIND)
     browser.press("z")
     picture = drawn(browser)
@@ -129,7 +129,7 @@ def test_what_lies_at_a_smaller_z_hides_what_lies_behind_it(browser, page):
 
 
 def test_the_bar_is_as_long_as_it_says(browser, page):
-    browser.open(page)
+    browser.open(page, width=500)
     only(browser, THREE_ARMS)
     browser.press("z", "+", "-", "-")
     _, (_, width) = parts(drawn(browser))
@@ -141,7 +141,7 @@ def test_the_bar_is_as_long_as_it_says(browser, page):
 
 
 def test_it_loads_nothing_and_a_click_picks_what_it_hits(browser, page):
-    browser.open(page)
+    browser.open(page, width=500)
     asked = [event["params"]["request"]["url"] for event in browser.events
              if event["method"] == "Network.requestWillBeSent"]
     assert asked == [page.as_uri()]
@@ -168,7 +168,7 @@ def click(browser, x, y):
 
 
 def test_the_mouse_turns_moves_and_zooms(browser, page):
-    browser.open(page)
+    browser.open(page, width=500)
     browser.press("z")
     left, top = browser.run("(() => { const box = canvas.getBoundingClientRect(); return [box.left, box.top]; })()")
     before = browser.run("[...view.turn]")
@@ -193,7 +193,7 @@ def test_the_mouse_turns_moves_and_zooms(browser, page):
 
 
 def test_keys_choose_hide_and_show(browser, wired):
-    browser.open(wired)
+    browser.open(wired, width=500)
     shown = "neurons.filter((neuron) => neuron.shown).map((neuron) => neuron.id).join()"
     browser.press("n")
     assert browser.run("find('readout').textContent") == (
@@ -219,7 +219,7 @@ def test_keys_choose_hide_and_show(browser, wired):
 
 
 def test_synapses_are_drawn_where_they_are_and_picked(browser, wired):
-    browser.open(wired)
+    browser.open(wired, width=500)
     only(browser)
     browser.press("z")
     assert not (drawn(browser)[..., 3] > 0).any()
@@ -242,7 +242,7 @@ def test_a_browser_without_webgl_says_so_and_lists_the_neurons(browser, page):
     script = browser.call("Page.addScriptToEvaluateOnNewDocument",
                           source="HTMLCanvasElement.prototype.getContext = () => null")["identifier"]
     try:
-        browser.open(page)
+        browser.open(page, width=500)
         assert browser.run("find('missing').hidden") is False
         assert browser.run("find('missing').textContent").startswith("This browser offers no WebGL 2, so the neurons")
         assert browser.run("document.querySelectorAll('#list tbody tr').length") == 3

@@ -20,7 +20,7 @@ from emcore.segment.meshes import Mesh, simplify_mesh
 from emcore.segment.wiring import Partners
 from emcore.threads import run_parallel, thread_count
 
-MESH_BYTES = 8_000_000  # of all surfaces in the page, packed; simpler ones are taken until they fit
+MESH_BYTES = 8_000_000  # All packed surfaces of a page have at most so many; simpler ones are taken until they fit.
 MOST_SYNAPSES = 5000  # the largest ones; the page says where there are more
 STEPS = 65535  # into which the box of a neuron is divided along each axis
 
@@ -80,7 +80,7 @@ def write_scene(out: Path, meshes: Path, neurons: Neurons, table: Partners | Non
         for number, (label, voxels, out, into, either, partners, colour) in zip(kept, rows)],
         "synapses": synapses[:MOST_SYNAPSES], "wired": table is not None,
         "half": ((box[1] - box[0])[::-1] / 2).tolist(), "middle": middle[::-1].tolist()}
-    style, script = read("page.css") + read("scene.css"), read("scene.js")
+    style, script = read("page.css") + read("scene.css"), read("scene_drawing.js") + read("scene.js")
     write_text(out, filled("scene.html", {
         "policy": policy(style, script), "style": style, "script": script, "title": "Neurons in 3-d",
         "subtitle": escape(title), "notes": "".join(f"<li>{escape(note)}</li>" for note in notes),

@@ -63,8 +63,8 @@ TABLE, WIRING = "labels.csv", "connectome"
 class Source:
     """What is looked at."""
 
-    reference: str  # of the labels
-    labels: Volume  # with a resolution
+    reference: str  # It names the labels.
+    labels: Volume  # It has a resolution.
     image: str | None
 
 
