@@ -30,6 +30,7 @@ TOOLS = {
     "score": ("emcore.metrics.score", "score labels, clefts, skeletons or synaptic partners against the truth"),
     "connectome": ("emcore.report.connectome", "tell which neuron talks to which, from labels of neurons and synapses"),
     "doubts": ("emcore.report.doubts", "list where labels may be wrong, most urgent first, and ask about it on a page"),
+    "view": ("emcore.report.viewer", "make one folder to look at: volumes, meshes, synapses, and a page in 3-d"),
     "skeletonize": ("emcore.segment.skeleton_command", "write the skeletons of labels as SWC or for Neuroglancer"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),

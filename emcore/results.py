@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from emcore.volumes.address import located
 STEP = "results_step="  # folders in a run's own folder
 BEST_FILE = "best.json"  # the best checkpoints of a run, for those that read none
 WEIGHTS = "_weights="  # between the name of a run and of a checkpoint that is not of this run
+
+
+def settings_of(folder: Path) -> Settings:
+    """The settings of the run that stands in a folder, which may have been moved or renamed."""
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder} is not the folder of a run: it has no config.toml; train.py makes one")
+    settings = config.from_table(Settings, config.read_toml(folder / "config.toml"))
+    return replace(settings, name=folder.name, outputs=str(folder.parent))
 
 
 def run_folder(settings: Settings) -> Path:

@@ -157,6 +157,9 @@ TABLE = {
          makes("A_ply/1.ply", "A_ply/2.ply")),
         ("python -m emcore convert A_labels.h5:labels A.precomputed", makes("A.precomputed/info")),
         ("python -m emcore mesh A.precomputed A.precomputed", makes("A.precomputed/mesh/info")),
+        ("python -m emcore view tissue/A.h5:labels --image tissue/A.h5:raw --connectome wiring seen",
+         makes("seen/view.html", "seen/view.json", "seen/labels.precomputed/mesh/info", "seen/synapses/by_id/0.shard")),
+        ("python -m emcore serve seen", None),
         ("python -m emcore statistics A_labels.h5 A_labels.csv", makes("A_labels.csv", "A_labels_contacts.csv"))],
     "docs/proofreading.md": [
         ("python train.py --cfg configs/demo.toml", trained("demo")),

@@ -48,12 +48,13 @@ CONTRAST = """(() => {
 class Browser:
     """One page of a headless Chromium, driven over its debugging pipe."""
 
-    def __init__(self, profile):
+    def __init__(self, profile, *flags):
         (read, their_write), (their_read, write) = os.pipe(), os.pipe()
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in (their_read, their_write)]  # clear of 3 and 4
         self.process = subprocess.Popen(
             [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
-             "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"], close_fds=False,
+             "--remote-debugging-pipe", f"--user-data-dir={profile}", *flags, "about:blank"],
+            close_fds=False,
             preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)),  # where it looks
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for fd in (their_read, their_write, *high):

@@ -33,12 +33,12 @@ from emcore.blocks.boxes import (
 from emcore.blocks.grid import Box
 from emcore.blocks.work import Stage, digest_of
 from emcore.errors import InputError
-from emcore.files import check_name, publish, remove, reported, sweep_folder, temporary_name, write_bytes, write_text
+from emcore.files import check_name, publish, remove, reported, sweep_folder, temporary_name, write_text
 from emcore.segment.mesh_files import FORMATS, LEGACY_INFO, encoded, manifest, names
 from emcore.segment.meshes import Frame, Piece, checked_error, checked_ids, finished, pieces
 from emcore.settings.blocks import Blocks
 from emcore.volumes import Volume, metadata, open_volume
-from emcore.volumes.precomputed import read_info
+from emcore.volumes.precomputed import name_part, read_info
 
 FORMAT = 1  # It names how all stages write their columns; files of another format are not taken.
 ARRAYS = ("vertices", "faces", "seam", "keys")
@@ -182,12 +182,12 @@ def size_of(path: Path) -> int:
 # ---- the command
 
 
-def ids_of(text: str | None) -> tuple[int, ...] | None:
+def ids_of(text: str | None, option: str = "--ids") -> tuple[int, ...] | None:
     """The labels that 1,2,3 names."""
     if text is None:
         return None
     if not re.fullmatch(r"\d{1,20}(,\d{1,20})*", text.replace(" ", "")):
-        raise InputError(f"--ids are labels with commas between, such as 17,2093; got {text[:80]!r}")
+        raise InputError(f"{option} are labels with commas between, such as 17,2093; got {text[:80]!r}")
     return tuple(checked_ids([int(part) for part in text.split(",")]).tolist())
 
 
@@ -230,9 +230,7 @@ def announce(folder: Path, volume: Path | None) -> None:
     """Says in the info of the mesh folder, and of the volume that it belongs to, that there are meshes."""
     write_text(folder / "info", json.dumps(LEGACY_INFO) + "\n")
     if volume is not None:
-        info = json.loads((volume / "info").read_text())
-        if info.get("mesh") != folder.name:
-            write_bytes(volume / "info", json.dumps({**info, "mesh": folder.name}, indent=1).encode())
+        name_part(volume, "mesh", folder.name)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -2,17 +2,14 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
     """python -m emcore report: writes the page of a run again, from what stands in its folder."""
-    from emcore import config, results
-    from emcore.errors import InputError
+    from emcore import results
     from emcore.report.page import write_report
     from emcore.report.scores import read_scores
-    from emcore.settings import Settings
     from emcore.settings.data import result_names
 
     parser = argparse.ArgumentParser(prog="python -m emcore report", description=(
@@ -20,12 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         "was started: relative paths of the config are looked up from there."))
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of the run, such as outputs/demo")
     folder = parser.parse_args(arguments).run
-    if not (folder / "config.toml").is_file():
-        raise InputError(f"{folder} is not the folder of a run: it has no config.toml; train.py makes one")
-    settings = config.from_table(Settings, config.read_toml(folder / "config.toml"))
-    if settings.name != folder.name:
-        settings = replace(settings, name=folder.name)  # a run that was moved or renamed
-    settings = replace(settings, outputs=str(folder.parent))
+    settings = results.settings_of(folder)
     place = results.newest(settings) if any(folder.glob(f"{results.STEP}*")) else None
     found = read_scores(place / "scores.json") if place is not None else {}
     if place is not None:

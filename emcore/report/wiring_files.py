@@ -1,15 +1,21 @@
 """The files of a wiring diagram: tables as CSV, the graph as GraphML and as a sparse matrix that SciPy opens."""
 
+import csv
 import io
 from pathlib import Path
 
 import numpy as np
 
+from emcore.errors import InputError
 from emcore.files import csv_text, write_bytes, write_text
+from emcore.reading import read_text
 from emcore.segment.edges import Connections
 from emcore.segment.wiring import Partners
 
 AXES = "zyx"
+HEAD = ("synapse", *(f"{axis}_nm" for axis in AXES), "voxels", "pre", "post", "directed", "confidence",
+        "contact_area_nm2", *(f"{side}_{axis}_nm" for side in ("pre", "post") for axis in AXES))
+MOST_BYTES = 1 << 30  # A larger table of synapses is refused.
 
 
 def write_files(folder: Path, table: Partners, edges: Connections) -> None:
@@ -22,11 +28,40 @@ def write_files(folder: Path, table: Partners, edges: Connections) -> None:
 
 def synapses_csv(table: Partners) -> str:
     """A line for each row of the table, places in nm; empty where there is no place."""
-    head = ["synapse", *(f"{axis}_nm" for axis in AXES), "voxels", "pre", "post", "directed", "confidence",
-            "contact_area_nm2", *(f"{side}_{axis}_nm" for side in ("pre", "post") for axis in AXES)]
     columns = [table.synapse, *table.place.T, table.size, table.pre, table.post, table.directed.astype(int),
                table.confidence, table.contact_area, *table.pre_place.T, *table.post_place.T]
-    return csv_text([head, *zip(*(plain(column) for column in columns))])
+    return csv_text([HEAD, *zip(*(plain(column) for column in columns))])
+
+
+def read_synapses(folder: Path) -> Partners:
+    """The table that write_files wrote into a folder, each number as it was."""
+    path = folder / "synapses.csv"
+    try:
+        rows = list(csv.reader(io.StringIO(read_text(path, MOST_BYTES), newline="")))
+    except FileNotFoundError:
+        raise InputError(f"{folder} has no synapses.csv; python -m emcore connectome writes it") from None
+    except (OSError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as a table of synapses: {error}") from None
+    if not rows or tuple(rows[0]) != HEAD:
+        raise InputError(f"{path} does not begin with the columns {', '.join(HEAD)}, as python -m emcore connectome "
+                         "writes them")
+    try:
+        columns = dict(zip(HEAD, zip(*rows[1:], strict=True), strict=True)) if rows[1:] else dict.fromkeys(HEAD, ())
+        ids = {name: np.array([int(text) for text in columns[name]], np.uint64) for name in ("synapse", "pre", "post")}
+        size = np.array([int(text) for text in columns["voxels"]], np.int64)
+        directed = np.array([{"0": False, "1": True}[text] for text in columns["directed"]], bool)
+        numbers = {name: np.array([float(text or "nan") for text in columns[name]])
+                   for name in HEAD if name.endswith(("_nm", "_nm2")) or name == "confidence"}
+    except (ValueError, KeyError, OverflowError):
+        raise InputError(f"{path} has a line that is not made of the {len(HEAD)} numbers that its first line "
+                         "names") from None
+    place, pre_place, post_place = (np.stack([numbers[f"{before}{axis}_nm"] for axis in AXES], axis=1)
+                                    for before in ("", "pre_", "post_"))
+    table = Partners(ids["synapse"], place, size, ids["pre"], ids["post"], directed, numbers["confidence"],
+                     numbers["contact_area_nm2"], pre_place, post_place)
+    if not (np.isfinite(place).all() and np.isfinite(table.sites).all()):
+        raise InputError(f"{path} has a synapse of two neurons that lacks a place, or one that is no number")
+    return table
 
 
 def edges_csv(edges: Connections) -> str:

@@ -1,6 +1,7 @@
 """The wiring diagram: how many synapses join each pair of neurons, from a table of partners."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,3 +41,29 @@ def connections(table: Partners) -> Connections:
     np.add.at(size, pair, table.size[order])
     area = np.bincount(pair, table.contact_area[order], len(starts))
     return Connections(*(column[starts] for column in columns), count, size, area)
+
+
+class Degrees(NamedTuple):
+    """What each of the neurons of a wiring diagram has, by rising id."""
+
+    neurons: np.ndarray  # (n,) uint64
+    outgoing: np.ndarray  # (n,) int64: synapses in which it is presynaptic
+    incoming: np.ndarray  # (n,) int64: synapses in which it is postsynaptic
+    undirected: np.ndarray  # (n,) int64: synapses of which nobody knows the direction
+    partners: np.ndarray  # (n,) int64: other neurons that a synapse joins to it
+
+    @property
+    def synapses(self) -> np.ndarray:
+        return self.outgoing + self.incoming + self.undirected
+
+
+def degrees(edges: Connections) -> Degrees:
+    """How many synapses and partners each neuron has."""
+    neurons = edges.neurons
+    pre, post = np.searchsorted(neurons, edges.pre), np.searchsorted(neurons, edges.post)
+    sums = [np.zeros(len(neurons), np.int64) for _ in range(3)]
+    for place, ends, chosen in ((0, pre, edges.directed), (1, post, edges.directed), (2, pre, ~edges.directed),
+                                (2, post, ~edges.directed)):
+        np.add.at(sums[place], ends[chosen], edges.count[chosen])
+    pairs = np.unique(np.sort(np.stack([pre, post], axis=1), axis=1), axis=0)
+    return Degrees(neurons, *sums, np.bincount(pairs.reshape(-1), minlength=len(neurons)))

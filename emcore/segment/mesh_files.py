@@ -57,6 +57,21 @@ def encoded(whole: Mesh, form: str) -> Iterator[bytes]:
             yield "".join(f"f {a} {b} {c}\n" for a, b, c in rows).encode()
 
 
+def read_fragment(path: Path) -> Mesh:
+    """The mesh in a fragment of a precomputed folder."""
+    data = np.fromfile(path, np.uint8)
+    count = int(data[:4].view("<u4")[0]) if len(data) >= 4 else -1
+    begin = 4 + 12 * count
+    if count < 0 or begin > len(data) or (len(data) - begin) % 12:
+        raise InputError(f"{path} is no fragment of a mesh: its {len(data)} bytes do not hold the {count} vertices "
+                         "that it announces, and triangles; remove it and make the meshes again")
+    faces = data[begin:].view("<u4").reshape(-1, 3)
+    if len(faces) and faces.max() >= count:
+        raise InputError(f"{path} has a triangle at vertex {faces.max()}, but {count} vertices; remove it and make the "
+                         "meshes again")
+    return Mesh(np.ascontiguousarray(data[4:begin].view("<f4").reshape(-1, 3)[:, ::-1]), faces.astype(np.uint32))
+
+
 def names(label: int, form: str) -> list[str]:
     """The files of an object in a folder; the first one holds the mesh."""
     return [f"{label}:0:mesh", f"{label}:0"] if form == "precomputed" else [f"{label}.{form}"]

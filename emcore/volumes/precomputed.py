@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from emcore.errors import InputError
-from emcore.files import replaced, reported
+from emcore.files import replaced, reported, write_text
 from emcore.progress import Progress
 from emcore.reading import open_regular
 from emcore.volumes import metadata
@@ -195,6 +195,13 @@ def checked_info(text: bytes, path: str) -> tuple[dict[str, Any], list[Scale]]:
         need(chunk <= MOST_CHUNK_BYTES, f"must have chunks of at most {MOST_CHUNK_BYTES >> 20} MB (scale {key})", chunk)
         result.append(found)
     return info, result
+
+
+def name_part(path: Path, key: str, folder: str) -> None:
+    """Says in the info of a volume which folder in it holds its meshes, skeletons or segment properties."""
+    info = json.loads((path / "info").read_text())
+    if info.get(key) != folder:
+        write_text(path / "info", json.dumps({**info, key: folder}, indent=1))
 
 
 def is_whole(value: Any) -> bool:

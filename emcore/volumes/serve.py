@@ -25,6 +25,9 @@ from emcore.errors import InputError
 from emcore.volumes.formats import UNFINISHED
 
 VIEWER = "https://neuroglancer-demo.appspot.com"
+PORT = 8000
+SERVED_AT = f"http://127.0.0.1:{PORT}"  # where the addresses in a view lead, unless it is served elsewhere
+VIEW = "view.json"  # the state of the viewer that belongs to a folder
 SECONDS_FOR_A_REQUEST = 20.0
 SLOWEST_BYTES_PER_SECOND = 10_000
 MOST_CONNECTIONS = 64
@@ -285,7 +288,18 @@ def viewer_link(url: str, volumes: Sequence[tuple[str, str, str]]) -> str:
     layers = [{"type": kind, "name": "volume" if path == "." else path,
                "source": f"{driver}://{url}" + ("" if path == "." else f"/{quote(path)}")}
               for path, driver, kind in volumes]
-    return f"{VIEWER}/#!{quote(json.dumps({'layers': layers}, separators=(',', ':')), safe='')}"
+    return link_to({"layers": layers})
+
+
+def link_to(state: dict) -> str:
+    """The address that opens a state of the viewer."""
+    return f"{VIEWER}/#!{quote(json.dumps(state, separators=(',', ':')), safe='')}"
+
+
+def link_of_view(url: str, root: Path) -> str | None:
+    """The address that opens the view in a folder, served at url; None where python -m emcore view has not made one."""
+    state = read_json(root / VIEW)
+    return link_to(json.loads(json.dumps(state).replace(SERVED_AT, url))) if state else None
 
 
 def server_for(folder: str, host: str, port: int, public: bool) -> FolderServer:
@@ -310,7 +324,7 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m emcore serve", description="Serve a folder of volumes for Neuroglancer and print the links.",
         epilog="On a cluster node: ssh -L 8000:localhost:8000 NODE, and open the link on your own machine.")
     parser.add_argument("folder")
-    parser.add_argument("--port", type=int, default=8000, help="0 takes any free one (default: 8000)")
+    parser.add_argument("--port", type=int, default=PORT, help="0 takes any free one (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--public", action="store_true", help="allow a --host that other machines can reach")
     settings = parser.parse_args(arguments)
@@ -324,6 +338,8 @@ def main(arguments: Sequence[str]) -> None:
             print(f"{volume[0]}: {viewer_link(url, [volume])}")
         if len(volumes) > 1:
             print(f"all {len(volumes)} in one view: {viewer_link(url, volumes)}")
+        if view := link_of_view(url, server.root):
+            print(f"the view of {VIEW}: {view}")
         if not volumes:
             print("no precomputed or zarr volume in it; make one with: python -m emcore convert A.h5 B.precomputed")
         sys.stdout.flush()
