@@ -3,7 +3,7 @@
 One pass, any integer type, memory in the number of distinct pairs; tables of blocks add up to the table of the whole.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import product
@@ -24,7 +24,6 @@ CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in th
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
 PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
-MANY_PAIRS = 1 << 20  # fewer are not worth adding up before the end
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -184,7 +183,7 @@ class Contingency:
         return _summed(self.columns, self.n, len(self.label_ids))
 
 
-def _require_table(table: object, name: str) -> None:
+def require_table(table: object, name: str) -> None:
     if not isinstance(table, Contingency):
         raise InputError(f"{name} takes the table of a truth and its labels, contingency(truth, labels); got "
                          f"{type(table).__name__}")
@@ -195,7 +194,7 @@ def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
     @wraps(function)
     def checked(*arguments: Given.args, **options: Given.kwargs) -> Found:
         if arguments or "table" in options:  # without either, Python names what is missing
-            _require_table(arguments[0] if arguments else options["table"], function.__name__)
+            require_table(arguments[0] if arguments else options["table"], function.__name__)
         return function(*arguments, **options)
     return checked
 
@@ -225,60 +224,13 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
             _count, [(table, [part[a:b] for part in parts], None if left_out is None else left_out[a:b])
                      for table, (a, b) in zip(tables, jobs)], threads)
     masked = sum(table[2] for table in tables)
-    entries = _merged([table[0] for table in tables if table[0] is not None])
+    entries = merged([table[0] for table in tables if table[0] is not None])
     for name, volume, column in (("truth", volumes[0], 0), ("labels", volumes[1], 1)):
         if volume.dtype.kind == "i" and len(entries) and entries[:, column].max() >> np.uint64(63):
             found = int(entries[:, column].max()) - (1 << 64)
             raise InputError(f"{name} must not be negative; it holds {found} as {volume.dtype}; write unlabelled "
                              "voxels as 0, or as 2^64 - 1 in uint64 and list that id as ignored")
-    return _table(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
-
-
-def pool(tables: Sequence[Contingency], same_objects: bool = True) -> Contingency:
-    """The table of all these tables' voxels: the blocks of one volume, where equal ids are one object.
-
-    same_objects=False pools different volumes: ids but 0 and the ignored ones are renumbered so that none meet.
-    Scores of the pooled table weigh every voxel alike; they are not the mean of the tables' scores.
-    """
-    tables = list(tables)
-    for table in tables:
-        _require_table(table, "pool")
-    if not tables:
-        raise InputError("pool needs at least one table; got none")
-    rules = {(table.ignore_truth, table.ignore_labels) for table in tables}
-    if len(rules) > 1:
-        raise InputError(f"pooled tables must ignore the same ids; got {sorted(rules)}; use table.ignoring first")
-    (ignore_truth, ignore_labels), = rules
-    rows = [np.stack([table.truth, table.labels, table.counts.astype(np.uint64)], axis=1) for table in tables]
-    if not same_objects:
-        for column, special in ((0, {0, *ignore_truth}), (1, {0, *ignore_labels})):
-            _renumber([part[:, column] for part in rows], np.array(sorted(special), np.uint64))
-    return _table(_merged(rows), sum(table.total for table in tables), sum(table.masked for table in tables),
-                  ignore_truth, ignore_labels)
-
-
-def added_up(tables: Iterable[Contingency]) -> Contingency:
-    """The pooled table of boxes of one volume, of which no more are held at a time than have as many pairs as it."""
-    held: list[Contingency] = []
-    for table in tables:
-        held.append(table)
-        if sum(len(one.counts) for one in held[1:]) > max(MANY_PAIRS, len(held[0].counts)):
-            held = [pool(held)]
-    return pool(held)
-
-
-def _renumber(columns: list[NDArray[np.uint64]], special: NDArray[np.uint64]) -> None:
-    """Gives the ids of each column numbers that no other column uses, in place; special ids stay."""
-    following = np.uint64(1)
-    for column in columns:
-        ids, inverse = np.unique(column, return_inverse=True)
-        ordinary = ~np.isin(ids, special)
-        numbers = following + np.arange(np.count_nonzero(ordinary) + len(special), dtype=np.uint64)
-        numbers = numbers[~np.isin(numbers, special)][:np.count_nonzero(ordinary)]
-        if len(numbers):
-            following = numbers[-1] + np.uint64(1)
-        ids[ordinary] = numbers
-        column[:] = ids[inverse]
+    return table_of(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
 
 
 def _count(table: tuple, parts: list[NDArray], left_out: NDArray | None) -> tuple:
@@ -326,7 +278,7 @@ def _as_uint64(part: NDArray, buffer: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return buffer
 
 
-def _merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+def merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """The rows (truth, label, count) of all parts added up and sorted: the same for any cutting into parts."""
     rows = [part[part[:, 2] != 0] for part in parts]
     rows = np.concatenate(rows) if rows else np.zeros((0, 3), np.uint64)
@@ -348,7 +300,7 @@ def _merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return merged
 
 
-def _table(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
+def table_of(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
            ignore_labels: tuple[int, ...]) -> Contingency:
     truth, labels, counts = np.ascontiguousarray(rows.T)
     return Contingency(truth, labels, counts.view(np.int64), total, masked, ignore_truth, ignore_labels)
