@@ -21,7 +21,7 @@ PACKAGE = ROOT / "emcore"
 # The rooms from the ground up (docs/architecture.md). A file imports its own room and those below it; systems is the
 # uppermost, so the core imports no system.
 GROUND = ("errors", "lazy", "system", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
-NO_TORCH = ("kernels", "config", "volumes", "segment", "settings", "synth", "metrics", "record", "results", "decode",
+NO_TORCH = ("kernels", "config", "cards", "volumes", "segment", "settings", "synth", "metrics", "record", "results", "decode",
             "blocks", "report")
 TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "systems")
 ROOMS = ("ground", *NO_TORCH, *TORCH)

@@ -26,7 +26,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Infer:
-    checkpoint: str = ""  # file to predict with; empty takes the newest of the run
+    checkpoint: str = ""  # file to predict with, or a name of `emcore models`; empty: the newest of the run
     # which weights of the checkpoint; auto takes the averaged ones where there are some
     weights: Literal["auto", "averaged", "plain"] = "auto"
     window: Triple | None = None  # voxels of one pass through the net; none takes data.patch
