@@ -77,7 +77,7 @@ def test_a_name_is_taken_wherever_a_checkpoint_is(tmp_path, monkeypatch):
     assert path == file
     assert content["step"] == checkpoint.read("vnc_clefts")["step"] == settings.train.steps
     assert weights.digest(load_model("vnc_clefts")) == weights.digest(load_model(file))
-    with pytest.raises(InputError, match="nor the name of weights that come with emcore; there are fib25_neurons, isbi"):
+    with pytest.raises(InputError, match="nor the name of weights that come with emcore; there are fib25_neurons"):
         weights.taken(tmp_path, "vnc_cleft")
     with pytest.raises(InputError, match="which an installed package has not"):
         cards.checkpoint_file("vnc_clefts", tmp_path)

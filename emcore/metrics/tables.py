@@ -94,22 +94,46 @@ def _count_runs(entries, used, truth, labels):
 
 @dataclass(frozen=True, eq=False)
 class Contingency:
-    """Voxels shared by each pair of ids. `truth`, `labels`, `counts`: one entry a pair, sorted by truth, then label id.
+    """Holds the number of voxels that each pair of a true id and a label shares; every partition score is read from it.
 
-    Pairs that are ignored stay in here, so `ignoring` changes the rule without another pass; scores use the
-    kept ones, by `rows` and `columns` into the sorted `truth_ids` and `label_ids`.
+    Pairs that are ignored stay in it, so `ignoring` changes the rule without another pass. Scores use the kept ones, by
+    `rows` and `columns` into the sorted `truth_ids` and `label_ids`.
+
+    Attributes:
+        truth: (n,) uint64, the true id of each pair; pairs are sorted by truth, then label.
+        labels: (n,) uint64, the label of each pair.
+        counts: (n,) int64, the voxels of each pair.
+        total: all voxels, ignored and masked ones included.
+        masked: the voxels that the mask left out; they are in no pair.
+        ignore_truth: the true ids that do not count.
+        ignore_labels: the labels that do not count.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> table = metrics.contingency(np.array([0, 1, 1, 2]), np.array([3, 3, 3, 4]))
+        >>> table.counts, table.n, table.ignoring(()).voxels
+        (array([1, 2, 1]), array([2, 1]), 4)
     """
 
     truth: NDArray[np.uint64]
     labels: NDArray[np.uint64]
     counts: NDArray[np.int64]
-    total: int  # all voxels, ignored and masked ones included
-    masked: int  # voxels that the mask left out; they are in no pair
+    total: int
+    masked: int
     ignore_truth: tuple[int, ...]
     ignore_labels: tuple[int, ...]
 
     def ignoring(self, truth: Sequence[int] = (0,), labels: Sequence[int] = ()) -> "Contingency":
-        """The same counts under another rule: a voxel is ignored if its truth or its label is listed."""
+        """Gives the same counts under another rule: a voxel is ignored if its truth or its label is listed.
+
+        Args:
+            truth: the true ids to ignore; (0,) by default.
+            labels: the labels to ignore; none by default.
+
+        Returns:
+            A `Contingency`.
+        """
         return replace(self, ignore_truth=_checked_ids(truth), ignore_labels=_checked_ids(labels))
 
     @cached_property
@@ -202,10 +226,34 @@ def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
 def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int] = (0,),
                 ignore_labels: Sequence[int] = (), mask: ArrayLike | None = None,
                 threads: int | None = None) -> Contingency:
-    """The table of two label volumes: arrays, or volumes with shape, dtype and slicing, which are read in blocks.
+    """Counts how many voxels each pair of a true id and a label shares, in one pass.
 
-    mask: True where a voxel is left out (what neuron_border_mask returns). No id is special: 2^64 - 1 is an
-    ordinary one unless it is listed. Voxels are paired by position, whatever the memory layouts.
+    Voxels are paired by their position, whatever the memory layouts are. No id is special: 2**64 - 1 is an ordinary one
+    unless it is listed.
+
+    Args:
+        truth: integers of any shape: an array, or a volume, which is read in blocks.
+        labels: integers of the same shape.
+        ignore_truth: voxels with these true ids do not count; (0,) by default.
+        ignore_labels: voxels with these labels do not count; none by default.
+        mask: bool of the same shape, True where a voxel is left out, for instance of `neuron_border_mask`. By default
+            every voxel counts.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        The `Contingency`; voi, rand and other scores take it.
+
+    Raises:
+        InputError: the shapes differ, a dtype does not fit, or an id is negative.
+
+    Cost:
+        It takes 3.4 ns of one core and less than 1 bytes per voxel. A pair takes about 100 bytes more.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> metrics.contingency(np.array([1, 1, 2, 2]), np.array([3, 3, 3, 4])).counts
+        array([2, 1, 1])
     """
     threads = thread_count(threads)
     volumes = [as_volume("truth", truth), as_volume("labels", labels)]

@@ -181,7 +181,8 @@ class Train:
     validate: Validate = Validate()  # on data.validation
     log_steps: int = 10  # between rows of log.csv
     preview_steps: int = 1000  # between preview pictures; 0 makes none
-    start_from: str = ""  # file or name of `emcore models` whose weights start the run; its optimizer and step are not taken
+    # the run starts from the weights of this checkpoint, a file or a name of `emcore models`, but at step 0
+    start_from: str = ""
     start_include: tuple[str, ...] = ()  # prefixes of the weights to take from start_from; empty takes all that fit
     start_exclude: tuple[str, ...] = ()  # prefixes not to take
     freeze: tuple[str, ...] = ()  # prefixes of the weights that stay as they start
