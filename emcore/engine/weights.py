@@ -17,7 +17,7 @@ from emcore.settings.model import Model
 
 
 def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a choice and its content: a file, a name, "best" by what the run monitored, "" for the newest."""
+    """The checkpoint of a choice and its content: a file, a name, "best" of what the run monitored, or "", the last."""
     if choice:
         path = best_checkpoint(run) if choice == "best" else checkpoint_file(choice)
         return path, checkpoint.read(path)
