@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and starts over cheaply.
+# Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and skips finished steps on a rerun.
 #   make demo|test VENV=       use the active Python (with its packages) instead of .venv
 #   make demo DEMO="train.steps=100"   settings of configs/demo.toml to override
 #   make test TESTS="-m 'not slow'"    arguments for pytest, which runs as two processes that share the files

@@ -1,13 +1,14 @@
 """The trained weights that come with the project: small, of the recipes as they stand, with cards, and they predict."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from emcore import cards, config, results
-from emcore.engine import checkpoint, weights
+from emcore.engine import checkpoint, start, weights
 from emcore.errors import InputError
 from emcore.settings import Settings
 from emcore.settings.model import Model
@@ -73,6 +74,8 @@ def test_a_name_is_taken_wherever_a_checkpoint_is(tmp_path, monkeypatch):
     file = ROOT / "weights" / "vnc_clefts.pt"
     settings = config.load(Settings, ROOT / "configs" / "tissue" / "vnc_clefts.toml", [])
     assert results.of_checkpoint(settings, "vnc_clefts") == results.of_checkpoint(settings, str(file))
+    start.check_start(replace(settings, data=replace(settings.data, train=(), validation=()),
+                              train=replace(settings.train, start_from="vnc_clefts")), Path("recipe.toml"))
     path, content = weights.taken(tmp_path, "vnc_clefts")
     assert path == file
     assert content["step"] == checkpoint.read("vnc_clefts")["step"] == settings.train.steps
