@@ -286,7 +286,8 @@ def test_letters_of_marks_never_meet_and_their_texts_stand_in_the_legend():
         for row in set(rows):
             same = sorted(place for place, other in zip(places, rows) if other == row)
             assert (np.diff(same) >= figures.LETTER).all()
-    svg = figures.plot({"a": [(0, 1.0), (1, 2.0)]}, "threshold", "scores", [(0.5, "chosen: 0.5"), (0.501, "best <voi>")])
+    marks = [(0.5, "chosen: 0.5"), (0.501, "best <voi>")]
+    svg = figures.plot({"a": [(0, 1.0), (1, 2.0)]}, "threshold", "scores", marks)
     texts = re.findall(r'<text x="([\d.]+)" y="(\d+)" text-anchor="middle">([AB])</text>', svg)
     assert [letter for *_, letter in texts] == ["A", "B"]
     assert texts[0][1] != texts[1][1]
