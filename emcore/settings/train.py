@@ -205,7 +205,8 @@ class Learned:
     """What every policy has that is learned: an actor, a critic and a reward."""
 
     kind: str = ""  # what it decides
-    reward: Literal["reconstruction", "edge", "hard", "hard_edge"] = "reconstruction"  # easy or hard, edges or all
+    # the error counts as a cost, or for hard as a gain; edge and hard_edge add what lies on edges
+    reward: Literal["reconstruction", "edge", "hard", "hard_edge"] = "reconstruction"
     lr: float = 5e-4  # learning rate of the policy
     weight_decay: float = 1e-4  # weight decay of the policy
     weight: float = 0.05  # weight of the policy's loss
