@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and starts over cheaply.
+# Two commands for a newcomer: `make demo` and `make test`. Each sets itself up and skips finished steps on a rerun.
 #   make demo|test VENV=       use the active Python (with its packages) instead of .venv
 #   make demo DEMO="train.steps=100"   settings of configs/demo.toml to override
 #   make test TESTS="-m 'not slow'"    arguments for pytest, which runs as two processes that share the files
@@ -11,7 +11,7 @@ DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint types bench wheel clean
+.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint types docs bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -41,7 +41,7 @@ endef
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test test-long fuzz peers fast sanitize lint types bench wheel clean"
+	@echo "targets: demo test test-long fuzz peers fast sanitize lint types docs bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
@@ -120,6 +120,16 @@ lint: $(packages)
 # the public API as a strict type checker sees it
 types: $(packages)
 	$(call step,mypy --strict tests/typed_api.py,$(python) -m mypy)
+
+# the site of docs/ and of the docstrings (the extra docs), and the pages that are made of the code
+$(VENV)/.docs: $(packages)
+	@$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV)/docs.txt
+	$(call step,packages of the site,$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r $(VENV)/docs.txt)
+	@touch $@
+
+docs: kernels $(if $(packages),$(VENV)/.docs)
+	$(call step,pages that are made of the code,$(python) -m bench.reference)
+	$(call step,site in build/site/index.html,NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict)
 
 wheel: $(packages)
 	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)

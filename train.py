@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     check_start(settings, Path(options.cfg))
     if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
         return start(settings)
-    with only_training(Path(settings.outputs) / settings.name):
+    folder = Path(settings.outputs) / settings.name
+    with only_training(folder):
+        print(f"{folder}: training to step {settings.train.steps}", flush=True)  # torch takes a while to import
         return start(settings)
 
 

@@ -37,6 +37,7 @@ TOOLS = {
     "learn-contacts": ("emcore.decode.learn_contacts", "train the classifier of [decode.learned] from labels"),
     "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),
     "legacy_v1": ("emcore.systems.legacy_v1.__main__", "train and test with the flags of the 2019 synapse tutorial"),
+    "models": ("emcore.cards", "list the trained weights that come with emcore, and how each is used"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emcore import config, record
+from emcore.cards import checkpoint_file
 from emcore.errors import InputError
 from emcore.reading import read_text
 from emcore.record import LABELS, listed
@@ -53,10 +54,10 @@ def newest(settings: Settings) -> Path:
 
 
 def of_checkpoint(settings: Settings, choice: str) -> Path:
-    """The results of a checkpoint by its name alone: a file, "best", or "", the newest that has some."""
+    """The results of a checkpoint that is not read: a file or a name, "best", or "", the newest that has some."""
     if not choice:
         return newest(settings)
-    path = named_best(run_folder(settings)) if choice == "best" else Path(choice)
+    path = named_best(run_folder(settings)) if choice == "best" else checkpoint_file(choice)
     number = path.stem.rpartition("_")[2]  # of step_000000600.pt
     return folder_of(settings, path, int(number) if number.isdigit() else 0)
 

@@ -1,6 +1,7 @@
 """Every shipped config loads, builds its net (small) and takes two steps; every setting is explained."""
 
 import dataclasses
+import re
 import tomllib
 import typing
 from pathlib import Path
@@ -45,6 +46,13 @@ def test_the_printed_settings_are_a_valid_file_that_gives_the_defaults(script, t
     path = tmp_path / "all.toml"
     path.write_text('name = "x"\n' + text)
     assert config.load(Settings, path) == Settings("x")
+
+
+def test_a_setting_of_few_words_tells_them():
+    text = config.describe(Settings)
+    assert 'combine = "mean"  # how the views become one (mean, min or max)\n' in text
+    assert re.search(r'^normalise_by = "patch"  # .* \(patch or volume\)$', text, re.MULTILINE)
+    assert re.search(r"^overlap = 0.5  # [^()]*$", text, re.MULTILINE)
 
 
 def test_the_commands_of_the_readme_name_settings_that_exist():

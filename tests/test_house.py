@@ -21,8 +21,8 @@ PACKAGE = ROOT / "emcore"
 # The rooms from the ground up (docs/architecture.md). A file imports its own room and those below it; systems is the
 # uppermost, so the core imports no system.
 GROUND = ("errors", "lazy", "system", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
-NO_TORCH = ("kernels", "config", "volumes", "segment", "settings", "synth", "metrics", "record", "results", "decode",
-            "blocks", "report")
+NO_TORCH = ("kernels", "config", "cards", "volumes", "segment", "settings", "synth", "metrics", "record", "results",
+            "decode", "blocks", "report")
 TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "systems")
 ROOMS = ("ground", *NO_TORCH, *TORCH)
 TOPMOST = ("__main__", "legacy_v1", "scripts")  # commands, which may start anything
@@ -271,7 +271,7 @@ def test_pins_cover_what_the_package_needs():
     assert names(built["build-system"]["requires"]) == {"setuptools", "cython"}
     assert names(extras["test"]) == {"pytest"}
     assert set(extras) == {"test", "tiff", "mrc", "zarr", "remote", "dask", "tensorboard", "yaml", "all", "peers",
-                           "bench", "dev"}
+                           "bench", "docs", "dev"}
     for needs in (project["dependencies"], built["build-system"]["requires"], extras["test"], extras["peers"]):
         assert names(needs) <= pinned
 

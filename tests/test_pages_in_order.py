@@ -117,6 +117,7 @@ TABLE = {
         ("sbatch slurm/train.sbatch configs/cremi/cremi_clefts.toml", None),
         (f"python train.py --cfg {CLEFTS} --smoke", None),
         ("python -m emcore config train", prints(r"\[train\]", r"steps = ")),
+        ("python -m emcore models", prints(r"fib25_neurons", r"licence")),
     ],
     "docs/benchmarks.md": [
         *[(f"python {script}.py --cfg {FIB25} data.folder=data", done) for script, done in (

@@ -276,3 +276,21 @@ def test_curves_leave_out_what_is_not_finite_and_turn_logarithmic_over_a_wide_sp
     assert "inf" not in svg
     assert "nan" not in figures.plot({"a": [(5, 2.0)]}, "step", "one point")
     assert figures.ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_letters_of_marks_never_meet_and_their_texts_stand_in_the_legend():
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        places = random.uniform(0, 60, 8).tolist()
+        rows = figures.rows_of(places)
+        for row in set(rows):
+            same = sorted(place for place, other in zip(places, rows) if other == row)
+            assert (np.diff(same) >= figures.LETTER).all()
+    marks = [(0.5, "chosen: 0.5"), (0.501, "best <voi>")]
+    svg = figures.plot({"a": [(0, 1.0), (1, 2.0)]}, "threshold", "scores", marks)
+    texts = re.findall(r'<text x="([\d.]+)" y="(\d+)" text-anchor="middle">([AB])</text>', svg)
+    assert [letter for *_, letter in texts] == ["A", "B"]
+    assert texts[0][1] != texts[1][1]
+    assert "<b>A</b> chosen: 0.5" in svg
+    assert "<b>B</b> best &lt;voi&gt;" in svg
+    assert figures.rows_of([]) == []

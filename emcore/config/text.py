@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from emcore.config.schema import comments, defaults, hints, items, join, of_kind, tables, to_table
 
@@ -32,7 +32,8 @@ def _write(table: Mapping[str, Any], where: str, schema: type, explained: bool, 
     known = hints(schema)
     lines, blocks = [], []
     for name in (field.name for field in dataclasses.fields(schema)):
-        key, comment = join(where, name), f"  # {told[name]}" if name in told else ""
+        key = join(where, name)
+        comment = f"  # {told[name]}{_choices(known[name])}" if name in told else ""
         if only is not None and not any(key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.")
                                         for one in only):
             continue
@@ -45,6 +46,12 @@ def _write(table: Mapping[str, Any], where: str, schema: type, explained: bool, 
         else:
             blocks += _tables(value, key, inner, comment, explained, whole, only)
     return "".join(f"{line}\n" for line in lines) + "".join(blocks)
+
+
+def _choices(kind: Any) -> str:
+    """The words that a setting may be, in brackets; nothing where it is not one of several."""
+    words = [str(word) for word in get_args(kind)] if get_origin(kind) is Literal else []
+    return f" ({', '.join(words[:-1])} or {words[-1]})" if len(words) > 1 else ""
 
 
 def _list(value: Any, key: str, listed: tuple[type, ...], comment: str, explained: bool, whole: bool) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from emcore.cards import checkpoint_file
 from emcore.config import from_table, to_table
 from emcore.engine import archive
 from emcore.errors import InputError
@@ -99,11 +100,11 @@ def prune(folder: Path, step: int, last: int, keep: set[int]) -> None:
 
 
 def read(path: str | Path, device: str | torch.device = "cpu", stand_in: type | None = None) -> dict[str, Any]:
-    """The content of a checkpoint; code inside it is never run.
+    """The content of a checkpoint, by its path or by the name of weights of emcore; code inside it is never run.
 
     stand_in: takes the place of the classes of another program; without it a file that names any is refused.
     """
-    path = Path(path)
+    path = checkpoint_file(path)
     data = verified(path, stand_in is not None)
     with refused(path, "is not a whole checkpoint"):
         names = _strange_names(data) if stand_in else ()

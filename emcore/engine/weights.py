@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from emcore.cards import checkpoint_file
 from emcore.config import from_table, to_table
 from emcore.engine import checkpoint
 from emcore.engine.best import best_checkpoint
@@ -16,9 +17,9 @@ from emcore.settings.model import Model
 
 
 def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a choice and its content: a file, "best" by what the run monitored, or "", the newest."""
+    """The checkpoint of a choice and its content: a file, a name, "best" of what the run monitored, or "", the last."""
     if choice:
-        path = best_checkpoint(run) if choice == "best" else Path(choice)
+        path = best_checkpoint(run) if choice == "best" else checkpoint_file(choice)
         return path, checkpoint.read(path)
     found = checkpoint.read_newest(run / "checkpoints")
     if found is None:

@@ -15,6 +15,7 @@ from emcore.metrics.partitions import overlap_indices as overlap_indices
 from emcore.metrics.partitions import rand as rand
 from emcore.metrics.partitions import voi as voi
 from emcore.metrics.points import labels_at as labels_at
+from emcore.metrics.pooled import pool as pool
 from emcore.metrics.run_curves import RunLengthCurve as RunLengthCurve
 from emcore.metrics.run_curves import run_length_curve as run_length_curve
 from emcore.metrics.skeletons import run_length as run_length
@@ -23,6 +24,5 @@ from emcore.metrics.synapses import synapse_f1 as synapse_f1
 from emcore.metrics.synapses import synaptic_partners as synaptic_partners
 from emcore.metrics.tables import Contingency as Contingency
 from emcore.metrics.tables import contingency as contingency
-from emcore.metrics.tables import pool as pool
 from emcore.metrics.wiring import edge_scores as edge_scores
 from emcore.metrics.wiring import matched_ids as matched_ids

@@ -18,7 +18,8 @@ from emcore.metrics.pairs import boxes
 from emcore.metrics.partitions import ignored_truth, scores_by, square_sums
 from emcore.metrics.pieces import Pieces
 from emcore.metrics.placement import Borders, Part, Shared, moved, placed, whole_table
-from emcore.metrics.tables import Contingency, added_up, contingency, pool
+from emcore.metrics.pooled import added_up, pool
+from emcore.metrics.tables import Contingency, contingency
 from emcore.segment.affinities import above, stored_table
 from emcore.segment.storage import Parts, stored_parts
 from emcore.settings.data import Data

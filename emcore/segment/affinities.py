@@ -27,14 +27,31 @@ _FRACTIONS, _STEPS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5), (10, 20, 24, 24, 
 
 @dataclass(frozen=True, eq=False)
 class Affinities:
-    """Affinities (c, z, y, x) and what they stand for; every face takes them, or an array with the usual meaning.
-
-    offsets has one (z, y, x) triple a channel: channel c at voxel v tells whether v and v + offsets[c] belong together.
-    Without offsets the first three channels are those of the nearest neighbours, NEAREST. edge="earlier" says that each
-    value lies at the other voxel of its pair, so that v is joined with v - offsets[c]; the offsets are turned round
-    once, here. table holds the 256 numbers that codes of uint8 stand for, code / 255 where it is left out.
+    """Holds affinities (c, z, y, x) and what they mean; every function that takes affinities takes it or a plain array.
 
     Everything but the values is checked when the object is made; `check_values` looks at those.
+
+    Args:
+        values: (c, z, y, x), float32, float16 or uint8.
+        offsets: one (z, y, x) triple for each channel: channel c at voxel v tells whether v and v + offsets[c] belong
+            together. By default the first three channels are those of the nearest neighbours, (-1, 0, 0), (0, -1, 0)
+            and (0, 0, -1), and no other channel is used.
+        edge: "later" (the default); "earlier" says that each value is stored at the other voxel of its pair, so that v
+            is joined with v - offsets[c]. The offsets are then turned round once, here.
+        table: 256 float32, the affinity that each code of uint8 stands for. The default is code / 255.
+
+    Raises:
+        InputError: a shape, dtype, offset or table does not fit.
+
+    Cost:
+        Nothing is copied.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = segment.Affinities(np.ones((3, 4, 8, 8), np.float32), [(-1, 0, 0), (0, -1, 0), (0, 0, -1)])
+        >>> affs.shape
+        (4, 8, 8)
     """
 
     values: np.ndarray
@@ -76,15 +93,29 @@ class Affinities:
         return self._nearest[1]
 
     def plane(self, axis: int, z: int) -> np.ndarray:
-        """The float32 affinities along an axis that are stored in a section."""
+        """Reads the affinities along one axis that are stored in a section.
+
+        Args:
+            axis: 0, 1 or 2 for z, y or x.
+            z: the number of the section.
+
+        Returns:
+            float32 (y, x).
+        """
         plane = self.values[self.channels[axis], z]
         return plane.astype(np.float32, copy=False) if self.table is None else self.table[plane]
 
     def check_values(self, channels: Sequence[int] | None = None, threads: int | None = None,
                      origin: Sequence[int] = (0, 0, 0)) -> None:
-        """Refuses a value below 0, above 1 or not a number in the given channels, by default the nearest ones.
+        """Refuses a value below 0, above 1 or not a number in some channels.
 
-        origin is the first voxel of the values in their volume, for the sentence that says where such a value lies.
+        Args:
+            channels: the channels to look at; by default those of the nearest neighbours.
+            threads: how many threads to use; all cores by default.
+            origin: the index z, y, x of the first voxel in its volume, for the message. The default is 0, 0, 0.
+
+        Raises:
+            InputError: there is such a value; the message says where.
         """
         if self.values.dtype == np.uint8:
             return
@@ -198,10 +229,31 @@ LOGIT_TABLE, _BOUNDARIES, _BUCKET_CODES = _make_code()
 
 
 def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, table): affinities in 8 bits, in steps of about 0.1 of the logit, and the 256 float32 they stand for.
+    """Stores affinities in 8 bits, in equal steps of the logit, so that thresholds near 0 and 1 keep their meaning.
 
-    0 and 1 are exact, order is kept, what a network saturates (.998, .9999) stays apart, and the thresholds .1, .01 ...
-    1e-6, .5, .9, .99 ... divide codes as they divide numbers. Store the table with the codes (TABLE_ATTRIBUTE).
+    A step is about 0.1 of the logit. 0 and 1 are exact, the order is kept, values that a net saturates (.998, .9999)
+    stay apart, and the thresholds .1, .01 ... 1e-6, .5, .9, .99 ... divide codes in the same way as they divide
+    numbers. Store the table with the codes, in the attribute that TABLE_ATTRIBUTE names.
+
+    Args:
+        affs: affinities of any shape, float32 or float16, 0 to 1.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        A pair: codes, uint8 of the same shape, and the table of the 256 float32 that they stand for.
+
+    Raises:
+        InputError: a value lies outside of 0 to 1 or is not a number.
+
+    Cost:
+        It takes 5.6 ns of one core and 1.1 bytes per value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> codes, table = segment.encode_affinities(np.array([[[[0, 0.3, 0.999, 1]]]], np.float32))
+        >>> segment.decode_affinities(codes, table).round(3)
+        array([[[[0.   , 0.303, 0.999, 1.   ]]]], dtype=float32)
     """
     affs = as_array("affs", affs)
     if affs.dtype.kind != "f":
@@ -225,7 +277,27 @@ def encode_affinities(affs: np.ndarray, *, threads: int | None = None) -> tuple[
 
 
 def decode_affinities(codes: np.ndarray, table: np.ndarray | None = None) -> np.ndarray:
-    """The float32 affinities that uint8 codes stand for; table=None is code / 255."""
+    """Turns uint8 codes back into float32 affinities.
+
+    Args:
+        codes: uint8 of any shape.
+        table: 256 float32, the affinity of each code. The default None is code / 255.
+
+    Returns:
+        float32 of the same shape.
+
+    Raises:
+        InputError: the codes are not uint8, or the table does not have 256 numbers.
+
+    Cost:
+        It takes 3.0 ns of one core and 4.0 bytes per value.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.decode_affinities(np.array([0, 51, 255], np.uint8))
+        array([0. , 0.2, 1. ], dtype=float32)
+    """
     codes = as_array("codes", codes)
     if codes.dtype != np.uint8:
         raise InputError(f"codes must be uint8; got {codes.dtype}")

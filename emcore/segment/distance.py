@@ -15,11 +15,32 @@ _TILE = 32  # columns that the kernel takes at once
 
 def distance_transform(labels: np.ndarray, resolution: Sequence[float] | None = None, *, squared: bool = False,
                        black_border: bool = False, threads: int | None = None) -> np.ndarray:
-    """float32 distance of every voxel to the centre of the nearest voxel of another label, background included.
+    """Measures the distance of every voxel to the nearest voxel of another label, background included.
 
-    0 on background (label 0), inf where there is no other label. labels are (z, y, x) or (y, x), resolution one size
-    an axis (default 1). black_border=True: outside of the volume counts as another label. Exact up to the rounding
-    of float32: the relative error is below 3e-7, and none where all squares are whole numbers below 2**24.
+    Distances run from middle to middle of voxels. They are exact up to the rounding of float32: the relative error is
+    below 3e-7, and 0 where all squares are whole numbers below 2**24.
+
+    Args:
+        labels: integers or bool, (z, y, x) or (y, x); 0 is background.
+        resolution: the size of a voxel along each axis, in the unit of the result. The default is 1.
+        squared: True gives squared distances. The default is False.
+        black_border: True lets the outside of the volume count as another label. The default is False.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        float32 of the same shape: 0 on background, inf where there is no other label.
+
+    Raises:
+        InputError: the labels or the resolution do not fit.
+
+    Cost:
+        It takes 16 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.distance_transform(np.array([[0, 1, 1, 1, 2]]), resolution=(8, 8))
+        array([[ 0.,  8., 16.,  8.,  8.]], dtype=float32)
     """
     labels, threads = unsigned(labels, threads=threads), thread_count(threads)
     if labels.ndim not in (2, 3):
@@ -51,9 +72,27 @@ def _sizes(resolution: Sequence[float] | None, shape: tuple[int, ...]) -> tuple[
 
 def signed_distance(mask: np.ndarray, resolution: Sequence[float] | None = None, *,
                     threads: int | None = None) -> np.ndarray:
-    """float32 distance to the nearest voxel of the other kind: positive inside mask, negative outside.
+    """Measures the distance to the nearest voxel of the other kind: positive inside of the mask, negative outside.
 
-    inf everywhere if all of mask is set, -inf if none is.
+    Args:
+        mask: bool or integers, (z, y, x) or (y, x); inside is where it is not 0.
+        resolution: the size of a voxel along each axis, in the unit of the result. The default is 1.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        float32 of the same shape: inf everywhere if all of the mask is set, -inf if none is.
+
+    Raises:
+        InputError: the mask or the resolution do not fit.
+
+    Cost:
+        It takes 31 ns of one core and 5.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.signed_distance(np.array([[False, False, True, True]]))
+        array([[-2., -1.,  1.,  2.]], dtype=float32)
     """
     mask = as_array("mask", mask)
     inside = mask if mask.dtype == bool else unsigned(mask, "mask", threads) > 0

@@ -51,17 +51,37 @@ class Site(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """The fragment of a voxel, and every merge up to its label; `str` of it is a text for people.
+    """Tells the fragment of a voxel and every merge up to its label; `str` of it is a text for people.
 
-    other, path and joined_at are there where another voxel was asked about: path leads through touching fragments from
-    one to the other if they have one label, and its step of the largest height is their weakest link. If they have
-    not, joined_at is the height at which they would merge, and contact what lies between their segments.
+    The last four are there where another voxel was asked about.
+
+    Attributes:
+        place: the voxel with its fragment and label.
+        threshold: the threshold, 0 to 1.
+        statistic: the name of the merge statistic.
+        fragments: how many fragments the label has.
+        voxels: how many voxels the label has.
+        merges: the merges that joined the fragment with others, in order.
+        other: the other voxel.
+        path: the steps through touching fragments from one voxel to the other, if they have one label; the step of the
+            largest height is their weakest link.
+        joined_at: the height at which the two would merge, if they have two labels.
+        contact: what lies between the two labels.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 4, 6), 0.9, np.float32)
+        >>> affs[2, :, :, 3] = 0.2  # a membrane between x = 2 and x = 3
+        >>> told = segment.Segmentation(affs).explain((0, 0, 0), 0.5, other=(0, 0, 5))
+        >>> round(told.joined_at, 3)
+        0.8
     """
 
     place: Site
     threshold: float
     statistic: str
-    fragments: int  # of the label
+    fragments: int
     voxels: int
     merges: tuple[Merge, ...]
     other: Site | None = None
@@ -78,6 +98,14 @@ class Explanation:
         return "\n".join(self.lines())
 
     def lines(self, shown: int = SHOWN) -> list[str]:
+        """Tells it in lines of text for people.
+
+        Args:
+            shown: how many merges of a long chain are told from either end (default 12); the others are counted.
+
+        Returns:
+            The lines.
+        """
         lines = [told_place(self.place)]
         if self.place.fragment == 0:
             return [*lines, "it belongs to no fragment: no affinity towards it is above low, or it is masked out"]

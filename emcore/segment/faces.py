@@ -32,11 +32,33 @@ _SLAB = 2**20  # voxels of a slab, which takes 40 bytes for each
 
 def face_forest(affs: np.ndarray | Affinities, smooth: int = 0, *, mask: np.ndarray | None = None,
                 threads: int | None = None) -> np.ndarray:
-    """Labels (z, y, x), uint32: fragments 1, 2, ... in raster order of their first voxels, 0 = no affinity above 0.
+    """Cuts affinities into fragments that are centred on faces between voxels instead of on voxels.
 
-    affs: (c, z, y, x), float32, float16 or uint8. smooth: passes of the mean of (1, 2, 1) voxels along every axis over
-    the sums; each adds one half to the variance in voxels and leaves fewer fragments. mask: (z, y, x) of bool or uint8;
-    faces of voxels where it is 0 are never used. threads: all cores by default; they change no bit.
+    Args:
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8, 0 to 1, or `Affinities`.
+        smooth: how often the sums of affinities are averaged with the weights 1, 2, 1 along every axis. Each pass adds
+            one half to the variance in voxels and leaves fewer fragments. The default is 0.
+        mask: bool or uint8 (z, y, x); faces of voxels where it is 0 are never used. By default all voxels count.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32: fragments 1, 2, ... in the raster order of their first voxels. A voxel without an
+        affinity above 0 gets 0.
+
+    Raises:
+        InputError: a shape, dtype or number does not fit, or a value lies outside of 0 to 1 or is not a number.
+
+    Cost:
+        It takes 86 ns of one core and 25 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 1, 2, 6), 0.5, np.float32)
+        >>> affs[2, :, :, 1] = affs[2, :, :, 5] = 0.9  # the middles of two cells
+        >>> affs[2, :, :, 3] = 0.1  # the membrane between them
+        >>> segment.face_forest(affs)[0, 0]
+        array([1, 1, 1, 2, 2, 2], dtype=uint32)
     """
     checked = as_affinities(affs)
     checked.check_values(threads=threads)

@@ -26,10 +26,38 @@ CONTEXT = 2  # voxels around a block: one for the marks at its faces, one more f
 
 def watershed(affs: np.ndarray | Affinities, low: float = 1e-4, high: float = 0.9999, *,
               mask: np.ndarray | None = None, ties: str = "canonical", threads: int | None = None) -> np.ndarray:
-    """Labels (z, y, x), uint32: fragments 1, 2, ... in raster order of their first voxels, 0 = no affinity above low.
+    """Cuts affinities into fragments, the small regions from which an agglomeration starts.
 
-    Edges that leave the volume or touch a voxel outside mask are never used. ties="waterz" splits plateaus by distance
-    to their exits, voxel for voxel like waterz 0.10.
+    Every voxel joins the neighbour with the largest affinity, and affinities from `high` on join always. An edge that
+    leaves the volume or touches a voxel outside of the mask is never used.
+
+    Args:
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8 (code / 255), 0 to 1, or `Affinities`. In
+            channel 0 is the affinity of a voxel and its neighbour at z - 1, in channel 1 at y - 1, in channel 2 at x -
+            1.
+        low: an affinity at or below it never joins two voxels (default 1e-4). A voxel that no edge joins gets 0.
+        high: an affinity at or above it always joins (default 0.9999). A lower value gives fewer, larger fragments.
+        mask: bool or uint8 (z, y, x); voxels where it is 0 get label 0. By default all voxels count.
+        ties: "canonical" (the default) decides equal affinities by the place of the edge. "waterz" splits plateaus by
+            the distance to their exits, so that every voxel agrees with waterz 0.10.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32: fragments 1, 2, ... in the raster order of their first voxels, and 0.
+
+    Raises:
+        InputError: a shape, dtype or number does not fit, or a value lies outside of 0 to 1 or is not a number.
+
+    Cost:
+        It takes 12 ns of one core and 5.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 4, 6), 0.9, np.float32)
+        >>> affs[2, :, :, 3] = 0.2  # a membrane between x = 2 and x = 3
+        >>> segment.watershed(affs, low=0.1, high=0.95)[0, 0]
+        array([1, 1, 1, 2, 2, 2], dtype=uint32)
     """
     return find_fragments(affs, low, high, mask=mask, ties=ties, threads=threads)[0]
 

@@ -29,22 +29,46 @@ MOST_VOXELS = 2**35  # beyond them 32 bits may not number the fragments or edges
 
 @dataclass(frozen=True)
 class RegionGraph:
-    """Edges and their statistics; what was not asked for is None."""
+    """Holds the contacts of fragments and the statistics of the affinities across them; what was not asked for is None.
 
-    fragments: int  # ids are 1 to fragments
-    u: np.ndarray  # uint32, u < v
+    Attributes:
+        fragments: their number; ids are 1 to fragments.
+        u: (n,) uint32, the smaller id of each contact.
+        v: (n,) uint32, the larger id.
+        count: (n,) int64, the affinities across the contact.
+        sum: (n,) int64, their sum in units of 2**-24.
+        max: (n,) float32, the largest of them.
+        min: (n,) float32, the smallest of them.
+        key: (n,) uint64, the largest key of an affinity; it breaks ties.
+        sizes: (fragments + 1,) int64, the voxels of every id, beginning with 0.
+        boxes: (fragments + 1, 6) int64, the first and the last z, y, x of every id.
+        bin_starts: (n + 1,) int64; contact e has the bins bin_starts[e] to bin_starts[e + 1].
+        bins: uint32, the bins of 256 that hold an affinity, rising.
+        bin_counts: int64, the affinities in each of them.
+        running_mean: (n,) float32, added up in the way of waterz.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> graph = segment.region_graph(np.array([[[1, 1, 2, 2]]]), np.full((3, 1, 1, 4), 0.5, np.float32))
+        >>> graph.u, graph.v, graph.mean
+        (array([1], dtype=uint32), array([2], dtype=uint32), array([0.5]))
+    """
+
+    fragments: int
+    u: np.ndarray
     v: np.ndarray
-    count: np.ndarray  # int64, contact faces
-    sum: np.ndarray  # int64, affinities in units of 2**-24
-    max: np.ndarray  # float32
+    count: np.ndarray
+    sum: np.ndarray
+    max: np.ndarray
     min: np.ndarray
-    key: np.ndarray  # uint64, the largest key of a contact: breaks ties
-    sizes: np.ndarray | None = None  # int64, voxels of every id from 0 on
-    boxes: np.ndarray | None = None  # int64 (fragments + 1, 6): first and last z, y, x
-    bin_starts: np.ndarray | None = None  # int64: edge e has the bins bin_starts[e] to bin_starts[e + 1]
-    bins: np.ndarray | None = None  # uint32, of BINS, rising
-    bin_counts: np.ndarray | None = None  # int64
-    running_mean: np.ndarray | None = None  # float32, added up as waterz does
+    key: np.ndarray
+    sizes: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    bin_starts: np.ndarray | None = None
+    bins: np.ndarray | None = None
+    bin_counts: np.ndarray | None = None
+    running_mean: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -60,24 +84,56 @@ OPTIONAL = ("sizes", "boxes", *HISTOGRAM, "running_mean")
 
 
 class Place(NamedTuple):
-    """Where a block lies in its volume, so that the keys of contacts are those of the volume.
+    """Says where a block lies in its volume, so that the keys of contacts are those of the volume.
 
-    The first `halo` planes of the block along z, y and x belong to other blocks, and only serve as neighbours.
+    Attributes:
+        origin: the index z, y, x of the first voxel of the block. The default is 0, 0, 0.
+        volume_shape: the shape of the volume; that of the block by default.
+        halo: how many first planes along z, y and x belong to other blocks and serve as neighbours alone (default 0).
+
+    Examples:
+        >>> from emcore import segment
+        >>> segment.Place(origin=(0, 0, 64), volume_shape=(64, 64, 128), halo=(0, 0, 1)).origin
+        (0, 0, 64)
     """
 
     origin: Sequence[int] = (0, 0, 0)
-    volume_shape: Sequence[int] | None = None  # None: that of the block
+    volume_shape: Sequence[int] | None = None
     halo: Sequence[int] = (0, 0, 0)
 
 
 def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statistic: str | Statistic | None = None,
                  extras: Sequence[str] = ("sizes",), channels: Sequence[int] | None = None,
                  place: Place | None = None, threads: int | None = None) -> RegionGraph:
-    """The graph of touching fragments (z, y, x) with the affinities (c, z, y, x) between them; label 0 takes no part.
+    """Finds the contacts of fragments and the exact statistics of the affinities across them.
 
-    extras adds to counts, sums, extrema and keys any of "sizes", "boxes", "histogram" (256 bins) and "running_mean"
-    (for ties="waterz"); what the merge statistic needs is added too. channels picks channels (default: every one that
-    has an offset), also long-range ones. place puts a block into its volume.
+    Args:
+        fragments: labels (z, y, x), 1, 2, ... without gaps, for instance of `watershed`; label 0 takes no part.
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8, 0 to 1, or `Affinities`.
+        statistic: the merge statistic that the graph shall serve; what it needs is added. None by default.
+        extras: what is added to counts, sums, extrema and keys: any of "sizes" (the default), "boxes", "histogram" (256
+            bins) and "running_mean" (for ties="waterz").
+        channels: the channels that count, also long-range ones; by default all that have an offset.
+        place: where a block lies in its volume; by default the block is the volume.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        The `RegionGraph`.
+
+    Raises:
+        InputError: the shapes differ, an extra is unknown, or a value lies outside of 0 to 1 or is not a number.
+
+    Cost:
+        It takes 6.5 ns of one core and less than 1 bytes per voxel. A contact keeps about 90 bytes.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 4, 6), 0.9, np.float32)
+        >>> affs[2, :, :, 3] = 0.2  # a membrane between x = 2 and x = 3
+        >>> graph = segment.region_graph(segment.watershed(affs), affs)
+        >>> graph.count, graph.mean.round(3), graph.sizes
+        (array([8]), array([0.2]), array([ 0, 24, 24]))
     """
     fragments, largest = check_fragments(fragments, threads)
     given = as_affinities(affs)

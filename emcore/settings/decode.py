@@ -26,9 +26,9 @@ class Link:
     iou: float = 0.5  # overlap over union from which two segments are one, where one of them ends; 0: never
     best_buddy: bool = True  # also where both end and each overlaps the other most
     one_sided: float = 0.8  # also from this overlap over the smaller area; 0: never
-    one_sided_size: int = 100  # voxels that the smaller area needs then
+    one_sided_size: int = 100  # voxels that the smaller area needs for one_sided
     affinity: float = 0.0  # mean z affinity over the overlap that every join needs
-    min_size: int = 0  # voxels in a section under which a segment joins nothing
+    min_size: int = 0  # a segment of fewer voxels in a section joins nothing
 
     def __post_init__(self) -> None:
         within(0, 1, self, "iou", "one_sided", "affinity")
@@ -57,19 +57,20 @@ class AffinityDecode:
     threshold: float = 0.5  # merge while 1 - statistic is below it
     # the largest threshold that the merges serve; 0: whole volumes keep every merge, blocks those below the threshold
     end: float = 0.0
-    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
-    temperature: float = 1.0  # then divides the logits
+    # three numbers that are added to the logits of the affinities along z, y, x
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    temperature: float = 1.0  # number that then divides the logits
     # or faces, faces-2 (smoothed twice), or floods of sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
     fragments: str = "watershed"
-    statistic: str = "mean"  # of the affinities between two regions: mean, max, min, aff85_his256, ...
+    statistic: str = "mean"  # statistic of the affinities between two regions: mean, max, min, aff85_his256, ...
     # equal merges and plateaus: by a rule that holds for blocks and threads alike, or one by one as waterz takes them
     ties: Literal["canonical", "waterz"] = "canonical"
     low: float = 1e-4  # affinities at or below join nothing (watershed)
     high: float = 0.9999  # affinities at or above always join (watershed)
     boundary: float = 0.0  # voxels whose mean y and x affinity is below it are cleared
-    dust_size: int = 0  # voxels under which a segment joins its best neighbour
-    dust_affinity: float = 0.0  # that the neighbour needs
-    remove_size: int = 0  # voxels under which what is left is removed
+    dust_size: int = 0  # a smaller segment, in voxels, joins its best neighbour
+    dust_affinity: float = 0.0  # affinity that the neighbour needs
+    remove_size: int = 0  # what is left of fewer voxels is removed
     link: Link | None = None  # join segments across sections in the end
     # merge in two stages, the second by a classifier; threshold and end are then of the mean probability of a border
     learned: Learned | None = None
@@ -103,10 +104,11 @@ class ConnectedDecode:
     # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
     channels: tuple[int, ...] = ()
     threshold: float = 0.5  # affinities above it connect
-    thresholds: tuple[float, ...] = ()  # in place of threshold: one each along z, y, x
-    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)  # added to the logits of the affinities along z, y, x
-    temperature: float = 1.0  # then divides the logits
-    remove_size: int = 0  # voxels under which what is left is removed
+    thresholds: tuple[float, ...] = ()  # three thresholds along z, y, x in place of threshold
+    # three numbers that are added to the logits of the affinities along z, y, x
+    bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    temperature: float = 1.0  # number that then divides the logits
+    remove_size: int = 0  # what is left of fewer voxels is removed
 
     def __post_init__(self) -> None:
         check_three(self.channels)
@@ -121,9 +123,9 @@ class ConnectedDecode:
 @dataclass(frozen=True)
 class MutexDecode:
     kind: Literal["mutex"] = "mutex"  # mutex watershed of affinities of any range
-    channels: tuple[int, ...] = ()  # that are used; empty: every one with an offset
+    channels: tuple[int, ...] = ()  # channels that are used; empty: every one with an offset
     strides: Triple = (1, 1, 1)  # only every so many voxels hold apart
-    remove_size: int = 0  # voxels under which what is left is removed
+    remove_size: int = 0  # what is left of fewer voxels is removed
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")
@@ -133,12 +135,12 @@ class MutexDecode:
 @dataclass(frozen=True)
 class ComponentsDecode:
     kind: Literal["components"] = "components"  # pieces of foreground
-    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
     threshold: float = 0.5  # what is above it is foreground
-    thresholds: tuple[float, ...] = ()  # in place of threshold: one for each channel
+    thresholds: tuple[float, ...] = ()  # one threshold for each channel in place of threshold
     connectivity: Literal[4, 8, 6, 18, 26] = 26  # 4 and 8 take every section on its own
     seed_threshold: float = 0.0  # pieces above it are grown over the foreground; 0: the pieces of the foreground
-    remove_size: int = 0  # voxels under which what is left is removed
+    remove_size: int = 0  # what is left of fewer voxels is removed
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")
@@ -152,11 +154,11 @@ class ComponentsDecode:
 @dataclass(frozen=True)
 class PolarityDecode:
     kind: Literal["polarity"] = "polarity"  # pre- and postsynaptic sides of synapses
-    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
     threshold: float = 0.5  # what is above it counts
-    small: int = 128  # voxels under which a pre or post part is removed
+    small: int = 128  # a pre or post part of fewer voxels is removed
     exclusive: bool = False  # classes instead of independent channels
-    remove_size: int = 0  # voxels under which what is left is removed
+    remove_size: int = 0  # what is left of fewer voxels is removed
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "small", "remove_size")
@@ -183,7 +185,7 @@ class Contour:
     binary: tuple[float, float] = (0.9, 0.85)  # seeds and foreground lie above it
     contour: tuple[float, float] = (0.8, 1.1)  # seeds and foreground lie below it
     distance: tuple[float, float] = (0.5, -0.5)  # seeds and foreground lie above it
-    min_seed: int = 5  # voxels under which a seed does not count
+    min_seed: int = 5  # a seed of fewer voxels does not count
 
     def __post_init__(self) -> None:
         at_least(0, self, "min_seed")
@@ -192,9 +194,9 @@ class Contour:
 @dataclass(frozen=True)
 class ContourDecode:
     kind: Literal["contour"] = "contour"  # instances from foreground, contour and distance
-    channels: tuple[int, ...] = ()  # that are used; empty: every one
+    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
     contour: Contour = Contour()  # thresholds of the three
-    remove_size: int = 0  # voxels under which what is left is removed
+    remove_size: int = 0  # what is left of fewer voxels is removed
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")

@@ -11,10 +11,11 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Sweep:
-    thresholds: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55)  # at which every merge tree is scored
-    biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)  # of logits along z, y, x; each a variant
-    temperatures: tuple[float, ...] = (1.0,)  # each with each bias
-    statistics: tuple[str, ...] = ()  # of merges; empty takes decode.statistic
+    thresholds: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55)  # every merge tree is scored at these thresholds
+    # each triple is added to the logits along z, y, x and makes a variant
+    biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)
+    temperatures: tuple[float, ...] = (1.0,)  # each is combined with each bias
+    statistics: tuple[str, ...] = ()  # merge statistics; empty takes decode.statistic
     replicate: bool = False  # affinity_dice and _iou: an edge out of the volume is true where its voxel is of an object
 
     def __post_init__(self) -> None:
@@ -28,7 +29,7 @@ class Sweep:
 @dataclass(frozen=True)
 class Blockwise:
     chunk: Triple = (32, 512, 512)  # voxels of a block that is normalised and predicted on its own
-    halo: Triple = (8, 64, 64)  # voxels around it that are predicted, too, and cut off
+    halo: Triple = (8, 64, 64)  # voxels around a block that are predicted, too, and cut off
     seam: Triple = (2, 16, 16)  # voxels on either side of a plane between blocks that count as its seam
     without_halo: bool = False  # score blocks without a halo as well
 
@@ -42,27 +43,27 @@ class Evaluate:
     # names of the table in docs/scores.md; membranes look at the prediction, those of voxels where there are no labels
     # (decode.kind = "none"), too, and the others at labels
     scores: tuple[str, ...] = ("voi", "rand")
-    convention: str = "cremi"  # of rand, by its name in that page
+    convention: str = "cremi"  # name of the Rand convention, one of that page
     crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, what is scored of the larger volume
-    border_nm: float = 0.0  # voxels this near to a border of the truth, in their section, do not count; 0 counts all
-    border_xy: int = 0  # the same in voxels, within a box around the border, as in dbMiM; not with border_nm
-    border_z: int = 0  # and across sections
-    threshold: float = 0.5  # of predictions without labels for jaccard, dice and clefts
-    channel: int = 0  # of predictions, for what looks at them
-    cleft_nm: float = 200.0  # farther than this a cleft voxel is false
-    instance_iou: float = 0.5  # from which an object is found
-    # where the truth is a mask: how its pieces connect (decode.connectivity), which then are the objects of instances
-    # and of the report; 0: the truth has ids
+    border_nm: float = 0.0  # voxels so near to a border of the truth, within their section, do not count; 0 counts all
+    border_xy: int = 0  # the same in voxels, within a box around the border, which is dbMiM's mask; not with border_nm
+    border_z: int = 0  # the same across sections
+    threshold: float = 0.5  # threshold of predictions without labels for jaccard, dice and clefts
+    channel: int = 0  # channel of the prediction for the scores that look at it
+    cleft_nm: float = 200.0  # a cleft voxel that is farther than this from the other side is false
+    instance_iou: float = 0.5  # an object is found from this overlap on
+    # for a truth that is a mask: how its pieces connect (decode.connectivity); they become the objects of instances and
+    # of the report. 0: the truth has ids
     pieces: Literal[0, 4, 8, 6, 18, 26] = 0
-    synapse_iou: float = 0.2  # above which a synapse is found
-    synapse_size: int = 0  # voxels under which a synapse does not count; EM-R50: 300
+    synapse_iou: float = 0.2  # a synapse is found above this overlap
+    synapse_size: int = 0  # smaller synapses, in voxels, do not count; EM-R50: 300
     synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
-    partner_nm: float = 400.0  # farther than this from a true site a site of synaptic partners is wrong
+    partner_nm: float = 400.0  # a site of synaptic partners that is farther than this from a true site is wrong
     neurons: str | None = None  # labels whose wiring partners scores too, beside that of the truth's neurons
     # file or folder of skeletons in nm for run_length (docs/connectome.md); without it those of the truth are traced
     skeletons: str | None = None
     sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
-    blockwise: Blockwise = Blockwise()  # of python -m emcore blockwise
+    blockwise: Blockwise = Blockwise()  # the settings of python -m emcore blockwise
 
     def __post_init__(self) -> None:
         at_least(0, self, "border_nm", "border_xy", "border_z", "channel", "cleft_nm", "synapse_size",

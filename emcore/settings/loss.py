@@ -10,11 +10,11 @@ from emcore.config.checks import at_least
 class Compared:
     """What every term has."""
 
-    kind: str = ""  # which loss
+    kind: str = ""  # the loss
     weight: float = 1.0  # factor in the sum
     prediction: str = ":"  # channels of the prediction, as a Python slice: "0:3", "-1:", "2"
     target: str = ":"  # channels of the target, likewise
-    head: str = ""  # which head of a net with several
+    head: str = ""  # the head that is compared, where a net has several
 
     of_probabilities: ClassVar[bool] = False  # whether it takes probabilities, which are not limited; else logits
     of_classes: ClassVar[bool] = False  # whether its target is one channel of class numbers
@@ -37,7 +37,7 @@ class Weighed(Compared):
 @dataclass(frozen=True)
 class BceTerm(Weighed):
     kind: Literal["bce"] = "bce"  # binary cross-entropy
-    # of positive voxels: one for all or one a channel; "auto" is negatives per positive of the batch
+    # weight of positive voxels: one for all or one per channel; "auto" is negatives per positive of the batch
     positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
     channel_weights: tuple[float, ...] = ()  # one a channel; empty means all 1
 
@@ -45,14 +45,15 @@ class BceTerm(Weighed):
 @dataclass(frozen=True)
 class PerChannelBceTerm(Weighed):
     kind: Literal["per_channel_bce"] = "per_channel_bce"  # the sum over channels of binary cross-entropies
-    # of positive voxels: one for all or one a channel; "auto", the default, is negatives per positive of each channel
+    # weight of positive voxels: one for all or one per channel; "auto", the default, is negatives per positive of each
+    # channel
     positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
 class DiceTerm(Compared):
     kind: Literal["dice"] = "dice"  # overlap of sigmoids and masks
-    smooth: float = 1e-5  # added above and below
+    smooth: float = 1e-5  # number that is added above and below the fraction
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class EncoderSizes:
 
 @dataclass(frozen=True)
 class LinearHeadSizes(EncoderSizes):
-    dropout: float = 0.05  # in attention and MLP
+    dropout: float = 0.05  # dropout in attention and MLP
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,7 +34,7 @@ class LinearHeadSizes(EncoderSizes):
 
 @dataclass(frozen=True)
 class LightUNETRSizes(LinearHeadSizes):
-    dropout: float = 0.05  # in attention, MLP and decoder
+    dropout: float = 0.05  # dropout in attention, MLP and decoder
     features: int = 32  # channels of the decoder's finest level
 
     def __post_init__(self) -> None:
@@ -56,10 +56,10 @@ class RSUNetSizes:
     fold: Triple = (1, 1, 1)  # z, y, x voxels that enter and leave as channels of one: sees farther at the same cost
     down: tuple[Triple, ...] = ()  # z, y, x factor between levels; empty means (1, 2, 2) everywhere
     kernel: int | tuple[Triple, ...] = 3  # one size for all axes and levels, or one triple a level
-    depth_2d: int = 0  # how many of the finest levels use kernel_2d
-    kernel_2d: Triple = (1, 3, 3)  # their kernel
+    depth_2d: int = 0  # number of finest levels that use kernel_2d
+    kernel_2d: Triple = (1, 3, 3)  # kernel of those levels
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation before each activation
-    groups: int = 8  # of norm = "group"; lowered until they divide the channels
+    groups: int = 8  # groups for norm = "group"; lowered until they divide the channels
     act: Literal["relu", "leakyrelu", "prelu", "elu"] = "elu"  # activation before each convolution
     # enlarging along z: weighed as along y and x, or added up without weights, as PyTorch Connectomics' net does
     up: Literal["trilinear", "bilinear_yx"] = "trilinear"
@@ -90,7 +90,7 @@ class UNetV1Sizes:
 class MedNeXtSizes:
     size: Literal["S", "B", "M", "L"] = "S"  # blocks and widening of each stage
     width: int = 32  # channels of the finest level
-    kernel: int = 3  # of the depth-wise convolutions
+    kernel: int = 3  # size of the depth-wise convolutions
     heads: tuple[tuple[str, int], ...] = ()  # name and channels of several heads; empty means one of out_channels
     head_blocks: int = 1  # blocks of each head
 
@@ -106,7 +106,7 @@ class Net:
     """What every net has, and what others may ask of it."""
 
     name: str = ""  # the net
-    in_channels: int = 1  # of the image
+    in_channels: int = 1  # channels of the image
 
     net: ClassVar[str] = ""  # its class in emcore/models, file.Class; nothing where it predicts nothing
     gives_probabilities: ClassVar[bool] = False  # whether it ends in a sigmoid; else it gives logits
@@ -134,7 +134,7 @@ class Net:
 class Predicting(Net):
     """What a net has that predicts channels."""
 
-    out_channels: int = 1  # of the prediction
+    out_channels: int = 1  # channels of the prediction
 
     def __post_init__(self) -> None:
         super().__post_init__()

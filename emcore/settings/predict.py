@@ -10,7 +10,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Activation:
-    channels: str = ":"  # of the prediction, as a Python slice
+    channels: str = ":"  # channels of the prediction, written like a Python slice
     # what turns logits into values; vector: three channels z, y, x stay as they are, and views turn them back
     kind: Literal["sigmoid", "tanh", "softmax", "none", "vector"] = "sigmoid"
 
@@ -19,7 +19,7 @@ class Activation:
 class Views:
     flips: tuple[int, ...] = ()  # axes 0 z, 1 y, 2 x; every subset of them is predicted too
     turns: bool = False  # quarter turns in y and x as well: four times the views
-    combine: Literal["mean", "min", "max"] = "mean"  # of the views
+    combine: Literal["mean", "min", "max"] = "mean"  # how the views become one
 
     def __post_init__(self) -> None:
         within(0, 2, self, "flips")
@@ -27,20 +27,20 @@ class Views:
 
 @dataclass(frozen=True)
 class Infer:
-    checkpoint: str = ""  # file to predict with; empty takes the newest of the run
+    checkpoint: str = ""  # file to predict with, or a name of `emcore models`; empty: the newest of the run
     # which weights of the checkpoint; auto takes the averaged ones where there are some
     weights: Literal["auto", "averaged", "plain"] = "auto"
     window: Triple | None = None  # voxels of one pass through the net; none takes data.patch
-    # share of the window that neighbouring windows have in common: one number, or one each for z, y and x
+    # overlap of neighbouring windows as a share of the window: one number, or one each for z, y and x
     overlap: float | tuple[float, float, float] = 0.5
     blend: Literal["bump", "gaussian", "constant"] = "bump"  # weight of a window's voxels, from its middle to its edge
-    pad: Triple = (0, 0, 0)  # voxels of mirrored context around the volume, cut off again
+    pad: Triple = (0, 0, 0)  # voxels of mirrored context around the volume, which are cut off again
     batch: int = 0  # windows in one pass; 0: four on a GPU, one on a CPU
     activation: tuple[Activation, ...] = (Activation(),)  # channels not named stay logits
     select: tuple[int, ...] = ()  # channels that are written; empty writes all
     dtype: Literal["float32", "float16", "uint8", "affinity8"] = "float32"  # affinity8: 8 bits that keep what saturates
     views: Views = Views()  # test-time augmentation
-    # voxels along z, y, x of what one process does at a time, and not again after a kill; 0 and none choose by memory
+    # voxels z, y, x that one process predicts at a time, and not again after a kill; none and 0 choose by memory
     tile: Triple | None = None
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto compiles for much work on a GPU
     # memory layout of the weights; auto measures both, once a result

@@ -15,7 +15,7 @@ class Eroded:
     kind: str = ""  # what is learned
     erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, for this target only
 
-    is_mask: ClassVar[bool] = False  # whether each channel is a mask, as of clefts, mitochondria or membranes
+    is_mask: ClassVar[bool] = False  # whether each channel is a mask: clefts, mitochondria or membranes
 
     def __post_init__(self) -> None:
         at_least(0, self, "erosion")
@@ -75,10 +75,10 @@ class PartnersTarget(Eroded):
 @dataclass(frozen=True)
 class BoundaryTarget(Eroded):
     kind: Literal["boundary"] = "boundary"  # voxels beside a change of label
-    thickness: int = 1  # voxels
-    # at any change of label, where one side is an object, or between two objects only
+    thickness: int = 1  # thickness in voxels
+    # all: at any change of label; foreground: one side is an object; contacts: both are
     where: Literal["all", "foreground", "contacts"] = "foreground"
-    in_plane: bool = False  # per section
+    in_plane: bool = False  # look at each section by itself
 
     is_mask: ClassVar[bool] = True
 
@@ -105,7 +105,7 @@ class ForegroundDistanceTarget(Eroded):
 @dataclass(frozen=True)
 class InstanceDistanceTarget(Eroded):
     kind: Literal["instance_distance"] = "instance_distance"  # distance to the border of each object, -1 outside
-    in_plane: bool = False  # per section
+    in_plane: bool = False  # look at each section by itself
     relabel: bool = False  # 26-connected pieces of an id are objects of their own, and their holes are filled
     levels: int = 0  # classes 0..levels instead of values; 0 keeps values
 

@@ -12,8 +12,8 @@ class Descent:
 
     kind: str = ""  # what moves the weights
     lr: float = 1e-3  # learning rate at the top of the schedule
-    encoder_lr: float | None = None  # of the transformer encoder; none takes lr
-    weight_decay: float = 0.01  # of everything but the norms
+    encoder_lr: float | None = None  # learning rate of the transformer encoder; none takes lr
+    weight_decay: float = 0.01  # weight decay; it spares the norms
     decay_norms: bool = False  # decay the parameters of normalisations too
     clip: float = 1.0  # limit of the gradient's norm; 0 does not limit
 
@@ -25,7 +25,7 @@ class Descent:
 @dataclass(frozen=True)
 class AdamW(Descent):
     kind: Literal["adamw"] = "adamw"  # Adam with weight decay of its own
-    betas: tuple[float, float] = (0.9, 0.999)  # of the means of gradients and of their squares
+    betas: tuple[float, float] = (0.9, 0.999)  # decay of the mean of gradients and of that of their squares
     amsgrad: bool = False  # divide by the largest mean of squares so far
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class Adam(AdamW):
 @dataclass(frozen=True)
 class Sgd(Descent):
     kind: Literal["sgd"] = "sgd"  # stochastic gradient descent
-    momentum: float = 0.9  # share of the step before
+    momentum: float = 0.9  # share of the step before that is kept
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +89,7 @@ class WarmedUp(Curve):
 
 @dataclass(frozen=True)
 class WarmupCosineSchedule(WarmedUp):
-    kind: Literal["warmup_cosine"] = "warmup_cosine"  # the same after a rise
+    kind: Literal["warmup_cosine"] = "warmup_cosine"  # a rise, then half a cosine down to the end
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ Schedule = CosineSchedule | ConstantSchedule | WarmupCosineSchedule | StableDeca
 
 @dataclass(frozen=True)
 class Ema:
-    decay: float = 0.0  # of the moving average of the weights; 0 keeps none
+    decay: float = 0.0  # decay of the moving average of the weights; 0 keeps no average
     warmup: int = 0  # updates that copy the weights before averaging starts
 
     def __post_init__(self) -> None:
@@ -157,7 +157,8 @@ class Save:
 class Validate:
     steps: int = 1000  # between validations; 0 never
     crops: int = 16  # patches of data.validation, the same ones every time; 0 covers the volumes, patch by patch
-    # of the volumes, predicted by [infer] and decoded by [decode]: columns voi/val and rand/val of the log
+    # also predict the volumes by [infer], decode them by [decode] and score them: columns voi/val and rand/val of the
+    # log
     scores: tuple[Literal["voi", "rand"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -175,13 +176,14 @@ class Train:
     deterministic: bool = False  # only algorithms that repeat bit for bit
     sync_batchnorm: bool = False  # batch statistics over all ranks
     optimizer: Optimizer = AdamW()  # what moves the weights
-    schedule: Schedule = CosineSchedule()  # of the learning rate, a function of the step
+    schedule: Schedule = CosineSchedule()  # how the learning rate changes with the step
     ema: Ema = Ema()  # moving average of the weights, used by validation and prediction
     save: Save = Save()  # checkpoints
-    validate: Validate = Validate()  # on data.validation
+    validate: Validate = Validate()  # how data.validation is used
     log_steps: int = 10  # between rows of log.csv
     preview_steps: int = 1000  # between preview pictures; 0 makes none
-    start_from: str = ""  # checkpoint whose weights start the run; its optimizer and step are not taken
+    # the run starts from the weights of this checkpoint, a file or a name of `emcore models`, but at step 0
+    start_from: str = ""
     start_include: tuple[str, ...] = ()  # prefixes of the weights to take from start_from; empty takes all that fit
     start_exclude: tuple[str, ...] = ()  # prefixes not to take
     freeze: tuple[str, ...] = ()  # prefixes of the weights that stay as they start
@@ -203,16 +205,17 @@ class Learned:
     """What every policy has that is learned: an actor, a critic and a reward."""
 
     kind: str = ""  # what it decides
-    reward: Literal["reconstruction", "edge", "hard", "hard_edge"] = "reconstruction"  # easy or hard, edges or all
+    # the error counts as a cost, or for hard as a gain; edge and hard_edge add what lies on edges
+    reward: Literal["reconstruction", "edge", "hard", "hard_edge"] = "reconstruction"
     lr: float = 5e-4  # learning rate of the policy
-    weight_decay: float = 1e-4  # of the policy
-    weight: float = 0.05  # of the policy loss
+    weight_decay: float = 1e-4  # weight decay of the policy
+    weight: float = 0.05  # weight of the policy's loss
     hidden: int = 256  # numbers a patch in the policy
     edge_coefficient: float = 0.0  # reward of a unit of edge coverage gained
     ratio_coefficient: float = 0.25  # cost of being off the mask ratio
     reward_clip: float = 0.0  # limit of the reward; 0 none
-    entropy_coefficient: float = 0.01  # of the policy's entropy
-    value_coefficient: float = 0.5  # of the critic's error
+    entropy_coefficient: float = 0.01  # weight of the policy's entropy
+    value_coefficient: float = 0.5  # weight of the critic's error
     normalise_advantage: bool = False  # over the batch
     warmup: int = 0  # steps before the policy is used
     freeze: int = 0  # step at which the policy stops learning; 0 never
@@ -227,8 +230,8 @@ class Learned:
 @dataclass(frozen=True)
 class PatchPolicy(Learned):
     kind: Literal["patch"] = "patch"  # it decides for every patch whether it is hidden
-    least_ratio: float = 0.35  # of hidden patches
-    most_ratio: float = 0.9  # of hidden patches
+    least_ratio: float = 0.35  # least share of hidden patches
+    most_ratio: float = 0.9  # largest share of hidden patches
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -242,11 +245,11 @@ class AdaptivePolicy(Learned):
     edge_fractions: tuple[float, ...] = (0.25, 0.5, 0.75)  # edge shares to choose from
     initial_ratio: float = 0.75  # the ratio preferred at the start
     initial_edge_fraction: float = 0.5  # the edge share preferred at the start
-    initial_margin: float = 0.0  # by how many logits
+    initial_margin: float = 0.0  # logits by which they are preferred
     prior_margin: float | None = None  # logits of the prior; none takes initial_margin
     edge_fraction_target: float = 0.5  # edge share that costs nothing
     edge_fraction_coefficient: float = 0.0  # cost of being off it
-    prior_coefficient: float = 0.0  # of the distance from the prior
+    prior_coefficient: float = 0.0  # weight of the distance from the prior
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,16 +264,16 @@ Policy = NoPolicy | PatchPolicy | AdaptivePolicy
 @dataclass(frozen=True)
 class Pretrain:
     mask_ratio: float = 0.75  # share of hidden patches
-    edge_fraction: float = 0.0  # of the hidden patches that are the strongest edges: 0 random, 1 edges only
+    edge_fraction: float = 0.0  # share of the hidden patches that are the strongest edges: 0 random, 1 edges only
     edge_power: float = 1.0  # exponent of the edge score
     edge_noise: float = 0.05  # chance added to the score, in its units
     decoder_width: int = 192  # numbers of the restoring layer
-    structure_weight: float = 0.2  # of the difference of gradients
+    structure_weight: float = 0.2  # weight of the difference of gradients
     structure_axis_weights: tuple[float, float, float] = (0.5, 1.0, 1.0)  # z, y, x
     membrane_weight: float = 1.35  # extra weight of patches with edges
     membrane_axis_weights: tuple[float, float, float] = (0.25, 1.0, 1.0)  # z, y, x
     membrane_clip: float = 5.0  # upper bound of the edge map, in multiples of its mean
-    policy: Policy = NoPolicy()  # that decides the masks
+    policy: Policy = NoPolicy()  # the policy that decides the masks
 
     def __post_init__(self) -> None:
         within(0, 1, self, "mask_ratio", "edge_fraction")
