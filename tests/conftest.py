@@ -17,7 +17,7 @@ def pytest_addoption(parser):
     parser.addoption("--long", nargs="?", type=float, const=1.0, default=None, metavar="SHARE",
                      help="run only the tests marked long; with a number below 1 about that share of them")
     parser.addoption("--long-seed", default="", metavar="TEXT", help="which share: every text draws another one")
-    parser.addoption("--share", type=Path, metavar="FOLDER", help="take files or long tests in turn with other processes")
+    parser.addoption("--share", type=Path, metavar="FOLDER", help="take files, or long tests, as other processes do")
 
 
 def pytest_collection_modifyitems(config, items):

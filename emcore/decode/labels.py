@@ -102,7 +102,7 @@ def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | N
         out: the HDF5 file to write; its dataset is called labels.
         prediction: the file of the prediction, which is needed where the stored settings clear boundaries or link
             sections. None by default.
-        edits: decisions of proofreaders, which the labels then hold (see `segment.apply_edits`). None by default.
+        edits: decisions of proofreaders, which the labels then hold (see `segment.apply_edits`). Empty by default.
 
     Returns:
         The path of the file.
