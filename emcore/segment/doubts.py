@@ -17,7 +17,7 @@ from emcore.segment.sides import Sides, sides_of
 
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
-CAUTION = 0.7
+CAUTION = 0.5
 ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
