@@ -6,7 +6,7 @@ and what is at stake: the bits of VOI between the two sides as one object and as
 of that chance and stake ** CAUTION.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Doubts:
     contact: np.ndarray  # int64, the edge of the graph at which the two sides meet; its u is of side one
     height: np.ndarray  # float64, 1 - the statistic of the affinities between the two sides
     faces: np.ndarray  # int64, contact faces between the two
-    voxels: np.ndarray  # int64 (n, 2), of either side
+    voxels: np.ndarray  # int64 (n, 2), the sizes of the two sides
     chance: np.ndarray  # float64, that the segmentation is wrong here
     stake: np.ndarray  # float64, bits of VOI between the two sides as one and as two
 
@@ -124,7 +124,7 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
     [decode.learned]; they are taken as they are.
     """
     tree = segmentation.tree
-    parted = Parted(RegionGraph(**{**vars(segmentation.graph), "sizes": segmentation.sizes}),
+    parted = Parted(replace(segmentation.graph, sizes=segmentation.sizes),
                     sides_of(tree, segmentation.graph, threshold), tree.table(threshold))
     made = parted.sides.made
     contact, faces, height = touching(segmentation, parted.table, threshold)
