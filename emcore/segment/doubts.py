@@ -134,11 +134,11 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
     faces = np.concatenate([parted.sides.faces, faces])
     voxels = parted.weigh(merge, contact, parted.graph.sizes)
     if certain:
-        one = 1 - height
+        two = height
     else:
         best = best_of_smaller(parted, merge, contact, height, voxels)
-        one = chance_of_one(height, threshold, voxels * voxel, best, merge >= 0)
-    found = Doubts(merge, contact, height, faces, voxels, np.where(merge >= 0, 1 - one, one),
+        two = 1 - chance_of_one(height, threshold, voxels * voxel, best, merge >= 0)
+    found = Doubts(merge, contact, height, faces, voxels, np.where(merge >= 0, two, 1 - two),
                    stake(voxels, int(parted.graph.sizes[1:].sum())))
     return found.rows(np.lexsort((contact, -found.urgency))), parted
 
