@@ -122,6 +122,14 @@ def test_stakes_are_differences_of_voi_and_every_pair_that_touches_is_listed(see
     assert (np.diff(doubts.urgency) <= 0).all()
 
 
+def test_heights_that_are_probabilities_are_taken_as_they_are():
+    doubts, _ = find_doubts(random_segmentation(3), 0.5, 1e-6, certain=True)
+    merged = doubts.merge >= 0
+    assert merged.any()
+    assert (doubts.chance == np.where(merged, doubts.height, 1 - doubts.height)).all()
+    assert (np.diff(doubts.urgency) <= 0).all()
+
+
 def scene():
     """(truth, affinities): bodies 1 and 2 leak into each other through a window, body 3 is nearly cut in two.
 

@@ -6,7 +6,7 @@ and what is at stake: the bits of VOI between the two sides as one object and as
 of that chance and stake ** CAUTION.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from emcore.segment.sides import Sides, sides_of
 
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
-CAUTION = 0.7
+CAUTION = 0.5
 ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
@@ -32,7 +32,7 @@ class Doubts:
     contact: np.ndarray  # int64, the edge of the graph at which the two sides meet; its u is of side one
     height: np.ndarray  # float64, 1 - the statistic of the affinities between the two sides
     faces: np.ndarray  # int64, contact faces between the two
-    voxels: np.ndarray  # int64 (n, 2), of either side
+    voxels: np.ndarray  # int64 (n, 2), the sizes of the two sides
     chance: np.ndarray  # float64, that the segmentation is wrong here
     stake: np.ndarray  # float64, bits of VOI between the two sides as one and as two
 
@@ -124,7 +124,7 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
     [decode.learned]; they are taken as they are.
     """
     tree = segmentation.tree
-    parted = Parted(RegionGraph(**{**vars(segmentation.graph), "sizes": segmentation.sizes}),
+    parted = Parted(replace(segmentation.graph, sizes=segmentation.sizes),
                     sides_of(tree, segmentation.graph, threshold), tree.table(threshold))
     made = parted.sides.made
     contact, faces, height = touching(segmentation, parted.table, threshold)
@@ -134,11 +134,11 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
     faces = np.concatenate([parted.sides.faces, faces])
     voxels = parted.weigh(merge, contact, parted.graph.sizes)
     if certain:
-        one = 1 - height
+        two = height
     else:
         best = best_of_smaller(parted, merge, contact, height, voxels)
-        one = chance_of_one(height, threshold, voxels * voxel, best, merge >= 0)
-    found = Doubts(merge, contact, height, faces, voxels, np.where(merge >= 0, 1 - one, one),
+        two = 1 - chance_of_one(height, threshold, voxels * voxel, best, merge >= 0)
+    found = Doubts(merge, contact, height, faces, voxels, np.where(merge >= 0, two, 1 - two),
                    stake(voxels, int(parted.graph.sizes[1:].sum())))
     return found.rows(np.lexsort((contact, -found.urgency))), parted
 
