@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from emcore import metrics
+from emcore import metrics, segment
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
 from emcore.errors import InputError, run_command
@@ -221,6 +221,34 @@ def test_the_table_names_voxels_labels_and_places(decoded, written):
     assert len(lines) == len(rows)
     first = rows[0]
     assert lines[0]["pointB"] == [int(first["to_x"]) + 6.5, int(first["to_y"]) + 5.5, int(first["to_z"]) + 2.5]
+
+
+def test_a_yes_to_every_listed_doubt_is_an_edit_that_holds(decoded, written, tmp_path):
+    labels, _ = decoded
+    _, rows = written
+    whole, stored = read_segmentation(labels), open_volume(labels, "labels")[...]
+    names = ("edit", "z", "y", "x", "to_z", "to_y", "to_x")
+    for row in rows[:20]:
+        (tmp_path / "edits.csv").write_text(f"{','.join(names)}\n{','.join(row[name] for name in names)}\n")
+        edits = segment.read_edits(tmp_path / "edits.csv")
+        found = segment.apply_edits(whole, stored, 0.5, edits)
+        one, two = edits[0].place, edits[0].other
+        assert (found[one] == found[two]) == (row["edit"] == "join")
+        assert len(np.unique(found)) == len(np.unique(stored)) + (1 if row["edit"] == "split" else -1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_one_on_either_side_of_a_doubted_merge_stays_one_when_it_is_undone(seed):
+    whole = random_segmentation(seed)
+    stored, fragments = whole.labels(0.6), np.asarray(whole.fragments)
+    doubts, parted = find_doubts(whole, 0.6, 1e-6)
+    for row in np.flatnonzero(doubts.merge >= 0)[:15]:
+        sides = parted.near(int(doubts.merge[row]), int(doubts.contact[row]), fragments)
+        places = [tuple(np.argwhere(sides == side)[0].tolist()) for side in (1, 2)]
+        found = segment.apply_edits(whole, stored, 0.6, [segment.Edit("split", *places)])
+        one, two = (set(np.unique(found[sides == side]).tolist()) for side in (1, 2))
+        assert len(one) == len(two) == 1
+        assert one != two
 
 
 def test_what_dust_has_joined_after_the_cut_is_no_longer_asked(decoded, tmp_path):
