@@ -115,7 +115,8 @@ SMALL = ["train.steps=2", "train.batch=1", "train.log_steps=1", "train.validate.
 
 def config_of(folder: Path, address: str) -> Path:
     lines = f'image = "{address}/em"\nlabel = "{address}/seg"'
-    text = f'base = "{ROOT}/configs/demo.toml"\nname = "away"\n[data]\nfolder = ""\nstorage = "lazy"\nworkers = 2\n'
+    text = (f'base = "{ROOT}/configs/demo.toml"\nname = "away"\n[data]\nfolder = ""\nstorage = "lazy"\nworkers = 2\n'
+            "remote_disk = 0.01\n")
     text += "".join(f"[[data.{name}]]\n{lines}\n" for name in ("train", "validation", "test"))
     path = folder / "away.toml"
     path.write_text(text)
