@@ -216,6 +216,18 @@ def test_the_folder_of_a_run_names_labels_and_image(tmp_path):
     assert np.array_equal(open_volume(out / "image.precomputed")[...], arrays["raw"])
 
 
+def test_the_record_of_labels_names_their_image(tmp_path):
+    file, labels = store(tmp_path / "a.h5", raw=tissue()["raw"]), tmp_path / "b_labels.h5"
+    made_by = {"decode": {"kind": "affinities"}, "prediction": {"digest": "0", "volume": {"image": f"{file}:raw"}}}
+    with create_volume(f"{labels}:labels", (6, 20, 36), "uint64", UNIT, OFFSET, {"record": made_by}) as out:
+        out[...] = tissue()["labels"]
+    assert run(labels, "--workers", 1, tmp_path / "out") == 0
+    assert np.array_equal(open_volume(tmp_path / "out" / "image.precomputed")[...], tissue()["raw"])
+    file.unlink()  # an image that is gone is left out
+    assert run(labels, "--workers", 1, tmp_path / "other") == 0
+    assert not (tmp_path / "other" / "image.precomputed").exists()
+
+
 def test_mistakes_are_one_sentence(tmp_path, capsys, seen):
     _, file = seen
     arrays = tissue()
