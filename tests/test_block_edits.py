@@ -10,6 +10,7 @@ import pytest
 
 from emcore import files
 from emcore.blocks.decoding import AffinityWork
+from emcore.blocks.handover import main as handover
 from emcore.blocks.run import damaged_blocks
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
@@ -141,6 +142,12 @@ def test_infer_holds_edits_in_labels_that_are_there_whole_and_in_blocks(place):
         wanted = {name: value for name, value in record.items() if name != "edits"}
         assert "edits" in why_decode(place / name, place / "a_prediction.h5", wanted)
         assert "edits" not in (why_decode(place / "a_labels.h5", place / "a_prediction.h5", wanted) or "")
+        out = place / f"handed_over_{len(blocks)}"
+        assert handover([str(place / "a_labels.h5"), str(out), "--edits", str(place / "edits.csv")]) == 0
+    for name in ("edges.csv", "supervoxels.csv", "merges/lines/0_0_0"):
+        assert (place / "handed_over_0" / name).read_bytes() == (out / name).read_bytes()
+    whole, parts = (open_volume(place / f"handed_over_{number}" / "supervoxels.precomputed") for number in (0, 2))
+    assert np.array_equal(whole[...], parts[...])
     assert infer(place, "blocks.size=[10,10,20]", "blocks.workers=1") == 0
     assert damaged_blocks(place / "a_labels_0.6_edits=edits.h5") == []  # Its blocks and its edits are still there.
 

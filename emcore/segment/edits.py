@@ -183,14 +183,14 @@ def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray, threa
     cut is the cluster of every fragment.
     """
     table = np.zeros(int(cut.max()) + 1, labels.dtype)
-    for ours, theirs in zip(fragments, labels):
+    for ours, theirs in map(_runs, fragments, labels):
         has = theirs != 0
         table[cut[ours[has]]] = theirs[has]
     table = table[cut]
 
     def fits(start: int, stop: int) -> bool:
         return all(bool(((theirs == 0) | (table[ours] == theirs)).all())
-                   for ours, theirs in zip(fragments[start:stop], labels[start:stop]))
+                   for ours, theirs in map(_runs, fragments[start:stop], labels[start:stop]))
 
     if not all(run_parallel(fits, slabs(len(labels), thread_count(threads)), thread_count(threads))):
         raise InputError("labels must be made of whole clusters of the threshold, as those are that this segmentation "
@@ -198,12 +198,20 @@ def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray, threa
     return table
 
 
+def _runs(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both arrays of a section at the voxels where a run along x begins, within which neither changes."""
+    begins = np.ones(ours.shape, bool)
+    begins[:, 1:] = (ours[:, 1:] != ours[:, :-1]) | (theirs[:, 1:] != theirs[:, :-1])
+    return ours[begins], theirs[begins]
+
+
 def held(fragments: np.ndarray, labels: np.ndarray, table: np.ndarray, threads: int | None = None) -> np.ndarray:
     """The labels that a table says for fragments; voxels that had none before have none now."""
     out = look_up(fragments, table, threads=threads)
 
     def clear(start: int, stop: int) -> None:
-        out[start:stop][labels[start:stop] == 0] = 0
+        for section, before in zip(out[start:stop], labels[start:stop]):
+            section *= before != 0
 
     run_parallel(clear, slabs(len(labels), thread_count(threads)), thread_count(threads))
     return out
