@@ -20,12 +20,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 MARKDOWN = [*ROOT.glob("*.md"), *sorted(DOCS.rglob("*.md"))]
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Cost|Examples):$", re.MULTILINE)
-# names whose docstrings are still to be written in full
-STILL_SHORT = {
-    *(f"emcore.volumes.{name}" for name in public("emcore.volumes")),
-    *(f"emcore.segment.{name}" for name in ("Skeleton", "read_skeletons", "skeleton_volume", "skeletonize",
-                                            "write_skeletons")),
-}
 
 
 def names() -> dict[str, object]:
@@ -105,11 +99,7 @@ def lacking_parameters(path: str, value: object, parts: dict[str, str]) -> Itera
 
 @pytest.mark.parametrize("path", sorted(NAMES))
 def test_a_docstring_tells_every_parameter_the_result_the_cost_and_an_example(path):
-    found = list(lacking(path, NAMES[path]))
-    if path in STILL_SHORT:
-        assert found, f"{path} is complete: take it off the list"
-    else:
-        assert found == []
+    assert list(lacking(path, NAMES[path])) == []
 
 
 def test_what_a_docstring_lacks_is_noticed():

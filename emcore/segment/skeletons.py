@@ -18,11 +18,24 @@ _MOST_ANISOTROPIC = 1000  # the kernel sorts distances into buckets as wide as t
 
 @dataclass(frozen=True)
 class Skeleton:
-    """The trees of one object, one for each 26-connected piece."""
+    """Holds the trees of one object, one for each 26-connected piece.
 
-    vertices: np.ndarray  # (n, 3) float32: z, y, x in nm, index * resolution of voxels of the object, in raster order
-    edges: np.ndarray  # (m, 2) int64: a vertex and the next one towards the root of its tree
-    radius: np.ndarray  # (n,) float32: nm from the vertex to the surface
+    Attributes:
+        vertices: (n, 3) float32: z, y, x in nm, index * resolution of voxels of the object, in raster order.
+        edges: (m, 2) int64: a vertex and the next one towards the root of its tree.
+        radius: (n,) float32: nm from the vertex to the surface.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> one = segment.skeletonize(np.ones((3, 3, 40), np.uint8), (8, 8, 8))[1]
+        >>> len(one.edges) == len(one.vertices) - 1, one.length > 200
+        (True, True)
+    """
+
+    vertices: np.ndarray
+    edges: np.ndarray
+    radius: np.ndarray
 
     @property
     def length(self) -> float:
@@ -33,14 +46,36 @@ class Skeleton:
 
 def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float = 1.5, const_nm: float | None = None,
                 dust_voxels: int = 0, threads: int | None = None) -> dict[int, Skeleton]:
-    """The skeleton of every label (z, y, x) but 0, by rising label; resolution is nm, z y x.
+    """Finds the skeleton of every label, by rising label, after TEASAR.
 
-    After TEASAR. The root of a piece is the voxel farthest from its first one in raster order, within the piece. Paths
-    to the root prefer the middle: a step of d nm into a voxel r nm from the surface costs d (1 + 1e5 (1 - r / R)**16),
-    R the largest r of the piece. Again and again the voxel farthest from the root that is not covered yet sends its
-    path; the path covers what lies within scale * r + const_nm of its voxels, measured within the object (default
-    const_nm: ten voxel sides, at least 100). Of equally far voxels the first in raster order counts. Pieces below
-    dust_voxels have no tree, and an object of such pieces no skeleton.
+    The root of a piece is the voxel farthest from its first one in raster order, within the piece. Paths to the root
+    prefer the middle: a step of d nm into a voxel r nm from the surface costs d (1 + 1e5 (1 - r / R)**16), where R is
+    the largest r of the piece. Again and again the voxel farthest from the root that is not covered yet sends its path;
+    the path covers what lies within scale * r + const_nm of its voxels, measured within the object. Of equally far
+    voxels the first in raster order counts.
+
+    Args:
+        labels: integers (z, y, x); 0 is background.
+        resolution: the size of a voxel in nm, z, y, x.
+        scale: the factor of the radius that a path covers (default 1.5).
+        const_nm: what it covers besides, in nm; by default ten voxel sides, at least 100.
+        dust_voxels: pieces of fewer voxels have no tree, and an object of such pieces no skeleton (default 0).
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        A dict from label to `Skeleton`.
+
+    Raises:
+        InputError: the labels, the resolution or a number does not fit.
+
+    Cost:
+        The time grows with the length of the objects and with the voxels of the largest one.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> sorted(segment.skeletonize(np.array([[[5, 5, 0, 7, 7]]]), (40, 8, 8)))
+        [5, 7]
     """
     ids, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
     unit = np.array(resolution, np.float64)
@@ -57,7 +92,32 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
 
 def skeleton_volume(labels: np.ndarray, resolution: Sequence[float], *, scale: float = 1.5,
                     const_nm: float | None = None, dust_voxels: int = 0, threads: int | None = None) -> np.ndarray:
-    """labels on the voxels of the objects' skeletons (see skeletonize) and 0 elsewhere, same dtype."""
+    """Marks the voxels of the objects' skeletons by their labels.
+
+    Args:
+        labels: integers (z, y, x); 0 is background.
+        resolution: the size of a voxel in nm, z, y, x.
+        scale: see `skeletonize` (default 1.5).
+        const_nm: see `skeletonize`; by default ten voxel sides, at least 100.
+        dust_voxels: pieces of fewer voxels have no tree (default 0).
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels of the same shape and dtype; 0 off the skeletons.
+
+    Raises:
+        InputError: the labels, the resolution or a number does not fit.
+
+    Cost:
+        It costs as much as `skeletonize`.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> out = segment.skeleton_volume(np.full((3, 3, 40), 7, np.uint8), (8, 8, 8))
+        >>> np.unique(out), int(np.count_nonzero(out))
+        (array([0, 7], dtype=uint8), 40)
+    """
     labels = as_array("labels", labels)
     _, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
     out = np.zeros_like(labels)

@@ -59,15 +59,37 @@ __all__ = [
 
 def open_volume(reference: Any, dataset: str | None = None, kind: str | None = None,
                 scale: str | float | Sequence[float] | None = None, cache_bytes: int = CACHE_BYTES) -> Volume:
-    """The volume that `path`, `path:dataset`, an address or an array (shape, dtype, slicing) refers to; reads no voxel.
+    """Opens a volume of any format; no voxel is read before it is sliced.
 
-    Without a dataset: the only one of the file, else the first of the usual keys for kind "image" or "labels"
-    (None: either). kind "labels" also refuses what cannot be labels.
-    resolution is None where the file does not say it; offset is then (0, 0, 0).
-    scale: of what has several: its name, its number (an integer from 0), its resolution in nm (a float for y and x, or
-    three numbers z, y, x), or None for the finest. It needs the extra remote, like every address (address.py).
-    cache_bytes: what each process keeps of the unpacked chunks of volumes that are read through tensorstore; all that
-    are opened with the same number share that much.
+    Args:
+        reference: a path, `path:dataset`, an address (docs/volumes.md), a `Volume`, or an array (anything with shape,
+            dtype and slicing).
+        dataset: the dataset of a file that holds several. By default the only one, or the first of the usual keys.
+        kind: "image" or "labels" look for the usual keys of such a volume, and "labels" refuses what cannot be labels.
+            The default None looks for either.
+        scale: for a volume of several scales: a name, a number (an integer from 0), a resolution in nm (a float for y
+            and x, or three numbers z, y, x). The default None takes the finest. It needs the extra remote, like
+            addresses do.
+        cache_bytes: how much each process keeps of the unpacked chunks of volumes at addresses; 256 MiB by default. All
+            that are opened with the same number share it.
+
+    Returns:
+        A `Volume`; `volume[z0:z1, ...]` reads. Its resolution is None where the file does not say it.
+
+    Raises:
+        InputError: the file is not there, damaged or of no known format, or it holds several datasets and none is
+            named.
+
+    Cost:
+        Opening reads the header. It takes 11 ns of one core and 9.2 bytes per voxel. This is a compressed HDF5 file of
+        labels that is read whole.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import open_volume
+        >>> volume = open_volume(np.zeros((4, 8, 8), np.uint8))
+        >>> volume.shape, volume[1:3, :, 0].shape
+        ((4, 8, 8), (2, 8))
     """
     if kind not in KEYS:
         raise InputError(f'kind is "image", "labels" or None; got {kind!r}')
@@ -95,7 +117,29 @@ def open_path(path: Path, dataset: str | None, kind: str | None) -> Volume:
 
 
 def list_datasets(path: str | PathLike) -> Listing:
-    """The arrays of a file (name, shape, dtype, chunks); one with an empty name for formats that hold one."""
+    """Lists the arrays of a file or an address.
+
+    Args:
+        path: a file, a folder or an address.
+
+    Returns:
+        A list of `Listed`. A format that holds one array gives one with an empty name.
+
+    Raises:
+        InputError: the file is not there, damaged or of no known format.
+
+    Cost:
+        The headers are read, and no voxel.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from emcore import volumes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with volumes.create_volume(f"{folder}/a.h5:labels", (4, 8, 8), "uint32") as out:
+        ...         out[...] = np.ones((4, 8, 8), np.uint32)
+        ...     [item.name for item in volumes.list_datasets(f"{folder}/a.h5")]
+        ['labels']
+    """
     if is_address(path):
         return list_address(path)[1]
     path = Path(path)
@@ -145,12 +189,40 @@ def create_volume(
     chunks: Sequence[int] | None = None,
     compression: str | None = "auto",
 ) -> Iterator[Writer]:
-    """A writer for `path` or `path:dataset`, to be used in a with statement: `writer[z0:z1, ...] = block`.
+    """Writes a volume block by block, in a with statement: `writer[z0:z1, ...] = block`.
 
-    The format follows the name. All is written beside the path under a temporary name and gets the final name when the
-    with block ends; after an error nothing of it stays. Voxels never written are 0. Other datasets of an existing HDF5
-    or zarr file stay as they are (HDF5: the file is copied once). attributes: anything to keep, e.g. {"offsets": ...}
-    of affinities. compression: "gzip", None, or "auto", which is gzip for labels (integers of 16 bits and more).
+    All is written beside the path under a temporary name and gets the final name when the with block ends; after an
+    error nothing of it stays. Voxels that are never written are 0. Other datasets of an existing HDF5 or zarr file
+    stay; an HDF5 file is copied once for that.
+
+    Args:
+        reference: a path or `path:dataset`. The ending chooses the format: .h5, .npy, .tif, .zarr or .precomputed.
+        shape: (z, y, x) or (c, z, y, x).
+        dtype: the type of the voxels.
+        resolution: the size of a voxel in nm, z, y, x; unknown by default.
+        offset: the place of the first voxel in nm, z, y, x; unknown by default.
+        attributes: anything to keep, such as {"offsets": ...} of affinities; none by default.
+        chunks: the shape of the blocks in which the file stores voxels; chosen by the format by default.
+        compression: "gzip", None, or "auto" (the default), which is gzip for integers of 16 bits and more.
+
+    Returns:
+        A context manager that gives the `Writer`.
+
+    Raises:
+        InputError: the ending is of no format that can be written, an argument does not fit, or the disk fails.
+
+    Cost:
+        It takes 20 ns of one core and 5.3 bytes per voxel. This is gzip for labels of 32 bits in blocks of 16 sections.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from emcore import create_volume, open_volume
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with create_volume(f"{folder}/a.h5:labels", (4, 8, 8), "uint32", resolution=(30, 8, 8)) as out:
+        ...         out[0:2] = np.ones((2, 8, 8), np.uint32)
+        ...     volume = open_volume(f"{folder}/a.h5")
+        ...     volume.resolution, int(volume[...].sum())
+        ((30.0, 8.0, 8.0), 128)
     """
     if is_address(reference):
         raise InputError(f"{without_secrets(reference)} is an address; volumes are written to paths of this machine")

@@ -90,7 +90,22 @@ def named(path: Path) -> Row | None:
 
 
 def split_reference(reference: str | PathLike) -> tuple[Path, str | None]:
-    """The path and the dataset of `path:dataset`; a path that exists as it stands has no dataset in it."""
+    """Splits `path:dataset` into the path and the dataset.
+
+    Args:
+        reference: the text or path. A path that exists as it stands has no dataset in it.
+
+    Returns:
+        A pair: the path, and the dataset or None.
+
+    Cost:
+        The path is looked up on the disk.
+
+    Examples:
+        >>> from emcore import volumes
+        >>> volumes.split_reference("sample.h5:volumes/raw")[1]
+        'volumes/raw'
+    """
     text = fspath(reference)
     head, colon, dataset = text.rpartition(":")
     # A colon within the path (C:\\data, a:b/raw.tif) is not ours: before ours stands a file, or what is named like one.

@@ -54,13 +54,21 @@ FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError, KeyError, In
 
 @dataclass(frozen=True)
 class Layout:
-    """How a volume for viewers is stored; whatever is None takes the default that suits viewers.
+    """Says how a volume for viewers is stored; None takes the default that suits viewers.
 
-    chunks: z, y, x voxels that a viewer reads at a time (about 64 x 64 x 64). shards: z, y, x voxels of one file of
-    OME-Zarr 0.5, whole chunks of at most 64 MiB together by default. levels: how many, the finest included; by default
-    until one fits into a chunk. layer: "image", whose coarser levels are means, or "segmentation", whose coarser levels
-    are the most frequent labels; by default unsigned integers of 32 and 64 bits are a segmentation. dtype: the type to
-    store, by default that of the source; a value that it cannot hold is refused. workers: processes, by default one.
+    Attributes:
+        chunks: z, y, x voxels that a viewer reads at a time; about 64 x 64 x 64 by default.
+        shards: z, y, x voxels of one file of OME-Zarr 0.5; by default whole chunks of at most 64 MiB together.
+        levels: how many scales, the finest included; by default until one fits into a chunk.
+        layer: "image", whose coarser levels are means, or "segmentation", whose coarser levels are the most frequent
+            labels. By default unsigned integers of 32 and 64 bits are a segmentation.
+        dtype: the type to store, by default that of the source; a value that it cannot hold is refused.
+        workers: processes, by default one.
+
+    Examples:
+        >>> from emcore import volumes
+        >>> volumes.Layout(levels=3).workers
+        1
     """
 
     chunks: Sequence[int] | None = None
@@ -71,7 +79,17 @@ class Layout:
     workers: int = 1
 
     def checked(self, source: Volume) -> "Layout":
-        """The same with a layer and a dtype, refused where it cannot be."""
+        """Fills in the layer and the dtype for a source.
+
+        Args:
+            source: the `Volume` to store.
+
+        Returns:
+            The `Layout`.
+
+        Raises:
+            InputError: the source cannot be stored in this way.
+        """
         for name in ("chunks", "shards"):
             given = getattr(self, name)
             if given is not None and (len(given) != 3 or min(given) < 1):

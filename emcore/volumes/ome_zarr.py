@@ -31,14 +31,28 @@ DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int6
 
 def write_ome_zarr(source: Volume, target: str | os.PathLike, layout: Layout | None = None,
                    version: str | None = None) -> None:
-    """Writes a volume as OME-Zarr with coarser levels, in parallel processes, replacing what has the name.
+    """Writes a volume as OME-Zarr with coarser levels, in parallel processes.
 
-    source: (z, y, x) or (c, z, y, x), of integers, floats or booleans (stored as uint8). target: a path such as
-    raw.ome.zarr, or raw.ome.zarr:labels/NAME for labels of an image that is there. layout: chunks, shards, levels and
-    the number of processes. version: "0.5" (the default, zarr version 3 with shards) or "0.4" (zarr version 2, a file a
-    chunk); labels take that of their image. All is written into TARGET.unfinished and gets its name at the end; after
-    an error or a kill the same call goes on where it ended. Raises InputError where tensorstore (the extra remote) is
-    missing, the source cannot be stored so, or the disk fails.
+    All is written into TARGET.unfinished and gets its name at the end; after an error or a kill the same call goes on
+    where it ended.
+
+    Args:
+        source: the `Volume`, (z, y, x) or (c, z, y, x), of integers, floats or booleans (stored as uint8).
+        target: a path such as raw.ome.zarr, which is replaced, or raw.ome.zarr:labels/NAME for labels of an image.
+        layout: chunks, shards, levels and number of processes; the defaults of `Layout` by default.
+        version: "0.5" (the default, zarr version 3 with shards) or "0.4" (zarr version 2, a file for each chunk);
+            labels take that of their image.
+
+    Raises:
+        InputError: tensorstore (the extra remote) is missing, the source cannot be stored so, or the disk fails.
+
+    Cost:
+        Memory holds one part of the volume for each process; the time is mostly that of packing.
+
+    Examples:
+        >>> from emcore import volumes
+        >>> raw = volumes.open_volume("raw.h5")  # doctest: +SKIP
+        >>> volumes.write_ome_zarr(raw, "raw.ome.zarr")  # doctest: +SKIP
     """
     path, name = split_reference(target)
     layout = (layout or Layout()).checked(source)

@@ -24,13 +24,27 @@ KEYS = {"image": IMAGE_KEYS, "labels": LABEL_KEYS, None: (*IMAGE_KEYS, *LABEL_KE
 
 @dataclass(frozen=True)
 class Listed:
-    """One array of a file, as listed without reading it."""
+    """Describes one array of a file, which is listed without being read.
+
+    Attributes:
+        name: the name of the dataset; empty where the format holds one array.
+        shape: the shape.
+        dtype: the numpy type.
+        chunks: the shape of the stored blocks, or None.
+        encoding: how chunks are packed; empty where that is unknown.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import volumes
+        >>> print(volumes.Listed("raw", (4, 8, 8), np.dtype("uint8"), None))
+        raw (4, 8, 8) uint8
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
     chunks: tuple[int, ...] | None
-    encoding: str = ""  # how chunks are packed, where that is known
+    encoding: str = ""
 
     def __str__(self) -> str:
         return f"{self.name} {self.shape} {self.dtype}"
@@ -46,33 +60,55 @@ class Listing(list[Listed]):
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A (z, y, x) or (c, z, y, x) volume; reads what is sliced, when it is sliced, into a new array.
+    """Holds a (z, y, x) or (c, z, y, x) volume and reads what is sliced, when it is sliced, into a new array.
 
-    Slices are numpy's: integers, slices with positive steps, an ellipsis. `connect` opens the data; it is called once
-    in each process, on first use, so a volume may be pickled and may cross a fork.
+    Slices are numpy's: integers, slices with positive steps, an ellipsis. A volume may be pickled and may cross a fork,
+    because each process opens the data when it first reads.
+
+    Attributes:
+        name: what messages call it.
+        shape: the shape.
+        dtype: the numpy type of the voxels.
+        resolution: the size of a voxel in nm, z, y, x; None where the file does not say it.
+        offset: the place of the first voxel's corner in nm, z, y, x.
+        attrs: everything else that the file says, such as the offsets of affinities.
+        chunks: the blocks in which voxels are stored; None where any slice is as good.
+        connect: opens the data; it is called once in each process.
+        forks: whether a process may be forked after it has read; if not, threads share the reading. The default is
+            True.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import volumes
+        >>> volume = volumes.open_volume(np.arange(24).reshape(2, 3, 4))
+        >>> volume[0, :, 1], volume.nbytes
+        (array([1, 5, 9]), 192)
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
-    resolution: Triple | None  # nm per voxel; None where the file does not say
-    offset: Triple  # nm of the first voxel's corner
-    attrs: dict[str, Any]  # everything else that the file says, e.g. the offsets of affinities
-    chunks: tuple[int, ...] | None  # the blocks in which the data is stored; None where any slice is as good
+    resolution: Triple | None
+    offset: Triple
+    attrs: dict[str, Any]
+    chunks: tuple[int, ...] | None
     connect: Callable[[], Any]
-    forks: bool = True  # a process may be forked after it was read; otherwise threads share the reading
-    connection: list = field(default_factory=list, init=False, repr=False)  # process id and what connect() gave it
+    forks: bool = True
+    connection: list = field(default_factory=list, init=False, repr=False)
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of voxels, channels included."""
         return int(np.prod(self.shape, dtype=object))
 
     @property
     def nbytes(self) -> int:
+        """The bytes that the whole volume takes in memory."""
         return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -87,7 +123,17 @@ class Volume:
         return values[tuple(0 if axis in dropped else slice(None) for axis in range(len(box)))] if dropped else values
 
     def read(self, box: tuple[slice, ...]) -> np.ndarray:
-        """A new array of the voxels in the box, in the machine's byte order."""
+        """Reads the voxels in a box into a new array, in the machine's byte order.
+
+        Args:
+            box: one slice for each axis, within the shape.
+
+        Returns:
+            The array.
+
+        Raises:
+            InputError: the data cannot be read; the message says where.
+        """
         try:
             if not self.connection or self.connection[0] != os.getpid():
                 self.connection[:] = [os.getpid(), self.connect()]
@@ -203,7 +249,26 @@ def check_volume(name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def check_labels(volume: Volume) -> Volume:
-    """The volume, refused unless it can be labels: (z, y, x) integers or booleans."""
+    """Refuses a volume that cannot be labels: labels are integers or booleans (z, y, x).
+
+    Args:
+        volume: the `Volume`.
+
+    Returns:
+        The same volume.
+
+    Raises:
+        InputError: the dtype or the number of axes does not fit.
+
+    Cost:
+        No voxel is read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import volumes
+        >>> volumes.check_labels(volumes.open_volume(np.zeros((4, 8, 8), np.uint32))).shape
+        (4, 8, 8)
+    """
     if volume.dtype.kind not in "biu":
         raise InputError(
             f"{volume.name} holds {volume.dtype}, but labels are integers; "
@@ -215,7 +280,28 @@ def check_labels(volume: Volume) -> Volume:
 
 
 def placement(inner: Volume, outer: Volume) -> tuple[slice, slice, slice]:
-    """Where the voxels of inner lie in outer (z, y, x), from their offsets: CREMI labels within a larger raw."""
+    """Finds where the voxels of one volume lie in another, from their offsets in nm.
+
+    Args:
+        inner: the smaller `Volume`, for instance CREMI's labels.
+        outer: the larger one, for instance CREMI's raw.
+
+    Returns:
+        Three slices z, y, x into the outer volume.
+
+    Raises:
+        InputError: the resolutions differ, the shift is not a whole number of voxels, or the inner one lies outside.
+
+    Cost:
+        No voxel is read.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import volumes
+        >>> raw = volumes.open_volume(np.zeros((4, 8, 8), np.uint8))
+        >>> volumes.placement(raw, raw)
+        (slice(0, 4, None), slice(0, 8, None), slice(0, 8, None))
+    """
     resolution = inner.resolution or outer.resolution or (1.0, 1.0, 1.0)
     if not np.allclose(resolution, outer.resolution or resolution, rtol=1e-3):
         raise InputError(

@@ -15,12 +15,29 @@ from emcore.volumes.volume import as_slices
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """The open end of create_volume: `writer[z0:z1, ...] = block`, in any order; a number fills the slice."""
+    """Takes the blocks of `create_volume`: `writer[z0:z1, ...] = block`, in any order; a number fills the slice.
+
+    Attributes:
+        path: the file.
+        shape: the shape of the volume.
+        dtype: the numpy type of the voxels; a block that would lose values is refused.
+        chunks: blocks that are whole multiples of these are written once, and nothing is read again.
+        target: what the format writes to.
+
+    Examples:
+        >>> import numpy as np, tempfile
+        >>> from emcore import volumes
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with volumes.create_volume(f"{folder}/a.npy", (4, 8, 8), "uint8") as writer:
+        ...         writer[1] = 7
+        ...     int(volumes.open_volume(f"{folder}/a.npy")[1].min())
+        7
+    """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    chunks: tuple[int, ...] | None  # blocks that are whole multiples of these are written once, without rereading
+    chunks: tuple[int, ...] | None
     target: Any
 
     def __setitem__(self, index, block) -> None:
