@@ -49,11 +49,11 @@ def test_equals_dijkstra_in_python(unit):
             voxels, nexts = (np.frombuffer(part, np.int64) for part in
                              kernel.trace(pieces, piece, squared, np.array(unit, float), scale, constant))
 
-            def place(position):
-                return tuple((np.unravel_index(position, np.add(pieces.shape, 2)) - np.ones(3, int)).tolist())
-
-            assert {place(voxel): place(following) if following >= 0 else None
-                    for voxel, following in zip(voxels, nexts)} == expected
+            places = [(np.stack(np.unravel_index(part, np.add(pieces.shape, 2)), 1) - 1).tolist()
+                      for part in (voxels, np.maximum(nexts, 0))]
+            found = {tuple(here): tuple(there) if following >= 0 else None
+                     for here, there, following in zip(*places, nexts)}
+            assert found == expected
 
 
 @pytest.mark.parametrize("radius", [3, 4, 6])

@@ -36,12 +36,16 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
                 dust_voxels: int = 0, threads: int | None = None) -> dict[int, Skeleton]:
     """The skeleton of every label (z, y, x) but 0, by rising label; resolution is nm, z y x.
 
-    After TEASAR. The root of a piece is the voxel farthest from its first one in raster order, within the piece. Paths
-    to the root prefer the middle: a step of d nm into a voxel r nm from the surface costs d (1 + 1e5 (1 - r / R)**16),
-    R the largest r of the piece. Again and again the voxel farthest from the root that is not covered yet sends its
-    path; the path covers what lies within scale * r + const_nm of its voxels, measured within the object (default
-    const_nm: ten voxel sides, at least 100). Of equally far voxels the first in raster order counts. Pieces below
-    dust_voxels have no tree, and an object of such pieces no skeleton.
+    After TEASAR, for every 26-connected piece of a label. The root is the voxel that lies the most steps from the
+    first voxel of the piece. Paths to the root prefer the middle: a step of d nm into a voxel r nm from the surface
+    costs d / r**2. Again and again the voxel with the longest path to the root that is not covered yet sends its path.
+    The path covers what lies within scale * r + const_nm of its voxels, measured within the object (default const_nm:
+    ten voxel sides, at least 100). Of equal voxels the first in raster order counts.
+
+    The voxel with the longest path lies on the rim of a blunt end. Therefore a path leaves out what lies within 1.6 r
+    of its voxels at its tip, where it covers that, and goes straight on from there to the surface. The root gets the
+    same end when all paths are there, where only one path leads to it. Pieces below dust_voxels have no tree, and an
+    object of such pieces no skeleton.
     """
     ids, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
     unit = np.array(resolution, np.float64)
