@@ -1,13 +1,16 @@
-"""Morphology against scipy, and the time of skeletons: python -m bench.rows_shapes [--size 128] [--labels FILE]."""
+"""Morphology against scipy, skeletons against kimimaro: python -m bench.rows_shapes [--size 128] [--labels FILE]."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from bench.compare import Row, compare, rows_command
+from bench.rows_components import peer_module
 from emcore.segment import dilate, erode, fill_holes, skeletonize
 
 RESOLUTION = (40, 16, 16)
+TEASAR = {"scale": 1.5, "const": 400, "pdrf_scale": 100000, "pdrf_exponent": 4, "soma_acceptance_threshold": 3500,
+          "soma_detection_threshold": 750, "soma_invalidation_const": 300, "soma_invalidation_scale": 2}
 
 
 def same(ours: np.ndarray, peer: np.ndarray) -> str:
@@ -15,8 +18,13 @@ def same(ours: np.ndarray, peer: np.ndarray) -> str:
     return f"{different} voxels differ" if different else "same voxels"
 
 
+def cable(ours: dict, peer: dict) -> str:
+    ratios = [ours[label].length / found.cable_length() for label, found in peer.items() if found.cable_length()]
+    return f"cable length {np.median(ratios):.3f} times the peer's at the median of {len(ratios)} objects"
+
+
 def rows(size: int, labels: np.ndarray, affs: np.ndarray | None = None, repeats: int = 3) -> Iterator[Row]:
-    """Rows of masks (all threads and one), then the skeletons of all labels, for which there is no peer here."""
+    """Rows of masks (all threads and one), then the skeletons of all labels."""
     labels = np.ascontiguousarray(labels[:size, :size, :size])
     mask = erode(labels, (1, 3, 3)) > 0
     try:
@@ -34,9 +42,16 @@ def rows(size: int, labels: np.ndarray, affs: np.ndarray | None = None, repeats:
         for suffix, threads in (("", None), (", 1 thread", 1)):
             yield compare(f"{name}, {size}³{suffix}", lambda ours=ours, threads=threads: ours(threads), "scipy",
                           peer if ndimage else None, repeats, "faster", same)
+    kimimaro = peer_module("kimimaro")
+
+    def peer_skeletons() -> dict:
+        return kimimaro.skeletonize(labels, teasar_params=TEASAR, anisotropy=RESOLUTION, dust_threshold=0,
+                                    fix_borders=False, progress=False, parallel=1)
+
     for suffix, threads in (("", None), (", 1 thread", 1)):
         yield compare(f"skeletons, {size}³{suffix}",
-                      lambda threads=threads: skeletonize(labels, RESOLUTION, threads=threads), "none", None, 1)
+                      lambda threads=threads: skeletonize(labels, RESOLUTION, threads=threads), "kimimaro",
+                      peer_skeletons if kimimaro and threads else None, 1, ">= 8x" if threads else "", cable)
 
 
 if __name__ == "__main__":

@@ -310,6 +310,25 @@ def test_cloud_volume_reads_our_precomputed_skeletons(tmp_path):
         np.testing.assert_array_equal(found.radius, skeleton.radius)
 
 
+def test_kimimaros_files_and_ours_are_read_by_each_other(tmp_path):
+    """osteoid reads and writes the files of kimimaro."""
+    theirs = pytest.importorskip("osteoid").Skeleton
+    expected = {label: one for label, one in traced().items() if label != 2**40}  # one tree each
+    segment.write_skeletons(tmp_path / "ours", expected)
+    (tmp_path / "theirs").mkdir()
+    for label, one in expected.items():
+        tree = theirs.from_swc((tmp_path / "ours" / f"{label}.swc").read_text())
+        assert len(tree.vertices) == len(one.vertices)
+        assert tree.cable_length() == pytest.approx(one.length)
+        (tmp_path / "theirs" / f"{label}.swc").write_text(tree.to_swc())
+    found = segment.read_skeletons(tmp_path / "theirs")
+    for label, one in expected.items():
+        nodes = [sorted(map(tuple, np.column_stack([each.vertices, each.radius]).tolist()))
+                 for each in (found[label], one)]
+        np.testing.assert_allclose(*nodes, rtol=1e-5)
+        assert found[label].length == pytest.approx(one.length, rel=1e-5)
+
+
 @pytest.mark.parametrize("code", ["i12", "f1", "i", 7, ("i4",) * 3])
 def test_arrays_in_pickles_are_of_plain_numbers(code):
     with pytest.raises(plain_pickle.Refused):

@@ -8,6 +8,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import skeleton as kernel
 from emcore.segment.arrays import as_array, as_count, as_numbers, within
+from emcore.segment.components import connected_components
 from emcore.segment.distance import distance_transform
 from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
@@ -48,11 +49,15 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
                 dust_voxels: int = 0, threads: int | None = None) -> dict[int, Skeleton]:
     """Finds the skeleton of every label, by rising label, after TEASAR.
 
-    The root of a piece is the voxel farthest from its first one in raster order, within the piece. Paths to the root
-    prefer the middle: a step of d nm into a voxel r nm from the surface costs d (1 + 1e5 (1 - r / R)**16), where R is
-    the largest r of the piece. Again and again the voxel farthest from the root that is not covered yet sends its path;
-    the path covers what lies within scale * r + const_nm of its voxels, measured within the object. Of equally far
-    voxels the first in raster order counts.
+    For every 26-connected piece of a label, the root is the voxel that lies the most steps from the first voxel of the
+    piece. Paths to the root prefer the middle: a step of d nm into a voxel r nm from the surface costs d / r**2. Again
+    and again the voxel with the longest path to the root that is not covered yet sends its path. The path covers what
+    lies within scale * r + const_nm of its voxels, measured within the object. Of equal voxels the first in raster
+    order counts.
+
+    The voxel with the longest path lies on the rim of a blunt end. Therefore a path leaves out what lies within 1.6 r
+    of its voxels at its tip, where it covers that, and goes straight on from there to the surface. The root gets the
+    same end when all paths are there, where only one path leads to it.
 
     Args:
         labels: integers (z, y, x); 0 is background.
@@ -80,13 +85,12 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
     ids, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
     unit = np.array(resolution, np.float64)
     found = {}
-    for label in np.argsort(ids[1:], kind="stable") + 1:
+    for label in sorted(traced, key=lambda label: int(ids[label])):
         voxels, edges, radius = traced[label]
-        if len(voxels):
-            vertices = (voxels * unit).astype(np.float32)
-            # rounding to float32 must not carry a vertex into the voxel before its own
-            np.nextafter(vertices, np.float32(np.inf), out=vertices, where=np.floor(vertices / unit) < voxels)
-            found[int(ids[label])] = Skeleton(vertices, edges, radius)
+        vertices = (voxels * unit).astype(np.float32)
+        # rounding to float32 must not carry a vertex into the voxel before its own
+        np.nextafter(vertices, np.float32(np.inf), out=vertices, where=np.floor(vertices / unit) < voxels)
+        found[int(ids[label])] = Skeleton(vertices, edges, radius)
     return found
 
 
@@ -142,28 +146,47 @@ def _trace(labels: np.ndarray, resolution: Sequence[float], scale: float, const_
         raise InputError(f"scale and const_nm must be finite and not below 0; got {scale} and {const_nm}")
     threads = thread_count(threads)
     dense, ids = relabel(labels, threads=threads)
-    if len(ids) > 2**32 - 2:
-        raise InputError(f"skeletons are traced for fewer than 2**32 - 1 objects at once; got {len(ids) - 1}")
-    if len(ids) == 1:
+    pieces, count = connected_components(dense, 26, count=True, threads=threads)
+    if count > 2**32 - 2:
+        raise InputError(f"skeletons are traced for fewer than 2**32 - 1 pieces at once; got {count}")
+    if count == 0:
         return ids, {}
     squared = distance_transform(dense, unit, squared=True, threads=threads)
     # an object without any other label in the volume has no surface: every voxel is as deep as the volume is wide
     np.minimum(squared, np.float32(((np.array(labels.shape) * unit) ** 2).sum()), out=squared)
-    _, boxes = measure(dense, len(ids) - 1, threads, with_boxes=True)
+    sizes, boxes = measure(pieces, count, threads, with_boxes=True)
     extents = np.prod(boxes[:, 3:] - boxes[:, :3] + 1, axis=1)
 
-    def trace(label: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        first, shape = boxes[label, :3], boxes[label, 3:] - boxes[label, :3] + 1
+    def trace(piece: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        first, shape = boxes[piece, :3], boxes[piece, 3:] - boxes[piece, :3] + 1
         box = tuple(slice(start, start + length) for start, length in zip(first, shape))
-        raw = kernel.trace(dense[box], label, squared[box], unit, scale, constant, dust_voxels)
+        raw = kernel.trace(pieces[box], piece, squared[box], unit, scale, constant)
         places, nexts = (np.frombuffer(part, np.int64) for part in raw)
         order = np.argsort(places)
         places, nexts = places[order], nexts[order]
         inner = np.flatnonzero(nexts >= 0)
         edges = np.stack([inner, np.searchsorted(places, nexts[inner])], 1)
         voxels = np.stack(np.unravel_index(places, tuple(shape + 2)), 1) - 1 + first
-        return voxels, edges, np.sqrt(squared[tuple(voxels.T)])
+        return int(dense[tuple(voxels[0])]), voxels, edges, np.sqrt(squared[tuple(voxels.T)])
 
     largest_first = np.argsort(-extents[1:], kind="stable") + 1  # so that no thread is left with a giant at the end
-    traced = run_parallel(lambda label: trace(int(label)), [(label,) for label in largest_first], threads)
-    return ids, dict(zip(largest_first.tolist(), traced))
+    jobs = [(int(piece),) for piece in largest_first if sizes[piece] >= dust_voxels]
+    return ids, _joined(run_parallel(trace, jobs, threads), labels.shape)
+
+
+def _joined(traced: list[tuple], shape: tuple[int, ...]) -> dict[int, tuple]:
+    """The pieces of each label as one: its vertices in raster order, its edges by the vertices that they leave."""
+    found: dict[int, list[tuple]] = {}
+    for label, *parts in traced:
+        found.setdefault(label, []).append(parts)
+    joined = {}
+    for label, parts in found.items():
+        before = np.cumsum([0, *(len(voxels) for voxels, _, _ in parts)])
+        voxels, edges, radius = (np.concatenate(each) for each in zip(*(
+            (voxels, edges + start, radius) for (voxels, edges, radius), start in zip(parts, before))))
+        order = np.argsort(np.ravel_multi_index(tuple(voxels.T), shape))
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        edges = place[edges]
+        joined[label] = voxels[order], edges[np.argsort(edges[:, 0])], radius[order]
+    return joined
