@@ -67,6 +67,16 @@ def test_skeletons_are_traced_once_and_again_when_the_labels_change(place, trace
     assert set(np.unique(found(place, unlabelled=(9,))[...])) == {0, 7}
 
 
+def test_skeletons_that_other_rules_traced_are_traced_anew(place, traced, monkeypatch):
+    monkeypatch.setattr(skeletons, "RULES", skeletons.RULES - 1)
+    found(place)
+    monkeypatch.undo()
+    found(place)
+    assert (place / "vol_skeleton.h5").exists()
+    with h5py.File(place / "vol_skeleton.h5") as file:
+        assert file["labels"].attrs["rules"] == skeletons.RULES
+
+
 def test_where_the_labels_cannot_be_written_beside_the_runs_folder_takes_them(place, traced, monkeypatch):
     monkeypatch.setattr(skeletons, "_writable", lambda folder: False)
     found(place)

@@ -12,6 +12,7 @@ from emcore import segment
 from emcore.errors import InputError
 from emcore.files import reported
 from emcore.locks import alone
+from emcore.segment.skeletons import RULES
 from emcore.settings import Settings
 from emcore.settings.target import SkeletonDistanceTarget
 from emcore.volumes import Volume, create_volume, list_datasets, open_volume, split_reference
@@ -31,8 +32,8 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     """The skeleton volume of labels: <file>_skeleton.h5 beside them, or in `folder` where that cannot be written.
 
     The dataset is named like that of the labels. All ids in `unlabelled` are no objects. Of several processes one
-    traces and the others wait for it; a file made from other labels, or before these were written again, is made anew.
-    A file beside the labels that was not made here stays as it is.
+    traces and the others wait for it. A file that was made from other labels, before these were written again, or by
+    other rules is made anew. A file beside the labels that was not made here stays as it is.
     """
     if is_address(labels.name):
         raise InputError(f"skeletons are traced from labels on this machine, and {labels.name} is an address: copy it "
@@ -40,7 +41,7 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     path, dataset = split_reference(labels.name)
     # when the labels were written, not which of two files is newer: clocks of file servers disagree
     facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution)),
-             "labels_written_ns": str(_changed(path))}
+             "labels_written_ns": str(_changed(path)), "rules": RULES}
     beside = _beside(path)
     key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]  # of labels of one name in several folders
     apart = folder / f"{path.stem}_{key}_skeleton.h5"

@@ -58,9 +58,34 @@ class Inside:
 
 def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float, edits: Iterable[Edit], *,
                 threads: int | None = None) -> np.ndarray:
-    """labels (z, y, x) with the edits held, a new array.
+    """Holds edits in the labels of a segmentation.
 
-    labels are those that the segmentation made at the threshold, with whatever followed the cut.
+    Args:
+        segmentation: what the labels were made by.
+        labels: integers (z, y, x) that it made at the threshold, with whatever followed the cut.
+        threshold: 0 to 1, the one of the labels.
+        edits: decisions of proofreaders, in any order.
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        A new array of labels (z, y, x) of the same type. Objects that no edit names are as they were.
+
+    Raises:
+        InputError: edits contradict each other or name no object, or the labels are not those of the segmentation.
+
+    Cost:
+        It takes 20 to 30 ns of one core per voxel, and 5 to 13 us per fragment of an object that is taken apart.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> affs = np.full((3, 2, 8, 8), 0.9, np.float32)
+        >>> affs[2, :, :, 4] = 0.2  # a membrane between x = 3 and x = 4
+        >>> whole = segment.Segmentation(affs)
+        >>> labels = whole.labels(0.5)
+        >>> joined = segment.apply_edits(whole, labels, 0.5, [segment.Edit("join", (0, 0, 0), (0, 0, 7))])
+        >>> int(labels.max()), int(joined.max())
+        (2, 1)
     """
     if not within(threshold, 0, 1):
         raise InputError(f"threshold must be 0 to 1; got {threshold}")

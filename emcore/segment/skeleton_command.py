@@ -13,7 +13,7 @@ from emcore.segment.skeleton_files import FORMATS, write_skeletons
 from emcore.segment.skeletons import skeletonize
 from emcore.volumes import open_volume
 
-VOXEL_BYTES = 80  # 46 where one object fills the volume; each box that is traced beside it adds 17 for each voxel
+VOXEL_BYTES = 112  # 46 were measured where one object fills the volume; boxes that are traced beside it take more
 
 
 def main(arguments: Sequence[str]) -> int:

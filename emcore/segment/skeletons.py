@@ -14,6 +14,7 @@ from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
 from emcore.threads import run_parallel, thread_count
 
+RULES = 2  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
 _MOST_ANISOTROPIC = 1000  # the kernel sorts distances into buckets as wide as the shortest voxel side
 
 

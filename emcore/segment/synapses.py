@@ -86,14 +86,42 @@ def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: in
 
 def partner_instances(prediction: np.ndarray, resolution: Sequence[float], threshold: float = 0.5, small: int = 128, *,
                       exclusive: bool = False, reach_nm: float = REACH_NM, threads: int | None = None) -> np.ndarray:
-    """(z, y, x) labels: 2n - 1 on the pre-synaptic side of synapse n, 2n on every voxel that is reached from there.
+    """Finds synapses with many partners in a prediction of their sides and of vectors from one side to the other.
 
-    prediction is (6, z, y, x), floating point: the three channels of polarity_instances, and three that say along z, y
-    and x where a voxel lies as seen from the middle of its pre-synaptic side, in units of 100 nm. A 6-connected piece
-    of pre is a synapse. A voxel of post, which goes over pre, belongs to the synapse whose middle is nearest to where
-    its vector comes from (of equals to the one of the smaller number), and to none where that is farther than
-    reach_nm. So one synapse may have many partners, and synapses that touch stay apart. Pieces of either side below
-    `small` voxels are dropped. resolution: nm, z y x.
+    A 6-connected piece of pre is a synapse. A voxel of post, which goes over pre, belongs to the synapse whose middle
+    is nearest to where its vector comes from; of equals to the one of the smaller number. So one synapse may have many
+    partners, and synapses that touch stay apart.
+
+    Args:
+        prediction: (6, z, y, x), floating point: the three channels of `polarity_instances`, and three that say along
+            z, y and x where a voxel lies as seen from the middle of its presynaptic side, in units of 100 nm.
+        resolution: the size of a voxel in nm, z, y, x.
+        threshold: a channel is set above it (default 0.5).
+        small: 6-connected pieces of either side below so many voxels are dropped (default 128).
+        exclusive: True takes the first three channels for background, pre and post, of which the largest holds. The
+            default is False.
+        reach_nm: a voxel of post belongs to no synapse whose middle is farther than this from where its vector comes
+            from (default 200).
+        threads: how many threads to use; all cores by default. The number changes no bit of the result.
+
+    Returns:
+        Labels (z, y, x), uint32, or uint64 beyond 2**32 - 1: 2n - 1 on the presynaptic side of synapse n, 2n on every
+        voxel that is reached from there.
+
+    Raises:
+        InputError: the prediction has not six channels or holds vectors that are not finite, or a number does not fit.
+
+    Cost:
+        It takes 140 ns of one core and 20 bytes per voxel.
+
+    Examples:
+        >>> import numpy as np
+        >>> from emcore import segment
+        >>> prediction = np.zeros((6, 1, 4, 8), np.float32)
+        >>> prediction[0, :, :, 2:4] = prediction[1, :, :, 4:6] = prediction[2, :, :, 2:6] = 1
+        >>> prediction[5, :, :, 4:6] = 0.2  # the postsynaptic side lies 20 nm behind the middle of the other
+        >>> segment.partner_instances(prediction, (40, 8, 8), small=1)[0, 0]
+        array([0, 0, 1, 1, 2, 2, 0, 0], dtype=uint32)
     """
     prediction, threads = as_array("prediction", prediction), thread_count(threads)
     if prediction.ndim != 4 or prediction.shape[0] != 6 or prediction.dtype.kind != "f":
