@@ -260,6 +260,7 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, sentence", [
     (["--layout", "nonsense"], "there is no layout 'nonsense'; there are cremi,"),
+    (["--shape", "16,64,64", "--partners", "0"], "partners must be 1 or more neurons behind a synapse; got 0"),
     (["--shape", "12,64"], "expected three numbers z,y,x such as 128,512,512; got '12,64'"),
     (["--shape", "4,16,16"], "neurites need at least 200 nm along each axis"),
     (["--resolution", "0,6,6"], "resolution must be three numbers of nm"),

@@ -24,7 +24,7 @@ def test_weights_belong_to_a_recipe_and_predict(path):
     assert path.stat().st_size < 20e6
     settings = config.load(Settings, ROOT / "configs" / "tissue" / f"{path.stem}.toml", [])
     content = checkpoint.read(path)
-    assert set(content) == {"version", "step", "model", "config"}
+    assert set(content) - {"weights"} == {"version", "step", "model", "config"}  # older files do not say which weights
     assert checkpoint.step_of(content) == settings.train.steps
     assert config.from_table(Model, content["config"]["model"], "model") == settings.model
     assert not re.search(r"'/\w", str(content["config"])), "a path of the machine it was trained on"

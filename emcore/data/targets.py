@@ -158,8 +158,8 @@ def polarity(labels: Tensor, exclusive: bool) -> Tensor:
 def partners(labels: Tensor, resolution: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Channels z, y, x: from the middle of a presynaptic side (odd ids) to each voxel behind it (even), in VECTOR_NM.
 
-    The middle is that of what the patch holds of the side, which is all that the net can see of it. Only voxels behind a
-    side that is there count.
+    The middle is that of what the patch holds of the side, which is all that the net can see of it. Voxels behind a
+    side that the patch does not hold do not count.
     """
     values = torch.zeros((len(labels), 3, *labels.shape[1:]), device=labels.device)
     valid = torch.zeros_like(values, dtype=torch.bool)

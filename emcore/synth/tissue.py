@@ -52,7 +52,9 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     1.6 a cubic micron), each with one to `partners` postsynaptic neurons.
     """
     shape, resolution = _checked(shape, resolution, defects, neurites=neurites, somata=somata, synapses=synapses,
-                                 seed=seed, partners=partners)
+                                 seed=seed)
+    if partners < 1:
+        raise InputError(f"partners must be 1 or more neurons behind a synapse; got {partners}")
     margin = defects.largest_shift if defects.misaligned_sections else 0
     whole = (shape[0], shape[1] + 2 * margin, shape[2] + 2 * margin)
     extent = tuple(n * nm for n, nm in zip(whole, resolution))
