@@ -82,6 +82,7 @@ demo: kernels
 	$(call step,synapses of the held-out volume,$(python) infer.py $(SYNAPSES) --checkpoint weights/synth_synapses.pt)
 	$(call step,scores of synapses and of edges,$(python) evaluate.py $(SYNAPSES) --results $(SIDES) evaluate.neurons=$(NEURONS):labels)
 	$(call step,who talks to whom,$(python) -m emcore connectome --labels $(NEURONS) --synapses $(SIDES)/B_labels.h5 --image outputs/demo/data/B.h5:raw outputs/demo/wiring)
+	$(call step,the neurons in 3-d,$(python) -m emcore view $(NEURONS) --image outputs/demo/data/B.h5:raw --connectome outputs/demo/wiring outputs/demo/view)
 
 test: kernels
 	$(call step,the whole test suite,$(call pytest,$(TESTS)))
