@@ -57,7 +57,10 @@ def pytest_runtest_protocol(item, nextitem):
             OURS[share] = True
         except FileExistsError:
             OURS[share] = False
-    return None if OURS[share] else True
+    if OURS[share]:
+        return None
+    item.session._setupstate.teardown_exact(nextitem)  # else the fixtures of the file would outlive it
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from emcore.engine.steps import Masked, Supervised
 from emcore.errors import InputError
 from emcore.settings import READS, Settings
 from emcore.smoke import reduced
-from tests.test_recipes import DAILY
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "configs").rglob("*.toml"))
@@ -72,8 +71,7 @@ def test_a_path_from_before_recipes_had_folders_says_where_the_recipe_is():
         assert str(error.value) == f"no config file {ROOT / 'configs' / path.name}; of that name there is {path}"
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, marks=[] if path.stem in DAILY else pytest.mark.long)
-                                  for path in SHIPPED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_config_takes_two_steps(path, tmp_path):
     settings = reduced(config.load(Settings, path), tmp_path)
     check_augment(settings.augment, settings.data.patch)
