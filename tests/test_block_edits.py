@@ -164,3 +164,12 @@ def test_infer_names_edits_that_it_cannot_hold_and_writes_nothing(place, capfd):
         assert not (place / "a_labels_edits=wrong.h5").exists()
     assert infer(place, "--edits", place / "edits.csv", prediction="b_prediction.h5") == 2
     assert "run infer.py without --edits first" in capfd.readouterr().err
+
+
+def test_labels_that_hold_edits_are_not_handed_over(place, capfd):
+    for blocks in ((), ("blocks.size=[10,10,20]", "blocks.workers=1")):
+        assert infer(place, *blocks) == 0
+        assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+        assert run_command(handover, [str(place / "a_labels_edits=edits.h5"), str(place / "held")]) == 2
+        assert "name the labels without edits and give --edits" in capfd.readouterr().err
+        assert not (place / "held").exists()

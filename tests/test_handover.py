@@ -260,3 +260,28 @@ def test_mistakes_are_named_and_nothing_is_written(place, tmp_path, capsys):
     assert run_command(main, [labels, str(tmp_path / "out"), "--edits", str(tmp_path / "edits.csv")]) == 2
     assert "line 2" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edits.csv"]
+
+
+def changed_labels(place, path, change):
+    """A copy of the labels of the place with others in them."""
+    path.write_bytes((place / "a_labels.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        values, attributes = file["labels"][...].astype(np.uint64), dict(file["labels"].attrs)
+        del file["labels"]
+        stored = file.create_dataset("labels", data=change(values))
+        for name, value in attributes.items():
+            stored.attrs[name] = value
+    return path
+
+
+def half_renamed(labels):
+    """The labels, of which those in one half of the volume have other numbers."""
+    labels[:, :, 7:][labels[:, :, 7:] > 0] += labels.max()
+    return labels
+
+
+def test_labels_that_are_not_made_of_clusters_are_refused(place, tmp_path, capsys):
+    path = changed_labels(place, tmp_path / "a_labels.h5", half_renamed)
+    assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
+    assert "made of whole clusters" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

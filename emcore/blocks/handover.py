@@ -24,12 +24,20 @@ from emcore.blocks.label_statistics import write_rows
 from emcore.blocks.tables import parts_of
 from emcore.errors import InputError
 from emcore.files import replaced, reported
-from emcore.record import LABELS
+from emcore.record import LABELS, has_labels, refuse_edits
 from emcore.segment import Edit, Segmentation, read_edits, write_edits
 from emcore.segment.agglomerates import numbered_objects, read_mapping, write_mapping
 from emcore.segment.annotations import write_lines
 from emcore.segment.edit_files import DROP, JOIN, SPLIT
-from emcore.segment.edits import Decisions, decided, edited_objects, ids_at, united
+from emcore.segment.edits import (
+    NOT_OF_CLUSTERS,
+    Decisions,
+    decided,
+    edited_objects,
+    ids_at,
+    note_labels,
+    united,
+)
 from emcore.segment.graph import RegionGraph
 from emcore.segment.storage import no_tree
 from emcore.volumes import Volume, create_volume, open_volume
@@ -95,6 +103,8 @@ def main(arguments: Sequence[str]) -> int:
 def look_at(path: Path) -> Supervoxels:
     """The supervoxels of a labels file; every voxel is read once."""
     parts, threshold = parts_of(path), threshold_of(path)
+    if has_labels(path):
+        refuse_edits(path, "name the labels without edits and give --edits")
     if parts is None:
         raise no_tree(path)
     if threshold is None:
@@ -110,8 +120,10 @@ def look_at(path: Path) -> Supervoxels:
         ours, theirs = (volume[start:start + SECTIONS].reshape(-1) for volume in (fragments, labels))
         if ours.size and ours.max() >= len(cut):
             raise InputError(f"{path} has fragments that its merges do not know; decode the prediction again")
+        if not note_labels(table, cut[ours], theirs):
+            raise InputError(f"{path}: {NOT_OF_CLUSTERS}, as infer.py writes them; these were changed since, so run "
+                             "infer.py again")
         has = np.flatnonzero(theirs)
-        table[cut[ours[has]]] = theirs[has]
         for places, voxels in ((labelled, has), (first, np.arange(ours.size))):
             new = voxels[places[ours[voxels]] < 0][::-1]  # The last one that is written stays: the first voxel.
             places[ours[new]] = new + start * plane

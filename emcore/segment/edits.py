@@ -35,6 +35,7 @@ from emcore.threads import run_parallel, slabs, thread_count
 SCALE = int(SUM_SCALE)
 EDGES = ("u", "v", "count", "sum", "key")
 SHOWN = 5  # edits that a sentence names
+NOT_OF_CLUSTERS = "labels must be made of whole clusters of the threshold"
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     if largest_label(fragments, threads) > tree.fragments:
         raise InputError(f"fragments hold labels above {tree.fragments}, which the merge tree does not know")
     ids = ids_at(edits, labels.shape, lambda place: (int(fragments[place]), int(labels[place])))
-    objects = objects_of(fragments, labels, tree.table(threshold), threads)
+    objects = objects_of(fragments, labels, tree.table(threshold))
     return held(fragments, labels, edited_objects(segmentation, objects, threshold, ids, decided(edits, ids)), threads)
 
 
@@ -202,25 +203,27 @@ def _chain(links: dict[int, list[tuple[int, Edit]]], start: int, end: int) -> li
     return chain[::-1]
 
 
-def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray, threads: int | None = None) -> np.ndarray:
+def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """The label of every fragment by that of its cluster, 0 where a cluster has no voxel; labels must be made of them.
 
     cut is the cluster of every fragment.
     """
     table = np.zeros(int(cut.max()) + 1, labels.dtype)
-    for ours, theirs in map(_runs, fragments, labels):
-        has = theirs != 0
-        table[cut[ours[has]]] = theirs[has]
-    table = table[cut]
+    if not all(note_labels(table, cut[ours], theirs) for ours, theirs in map(_runs, fragments, labels)):
+        raise InputError(f"{NOT_OF_CLUSTERS}, as those are that this segmentation made at it")
+    return table[cut]
 
-    def fits(start: int, stop: int) -> bool:
-        return all(bool(((theirs == 0) | (table[ours] == theirs)).all())
-                   for ours, theirs in map(_runs, fragments[start:stop], labels[start:stop]))
 
-    if not all(run_parallel(fits, slabs(len(labels), thread_count(threads)), thread_count(threads))):
-        raise InputError("labels must be made of whole clusters of the threshold, as those are that this segmentation "
-                         "made at it")
-    return table
+def note_labels(table: np.ndarray, clusters: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether voxels of these clusters have the labels that the table says, which learns those that it does not know.
+
+    A label of 0 says nothing, so it fits every cluster.
+    """
+    has = labels != 0
+    clusters, labels = clusters[has], labels[has]
+    new = table[clusters] == 0
+    table[clusters[new]] = labels[new]
+    return bool((table[clusters] == labels).all())
 
 
 def _runs(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
