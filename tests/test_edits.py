@@ -149,6 +149,15 @@ def test_objects_that_no_edit_names_keep_their_numbers_and_new_parts_come_behind
     assert row(whole, 0.0, Edit("join", at(0), at(5))) == [1, 2, 3, 4, 5, 1]
 
 
+def test_new_parts_come_behind_labels_that_have_other_numbers():
+    whole = row_of_fragments(0.9, 0.1, 0.8, 0.1, 0.7)
+    for shift in (1, 10):
+        labels = whole.labels(0.5)
+        labels[labels > 0] += shift
+        out = apply_edits(whole, labels, 0.5, [Edit("split", at(0), at(1))])
+        assert out[0, 0].tolist() == [1 + shift, 4 + shift, 2 + shift, 2 + shift, 3 + shift, 3 + shift]
+
+
 def test_a_dropped_place_is_held_apart_from_what_joins_call_a_neuron():
     whole = row_of_fragments(0.9, 0.8, 0.6, 0.95, 0.7)
     assert row(whole, 0.5, Edit("drop", at(4))) == [0] * 6

@@ -115,7 +115,7 @@ def edited_objects(segmentation: Segmentation, objects: np.ndarray, threshold: f
     edges |= {end: rank[edges[end]] for end in "uv"}
     inside = Inside(np.flatnonzero(named).astype(np.uint64), objects[named], merges, edges)
     table = objects.copy()
-    table[named] = edited(inside, decisions, int(tree.table(threshold).max()))
+    table[named] = edited(inside, decisions, max(int(tree.table(threshold).max()), int(objects.max())))
     return table
 
 
