@@ -96,7 +96,7 @@ def test_the_mapping_makes_the_labels_of_the_supervoxels(place):
         assert set(edges) == {(u, v) for u, v in truth if u in segments and v in segments}
         assert all(affinity == pytest.approx(truth[pair], abs=1e-6) for pair, affinity in edges.items())
         assert not segments or connected(segments, edges)
-        assert all(fragments[z, y, x] == segment for segment, (x, y, z) in zip(segments, positions))
+        assert all(fragments[z - 2, y, x] == segment for segment, (x, y, z) in zip(segments, positions))
 
 
 def test_supervoxels_are_read_by_tensorstore(place):
@@ -144,7 +144,8 @@ def test_merges_are_lines_that_neuroglancer_reads(place):
     assert info["@type"] == "neuroglancer_annotations_v1"
     assert info["annotation_type"] == "LINE"
     assert info["dimensions"] == {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [30e-9, "m"]}
-    assert info["upper_bound"] == [14, 12, 6]
+    assert info["lower_bound"] == [0, 0, 2]  # 60 nm of 30 nm each, where the supervoxels begin, too
+    assert info["upper_bound"] == [14, 12, 8]
     found, data = look_at(place / "a_labels.h5"), (folder / "lines" / "0_0_0").read_bytes()
     count, = struct.unpack_from("<Q", data)
     tree, objects = found.segmentation.tree, found.objects
@@ -152,11 +153,12 @@ def test_merges_are_lines_that_neuroglancer_reads(place):
     own = np.flatnonzero((ends[0] == ends[1]) & (ends[0] > 0)).tolist()[::-1]
     assert count == len(own) > 5
     assert len(data) == 8 + count * (28 + 8)
-    for number, at in enumerate(own):
+    for number, row in enumerate(own):
         *ends, score = struct.unpack_from("<7f", data, 8 + 28 * number)
-        wanted = [place + 0.5 for end in (tree.a[at], tree.b[at]) for place in found.places[end][::-1].tolist()]
+        wanted = [at + 0.5 for end in (tree.a[row], tree.b[row])
+                  for at in (found.places[end] + (2, 0, 0))[::-1].tolist()]
         assert ends == wanted
-        assert score == pytest.approx(1 - tree.height[at])
+        assert score == pytest.approx(1 - tree.height[row])
         one, = struct.unpack_from("<Q", data, 8 + 28 * count + 8 * number)
         assert (folder / "by_id" / str(one)).read_bytes() == data[8 + 28 * number:36 + 28 * number]
 

@@ -142,6 +142,10 @@ def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
         decisions = decided(edits, ids)
         objects, joined = found.with_edits(ids, decisions), decisions.joined.astype(np.int64)
     resolution = labels.resolution or (1.0, 1.0, 1.0)
+    first = [round(at / size) for at, size in zip(labels.offset, resolution)]
+    if min(first) < 0:
+        raise InputError(f"{labels.name} begins at the voxel {first}, and a mapping of webknossos has no "
+                         "places below 0: store the prediction again with an offset from 0 on, and decode it")
     with replaced(out) as folder:
         with reported(out):
             folder.mkdir(parents=True)
@@ -150,10 +154,11 @@ def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
             for start in range(0, labels.shape[0], SECTIONS):
                 volume[start:start + SECTIONS] = found.fragments[start:start + SECTIONS]
         kept = with_dropped(graph, found.objects, objects)
-        write_mapping(folder / "agglomerates.hdf5", kept, *contacts_within(graph, kept, joined), found.places)
+        write_mapping(folder / "agglomerates.hdf5", kept, *contacts_within(graph, kept, joined),
+                      found.places + first)
         write_tables(folder, found, objects)
         with reported(out):
-            write_merges(folder / "merges", found, objects, resolution)
+            write_merges(folder / "merges", found, objects, first, resolution)
 
 
 def with_dropped(graph: RegionGraph, before: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -207,12 +212,13 @@ def sizes_of(found: Supervoxels) -> np.ndarray:
     return sizes
 
 
-def write_merges(folder: Path, found: Supervoxels, objects: np.ndarray, resolution: Sequence[float]) -> None:
+def write_merges(folder: Path, found: Supervoxels, objects: np.ndarray, first: Sequence[int],
+                 resolution: Sequence[float]) -> None:
     """The weakest merges within objects as lines between the two fragments that they name."""
     tree = found.segmentation.tree
     own = np.flatnonzero((objects[tree.a] == objects[tree.b]) & (objects[tree.a] > 0))[::-1][:MOST_LINES]
     write_lines(folder, found.places[tree.a[own]], found.places[tree.b[own]], 1 - tree.height[own],
-                found.labels.shape, resolution)
+                first, found.labels.shape, resolution)
 
 
 # ---- and back
