@@ -250,6 +250,9 @@ def cut_each(settings: Settings, files: Sequence[tuple[Path, Path]], threshold: 
             raise InputError(f"there is no {labels}: run infer.py without {'--edits' if edits else '--cut'} first")
         out = labels.with_name(f"{labels.stem}{'' if threshold is None else f'_{threshold:g}'}"
                                f"{f'_edits={Path(edits).stem}' if edits else ''}.h5")
+        before = record.read(out, record.LABELS) if decisions and record.has_labels(out) else None
+        if before is not None and before.get("edits") != record.of_edits(decisions)["edits"]:
+            print(f"{out} is made again: it held other edits", flush=True)
         print(cut_one(settings, labels, threshold, out, prediction, decisions))
     return 0
 

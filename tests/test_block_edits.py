@@ -173,3 +173,14 @@ def test_labels_that_hold_edits_are_not_handed_over(place, capfd):
         assert run_command(handover, [str(place / "a_labels_edits=edits.h5"), str(place / "held")]) == 2
         assert "name the labels without edits and give --edits" in capfd.readouterr().err
         assert not (place / "held").exists()
+
+
+def test_labels_of_another_file_of_that_name_are_not_replaced_in_silence(place, capfd):
+    (place / "other").mkdir()
+    write_edits(place / "other" / "edits.csv", read_edits(place / "edits.csv")[:3])
+    for blocks in ((), ("blocks.size=[10,10,20]", "blocks.workers=1")):
+        assert infer(place, *blocks) == 0
+        for name, told in (("edits.csv", None), ("edits.csv", False), ("other/edits.csv", True)):
+            capfd.readouterr()
+            assert infer(place, "--edits", place / name, *blocks) == 0
+            assert told is None or ("it held other edits" in capfd.readouterr().out) == told
