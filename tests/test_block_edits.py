@@ -11,7 +11,7 @@ import pytest
 from emcore import files
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.handover import main as handover
-from emcore.blocks.run import damaged_blocks
+from emcore.blocks.run import cut_in_blocks, damaged_blocks
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
@@ -19,6 +19,7 @@ from emcore.errors import run_command
 from emcore.record import read as read_record
 from emcore.results import why_decode
 from emcore.segment import Edit, apply_edits, read_edits, write_edits
+from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
 from tests.test_blocks import labels_by, make_prediction, random_grid, random_settings
@@ -184,3 +185,14 @@ def test_labels_of_another_file_of_that_name_are_not_replaced_in_silence(place, 
             capfd.readouterr()
             assert infer(place, "--edits", place / name, *blocks) == 0
             assert told is None or ("it held other edits" in capfd.readouterr().out) == told
+
+
+def test_a_cut_of_labels_with_edits_says_that_it_holds_none(place):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+    cut_in_blocks(place / "a_labels_edits=edits.h5", None, place / "a_labels_plain.h5", Blocks(workers=1))
+    found, plain = (open_volume(place / name, "labels") for name in ("a_labels_plain.h5", "a_labels.h5"))
+    assert np.array_equal(found[...], plain[...])
+    assert "edits" not in found.attrs["blocks"]
+    assert "edits" not in read_record(place / "a_labels_plain.h5", "labels")

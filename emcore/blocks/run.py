@@ -93,7 +93,8 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
     work = replace(work.at(threshold), edits=tuple(edits))
     table = config.to_table(replace(config.from_table(AffinityDecode, said["decode"], "decode"), threshold=threshold))
     kept = {"edits": f"edits-{digest_of_edits(edits)[:12]}.csv"} if edits else {}
-    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"} | kept
+    said[ABOUT] = {name: value for name, value in said[ABOUT].items() if name != "edits"} | kept
+    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     if kept:
         write_edits(work.folder / kept["edits"], edits)
@@ -101,8 +102,9 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
         engines.run(work, blocks)
         mend(work, blocks)
         before = open_volume(labels, LABELS)
-        made_by = {ATTRIBUTE: {**record, "decode": table, **of_edits(edits)}} if record else {}
-        said = {"decode": table, ABOUT: {**said[ABOUT], **kept}, **made_by}
+        made_of = {name: value for name, value in (record or {}).items() if name != "edits"}
+        made_by = {ATTRIBUTE: {**made_of, "decode": table, **of_edits(edits)}} if record else {}
+        said = {"decode": table, ABOUT: said[ABOUT], **made_by}
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
 
