@@ -14,8 +14,9 @@ from emcore.blocks.handover import main as handover
 from emcore.blocks.run import cut_in_blocks, damaged_blocks
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
+from emcore.decode import decode, recut
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
-from emcore.errors import run_command
+from emcore.errors import InputError, run_command
 from emcore.record import read as read_record
 from emcore.results import why_decode
 from emcore.segment import Edit, apply_edits, read_edits, write_edits
@@ -196,3 +197,10 @@ def test_a_cut_of_labels_with_edits_says_that_it_holds_none(place):
     assert np.array_equal(found[...], plain[...])
     assert "edits" not in found.attrs["blocks"]
     assert "edits" not in read_record(place / "a_labels_plain.h5", "labels")
+
+
+def test_edits_are_refused_where_no_record_would_tell_of_them(place, tmp_path):
+    made = decode(open_volume(place / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.95), tmp_path / "a_labels.h5")
+    with pytest.raises(InputError, match="has no record of what made it"):
+        recut(made, None, tmp_path / "edited.h5", edits=read_edits(place / "edits.csv"))
+    assert not (tmp_path / "edited.h5").exists()
