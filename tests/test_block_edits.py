@@ -18,6 +18,7 @@ from emcore.decode import decode, recut
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
 from emcore.errors import InputError, run_command
 from emcore.record import read as read_record
+from emcore.report.doubts import list_doubts
 from emcore.results import why_decode
 from emcore.segment import Edit, apply_edits, read_edits, write_edits
 from emcore.settings.blocks import Blocks
@@ -204,3 +205,11 @@ def test_edits_are_refused_where_no_record_would_tell_of_them(place, tmp_path):
     with pytest.raises(InputError, match="has no record of what made it"):
         recut(made, None, tmp_path / "edited.h5", edits=read_edits(place / "edits.csv"))
     assert not (tmp_path / "edited.h5").exists()
+
+
+def test_doubts_are_not_of_labels_that_hold_edits(place):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+    with pytest.raises(InputError, match="the merges in it are as they are without them"):
+        list_doubts(place / "a_labels_edits=edits.h5", 5)

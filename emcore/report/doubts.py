@@ -22,7 +22,7 @@ from emcore.errors import InputError
 from emcore.files import csv_text, reported, write_text
 from emcore.metrics.points import labels_at
 from emcore.png import encode_png
-from emcore.record import LABELS, has_labels, read
+from emcore.record import LABELS, has_labels, read, refuse_edits
 from emcore.report.html import digest, filled, policy
 from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
@@ -82,6 +82,8 @@ class Listed(NamedTuple):
 
 def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connectome: Path | None = None) -> Listed:
     """The most urgent doubts of a labels file, in blocks or not."""
+    if has_labels(labels):
+        refuse_edits(labels, "name the labels without edits")
     parts, threshold = parts_of(labels), threshold_of(labels)
     if parts is None or threshold is None:
         raise no_tree(labels)
