@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from emcore import metrics, segment
+from emcore import metrics, record, segment
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
 from emcore.errors import InputError, run_command
@@ -310,6 +311,28 @@ def test_what_cannot_be_done_is_one_sentence(decoded, tmp_path, monkeypatch, cap
     assert run_command(command.main, wrong(decoded[0])) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recorded_image_must_be_the_one_that_was_predicted(decoded, tmp_path):
+    image = tmp_path / "a.h5"
+    values = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
+
+    def write(values):
+        with create_volume(image, values.shape, values.dtype, RESOLUTION, (40, 50, 60)) as out:
+            out[...] = values
+
+    write(values)
+    volume = record.with_content(record.described(str(image), None, None))
+    made = decode(open_volume(decoded[0].with_name("a_prediction.h5")), AffinityDecode(**SETTINGS),
+                  tmp_path / "a_labels.h5", {"decode": {}, "prediction": {"volume": volume}})
+    assert command.image_of(made, None)[0].shape == SHAPE
+    write(values)  # at another time
+    os.utime(image, (1, 1))
+    assert command.image_of(made, None)[0].shape == SHAPE
+    write(values[::-1])
+    with pytest.raises(InputError, match="not the image any more.*--image"):
+        command.image_of(made, None)
+    assert command.image_of(made, str(image))[0].shape == SHAPE
 
 
 def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):

@@ -22,7 +22,7 @@ from emcore.errors import InputError
 from emcore.files import csv_text, reported, write_text
 from emcore.metrics.points import labels_at
 from emcore.png import encode_png
-from emcore.record import LABELS, has_labels, read, refuse_edits
+from emcore.record import LABELS, has_labels, is_unchanged, read, refuse_edits
 from emcore.report.html import digest, filled, policy
 from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
@@ -139,9 +139,12 @@ def image_of(labels: Path, named: str | None) -> tuple[Volume, tuple[slice, ...]
     """The micrographs, and where the labels lie in them."""
     if named is None:
         made_by = read(labels, LABELS)
-        named = ((made_by or {}).get("prediction", {}).get("volume") or {}).get("image")
+        volume = (made_by or {}).get("prediction", {}).get("volume") or {}
+        named = volume.get("image")
         if named is None or not is_there(named):
             raise InputError(f"{labels} does not say which image it is of, or that is gone: name it by --image")
+        if not is_unchanged(volume):
+            raise InputError(f"{named} is not the image any more that {labels} was made of: name that one by --image")
     image = open_volume(named, kind="image")
     if image.ndim != 3:
         raise InputError(f"--image takes (z, y, x); {image.name} has the shape {image.shape}")
