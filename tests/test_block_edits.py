@@ -213,3 +213,19 @@ def test_doubts_are_not_of_labels_that_hold_edits(place):
     assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
     with pytest.raises(InputError, match="the merges in it are as they are without them"):
         list_doubts(place / "a_labels_edits=edits.h5", 5)
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (("--again",), "--again would do nothing"), (("--export", "net.pt"), "--export would do nothing"),
+    (("--status",), "--edits would do nothing")])
+def test_what_does_nothing_beside_edits_is_refused(place, capsys, flags, told):
+    main = runpy.run_path(str(ROOT / "infer.py"))["main"]
+    given = ["--cfg", str(place / "run.toml"), "--edits", str(place / "edits.csv"), *flags]
+    assert run_command(main, given) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_empty_name_of_edits_is_one_that_is_not_there(place, capsys):
+    assert infer(place) == 0
+    assert infer(place, "--edits", "") == 2
+    assert "cannot read the edits" in capsys.readouterr().err
