@@ -208,6 +208,26 @@ def test_any_changed_mapping_becomes_edits(place, seed):
     check_back(found, edits_of(found, wanted), wanted, random)
 
 
+def test_edits_name_only_supervoxels_that_have_a_labelled_voxel(tmp_path):
+    """Boundaries may clear every voxel of a supervoxel, and no edit can name one of these."""
+    affs = np.random.default_rng(0).random((3, 6, 10, 10), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (30, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    settings = AffinityDecode(low=0.1, high=0.95, threshold=0.35, boundary=0.6)
+    found = look_at(decode(open_volume(tmp_path / "a_prediction.h5"), settings, tmp_path / "a_labels.h5"))
+    fragments, labels = found.fragments[...], found.labels[...]
+    largest = np.bincount(found.objects.astype(np.int64))[1:].argmax() + 1
+    members, wanted = np.flatnonzero(found.objects == largest), found.objects.copy()
+    wanted[members[:len(members) // 2]] = wanted.max() + 1
+    unseen = np.setdiff1d(members, fragments[labels > 0])
+    assert len(unseen)
+    assert not found.seen[unseen].any()
+    edits = edits_of(found, wanted)
+    made = found.with_edits(found.ids(edits), decided(edits, found.ids(edits)))
+    assert partition(np.where(labels > 0, made[fragments], 0)) == partition(np.where(labels > 0, wanted[fragments], 0))
+
+
 def test_a_mapping_of_a_split_needs_few_edits(place):
     """Where a split comes about by itself, two places say it."""
     found = look_at(place / "a_labels.h5")

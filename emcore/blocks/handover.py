@@ -55,7 +55,8 @@ class Supervoxels:
     fragments: Volume
     labels: Volume
     threshold: float
-    objects: np.ndarray  # the label of every fragment, 0 where it has none
+    objects: np.ndarray  # the label of the cluster of every fragment, 0 where that has none
+    seen: np.ndarray  # whether a voxel of it has that label; boundaries may have cleared them all
     places: np.ndarray  # (fragments + 1, 3) a voxel in each: the first that has a label, or the first of all
 
     @property
@@ -129,7 +130,7 @@ def look_at(path: Path) -> Supervoxels:
             places[ours[new]] = new + start * plane
     places = np.where(labelled >= 0, labelled, np.maximum(first, 0))
     places = np.stack(np.unravel_index(places, labels.shape), axis=1)
-    return Supervoxels(segmentation, fragments, labels, threshold, table[cut], places)
+    return Supervoxels(segmentation, fragments, labels, threshold, table[cut], labelled >= 0, places)
 
 
 def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
@@ -236,7 +237,7 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
     if len(odd):
         raise InputError(f"the mapping joins the supervoxel {odd[0]} to others, but in these labels it is 0, as dust "
                          "or boundary, and no edit reaches it: lower decode.remove_size and decode again")
-    has = found.objects > 0
+    has = (found.objects > 0) & found.seen
     changed = changed_objects(before, wanted, has)
     inside = np.flatnonzero(np.isin(before, changed) & has)
     first: dict[tuple[int, int], int] = {}  # (old object, new object) -> the first fragment of both
