@@ -228,6 +228,21 @@ def test_edits_name_only_supervoxels_that_have_a_labelled_voxel(tmp_path):
     assert partition(np.where(labels > 0, made[fragments], 0)) == partition(np.where(labels > 0, wanted[fragments], 0))
 
 
+def test_a_mapping_that_needs_too_many_splits_is_refused(place, monkeypatch):
+    monkeypatch.setattr("emcore.blocks.handover.MOST_SPLITS", 3)
+    found = look_at(place / "a_labels.h5")
+    sizes = np.bincount(found.objects.astype(np.int64))
+    for parts in (3, 4):
+        wanted = found.objects.copy()
+        own = np.flatnonzero(found.objects == np.flatnonzero(sizes[1:] > 3)[0] + 1)
+        wanted[own[:parts - 1]] = wanted.max() + 1 + np.arange(parts - 1, dtype=np.uint64)
+        if parts == 3:
+            assert edits_of(found, wanted)
+        else:
+            with pytest.raises(InputError, match="needs 6 splits"):
+                edits_of(found, wanted)
+
+
 def test_a_mapping_of_a_split_needs_few_edits(place):
     """Where a split comes about by itself, two places say it."""
     found = look_at(place / "a_labels.h5")

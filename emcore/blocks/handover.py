@@ -43,6 +43,7 @@ from emcore.segment.storage import no_tree
 from emcore.volumes import Volume, create_volume, open_volume
 
 SECTIONS = 16  # So many are read at a time.
+MOST_SPLITS = 10**6  # A mapping that needs more is refused.
 MOST_LINES = 10_000  # Neuroglancer gets the weakest merges, as each is a file.
 STEPS = 3  # Keys of contacts are three times the number of the later voxel, plus its axis.
 
@@ -247,6 +248,11 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
     for (old, new), one in first.items():
         heads[new] = min(one, heads.get(new, one))
         parts.setdefault(old, []).append((new, one))
+    needed = sum(len(own) * (len(own) - 1) // 2 for own in parts.values())
+    if needed > MOST_SPLITS:
+        raise InputError(f"the mapping takes objects apart into so many parts that it needs {needed} splits, a split for "
+                         f"every two, and {MOST_SPLITS} are the most: cut the labels lower by infer.py --cut, or change "
+                         "fewer objects at a time")
     edits = set()
 
     def put(one: int) -> None:
