@@ -322,3 +322,10 @@ def test_labels_that_are_not_made_of_clusters_are_refused(place, tmp_path, capsy
     assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
     assert "made of whole clusters" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [2**33, 2**60])
+def test_labels_with_huge_numbers_are_refused(place, tmp_path, capsys, number):
+    path = changed_labels(place, tmp_path / "a_labels.h5", lambda labels: np.where(labels == 1, number, labels))
+    assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
+    assert f"has the label {number}" in capsys.readouterr().err

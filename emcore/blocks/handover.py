@@ -122,6 +122,9 @@ def look_at(path: Path) -> Supervoxels:
         ours, theirs = (volume[start:start + SECTIONS].reshape(-1) for volume in (fragments, labels))
         if ours.size and ours.max() >= len(cut):
             raise InputError(f"{path} has fragments that its merges do not know; decode the prediction again")
+        if theirs.size and theirs.max() > 2 * len(cut):
+            raise InputError(f"{path} has the label {theirs.max()}, and labels of {len(cut) - 1} fragments have smaller "
+                             "numbers; these were changed since, so run infer.py again")
         if not note_labels(table, cut[ours], theirs):
             raise InputError(f"{path}: {NOT_OF_CLUSTERS}, as infer.py writes them; these were changed since, so run "
                              "infer.py again")
