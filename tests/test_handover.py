@@ -261,7 +261,8 @@ def test_a_mapping_of_a_split_needs_few_edits(place):
 @pytest.mark.parametrize(("change", "words"), [
     (lambda file: file.__delitem__("segment_to_agglomerate"), "no mapping of webknossos"),
     (lambda file: replace(file, np.zeros(7, np.uint64)), "belongs to other labels"),
-    (lambda file: replace(file, np.zeros(7, np.float32)), "no mapping of webknossos")])
+    (lambda file: replace(file, np.zeros(7, np.float32)), "no mapping of webknossos"),
+    (lambda file: replace(file, np.append(np.zeros(100, np.int64), -3)), "supervoxel 100 to the object -3")])
 def test_a_mapping_of_something_else_is_named(place, tmp_path, change, words):
     data = (place / "out" / "agglomerates.hdf5").read_bytes()
     (tmp_path / "a.hdf5").write_bytes(data)
