@@ -335,6 +335,18 @@ def test_the_recorded_image_must_be_the_one_that_was_predicted(decoded, tmp_path
     assert command.image_of(made, str(image))[0].shape == SHAPE
 
 
+def test_doubts_of_voxels_that_are_long_along_z_have_places(tmp_path):
+    affs = np.random.default_rng(3).random((3, 6, 12, 14), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (400, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.95, threshold=0.4),
+                    tmp_path / "a_labels.h5")
+    listed = command.list_doubts(labels, 20)
+    assert len(listed.rows) == 20
+    assert all(set(np.unique(place.sides)) >= {1, 2} for place in listed.places)
+
+
 def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):
     whole, blocks = (read_segmentation(path) for path in both_ways(tmp_path, 1, "mean"))
     threshold = min(0.5, whole.tree.complete_below, blocks.tree.complete_below)

@@ -94,7 +94,7 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
     found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")))
     total, count = len(found), parted.graph.fragments
     found = found.rows(np.arange(min(total, most)))
-    field = [max(1, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
+    field = [max(2, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
     places = list(places_of(found, parted, fragments, field))
     names = labels_under(stored, places)
     # what dust and links did after the cut may have joined a pair already, or left no object there
