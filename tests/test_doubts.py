@@ -15,6 +15,8 @@ from emcore.decode.labels import decode
 from emcore.errors import InputError, run_command
 from emcore.report import doubts as command
 from emcore.report.places import outer_fragments, places_of
+from emcore.report.stakes import synapses_of
+from emcore.report.wiring_files import HEAD
 from emcore.segment import Segmentation, cut
 from emcore.segment.doubts import find_doubts
 from emcore.segment.sides import sides_of
@@ -273,13 +275,28 @@ def test_cable_and_synapses_are_those_of_either_side(decoded, tmp_path):
     # nodes along x through the whole of body 3, of which a half is 160 nm long
     nodes = [(i + 1, 0, 60 + 10 * (x + 0.5), 50 + 305, 40 + 110, 1, i or -1) for i, x in enumerate(range(32))]
     (skeletons / "3.swc").write_text("".join(" ".join(map(str, node)) + "\n" for node in nodes))
-    head = "synapse,pre_z_nm,pre_y_nm,pre_x_nm,post_z_nm,post_y_nm,post_x_nm\n"
-    (wiring / "synapses.csv").write_text(f"{head}1,100,350,80,100,350,360\n1,100,350,80,,,\n2,100,340,90,100,60,70\n")
+    write_synapses(wiring, "100,350,80,100,350,360", "100,350,80,,,", "100,340,90,100,60,70")
     listed = command.list_doubts(labels, 50, skeletons, wiring)
     row = next(row for row in (dict(zip(listed.columns, row)) for row in listed.rows)
                if row["edit"] == "join" and {row["um3"], row["to_um3"]} == {0.004608})
     assert [row["cable_um"], row["to_cable_um"]] == pytest.approx([0.155, 0.155])
-    assert sorted([row["synapses"], row["to_synapses"]]) == [1, 2]
+    assert sorted([row["synapses"], row["to_synapses"]]) == [1, 3]
+
+
+def write_synapses(folder, *sites):
+    """A table of synapses with these places of either side; one that lacks a place has no neuron there."""
+    rows = [f"{at},100,60,70,9,3,{int(not places.endswith(','))},1,0.9,10,{places}"
+            for at, places in enumerate(sites, 1)]
+    (folder / "synapses.csv").write_text("\n".join([",".join(HEAD), *rows, ""]))
+
+
+@pytest.mark.parametrize("places", [None, "abc,350,80,100,350,360", "100,350,80,100,350,1e300",
+                                    "1" * 200_000 + ",1,1,1,1,1"])
+def test_tables_of_synapses_that_cannot_be_read_are_refused(decoded, tmp_path, places):
+    if places is not None:
+        write_synapses(tmp_path, places)
+    with pytest.raises(InputError):
+        synapses_of(tmp_path, open_volume(decoded[0], "fragments"), 100)
 
 
 def test_tables_that_do_not_fit_each_other_are_refused(decoded):
@@ -330,7 +347,7 @@ def test_the_recorded_image_must_be_the_one_that_was_predicted(decoded, tmp_path
     os.utime(image, (1, 1))
     assert command.image_of(made, None)[0].shape == SHAPE
     write(values[::-1])
-    with pytest.raises(InputError, match="not the image any more.*--image"):
+    with pytest.raises(InputError, match=r"not the image any more.*--image"):
         command.image_of(made, None)
     assert command.image_of(made, str(image))[0].shape == SHAPE
 
