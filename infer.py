@@ -259,7 +259,8 @@ def cut_each(settings: Settings, files: Sequence[tuple[Path, Path]], threshold: 
     decisions = [] if edits is None else read_edits(edits)
     for prediction, labels in files:
         if not labels.exists():
-            raise InputError(f"there is no {labels}: run infer.py without {'--cut' if edits is None else '--edits'} first")
+            flag = "--cut" if edits is None else "--edits"
+            raise InputError(f"there is no {labels}: run infer.py without {flag} first")
         out = labels.with_name(f"{labels.stem}{'' if threshold is None else f'_{threshold:g}'}"
                                f"{'' if edits is None else f'_edits={Path(edits).stem}'}.h5")
         before = record.read(out, record.LABELS) if decisions and record.has_labels(out) else None

@@ -123,8 +123,8 @@ def look_at(path: Path) -> Supervoxels:
         if ours.size and ours.max() >= len(cut):
             raise InputError(f"{path} has fragments that its merges do not know; decode the prediction again")
         if theirs.size and theirs.max() > 2 * len(cut):
-            raise InputError(f"{path} has the label {theirs.max()}, and labels of {len(cut) - 1} fragments have smaller "
-                             "numbers; these were changed since, so run infer.py again")
+            raise InputError(f"{path} has the label {theirs.max()}, and labels of {len(cut) - 1} fragments have "
+                             "smaller numbers; these were changed since, so run infer.py again")
         if not note_labels(table, cut[ours], theirs):
             raise InputError(f"{path}: {NOT_OF_CLUSTERS}, as infer.py writes them; these were changed since, so run "
                              "infer.py again")
@@ -253,9 +253,9 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
         parts.setdefault(old, []).append((new, one))
     needed = sum(len(own) * (len(own) - 1) // 2 for own in parts.values())
     if needed > MOST_SPLITS:
-        raise InputError(f"the mapping takes objects apart into so many parts that it needs {needed} splits, a split for "
-                         f"every two, and {MOST_SPLITS} are the most: cut the labels lower by infer.py --cut, or change "
-                         "fewer objects at a time")
+        raise InputError(f"the mapping takes objects apart into so many parts that it needs {needed} splits, a split "
+                         f"for every two, and {MOST_SPLITS} are the most: lower decode.threshold and decode "
+                         "again, or change fewer objects at a time")
     edits = set()
 
     def put(one: int) -> None:

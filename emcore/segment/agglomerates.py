@@ -73,6 +73,6 @@ def read_mapping(path: str | PathLike, count: int) -> np.ndarray:
         check_storage(f"{path}:{OBJECTS}", found)
         values = found[...]
         if values.min() < 0:
-            raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects have "
-                             "numbers from 0 on")
+            raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects "
+                             "have numbers from 0 on")
         return values.astype(np.uint64)
