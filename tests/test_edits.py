@@ -227,7 +227,8 @@ def test_a_file_of_something_else_is_named(tmp_path, text):
 @pytest.mark.parametrize(("rows", "words"), [
     ("join,1,2,3\n", "line 2.*six"), ("drop,1,2,3,,,\ndrop,1,2,3,4,5,6\n", "line 3.*three"),
     ("join,1,2,3,4,5,6.0\n", "line 2.*six"), ("fuse,1,2,3,4,5,6\n", "line 2.*'fuse'"),
-    ("drop," + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop,-1,2,3\n", "line 2.*three"),
+    ("drop," + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop," + "0" * 20 + "9" * 30 + ",2,3\n", "line 2.*three"),
+    ("drop," + "0" * 20 + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop,-1,2,3\n", "line 2.*three"),
     ("join,1,2,3,4,5,6,7\n", "line 2.*six"), ("join,\x00,2,3,4,5,6\n", "line 2")])
 def test_a_damaged_row_is_named(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text("edit,z,y,x,to_z,to_y,to_x\n" + rows)

@@ -21,8 +21,9 @@ from emcore.reading import read_text, shown
 
 HEADER = ("edit", "z", "y", "x", "to_z", "to_y", "to_x")
 JOIN, SPLIT, DROP = "join", "split", "drop"
-MOST_BYTES = 2**28  # of a file: some millions of edits
+MOST_BYTES = 2**28  # A file of so many bytes has some millions of edits; a larger one is refused.
 LARGEST = 2**40  # No index of a voxel reaches it.
+MOST_DIGITS = 20  # An index has fewer, also with leading zeros.
 Place = tuple[int, int, int]
 
 
@@ -132,6 +133,11 @@ def check_edits(edits: Iterable[Edit]) -> list[Edit]:
             ._replace(where=edit.where) for edit in edits]
 
 
+def _is_index(cell: str) -> bool:
+    """Whether a cell is the index of a voxel; the length is looked at first, as Python reads no number of any length."""
+    return cell.isascii() and cell.isdigit() and len(cell) <= MOST_DIGITS and int(cell) < LARGEST
+
+
 def _edit_of(cells: Sequence[str], where: str) -> Edit:
     """The edit of a row."""
     cells = [*cells, *[""] * (len(HEADER) - len(cells))]
@@ -140,7 +146,7 @@ def _edit_of(cells: Sequence[str], where: str) -> Edit:
     if count is None:
         raise InputError(f"{where}: an edit is {JOIN}, {SPLIT} or {DROP}; got {shown(kind)}")
     given, empty = places[:count], places[count:]
-    if any(empty) or not all(cell.isascii() and cell.isdigit() and int(cell[:20]) < LARGEST for cell in given):
+    if any(empty) or not all(map(_is_index, given)):
         wanted = "the six numbers z,y,x,to_z,to_y,to_x" if count == 6 else "the three numbers z,y,x and nothing else"
         raise InputError(f"{where}: a {kind} takes {wanted}, indices of voxels from 0 on; got "
                          f"{shown(','.join(places))}")
