@@ -229,3 +229,10 @@ def test_an_empty_name_of_edits_is_one_that_is_not_there(place, capsys):
     assert infer(place) == 0
     assert infer(place, "--edits", "") == 2
     assert "cannot read the edits" in capsys.readouterr().err
+
+
+def test_edits_of_programs_are_checked_in_blocks(place):
+    assert infer(place, "blocks.size=[10,10,20]", "blocks.workers=1") == 0
+    with pytest.raises(InputError, match="z, y, x of a voxel"):
+        cut_in_blocks(place / "a_labels.h5", None, place / "wrong.h5", Blocks(workers=1), [Edit("drop", (0, 0, 0, 0))])
+    assert not (place / "wrong.h5").exists()

@@ -174,7 +174,9 @@ def test_a_dropped_place_is_held_apart_from_what_joins_call_a_neuron():
     ([Edit("merge", at(0), at(1))], "join, split or drop"),
     ([Edit("join", at(0))], "six numbers"),
     ([Edit("drop", at(0), at(1))], "three numbers"),
-    ([Edit("drop", (0, 0, -1))], "three numbers")])
+    ([Edit("drop", (0, 0, -1))], "three numbers"),
+    ([Edit("join", (0, 0, 0, 0), (0, 1))], r"z, y, x of a voxel; got \(0, 0, 0, 0\)"),
+    ([Edit("join", (0, 0), (0, 0, 0, 1))], r"z, y, x of a voxel; got \(0, 0\)")])
 def test_edits_that_cannot_be_held_are_named(edits, words):
     whole = row_of_fragments(0.9, 0.8, 0.6)
     labels = whole.labels(0.5)

@@ -33,7 +33,7 @@ from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_edits, of_source
 from emcore.record import read as read_record
 from emcore.segment import Edit, read_edits, write_edits
-from emcore.segment.edit_files import digest_of_edits
+from emcore.segment.edit_files import check_edits, digest_of_edits
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
@@ -80,7 +80,7 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
 
     None takes the threshold of the labels that are there.
     """
-    labels = labels.absolute()  # as workers may stand in other folders
+    labels, edits = labels.absolute(), check_edits(edits)  # Workers may stand in other folders.
     work = work_of(labels)
     if not isinstance(work, AffinityWork):
         raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")

@@ -129,12 +129,19 @@ def canonical(edits: Iterable[Edit]) -> list[tuple]:
 
 def check_edits(edits: Iterable[Edit]) -> list[Edit]:
     """The edits, if each is one: what a program hands over is held to the same rules as a file."""
-    return [_edit_of([str(edit.kind), *map(str, edit.place), *map(str, edit.other or ())], edit.where or str(edit))
-            ._replace(where=edit.where) for edit in edits]
+    found = []
+    for edit in edits:
+        where = edit.where or str(edit)
+        for place in (edit.place, edit.other or (0, 0, 0)):
+            if len(place) != 3:
+                raise InputError(f"{where}: a place is the three indices z, y, x of a voxel; got {tuple(place)}")
+        cells = [str(edit.kind), *map(str, edit.place), *map(str, edit.other or ())]
+        found.append(_edit_of(cells, where)._replace(where=edit.where))
+    return found
 
 
 def _is_index(cell: str) -> bool:
-    """Whether a cell is the index of a voxel; the length is looked at first, as Python reads no number of any length."""
+    """Whether a cell is the index of a voxel; its length comes first, as Python refuses to read a very long number."""
     return cell.isascii() and cell.isdigit() and len(cell) <= MOST_DIGITS and int(cell) < LARGEST
 
 
