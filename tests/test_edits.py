@@ -164,6 +164,16 @@ def test_a_dropped_place_is_held_apart_from_what_joins_call_a_neuron():
     assert row(whole, 0.5, Edit("drop", at(4)), Edit("join", at(0), at(1))) == [1, 1, 1, 0, 0, 0]
 
 
+def test_too_many_dropped_places_among_neurons_are_refused(monkeypatch):
+    whole = row_of_fragments(0.9, 0.8, 0.6, 0.95, 0.7)
+    joins = [Edit("join", at(0), at(1)), Edit("join", at(2), at(3))]
+    edits = [*joins, Edit("drop", at(4)), Edit("drop", at(5))]
+    monkeypatch.setattr("emcore.segment.edits.MOST_PAIRS", 3)
+    assert row(whole, 0.5, *edits[:3])[4] == 0
+    with pytest.raises(InputError, match="hold 4 pairs of places apart"):
+        row(whole, 0.5, *edits)
+
+
 @pytest.mark.parametrize(("edits", "words"), [
     ([Edit("split", at(0), at(2), "a.csv, line 4"), Edit("join", at(0), at(1), "a.csv, line 2"),
       Edit("join", at(1), at(2), "a.csv, line 3")], r"line 4.*line 2.*line 3"),

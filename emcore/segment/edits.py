@@ -34,7 +34,8 @@ from emcore.threads import run_parallel, slabs, thread_count
 
 SCALE = int(SUM_SCALE)
 EDGES = ("u", "v", "count", "sum", "key")
-SHOWN = 5  # edits that a sentence names
+SHOWN = 5  # A sentence names so many edits.
+MOST_PAIRS = 4 * 10**6  # More pairs of a dropped place and a neuron are refused; these take 200 MB.
 NOT_OF_CLUSTERS = "labels must be made of whole clusters of the threshold"
 
 
@@ -278,6 +279,9 @@ def _conflicts(groups: np.ndarray, neurons: np.ndarray, apart: np.ndarray, dropp
     neurons = np.unique(neurons)
     neurons = neurons[np.argsort(groups[neurons], kind="stable")]
     starts, stops = (np.searchsorted(groups[neurons], groups[dropped], side=side) for side in ("left", "right"))
+    if (count := int((stops - starts).sum())) > MOST_PAIRS:
+        raise InputError(f"drops and joins within the same objects hold {count} pairs of places apart, and {MOST_PAIRS} "
+                         "are the most: drop fewer places of one object")
     pairs = [apart, *(np.stack([np.full(stop - start, one), neurons[start:stop]], axis=1)
                       for one, start, stop in zip(dropped, starts, stops))]
     found = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
