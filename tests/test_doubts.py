@@ -364,6 +364,21 @@ def test_doubts_of_voxels_that_are_long_along_z_have_places(tmp_path):
     assert all(set(np.unique(place.sides)) >= {1, 2} for place in listed.places)
 
 
+def test_as_many_doubts_are_listed_as_are_asked_for(tmp_path):
+    affs = np.random.default_rng(3).random((3, 3, 7, 8), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (30, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    settings = AffinityDecode(low=0.1, high=0.95, threshold=0.4, remove_size=4)
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), settings, tmp_path / "a_labels.h5")
+    every = command.list_doubts(labels, 1000)
+    assert every.total == len(every.rows) > 5
+    few = command.list_doubts(labels, 5)
+    assert few.rows == every.rows[:5]
+    assert few.places[-1].one == every.places[4].one
+    assert few.total > 5
+
+
 def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):
     whole, blocks = (read_segmentation(path) for path in both_ways(tmp_path, 1, "mean"))
     threshold = min(0.5, whole.tree.complete_below, blocks.tree.complete_below)

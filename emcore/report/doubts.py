@@ -77,7 +77,7 @@ class Listed(NamedTuple):
     rows: list[list[Any]]
     places: list[Place]
     fragments: Volume
-    total: int  # doubts that there are
+    total: int  # doubts that there are; among those that are not listed dust and links may have settled some
 
 
 def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connectome: Path | None = None) -> Listed:
@@ -92,14 +92,21 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
         raise InputError(f"{labels} does not say its resolution, and doubts are measured in micrometres")
     voxel = float(np.prod(fragments.resolution)) / 1e9
     found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")))
-    total, count = len(found), parted.graph.fragments
-    found = found.rows(np.arange(min(total, most)))
+    count = parted.graph.fragments
     field = [max(2, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
-    places = list(places_of(found, parted, fragments, field))
-    names = labels_under(stored, places)
-    # what dust and links did after the cut may have joined a pair already, or left no object there
-    still = names.all(axis=1) & ((names[:, 0] == names[:, 1]) == (found.merge >= 0))
-    found, names, places = found.rows(still), names[still], [places[row] for row in np.flatnonzero(still)]
+    kept, settled, places = [], 0, []
+    for start in range(0, len(found), most):
+        rows = np.arange(start, min(start + most, len(found)))
+        there = list(places_of(found.rows(rows), parted, fragments, field))
+        names = labels_under(stored, there)
+        # what dust and links did after the cut may have joined a pair already, or left no object there
+        still = names.all(axis=1) & ((names[:, 0] == names[:, 1]) == (found.merge[rows] >= 0))
+        kept, settled = [*kept, *rows[still].tolist()], settled + int((~still).sum())
+        places += [there[row] for row in np.flatnonzero(still)]
+        if len(kept) >= most:
+            break
+    total, places = len(found) - settled, places[:most]
+    found, names = found.rows(np.array(kept[:most], np.int64)), labels_under(stored, places)
     weights = {}
     if skeletons is not None:
         weights["cable_um"] = cable_of(skeletons, fragments, count) / 1000

@@ -280,8 +280,8 @@ def _conflicts(groups: np.ndarray, neurons: np.ndarray, apart: np.ndarray, dropp
     neurons = neurons[np.argsort(groups[neurons], kind="stable")]
     starts, stops = (np.searchsorted(groups[neurons], groups[dropped], side=side) for side in ("left", "right"))
     if (count := int((stops - starts).sum())) > MOST_PAIRS:
-        raise InputError(f"drops and joins within the same objects hold {count} pairs of places apart, and {MOST_PAIRS} "
-                         "are the most: drop fewer places of one object")
+        raise InputError(f"drops and joins within the same objects hold {count} pairs of places apart, and "
+                         f"{MOST_PAIRS} are the most: drop fewer places of one object")
     pairs = [apart, *(np.stack([np.full(stop - start, one), neurons[start:stop]], axis=1)
                       for one, start, stop in zip(dropped, starts, stops))]
     found = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)
