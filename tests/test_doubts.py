@@ -379,6 +379,16 @@ def test_as_many_doubts_are_listed_as_are_asked_for(tmp_path):
     assert few.total > 5
 
 
+def test_pictures_of_values_that_are_no_numbers_are_made_without_a_warning(recwarn):
+    values = np.linspace(0, 1, 1000, dtype=np.float32).reshape(10, 10, 10)
+    plain = command.grey(values)
+    values[0, 0, :3], values[9, 9, 9] = (-np.inf, np.nan, np.nan), np.inf
+    found = command.grey(values)
+    assert np.abs(found.astype(int) - plain).max() <= 1
+    assert (command.grey(np.full((2, 2, 2), np.nan)) == 0).all()
+    assert not recwarn.list
+
+
 def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):
     whole, blocks = (read_segmentation(path) for path in both_ways(tmp_path, 1, "mean"))
     threshold = min(0.5, whole.tree.complete_below, blocks.tree.complete_below)

@@ -212,8 +212,10 @@ def doubts_page(listed: Listed, image: tuple[Volume, tuple[slice, ...]], name: s
 
 def grey(values: np.ndarray) -> np.ndarray:
     """8 bits whose range is that of all but the darkest and the brightest voxels."""
-    low, high = np.nanpercentile(values, (0.5, 99.5))
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low or 1))
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if len(finite) else (0.0, 0.0)
+    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (known - low) * (255 / (high - low or 1))
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
