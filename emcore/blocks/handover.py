@@ -38,14 +38,13 @@ from emcore.segment.edits import (
     note_labels,
     united,
 )
-from emcore.segment.graph import RegionGraph
+from emcore.segment.graph import KEY_STEPS, RegionGraph
 from emcore.segment.storage import no_tree
 from emcore.volumes import Volume, create_volume, open_volume
 
 SECTIONS = 16  # So many are read at a time.
 MOST_SPLITS = 10**6  # A mapping that needs more is refused.
 MOST_LINES = 10_000  # Neuroglancer gets the weakest merges, as each is a file.
-STEPS = 3  # Keys of contacts are three times the number of the later voxel, plus its axis.
 
 
 @dataclass
@@ -200,7 +199,7 @@ def write_tables(folder: Path, found: Supervoxels, objects: np.ndarray) -> None:
     merge, known = ranks(names, ends[:, 0] << np.uint64(32) | ends[:, 1])
     height = np.full(len(names), "", object)
     height[merge[known]] = 1 - tree.height[known].astype(np.float64)
-    voxel = np.stack(np.unravel_index((graph.key // STEPS).astype(np.int64), found.labels.shape), axis=1)
+    voxel = np.stack(np.unravel_index((graph.key // KEY_STEPS).astype(np.int64), found.labels.shape), axis=1)
     write_rows(folder / "edges.csv",
                ["u", "v", "object_u", "object_v", "contacts", "mean", "least", "largest", "merge", "z", "y", "x"],
                [graph.u, graph.v, objects[graph.u], objects[graph.v], graph.count, graph.mean, graph.min, graph.max,

@@ -164,7 +164,8 @@ def decided(edits: Sequence[Edit], ids: np.ndarray) -> Decisions:
         if edit.kind == SPLIT and one == other:
             raise InputError(f"{edit} cannot be held: both voxels lie in the fragment {one}, and merges are made of "
                              "whole fragments; decode with smaller fragments, or name voxels further apart")
-    group = _groups(links)
+    names, at = np.unique(ids[[edit.kind == JOIN for edit in edits]], return_inverse=True)
+    group = dict(zip(names.tolist(), names[united(len(names), at.reshape(-1, 2))].tolist()))
     for edit, one, other in rows:
         if edit.kind == SPLIT and group.get(one, one) == group.get(other, other):
             chain = _chain(links, one, other)
@@ -173,18 +174,6 @@ def decided(edits: Sequence[Edit], ids: np.ndarray) -> Decisions:
     by_kind = {kind: np.array([pair for edit, *pair in rows if edit.kind == kind], np.uint64).reshape(-1, 2)
                for kind in (JOIN, SPLIT, DROP)}
     return Decisions(by_kind[JOIN], by_kind[SPLIT], np.unique(by_kind[DROP][:, 0]))
-
-
-def _groups(links: dict[int, list[tuple[int, Edit]]]) -> dict[int, int]:
-    """For every fragment that a join names one fragment of all that hang together by joins."""
-    group: dict[int, int] = {}
-    for start in links:
-        waiting = [] if start in group else [start]
-        while waiting:
-            at = waiting.pop()
-            group[at] = start
-            waiting += [other for other, _ in links[at] if other not in group]
-    return group
 
 
 def _chain(links: dict[int, list[tuple[int, Edit]]], start: int, end: int) -> list[Edit]:
