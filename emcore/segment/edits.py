@@ -52,7 +52,7 @@ class Decisions:
 class Inside:
     """What lies inside the objects that edits name: their fragments, and by the rank of these merges and contacts."""
 
-    ids: np.ndarray  # of the fragments, rising
+    ids: np.ndarray  # the numbers of the fragments, rising
     objects: np.ndarray  # the label that each has
     merges: np.ndarray  # (n, 2), in their order up to the threshold
     edges: dict[str, np.ndarray]  # EDGES of fragments of one object; a pair may have several rows
