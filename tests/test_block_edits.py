@@ -11,7 +11,7 @@ import pytest
 from emcore import files
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.handover import main as handover
-from emcore.blocks.run import cut_in_blocks, damaged_blocks
+from emcore.blocks.run import cut_in_blocks, damaged_blocks, work_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
 from emcore.decode import decode, recut
@@ -236,3 +236,19 @@ def test_edits_of_programs_are_checked_in_blocks(place):
     with pytest.raises(InputError, match="z, y, x of a voxel"):
         cut_in_blocks(place / "a_labels.h5", None, place / "wrong.h5", Blocks(workers=1), [Edit("drop", (0, 0, 0, 0))])
     assert not (place / "wrong.h5").exists()
+
+
+def test_a_damaged_block_of_the_plain_labels_is_named_with_its_way_out(place, capfd):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    work = work_of(place / "a_labels.h5")
+    stage = work.stages()[-1]
+    path = work.path(stage, stage.count - 1)
+    data = path.read_bytes()
+    path.unlink()  # Its bytes may have other names.
+    path.write_bytes(data[:len(data) // 2])
+    capfd.readouterr()
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 2
+    assert "infer.py without --cut and --edits makes the labels whole again" in capfd.readouterr().err
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0

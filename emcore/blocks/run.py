@@ -84,6 +84,10 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
     work = work_of(labels)
     if not isinstance(work, AffinityWork):
         raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")
+    try:
+        before = open_volume(labels, LABELS)
+    except InputError as damage:
+        raise InputError(f"{damage}; infer.py without --cut and --edits makes the labels whole again") from None
     prediction, said, record = Path(work.source.path), attributes_joined(labels, LABELS), read_record(labels, LABELS)
     if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
         raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
@@ -101,7 +105,6 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
     with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
         mend(work, blocks)
-        before = open_volume(labels, LABELS)
         made_of = {name: value for name, value in (record or {}).items() if name != "edits"}
         made_by = {ATTRIBUTE: {**made_of, "decode": table, **of_edits(edits)}} if record else {}
         said = {"decode": table, ABOUT: said[ABOUT], **made_by}
