@@ -47,11 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="settings to change, such as infer.batch=1")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
-    aside = [flag for flag, given in (("--checkpoint", options.checkpoint), ("--results", options.results),
-                                      ("--again", options.again), ("--export", options.export)) if given]
-    if options.stored and aside:
-        raise InputError(f"--from decodes the file that it names, beside that file; {' and '.join(aside)} would do "
-                         "nothing: leave it out")
+    refuse_idle(options)
     if options.stored and options.status:
         return tell_status([files_of_stored(Path(options.stored))])
     if options.stored:
@@ -59,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     choice = options.checkpoint or settings.infer.checkpoint
     if options.status:
         return tell_status(results.files_of(settings, options.results or results.of_checkpoint(settings, choice)))
-    if options.cut is not None or options.edits:
+    if options.cut is not None or options.edits is not None:
         return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut,
                          options.edits)
     from emcore.engine import checkpoint, weights  # with torch, which all above does without
@@ -71,6 +67,22 @@ def main(arguments: Sequence[str]) -> int:
         return export(settings, path, content, Path(options.export))
     folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
     return predict_all(settings, path, content, folder, options.again)
+
+
+def refuse_idle(options: argparse.Namespace) -> None:
+    """Refuses what would do nothing beside what else is asked for."""
+    given = [flag for flag, there in (
+        ("--checkpoint", options.checkpoint), ("--results", options.results), ("--again", options.again),
+        ("--export", options.export), ("--cut", options.cut is not None), ("--edits", options.edits is not None))
+        if there]
+    for asked, does, takes in (
+            (options.status, "--status only tells how far results are", ("--checkpoint", "--results")),
+            (options.stored, "--from decodes the file that it names, beside that file", ("--cut", "--edits")),
+            ("--cut" in given or "--edits" in given, "--cut and --edits make labels from those that are there",
+             ("--checkpoint", "--results", "--cut", "--edits"))):
+        aside = [flag for flag in given if flag not in takes]
+        if asked and aside:
+            raise InputError(f"{does}; {' and '.join(aside)} would do nothing: leave it out")
 
 
 def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
@@ -221,7 +233,7 @@ def decode_stored(settings: Settings, stored: Path, threshold: float | None, edi
     from emcore.blocks.run import choice_of
 
     files = files_of_stored(stored)
-    if threshold is not None or edits:
+    if threshold is not None or edits is not None:
         return cut_each(settings, [files], threshold, edits)
     _, labels = files
     made_of = record.of_labels(settings, stored)
@@ -241,15 +253,19 @@ def cut_each(settings: Settings, files: Sequence[tuple[Path, Path]], threshold: 
     """Makes labels of another threshold, or with edits, from predictions and labels that are there."""
     from emcore.segment import read_edits
 
-    if edits and len(files) > 1:
+    if edits is not None and len(files) > 1:
         raise InputError(f"--edits are places in one volume, and data.test has {len(files)}: name the prediction of "
                          f"yours by --from, such as --from {files[0][0]}")
-    decisions = read_edits(edits) if edits else []
+    decisions = [] if edits is None else read_edits(edits)
     for prediction, labels in files:
         if not labels.exists():
-            raise InputError(f"there is no {labels}: run infer.py without {'--edits' if edits else '--cut'} first")
+            flag = "--cut" if edits is None else "--edits"
+            raise InputError(f"there is no {labels}: run infer.py without {flag} first")
         out = labels.with_name(f"{labels.stem}{'' if threshold is None else f'_{threshold:g}'}"
-                               f"{f'_edits={Path(edits).stem}' if edits else ''}.h5")
+                               f"{'' if edits is None else f'_edits={Path(edits).stem}'}.h5")
+        before = record.read(out, record.LABELS) if decisions and record.has_labels(out) else None
+        if before is not None and before.get("edits") != record.of_edits(decisions)["edits"]:
+            print(f"{out} is made again: it held other edits", flush=True)
         print(cut_one(settings, labels, threshold, out, prediction, decisions))
     return 0
 

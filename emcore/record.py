@@ -62,12 +62,16 @@ def asked(settings: Settings) -> dict[str, Any]:
 
 def of_volume(settings: Settings, volume: VolumeFiles) -> dict[str, Any]:
     """Where an image is, what it looks like and the stamp of its files; `with_content` adds a digest of its voxels."""
-    reference = located(settings.data.folder, volume.image)
+    return described(located(settings.data.folder, volume.image), settings.data.resolution, volume.box)
+
+
+def described(reference: str, resolution: Sequence[float] | None, box: Sequence[int] | None) -> dict[str, Any]:
+    """The record of an image; resolution: what counts where the image does not say its own."""
     image = open_volume(reference, kind="image")
-    resolution = image.resolution or settings.data.resolution
+    resolution = image.resolution or resolution
     return {"image": reference, "shape": list(image.shape), "dtype": str(image.dtype),
             "resolution": list(resolution) if resolution else None, "offset": list(image.offset),
-            "box": list(volume.box) if volume.box else None, "stamp": stamp(reference)}
+            "box": list(box) if box else None, "stamp": stamp(reference)}
 
 
 def size_of(volume: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -151,6 +155,13 @@ def read(path: Path, dataset: str | None = None) -> dict[str, Any] | None:
     return found
 
 
+def refuse_edits(labels: Path, instead: str) -> None:
+    """Refuses labels that hold edits: the merges that stand beside them know of none."""
+    if edits := (read(labels, LABELS) or {}).get("edits"):
+        raise InputError(f"{labels} holds {edits['count']} edits, and the merges in it are as they are without them: "
+                         f"{instead}")
+
+
 def has_labels(path: Path) -> bool:
     return path.exists() and any(item.name == LABELS for item in list_datasets(path))
 
@@ -216,6 +227,11 @@ def same_volume(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     if stored["image"] == wanted["image"] and stored.get("stamp") and stored.get("stamp") == wanted.get("stamp"):
         return True
     return stored.get("content") == with_content(wanted)["content"]
+
+
+def is_unchanged(volume: Mapping[str, Any]) -> bool:
+    """Whether the image of a record holds the voxels that it had then."""
+    return same_volume(volume, described(volume["image"], volume.get("resolution"), volume.get("box")))
 
 
 def same_truth(stored: Mapping[str, Any], label: str) -> bool:

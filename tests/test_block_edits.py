@@ -11,14 +11,17 @@ import pytest
 from emcore import files
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.handover import main as handover
-from emcore.blocks.run import damaged_blocks
+from emcore.blocks.run import cut_in_blocks, damaged_blocks, work_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
+from emcore.decode import decode, recut
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
-from emcore.errors import run_command
+from emcore.errors import InputError, run_command
 from emcore.record import read as read_record
+from emcore.report.doubts import list_doubts
 from emcore.results import why_decode
 from emcore.segment import Edit, apply_edits, read_edits, write_edits
+from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import create_volume, open_volume
 from tests.test_blocks import labels_by, make_prediction, random_grid, random_settings
@@ -164,3 +167,88 @@ def test_infer_names_edits_that_it_cannot_hold_and_writes_nothing(place, capfd):
         assert not (place / "a_labels_edits=wrong.h5").exists()
     assert infer(place, "--edits", place / "edits.csv", prediction="b_prediction.h5") == 2
     assert "run infer.py without --edits first" in capfd.readouterr().err
+
+
+def test_labels_that_hold_edits_are_not_handed_over(place, capfd):
+    for blocks in ((), ("blocks.size=[10,10,20]", "blocks.workers=1")):
+        assert infer(place, *blocks) == 0
+        assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+        assert run_command(handover, [str(place / "a_labels_edits=edits.h5"), str(place / "held")]) == 2
+        assert "name the labels without edits and give --edits" in capfd.readouterr().err
+        assert not (place / "held").exists()
+
+
+def test_labels_of_another_file_of_that_name_are_not_replaced_in_silence(place, capfd):
+    (place / "other").mkdir()
+    write_edits(place / "other" / "edits.csv", read_edits(place / "edits.csv")[:3])
+    for blocks in ((), ("blocks.size=[10,10,20]", "blocks.workers=1")):
+        assert infer(place, *blocks) == 0
+        for name, told in (("edits.csv", None), ("edits.csv", False), ("other/edits.csv", True)):
+            capfd.readouterr()
+            assert infer(place, "--edits", place / name, *blocks) == 0
+            assert told is None or ("it held other edits" in capfd.readouterr().out) == told
+
+
+def test_a_cut_of_labels_with_edits_says_that_it_holds_none(place):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+    cut_in_blocks(place / "a_labels_edits=edits.h5", None, place / "a_labels_plain.h5", Blocks(workers=1))
+    found, plain = (open_volume(place / name, "labels") for name in ("a_labels_plain.h5", "a_labels.h5"))
+    assert np.array_equal(found[...], plain[...])
+    assert "edits" not in found.attrs["blocks"]
+    assert "edits" not in read_record(place / "a_labels_plain.h5", "labels")
+
+
+def test_edits_are_refused_where_no_record_would_tell_of_them(place, tmp_path):
+    made = decode(open_volume(place / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.95), tmp_path / "a_labels.h5")
+    with pytest.raises(InputError, match="has no record of what made it"):
+        recut(made, None, tmp_path / "edited.h5", edits=read_edits(place / "edits.csv"))
+    assert not (tmp_path / "edited.h5").exists()
+
+
+def test_doubts_are_not_of_labels_that_hold_edits(place):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0
+    with pytest.raises(InputError, match="the merges in it are as they are without them"):
+        list_doubts(place / "a_labels_edits=edits.h5", 5)
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (("--again",), "--again would do nothing"), (("--export", "net.pt"), "--export would do nothing"),
+    (("--status",), "--edits would do nothing")])
+def test_what_does_nothing_beside_edits_is_refused(place, capsys, flags, told):
+    main = runpy.run_path(str(ROOT / "infer.py"))["main"]
+    given = ["--cfg", str(place / "run.toml"), "--edits", str(place / "edits.csv"), *flags]
+    assert run_command(main, given) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_an_empty_name_of_edits_is_one_that_is_not_there(place, capsys):
+    assert infer(place) == 0
+    assert infer(place, "--edits", "") == 2
+    assert "cannot read the edits" in capsys.readouterr().err
+
+
+def test_edits_of_programs_are_checked_in_blocks(place):
+    assert infer(place, "blocks.size=[10,10,20]", "blocks.workers=1") == 0
+    with pytest.raises(InputError, match="z, y, x of a voxel"):
+        cut_in_blocks(place / "a_labels.h5", None, place / "wrong.h5", Blocks(workers=1), [Edit("drop", (0, 0, 0, 0))])
+    assert not (place / "wrong.h5").exists()
+
+
+def test_a_damaged_block_of_the_plain_labels_is_named_with_its_way_out(place, capfd):
+    blocks = "blocks.size=[10,10,20]", "blocks.workers=1"
+    assert infer(place, *blocks) == 0
+    work = work_of(place / "a_labels.h5")
+    stage = work.stages()[-1]
+    path = work.path(stage, stage.count - 1)
+    data = path.read_bytes()
+    path.unlink()  # Its bytes may have other names.
+    path.write_bytes(data[:len(data) // 2])
+    capfd.readouterr()
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 2
+    assert "infer.py without --cut and --edits makes the labels whole again" in capfd.readouterr().err
+    assert infer(place, *blocks) == 0
+    assert infer(place, "--edits", place / "edits.csv", *blocks) == 0

@@ -2,18 +2,21 @@
 
 import csv
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from emcore import metrics, segment
+from emcore import metrics, record, segment
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
 from emcore.errors import InputError, run_command
 from emcore.report import doubts as command
 from emcore.report.places import outer_fragments, places_of
+from emcore.report.stakes import synapses_of
+from emcore.report.wiring_files import HEAD
 from emcore.segment import Segmentation, cut
 from emcore.segment.doubts import find_doubts
 from emcore.segment.sides import sides_of
@@ -272,13 +275,28 @@ def test_cable_and_synapses_are_those_of_either_side(decoded, tmp_path):
     # nodes along x through the whole of body 3, of which a half is 160 nm long
     nodes = [(i + 1, 0, 60 + 10 * (x + 0.5), 50 + 305, 40 + 110, 1, i or -1) for i, x in enumerate(range(32))]
     (skeletons / "3.swc").write_text("".join(" ".join(map(str, node)) + "\n" for node in nodes))
-    head = "synapse,pre_z_nm,pre_y_nm,pre_x_nm,post_z_nm,post_y_nm,post_x_nm\n"
-    (wiring / "synapses.csv").write_text(f"{head}1,100,350,80,100,350,360\n1,100,350,80,,,\n2,100,340,90,100,60,70\n")
+    write_synapses(wiring, "100,350,80,100,350,360", "100,350,80,,,", "100,340,90,100,60,70")
     listed = command.list_doubts(labels, 50, skeletons, wiring)
     row = next(row for row in (dict(zip(listed.columns, row)) for row in listed.rows)
                if row["edit"] == "join" and {row["um3"], row["to_um3"]} == {0.004608})
     assert [row["cable_um"], row["to_cable_um"]] == pytest.approx([0.155, 0.155])
-    assert sorted([row["synapses"], row["to_synapses"]]) == [1, 2]
+    assert sorted([row["synapses"], row["to_synapses"]]) == [1, 3]
+
+
+def write_synapses(folder, *sites):
+    """A table of synapses with these places of either side; one that lacks a place has no neuron there."""
+    rows = [f"{at},100,60,70,9,3,{int(not places.endswith(','))},1,0.9,10,{places}"
+            for at, places in enumerate(sites, 1)]
+    (folder / "synapses.csv").write_text("\n".join([",".join(HEAD), *rows, ""]))
+
+
+@pytest.mark.parametrize("places", [None, "abc,350,80,100,350,360", "100,350,80,100,350,1e300",
+                                    "1" * 200_000 + ",1,1,1,1,1"])
+def test_tables_of_synapses_that_cannot_be_read_are_refused(decoded, tmp_path, places):
+    if places is not None:
+        write_synapses(tmp_path, places)
+    with pytest.raises(InputError):
+        synapses_of(tmp_path, open_volume(decoded[0], "fragments"), 100)
 
 
 def test_tables_that_do_not_fit_each_other_are_refused(decoded):
@@ -310,6 +328,65 @@ def test_what_cannot_be_done_is_one_sentence(decoded, tmp_path, monkeypatch, cap
     assert run_command(command.main, wrong(decoded[0])) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_recorded_image_must_be_the_one_that_was_predicted(decoded, tmp_path):
+    image = tmp_path / "a.h5"
+    values = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
+
+    def write(values):
+        with create_volume(image, values.shape, values.dtype, RESOLUTION, (40, 50, 60)) as out:
+            out[...] = values
+
+    write(values)
+    volume = record.with_content(record.described(str(image), None, None))
+    made = decode(open_volume(decoded[0].with_name("a_prediction.h5")), AffinityDecode(**SETTINGS),
+                  tmp_path / "a_labels.h5", {"decode": {}, "prediction": {"volume": volume}})
+    assert command.image_of(made, None)[0].shape == SHAPE
+    write(values)  # at another time
+    os.utime(image, (1, 1))
+    assert command.image_of(made, None)[0].shape == SHAPE
+    write(values[::-1])
+    with pytest.raises(InputError, match=r"not the image any more.*--image"):
+        command.image_of(made, None)
+    assert command.image_of(made, str(image))[0].shape == SHAPE
+
+
+def test_doubts_of_voxels_that_are_long_along_z_have_places(tmp_path):
+    affs = np.random.default_rng(3).random((3, 6, 12, 14), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (400, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), AffinityDecode(low=0.1, high=0.95, threshold=0.4),
+                    tmp_path / "a_labels.h5")
+    listed = command.list_doubts(labels, 20)
+    assert len(listed.rows) == 20
+    assert all(set(np.unique(place.sides)) >= {1, 2} for place in listed.places)
+
+
+def test_as_many_doubts_are_listed_as_are_asked_for(tmp_path):
+    affs = np.random.default_rng(3).random((3, 3, 7, 8), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (30, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    settings = AffinityDecode(low=0.1, high=0.95, threshold=0.4, remove_size=4)
+    labels = decode(open_volume(tmp_path / "a_prediction.h5"), settings, tmp_path / "a_labels.h5")
+    every = command.list_doubts(labels, 1000)
+    assert every.total == len(every.rows) > 5
+    few = command.list_doubts(labels, 5)
+    assert few.rows == every.rows[:5]
+    assert few.places[-1].one == every.places[4].one
+    assert few.total > 5
+
+
+def test_pictures_of_values_that_are_no_numbers_are_made_without_a_warning(recwarn):
+    values = np.linspace(0, 1, 1000, dtype=np.float32).reshape(10, 10, 10)
+    plain = command.grey(values)
+    values[0, 0, :3], values[9, 9, 9] = (-np.inf, np.nan, np.nan), np.inf
+    found = command.grey(values)
+    assert np.abs(found.astype(int) - plain).max() <= 1
+    assert (command.grey(np.full((2, 2, 2), np.nan)) == 0).all()
+    assert not recwarn.list
 
 
 def test_labels_in_blocks_have_the_doubts_of_the_whole(tmp_path):

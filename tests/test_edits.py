@@ -149,10 +149,29 @@ def test_objects_that_no_edit_names_keep_their_numbers_and_new_parts_come_behind
     assert row(whole, 0.0, Edit("join", at(0), at(5))) == [1, 2, 3, 4, 5, 1]
 
 
+def test_new_parts_come_behind_labels_that_have_other_numbers():
+    whole = row_of_fragments(0.9, 0.1, 0.8, 0.1, 0.7)
+    for shift in (1, 10):
+        labels = whole.labels(0.5)
+        labels[labels > 0] += shift
+        out = apply_edits(whole, labels, 0.5, [Edit("split", at(0), at(1))])
+        assert out[0, 0].tolist() == [1 + shift, 4 + shift, 2 + shift, 2 + shift, 3 + shift, 3 + shift]
+
+
 def test_a_dropped_place_is_held_apart_from_what_joins_call_a_neuron():
     whole = row_of_fragments(0.9, 0.8, 0.6, 0.95, 0.7)
     assert row(whole, 0.5, Edit("drop", at(4))) == [0] * 6
     assert row(whole, 0.5, Edit("drop", at(4)), Edit("join", at(0), at(1))) == [1, 1, 1, 0, 0, 0]
+
+
+def test_too_many_dropped_places_among_neurons_are_refused(monkeypatch):
+    whole = row_of_fragments(0.9, 0.8, 0.6, 0.95, 0.7)
+    joins = [Edit("join", at(0), at(1)), Edit("join", at(2), at(3))]
+    edits = [*joins, Edit("drop", at(4)), Edit("drop", at(5))]
+    monkeypatch.setattr("emcore.segment.edits.MOST_PAIRS", 3)
+    assert row(whole, 0.5, *edits[:3])[4] == 0
+    with pytest.raises(InputError, match="hold 4 pairs of places apart"):
+        row(whole, 0.5, *edits)
 
 
 @pytest.mark.parametrize(("edits", "words"), [
@@ -165,7 +184,9 @@ def test_a_dropped_place_is_held_apart_from_what_joins_call_a_neuron():
     ([Edit("merge", at(0), at(1))], "join, split or drop"),
     ([Edit("join", at(0))], "six numbers"),
     ([Edit("drop", at(0), at(1))], "three numbers"),
-    ([Edit("drop", (0, 0, -1))], "three numbers")])
+    ([Edit("drop", (0, 0, -1))], "three numbers"),
+    ([Edit("join", (0, 0, 0, 0), (0, 1))], r"z, y, x of a voxel; got \(0, 0, 0, 0\)"),
+    ([Edit("join", (0, 0), (0, 0, 0, 1))], r"z, y, x of a voxel; got \(0, 0\)")])
 def test_edits_that_cannot_be_held_are_named(edits, words):
     whole = row_of_fragments(0.9, 0.8, 0.6)
     labels = whole.labels(0.5)
@@ -218,7 +239,8 @@ def test_a_file_of_something_else_is_named(tmp_path, text):
 @pytest.mark.parametrize(("rows", "words"), [
     ("join,1,2,3\n", "line 2.*six"), ("drop,1,2,3,,,\ndrop,1,2,3,4,5,6\n", "line 3.*three"),
     ("join,1,2,3,4,5,6.0\n", "line 2.*six"), ("fuse,1,2,3,4,5,6\n", "line 2.*'fuse'"),
-    ("drop," + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop,-1,2,3\n", "line 2.*three"),
+    ("drop," + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop," + "0" * 20 + "9" * 30 + ",2,3\n", "line 2.*three"),
+    ("drop," + "0" * 20 + "9" * 5000 + ",2,3\n", "line 2.*three"), ("drop,-1,2,3\n", "line 2.*three"),
     ("join,1,2,3,4,5,6,7\n", "line 2.*six"), ("join,\x00,2,3,4,5,6\n", "line 2")])
 def test_a_damaged_row_is_named(tmp_path, rows, words):
     (tmp_path / "a.csv").write_text("edit,z,y,x,to_z,to_y,to_x\n" + rows)

@@ -96,7 +96,7 @@ def test_the_mapping_makes_the_labels_of_the_supervoxels(place):
         assert set(edges) == {(u, v) for u, v in truth if u in segments and v in segments}
         assert all(affinity == pytest.approx(truth[pair], abs=1e-6) for pair, affinity in edges.items())
         assert not segments or connected(segments, edges)
-        assert all(fragments[z, y, x] == segment for segment, (x, y, z) in zip(segments, positions))
+        assert all(fragments[z - 2, y, x] == segment for segment, (x, y, z) in zip(segments, positions))
 
 
 def test_supervoxels_are_read_by_tensorstore(place):
@@ -144,7 +144,8 @@ def test_merges_are_lines_that_neuroglancer_reads(place):
     assert info["@type"] == "neuroglancer_annotations_v1"
     assert info["annotation_type"] == "LINE"
     assert info["dimensions"] == {"x": [8e-9, "m"], "y": [8e-9, "m"], "z": [30e-9, "m"]}
-    assert info["upper_bound"] == [14, 12, 6]
+    assert info["lower_bound"] == [0, 0, 2]  # 60 nm of 30 nm each, where the supervoxels begin, too
+    assert info["upper_bound"] == [14, 12, 8]
     found, data = look_at(place / "a_labels.h5"), (folder / "lines" / "0_0_0").read_bytes()
     count, = struct.unpack_from("<Q", data)
     tree, objects = found.segmentation.tree, found.objects
@@ -152,11 +153,12 @@ def test_merges_are_lines_that_neuroglancer_reads(place):
     own = np.flatnonzero((ends[0] == ends[1]) & (ends[0] > 0)).tolist()[::-1]
     assert count == len(own) > 5
     assert len(data) == 8 + count * (28 + 8)
-    for number, at in enumerate(own):
+    for number, row in enumerate(own):
         *ends, score = struct.unpack_from("<7f", data, 8 + 28 * number)
-        wanted = [place + 0.5 for end in (tree.a[at], tree.b[at]) for place in found.places[end][::-1].tolist()]
+        wanted = [at + 0.5 for end in (tree.a[row], tree.b[row])
+                  for at in (found.places[end] + (2, 0, 0))[::-1].tolist()]
         assert ends == wanted
-        assert score == pytest.approx(1 - tree.height[at])
+        assert score == pytest.approx(1 - tree.height[row])
         one, = struct.unpack_from("<Q", data, 8 + 28 * count + 8 * number)
         assert (folder / "by_id" / str(one)).read_bytes() == data[8 + 28 * number:36 + 28 * number]
 
@@ -206,6 +208,41 @@ def test_any_changed_mapping_becomes_edits(place, seed):
     check_back(found, edits_of(found, wanted), wanted, random)
 
 
+def test_edits_name_only_supervoxels_that_have_a_labelled_voxel(tmp_path):
+    """Boundaries may clear every voxel of a supervoxel, and no edit can name one of these."""
+    affs = np.random.default_rng(0).random((3, 6, 10, 10), np.float32)
+    with create_volume(f"{tmp_path}/a_prediction.h5", affs.shape, affs.dtype, (30, 8, 8), None,
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = affs
+    settings = AffinityDecode(low=0.1, high=0.95, threshold=0.35, boundary=0.6)
+    found = look_at(decode(open_volume(tmp_path / "a_prediction.h5"), settings, tmp_path / "a_labels.h5"))
+    fragments, labels = found.fragments[...], found.labels[...]
+    largest = np.bincount(found.objects.astype(np.int64))[1:].argmax() + 1
+    members, wanted = np.flatnonzero(found.objects == largest), found.objects.copy()
+    wanted[members[:len(members) // 2]] = wanted.max() + 1
+    unseen = np.setdiff1d(members, fragments[labels > 0])
+    assert len(unseen)
+    assert not found.seen[unseen].any()
+    edits = edits_of(found, wanted)
+    made = found.with_edits(found.ids(edits), decided(edits, found.ids(edits)))
+    assert partition(np.where(labels > 0, made[fragments], 0)) == partition(np.where(labels > 0, wanted[fragments], 0))
+
+
+def test_a_mapping_that_needs_too_many_splits_is_refused(place, monkeypatch):
+    monkeypatch.setattr("emcore.blocks.handover.MOST_SPLITS", 3)
+    found = look_at(place / "a_labels.h5")
+    sizes = np.bincount(found.objects.astype(np.int64))
+    for parts in (3, 4):
+        wanted = found.objects.copy()
+        own = np.flatnonzero(found.objects == np.flatnonzero(sizes[1:] > 3)[0] + 1)
+        wanted[own[:parts - 1]] = wanted.max() + 1 + np.arange(parts - 1, dtype=np.uint64)
+        if parts == 3:
+            assert edits_of(found, wanted)
+        else:
+            with pytest.raises(InputError, match="needs 6 splits"):
+                edits_of(found, wanted)
+
+
 def test_a_mapping_of_a_split_needs_few_edits(place):
     """Where a split comes about by itself, two places say it."""
     found = look_at(place / "a_labels.h5")
@@ -224,7 +261,8 @@ def test_a_mapping_of_a_split_needs_few_edits(place):
 @pytest.mark.parametrize(("change", "words"), [
     (lambda file: file.__delitem__("segment_to_agglomerate"), "no mapping of webknossos"),
     (lambda file: replace(file, np.zeros(7, np.uint64)), "belongs to other labels"),
-    (lambda file: replace(file, np.zeros(7, np.float32)), "no mapping of webknossos")])
+    (lambda file: replace(file, np.zeros(7, np.float32)), "no mapping of webknossos"),
+    (lambda file: replace(file, np.append(np.zeros(100, np.int64), -3)), "supervoxel 100 to the object -3")])
 def test_a_mapping_of_something_else_is_named(place, tmp_path, change, words):
     data = (place / "out" / "agglomerates.hdf5").read_bytes()
     (tmp_path / "a.hdf5").write_bytes(data)
@@ -260,3 +298,35 @@ def test_mistakes_are_named_and_nothing_is_written(place, tmp_path, capsys):
     assert run_command(main, [labels, str(tmp_path / "out"), "--edits", str(tmp_path / "edits.csv")]) == 2
     assert "line 2" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["edits.csv"]
+
+
+def changed_labels(place, path, change):
+    """A copy of the labels of the place with others in them."""
+    path.write_bytes((place / "a_labels.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        values, attributes = file["labels"][...].astype(np.uint64), dict(file["labels"].attrs)
+        del file["labels"]
+        stored = file.create_dataset("labels", data=change(values))
+        for name, value in attributes.items():
+            stored.attrs[name] = value
+    return path
+
+
+def half_renamed(labels):
+    """The labels, of which those in one half of the volume have other numbers."""
+    labels[:, :, 7:][labels[:, :, 7:] > 0] += labels.max()
+    return labels
+
+
+def test_labels_that_are_not_made_of_clusters_are_refused(place, tmp_path, capsys):
+    path = changed_labels(place, tmp_path / "a_labels.h5", half_renamed)
+    assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
+    assert "made of whole clusters" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [2**33, 2**60])
+def test_labels_with_huge_numbers_are_refused(place, tmp_path, capsys, number):
+    path = changed_labels(place, tmp_path / "a_labels.h5", lambda labels: np.where(labels == 1, number, labels))
+    assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
+    assert f"has the label {number}" in capsys.readouterr().err

@@ -368,3 +368,8 @@ def test_a_classifier_of_too_many_steps_or_units_is_refused_before_memory_is_tak
     write_net(path, replace(net, biases=np.zeros((5, 2000), np.float32)))
     with pytest.raises(InputError, match="2000 hidden units"):
         read_net(path)
+
+
+def test_results_do_nothing_beside_edits(trained, capsys):
+    given = ["--cfg", str(trained / "run.toml"), "--results", str(trained), "--edits", "p.h5", "edits.csv"]
+    assert "--results names predictions" in refused(lambda _: learn_contacts(given), capsys)

@@ -24,19 +24,27 @@ from emcore.blocks.label_statistics import write_rows
 from emcore.blocks.tables import parts_of
 from emcore.errors import InputError
 from emcore.files import replaced, reported
-from emcore.record import LABELS
+from emcore.record import LABELS, has_labels, refuse_edits
 from emcore.segment import Edit, Segmentation, read_edits, write_edits
 from emcore.segment.agglomerates import numbered_objects, read_mapping, write_mapping
 from emcore.segment.annotations import write_lines
 from emcore.segment.edit_files import DROP, JOIN, SPLIT
-from emcore.segment.edits import Decisions, decided, edited_objects, ids_at, united
-from emcore.segment.graph import RegionGraph
+from emcore.segment.edits import (
+    NOT_OF_CLUSTERS,
+    Decisions,
+    decided,
+    edited_objects,
+    ids_at,
+    note_labels,
+    united,
+)
+from emcore.segment.graph import KEY_STEPS, RegionGraph
 from emcore.segment.storage import no_tree
 from emcore.volumes import Volume, create_volume, open_volume
 
 SECTIONS = 16  # So many are read at a time.
+MOST_SPLITS = 10**6  # A mapping that needs more is refused.
 MOST_LINES = 10_000  # Neuroglancer gets the weakest merges, as each is a file.
-STEPS = 3  # Keys of contacts are three times the number of the later voxel, plus its axis.
 
 
 @dataclass
@@ -47,7 +55,8 @@ class Supervoxels:
     fragments: Volume
     labels: Volume
     threshold: float
-    objects: np.ndarray  # the label of every fragment, 0 where it has none
+    objects: np.ndarray  # the label of the cluster of every fragment, 0 where that has none
+    seen: np.ndarray  # whether a voxel of it has that label; boundaries may have cleared them all
     places: np.ndarray  # (fragments + 1, 3) a voxel in each: the first that has a label, or the first of all
 
     @property
@@ -95,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
 def look_at(path: Path) -> Supervoxels:
     """The supervoxels of a labels file; every voxel is read once."""
     parts, threshold = parts_of(path), threshold_of(path)
+    if has_labels(path):
+        refuse_edits(path, "name the labels without edits and give --edits")
     if parts is None:
         raise no_tree(path)
     if threshold is None:
@@ -110,14 +121,19 @@ def look_at(path: Path) -> Supervoxels:
         ours, theirs = (volume[start:start + SECTIONS].reshape(-1) for volume in (fragments, labels))
         if ours.size and ours.max() >= len(cut):
             raise InputError(f"{path} has fragments that its merges do not know; decode the prediction again")
+        if theirs.size and theirs.max() > 2 * len(cut):
+            raise InputError(f"{path} has the label {theirs.max()}, and labels of {len(cut) - 1} fragments have "
+                             "smaller numbers; these were changed since, so run infer.py again")
+        if not note_labels(table, cut[ours], theirs):
+            raise InputError(f"{path}: {NOT_OF_CLUSTERS}, as infer.py writes them; these were changed since, so run "
+                             "infer.py again")
         has = np.flatnonzero(theirs)
-        table[cut[ours[has]]] = theirs[has]
         for places, voxels in ((labelled, has), (first, np.arange(ours.size))):
             new = voxels[places[ours[voxels]] < 0][::-1]  # The last one that is written stays: the first voxel.
             places[ours[new]] = new + start * plane
     places = np.where(labelled >= 0, labelled, np.maximum(first, 0))
     places = np.stack(np.unravel_index(places, labels.shape), axis=1)
-    return Supervoxels(segmentation, fragments, labels, threshold, table[cut], places)
+    return Supervoxels(segmentation, fragments, labels, threshold, table[cut], labelled >= 0, places)
 
 
 def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
@@ -130,6 +146,10 @@ def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
         decisions = decided(edits, ids)
         objects, joined = found.with_edits(ids, decisions), decisions.joined.astype(np.int64)
     resolution = labels.resolution or (1.0, 1.0, 1.0)
+    first = [round(at / size) for at, size in zip(labels.offset, resolution)]
+    if min(first) < 0:
+        raise InputError(f"{labels.name} begins at the voxel {first}, and a mapping of webknossos has no "
+                         "places below 0: store the prediction again with an offset from 0 on, and decode it")
     with replaced(out) as folder:
         with reported(out):
             folder.mkdir(parents=True)
@@ -138,10 +158,11 @@ def hand_over(found: Supervoxels, out: Path, edits: Sequence[Edit]) -> None:
             for start in range(0, labels.shape[0], SECTIONS):
                 volume[start:start + SECTIONS] = found.fragments[start:start + SECTIONS]
         kept = with_dropped(graph, found.objects, objects)
-        write_mapping(folder / "agglomerates.hdf5", kept, *contacts_within(graph, kept, joined), found.places)
+        write_mapping(folder / "agglomerates.hdf5", kept, *contacts_within(graph, kept, joined),
+                      found.places + first)
         write_tables(folder, found, objects)
         with reported(out):
-            write_merges(folder / "merges", found, objects, resolution)
+            write_merges(folder / "merges", found, objects, first, resolution)
 
 
 def with_dropped(graph: RegionGraph, before: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -178,7 +199,7 @@ def write_tables(folder: Path, found: Supervoxels, objects: np.ndarray) -> None:
     merge, known = ranks(names, ends[:, 0] << np.uint64(32) | ends[:, 1])
     height = np.full(len(names), "", object)
     height[merge[known]] = 1 - tree.height[known].astype(np.float64)
-    voxel = np.stack(np.unravel_index((graph.key // STEPS).astype(np.int64), found.labels.shape), axis=1)
+    voxel = np.stack(np.unravel_index((graph.key // KEY_STEPS).astype(np.int64), found.labels.shape), axis=1)
     write_rows(folder / "edges.csv",
                ["u", "v", "object_u", "object_v", "contacts", "mean", "least", "largest", "merge", "z", "y", "x"],
                [graph.u, graph.v, objects[graph.u], objects[graph.v], graph.count, graph.mean, graph.min, graph.max,
@@ -195,12 +216,13 @@ def sizes_of(found: Supervoxels) -> np.ndarray:
     return sizes
 
 
-def write_merges(folder: Path, found: Supervoxels, objects: np.ndarray, resolution: Sequence[float]) -> None:
+def write_merges(folder: Path, found: Supervoxels, objects: np.ndarray, first: Sequence[int],
+                 resolution: Sequence[float]) -> None:
     """The weakest merges within objects as lines between the two fragments that they name."""
     tree = found.segmentation.tree
     own = np.flatnonzero((objects[tree.a] == objects[tree.b]) & (objects[tree.a] > 0))[::-1][:MOST_LINES]
     write_lines(folder, found.places[tree.a[own]], found.places[tree.b[own]], 1 - tree.height[own],
-                found.labels.shape, resolution)
+                first, found.labels.shape, resolution)
 
 
 # ---- and back
@@ -218,7 +240,7 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
     if len(odd):
         raise InputError(f"the mapping joins the supervoxel {odd[0]} to others, but in these labels it is 0, as dust "
                          "or boundary, and no edit reaches it: lower decode.remove_size and decode again")
-    has = found.objects > 0
+    has = (found.objects > 0) & found.seen
     changed = changed_objects(before, wanted, has)
     inside = np.flatnonzero(np.isin(before, changed) & has)
     first: dict[tuple[int, int], int] = {}  # (old object, new object) -> the first fragment of both
@@ -228,6 +250,11 @@ def edits_of(found: Supervoxels, wanted: np.ndarray) -> list[Edit]:
     for (old, new), one in first.items():
         heads[new] = min(one, heads.get(new, one))
         parts.setdefault(old, []).append((new, one))
+    needed = sum(len(own) * (len(own) - 1) // 2 for own in parts.values())
+    if needed > MOST_SPLITS:
+        raise InputError(f"the mapping takes objects apart into so many parts that it needs {needed} splits, a split "
+                         f"for every two, and {MOST_SPLITS} are the most: lower decode.threshold and decode "
+                         "again, or change fewer objects at a time")
     edits = set()
 
     def put(one: int) -> None:

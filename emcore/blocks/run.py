@@ -33,7 +33,7 @@ from emcore.files import create_once, reported, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_edits, of_source
 from emcore.record import read as read_record
 from emcore.segment import Edit, read_edits, write_edits
-from emcore.segment.edit_files import digest_of_edits
+from emcore.segment.edit_files import check_edits, digest_of_edits
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
@@ -80,10 +80,14 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
 
     None takes the threshold of the labels that are there.
     """
-    labels = labels.absolute()  # as workers may stand in other folders
+    labels, edits = labels.absolute(), check_edits(edits)  # Workers may stand in other folders.
     work = work_of(labels)
     if not isinstance(work, AffinityWork):
         raise InputError(f"{labels} has no merges, so it cannot be cut: only decode.kind = affinities makes some")
+    try:
+        before = open_volume(labels, LABELS)
+    except InputError as damage:
+        raise InputError(f"{damage}; infer.py without --cut and --edits makes the labels whole again") from None
     prediction, said, record = Path(work.source.path), attributes_joined(labels, LABELS), read_record(labels, LABELS)
     if split_reference(prediction)[0].exists() and not is_source(prediction, said[ABOUT].get("stamp"), work.content):
         raise InputError(f"{labels} was decoded from another prediction than {prediction}: run infer.py, which decodes "
@@ -93,16 +97,17 @@ def cut_in_blocks(labels: Path, threshold: float | None, out: Path, blocks: Bloc
     work = replace(work.at(threshold), edits=tuple(edits))
     table = config.to_table(replace(config.from_table(AffinityDecode, said["decode"], "decode"), threshold=threshold))
     kept = {"edits": f"edits-{digest_of_edits(edits)[:12]}.csv"} if edits else {}
-    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"} | kept
+    said[ABOUT] = {name: value for name, value in said[ABOUT].items() if name != "edits"} | kept
+    about = {name: value for name, value in said[ABOUT].items() if name != "stamp"}
     plan = {**about, "shape": list(work.grid.shape), "decode": table}
     if kept:
         write_edits(work.folder / kept["edits"], edits)
     with running(work.folder, plan, finished=True):
         engines.run(work, blocks)
         mend(work, blocks)
-        before = open_volume(labels, LABELS)
-        made_by = {ATTRIBUTE: {**record, "decode": table, **of_edits(edits)}} if record else {}
-        said = {"decode": table, ABOUT: {**said[ABOUT], **kept}, **made_by}
+        made_of = {name: value for name, value in (record or {}).items() if name != "edits"}
+        made_by = {ATTRIBUTE: {**made_of, "decode": table, **of_edits(edits)}} if record else {}
+        said = {"decode": table, ABOUT: said[ABOUT], **made_by}
         work.join(out.absolute(), before.resolution, before.offset, said)
     return out
 

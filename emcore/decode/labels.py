@@ -108,7 +108,7 @@ def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | N
         The path of the file.
 
     Raises:
-        InputError: the file holds no merge tree, or the threshold lies beyond it.
+        InputError: the file holds no merge tree, the threshold lies beyond it, or there are edits and no record.
 
     Cost:
         It takes 40 ns of one core and 14 bytes per voxel.
@@ -134,6 +134,9 @@ def recut(stored: Path, threshold: float | None, out: Path, prediction: Path | N
     if not isinstance(made_by, dict):
         raise InputError(f"{stored} does not say by which [decode] it was made; decode the prediction again")
     made_of, settings = read_record(stored, LABELS), config.from_table(Decode, made_by, "decode")
+    if edits and made_of is None:
+        raise InputError(f"{stored} has no record of what made it, in which labels with edits say that they hold some: "
+                         "run infer.py again, which writes one")
     threshold = settings.threshold if threshold is None else threshold
     check_end(stored, segmentation.tree.complete_below, threshold)
     settings = replace(settings, threshold=threshold)

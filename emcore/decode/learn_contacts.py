@@ -114,6 +114,9 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     decode = check_decode(settings)
     out = options.out or Path(decode.learned.file)
+    if options.results and (options.pairs or options.edits):
+        raise InputError("--results names predictions of data.test, and --from and --edits take the place of these: "
+                         "leave it out")
     pairs = options.pairs or ([] if options.edits else pairs_of(settings, options.results))
     for pair in pairs:  # says what is wrong with one before work begins with another
         for path in pair:

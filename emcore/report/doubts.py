@@ -22,7 +22,7 @@ from emcore.errors import InputError
 from emcore.files import csv_text, reported, write_text
 from emcore.metrics.points import labels_at
 from emcore.png import encode_png
-from emcore.record import LABELS, has_labels, read
+from emcore.record import LABELS, has_labels, is_unchanged, read, refuse_edits
 from emcore.report.html import digest, filled, policy
 from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
@@ -77,11 +77,13 @@ class Listed(NamedTuple):
     rows: list[list[Any]]
     places: list[Place]
     fragments: Volume
-    total: int  # doubts that there are
+    total: int  # doubts that there are; among those that are not listed dust and links may have settled some
 
 
 def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connectome: Path | None = None) -> Listed:
     """The most urgent doubts of a labels file, in blocks or not."""
+    if has_labels(labels):
+        refuse_edits(labels, "name the labels without edits")
     parts, threshold = parts_of(labels), threshold_of(labels)
     if parts is None or threshold is None:
         raise no_tree(labels)
@@ -90,14 +92,21 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
         raise InputError(f"{labels} does not say its resolution, and doubts are measured in micrometres")
     voxel = float(np.prod(fragments.resolution)) / 1e9
     found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")))
-    total, count = len(found), parted.graph.fragments
-    found = found.rows(np.arange(min(total, most)))
-    field = [max(1, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
-    places = list(places_of(found, parted, fragments, field))
-    names = labels_under(stored, places)
-    # what dust and links did after the cut may have joined a pair already, or left no object there
-    still = names.all(axis=1) & ((names[:, 0] == names[:, 1]) == (found.merge >= 0))
-    found, names, places = found.rows(still), names[still], [places[row] for row in np.flatnonzero(still)]
+    count = parted.graph.fragments
+    field = [max(2, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
+    kept, settled, places = [], 0, []
+    for start in range(0, len(found), most):
+        rows = np.arange(start, min(start + most, len(found)))
+        there = list(places_of(found.rows(rows), parted, fragments, field))
+        names = labels_under(stored, there)
+        # what dust and links did after the cut may have joined a pair already, or left no object there
+        still = names.all(axis=1) & ((names[:, 0] == names[:, 1]) == (found.merge[rows] >= 0))
+        kept, settled = [*kept, *rows[still].tolist()], settled + int((~still).sum())
+        places += [there[row] for row in np.flatnonzero(still)]
+        if len(kept) >= most:
+            break
+    total, places = len(found) - settled, places[:most]
+    found, names = found.rows(np.array(kept[:most], np.int64)), labels_under(stored, places)
     weights = {}
     if skeletons is not None:
         weights["cable_um"] = cable_of(skeletons, fragments, count) / 1000
@@ -137,9 +146,12 @@ def image_of(labels: Path, named: str | None) -> tuple[Volume, tuple[slice, ...]
     """The micrographs, and where the labels lie in them."""
     if named is None:
         made_by = read(labels, LABELS)
-        named = ((made_by or {}).get("prediction", {}).get("volume") or {}).get("image")
+        volume = (made_by or {}).get("prediction", {}).get("volume") or {}
+        named = volume.get("image")
         if named is None or not is_there(named):
             raise InputError(f"{labels} does not say which image it is of, or that is gone: name it by --image")
+        if not is_unchanged(volume):
+            raise InputError(f"{named} is not the image any more that {labels} was made of: name that one by --image")
     image = open_volume(named, kind="image")
     if image.ndim != 3:
         raise InputError(f"--image takes (z, y, x); {image.name} has the shape {image.shape}")
@@ -200,8 +212,10 @@ def doubts_page(listed: Listed, image: tuple[Volume, tuple[slice, ...]], name: s
 
 def grey(values: np.ndarray) -> np.ndarray:
     """8 bits whose range is that of all but the darkest and the brightest voxels."""
-    low, high = np.nanpercentile(values, (0.5, 99.5))
-    scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) * (255 / (high - low or 1))
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, (0.5, 99.5)) if len(finite) else (0.0, 0.0)
+    known = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (known - low) * (255 / (high - low or 1))
     return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 

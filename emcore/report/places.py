@@ -8,10 +8,10 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.segment import distance_transform
 from emcore.segment.doubts import Doubts, Parted
+from emcore.segment.graph import KEY_STEPS
 from emcore.volumes import Volume
 
 Box = tuple[slice, slice, slice]
-KEYS = 3  # A key of the graph is this times the number of the later voxel of a contact, and the axis is added.
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ def contacts_of(doubts: Doubts, parted: Parted, fragments: Volume,
     for merge, contact in zip(doubts.merge.tolist(), doubts.contact.tolist()):
         u, v, number = (int(column[contact]) for column in (parted.graph.u, parted.graph.v, parted.graph.key))
         middle = None
-        if number // KEYS < fragments.size:
-            last = [int(at) for at in np.unravel_index(number // KEYS, fragments.shape)]
+        if number // KEY_STEPS < fragments.size:
+            last = [int(at) for at in np.unravel_index(number // KEY_STEPS, fragments.shape)]
             box = box_around(last, field, fragments.shape)
             middle = middle_of(fragments[box], u, v, box)
         if middle is None:

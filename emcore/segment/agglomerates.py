@@ -71,4 +71,8 @@ def read_mapping(path: str | PathLike, count: int) -> np.ndarray:
             raise InputError(f"{path} maps supervoxels by an array of shape {found.shape}, and these labels have "
                              f"{count}: it belongs to other labels")
         check_storage(f"{path}:{OBJECTS}", found)
-        return found[...].astype(np.uint64)
+        values = found[...]
+        if values.min() < 0:
+            raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects "
+                             "have numbers from 0 on")
+        return values.astype(np.uint64)

@@ -13,16 +13,19 @@ import numpy as np
 RECORD = np.dtype([("ends", "<f4", (2, 3)), ("score", "<f4")])
 
 
-def write_lines(folder: Path, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, shape: Sequence[int],
-                resolution: Sequence[float]) -> None:
-    """Writes lines between voxels (n, 3) z, y, x of a volume; the folder must not be there."""
+def write_lines(folder: Path, starts: np.ndarray, ends: np.ndarray, scores: np.ndarray, first: Sequence[int],
+                shape: Sequence[int], resolution: Sequence[float]) -> None:
+    """Writes lines between voxels (n, 3) z, y, x of a volume; the folder must not be there.
+
+    first: the place of the volume's first voxel, in voxels.
+    """
     lines = np.empty(len(starts), RECORD)
-    lines["ends"] = np.stack([starts, ends], axis=1)[:, :, ::-1] + 0.5  # the middle of a voxel
+    lines["ends"] = (np.stack([starts, ends], axis=1) + first)[:, :, ::-1] + 0.5  # the middle of a voxel
     lines["score"] = scores
-    extent = [int(length) for length in reversed(shape)]
+    extent, low = ([int(number) for number in reversed(numbers)] for numbers in (shape, first))
     info = {"@type": "neuroglancer_annotations_v1", "annotation_type": "LINE",
             "dimensions": {axis: [size / 1e9, "m"] for axis, size in zip("xyz", reversed(tuple(resolution)))},
-            "lower_bound": [0, 0, 0], "upper_bound": extent,
+            "lower_bound": low, "upper_bound": [at + length for at, length in zip(low, extent)],
             "properties": [{"id": "score", "type": "float32", "description": "the statistic of the merge"}],
             "relationships": [], "by_id": {"key": "by_id"},
             "spatial": [{"key": "lines", "grid_shape": [1, 1, 1], "chunk_size": extent, "limit": max(1, len(lines))}]}

@@ -21,8 +21,9 @@ from emcore.reading import read_text, shown
 
 HEADER = ("edit", "z", "y", "x", "to_z", "to_y", "to_x")
 JOIN, SPLIT, DROP = "join", "split", "drop"
-MOST_BYTES = 2**28  # of a file: some millions of edits
+MOST_BYTES = 2**28  # A file of so many bytes has some millions of edits; a larger one is refused.
 LARGEST = 2**40  # No index of a voxel reaches it.
+MOST_DIGITS = 20  # An index has fewer, also with leading zeros.
 Place = tuple[int, int, int]
 
 
@@ -128,8 +129,20 @@ def canonical(edits: Iterable[Edit]) -> list[tuple]:
 
 def check_edits(edits: Iterable[Edit]) -> list[Edit]:
     """The edits, if each is one: what a program hands over is held to the same rules as a file."""
-    return [_edit_of([str(edit.kind), *map(str, edit.place), *map(str, edit.other or ())], edit.where or str(edit))
-            ._replace(where=edit.where) for edit in edits]
+    found = []
+    for edit in edits:
+        where = edit.where or str(edit)
+        for place in (edit.place, edit.other or (0, 0, 0)):
+            if len(place) != 3:
+                raise InputError(f"{where}: a place is the three indices z, y, x of a voxel; got {tuple(place)}")
+        cells = [str(edit.kind), *map(str, edit.place), *map(str, edit.other or ())]
+        found.append(_edit_of(cells, where)._replace(where=edit.where))
+    return found
+
+
+def _is_index(cell: str) -> bool:
+    """Whether a cell is the index of a voxel; its length comes first, as Python refuses to read a very long number."""
+    return cell.isascii() and cell.isdigit() and len(cell) <= MOST_DIGITS and int(cell) < LARGEST
 
 
 def _edit_of(cells: Sequence[str], where: str) -> Edit:
@@ -140,7 +153,7 @@ def _edit_of(cells: Sequence[str], where: str) -> Edit:
     if count is None:
         raise InputError(f"{where}: an edit is {JOIN}, {SPLIT} or {DROP}; got {shown(kind)}")
     given, empty = places[:count], places[count:]
-    if any(empty) or not all(cell.isascii() and cell.isdigit() and int(cell[:20]) < LARGEST for cell in given):
+    if any(empty) or not all(map(_is_index, given)):
         wanted = "the six numbers z,y,x,to_z,to_y,to_x" if count == 6 else "the three numbers z,y,x and nothing else"
         raise InputError(f"{where}: a {kind} takes {wanted}, indices of voxels from 0 on; got "
                          f"{shown(','.join(places))}")

@@ -34,7 +34,9 @@ from emcore.threads import run_parallel, slabs, thread_count
 
 SCALE = int(SUM_SCALE)
 EDGES = ("u", "v", "count", "sum", "key")
-SHOWN = 5  # edits that a sentence names
+SHOWN = 5  # A sentence names so many edits.
+MOST_PAIRS = 4 * 10**6  # More pairs of a dropped place and a neuron are refused; these take 200 MB.
+NOT_OF_CLUSTERS = "labels must be made of whole clusters of the threshold"
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Decisions:
 class Inside:
     """What lies inside the objects that edits name: their fragments, and by the rank of these merges and contacts."""
 
-    ids: np.ndarray  # of the fragments, rising
+    ids: np.ndarray  # the numbers of the fragments, rising
     objects: np.ndarray  # the label that each has
     merges: np.ndarray  # (n, 2), in their order up to the threshold
     edges: dict[str, np.ndarray]  # EDGES of fragments of one object; a pair may have several rows
@@ -96,7 +98,7 @@ def apply_edits(segmentation: Segmentation, labels: np.ndarray, threshold: float
     if largest_label(fragments, threads) > tree.fragments:
         raise InputError(f"fragments hold labels above {tree.fragments}, which the merge tree does not know")
     ids = ids_at(edits, labels.shape, lambda place: (int(fragments[place]), int(labels[place])))
-    objects = objects_of(fragments, labels, tree.table(threshold), threads)
+    objects = objects_of(fragments, labels, tree.table(threshold))
     return held(fragments, labels, edited_objects(segmentation, objects, threshold, ids, decided(edits, ids)), threads)
 
 
@@ -114,7 +116,7 @@ def edited_objects(segmentation: Segmentation, objects: np.ndarray, threshold: f
     edges |= {end: rank[edges[end]] for end in "uv"}
     inside = Inside(np.flatnonzero(named).astype(np.uint64), objects[named], merges, edges)
     table = objects.copy()
-    table[named] = edited(inside, decisions, int(tree.table(threshold).max()))
+    table[named] = edited(inside, decisions, max(int(tree.table(threshold).max()), int(objects.max())))
     return table
 
 
@@ -162,7 +164,8 @@ def decided(edits: Sequence[Edit], ids: np.ndarray) -> Decisions:
         if edit.kind == SPLIT and one == other:
             raise InputError(f"{edit} cannot be held: both voxels lie in the fragment {one}, and merges are made of "
                              "whole fragments; decode with smaller fragments, or name voxels further apart")
-    group = _groups(links)
+    names, at = np.unique(ids[[edit.kind == JOIN for edit in edits]], return_inverse=True)
+    group = dict(zip(names.tolist(), names[united(len(names), at.reshape(-1, 2))].tolist()))
     for edit, one, other in rows:
         if edit.kind == SPLIT and group.get(one, one) == group.get(other, other):
             chain = _chain(links, one, other)
@@ -171,18 +174,6 @@ def decided(edits: Sequence[Edit], ids: np.ndarray) -> Decisions:
     by_kind = {kind: np.array([pair for edit, *pair in rows if edit.kind == kind], np.uint64).reshape(-1, 2)
                for kind in (JOIN, SPLIT, DROP)}
     return Decisions(by_kind[JOIN], by_kind[SPLIT], np.unique(by_kind[DROP][:, 0]))
-
-
-def _groups(links: dict[int, list[tuple[int, Edit]]]) -> dict[int, int]:
-    """For every fragment that a join names one fragment of all that hang together by joins."""
-    group: dict[int, int] = {}
-    for start in links:
-        waiting = [] if start in group else [start]
-        while waiting:
-            at = waiting.pop()
-            group[at] = start
-            waiting += [other for other, _ in links[at] if other not in group]
-    return group
 
 
 def _chain(links: dict[int, list[tuple[int, Edit]]], start: int, end: int) -> list[Edit]:
@@ -202,25 +193,27 @@ def _chain(links: dict[int, list[tuple[int, Edit]]], start: int, end: int) -> li
     return chain[::-1]
 
 
-def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray, threads: int | None = None) -> np.ndarray:
+def objects_of(fragments: np.ndarray, labels: np.ndarray, cut: np.ndarray) -> np.ndarray:
     """The label of every fragment by that of its cluster, 0 where a cluster has no voxel; labels must be made of them.
 
     cut is the cluster of every fragment.
     """
     table = np.zeros(int(cut.max()) + 1, labels.dtype)
-    for ours, theirs in map(_runs, fragments, labels):
-        has = theirs != 0
-        table[cut[ours[has]]] = theirs[has]
-    table = table[cut]
+    if not all(note_labels(table, cut[ours], theirs) for ours, theirs in map(_runs, fragments, labels)):
+        raise InputError(f"{NOT_OF_CLUSTERS}, as those are that this segmentation made at it")
+    return table[cut]
 
-    def fits(start: int, stop: int) -> bool:
-        return all(bool(((theirs == 0) | (table[ours] == theirs)).all())
-                   for ours, theirs in map(_runs, fragments[start:stop], labels[start:stop]))
 
-    if not all(run_parallel(fits, slabs(len(labels), thread_count(threads)), thread_count(threads))):
-        raise InputError("labels must be made of whole clusters of the threshold, as those are that this segmentation "
-                         "made at it")
-    return table
+def note_labels(table: np.ndarray, clusters: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether voxels of these clusters have the labels that the table says, which learns those that it does not know.
+
+    A label of 0 says nothing, so it fits every cluster.
+    """
+    has = labels != 0
+    clusters, labels = clusters[has], labels[has]
+    new = table[clusters] == 0
+    table[clusters[new]] = labels[new]
+    return bool((table[clusters] == labels).all())
 
 
 def _runs(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -275,6 +268,9 @@ def _conflicts(groups: np.ndarray, neurons: np.ndarray, apart: np.ndarray, dropp
     neurons = np.unique(neurons)
     neurons = neurons[np.argsort(groups[neurons], kind="stable")]
     starts, stops = (np.searchsorted(groups[neurons], groups[dropped], side=side) for side in ("left", "right"))
+    if (count := int((stops - starts).sum())) > MOST_PAIRS:
+        raise InputError(f"drops and joins within the same objects hold {count} pairs of places apart, and "
+                         f"{MOST_PAIRS} are the most: drop fewer places of one object")
     pairs = [apart, *(np.stack([np.full(stop - start, one), neurons[start:stop]], axis=1)
                       for one, start, stop in zip(dropped, starts, stops))]
     found = np.unique(np.sort(np.concatenate(pairs), axis=1), axis=0)

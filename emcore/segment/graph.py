@@ -20,6 +20,7 @@ from emcore.segment.statistics import Statistic, parse_statistic
 from emcore.threads import run_parallel, slabs, thread_count
 
 SUM_SCALE = 2.0**24
+KEY_STEPS = 3  # A key is this times the number of the later voxel of a contact, and the axis is added.
 BINS = 256
 EXTRAS = ("sizes", "boxes", "histogram", "running_mean")
 _TILE_ROWS = 16

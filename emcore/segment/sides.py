@@ -42,9 +42,9 @@ def _climbing(tree: MergeTree) -> tuple[np.ndarray, np.ndarray]:
 class Sides:
     """The objects that the first merges of a tree make, each a tree of fragments that its contacts hold together."""
 
-    made: int  # merges
-    parent: np.ndarray  # int64, fragment i is the smallest of its cluster until that joins the one of parent[i],
-    when: np.ndarray  # int64, by merge when[i]; where none joins it this is the number of all merges
+    made: int  # how many merges were made
+    parent: np.ndarray  # int64, fragment i is the smallest of its cluster until that joins the one of parent[i]
+    when: np.ndarray  # int64, merge when[i] joins these two; a cluster that none joins has the number of all merges
     contact: np.ndarray  # int64, the edge of the graph that stands for each merge
     faces: np.ndarray  # int64, all contact faces between the two clusters of each merge
     below: np.ndarray  # int64, the end of each contact that lies farther from the root of the object
