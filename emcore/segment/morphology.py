@@ -16,7 +16,7 @@ def dilate(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str 
     """Grows labels: every voxel takes the largest label in the window around it.
 
     Args:
-        labels: integers or bool, (z, y, x) or (y, x).
+        labels: integers or bool (z, y, x).
         size: the odd width of the window in voxels, one number or one for each axis. The default is 3.
         footprint: "box" (the default) takes the whole window, "cross" its middle lines.
         iterations: how often it is done (default 1).
@@ -46,7 +46,7 @@ def erode(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str =
     """Shrinks labels: a voxel keeps its label where the whole window around it holds this label, and else becomes 0.
 
     Args:
-        labels: integers or bool, (z, y, x) or (y, x).
+        labels: integers or bool (z, y, x).
         size: the odd width of the window in voxels, one number or one for each axis. The default is 3.
         footprint: "box" (the default) takes the whole window, "cross" its middle lines.
         iterations: how often it is done (default 1).
