@@ -181,7 +181,7 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
         InputError: the shapes differ, or a number does not fit.
 
     Cost:
-        It takes 58 ns of one core and less than 1 bytes per pixel.
+        It takes 58 ns of one core and less than 1 byte per pixel.
 
     Examples:
         >>> import numpy as np
