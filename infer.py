@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
     parser.add_argument("--params", help="TOML file laid over --cfg, such as the best_params.toml of a tune")
-    parser.add_argument("--checkpoint", help="file to predict with, or best; the newest of the run by default")
+    parser.add_argument("--checkpoint", help="file to predict with, best, or a name that python -m emcore models "
+                        "lists; the newest of the run by default")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where results go, in place of the usual folder")
     parser.add_argument("--again", action="store_true", help="replace a prediction that was made with other settings")
     parser.add_argument("--from", dest="stored", help="a stored prediction to decode; nothing is predicted")

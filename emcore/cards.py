@@ -37,7 +37,11 @@ def checkpoint_file(given: str | Path, folder: Path = FOLDER) -> Path:
     shipped = folder / f"{given}.pt"
     if shipped.exists():
         return shipped
-    names = [name for name, card in cards(folder).items() if card.file.endswith(".pt")]
+    shown = cards(folder)
+    if given in shown:
+        raise InputError(f"{given} is no net but the classifier {shown[given].file}: name {folder / shown[given].file} "
+                         "in decode.learned.file")
+    names = [name for name, card in shown.items() if card.file.endswith(".pt")]
     there = f"there are {', '.join(names)}" if names else f"they stand in {folder}, which an installed package has not"
     raise InputError(f"{given} is neither a file nor the name of weights that come with emcore; {there}")
 
@@ -63,5 +67,6 @@ def main(arguments: list[str]) -> int:
             lines = [text] if row == "use" else textwrap.wrap(text, 104)
             print("\n".join(f"  {row if line is lines[0] else '':<12}{line}" for line in lines))
         print()
-    print("--checkpoint, infer.checkpoint and train.start_from take these names of .pt files in place of a path.")
+    print("Where a file ends in .pt, --checkpoint, infer.checkpoint and train.start_from take the name in place of its "
+          "path.")
     return 0

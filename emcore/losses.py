@@ -3,7 +3,7 @@
 `weight` is zero where a voxel does not count. A masked mean divides by the number of voxels that count.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -36,7 +36,13 @@ MOST = 10.0  # no class weighs more than this
 @cache
 def constant(values: float | tuple[float, ...], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers of the settings, sent to the device once."""
-    return torch.tensor(values, device=device, dtype=dtype)
+    with torch.inference_mode(False):  # what is made while a net predicts must serve a later training, too
+        return torch.tensor(values, device=device, dtype=dtype)
+
+
+def listed(values: float | Sequence[float]) -> float | tuple[float, ...]:
+    """Numbers of the settings as `constant` can remember them; Python may give a list."""
+    return tuple(values) if isinstance(values, Sequence) else values
 
 
 def masked_mean(loss: Tensor, weight: Tensor) -> Tensor:
@@ -56,7 +62,7 @@ def positive_weight(term: BceTerm | PerChannelBceTerm, target: Tensor, weight: T
         return None
     if term.positive_weight == "auto":
         return automatic_weight(target, weight)
-    values = constant(term.positive_weight, target.device, target.dtype).flatten()
+    values = constant(listed(term.positive_weight), target.device, target.dtype).flatten()
     if values.numel() not in (1, target.shape[1]):
         raise InputError(f"positive_weight needs 1 or {target.shape[1]} values, got {values.numel()}")
     return values.view(1, -1, 1, 1, 1)
@@ -67,7 +73,7 @@ def channel_weight(term: BceTerm | SigmoidMseTerm, target: Tensor) -> Tensor:
         return torch.ones(1, device=target.device)
     if len(term.channel_weights) != target.shape[1]:
         raise InputError(f"channel_weights needs {target.shape[1]} values, got {len(term.channel_weights)}")
-    return constant(term.channel_weights, target.device).view(1, -1, 1, 1, 1)
+    return constant(listed(term.channel_weights), target.device).view(1, -1, 1, 1, 1)
 
 
 def bce(term: BceTerm, prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ def weighted_ce(term: WeightedCeTerm, prediction: Tensor, target: Tensor, weight
     classes = target[:, 0].long()
     if term.class_weights and len(term.class_weights) != prediction.shape[1]:
         raise InputError(f"class_weights needs {prediction.shape[1]} values, got {len(term.class_weights)}")
-    values = constant(term.class_weights or (1.0,) * prediction.shape[1], prediction.device)
+    values = constant(listed(term.class_weights or (1.0,) * prediction.shape[1]), prediction.device)
     loss = functional.cross_entropy(prediction, classes, reduction="none")
     weight = values[classes] * weight[:, 0]
     return (loss * weight).sum() / weight.sum().clamp_min(1e-12)

@@ -95,6 +95,9 @@ class Maker:
     def numbers(self, low: float, high: float, count: int = 3):
         return self.one(HOSTILE) if self.rarely() else self.random.uniform(low, high, count).tolist()
 
+    def rising(self, low: float, high: float, count: int = 3):
+        return self.one(HOSTILE) if self.rarely() else sorted(self.random.uniform(low, high, count).tolist())
+
     def offsets(self, channels: int):
         if self.rarely():
             return self.one(HOSTILE)
@@ -250,7 +253,7 @@ def segment_calls(make: Maker) -> dict[str, Callable[[], tuple]]:
                                                                "threshold": make.one((None, make.number()))}),
         "size_linkage": lambda: ((make.graph(), make.count(), make.number()), {}),
         "cut": lambda: ((*cut_arguments()[0], make.one((make.number(), make.numbers(0, 1, 3)))), {}),
-        "sweep": lambda: ((*cut_arguments()[0], make.numbers(0, 1, 3)), {}),
+        "sweep": lambda: ((*cut_arguments()[0], make.rising(0, 1)), {}),
         "parse_statistic": lambda: ((make.one((*HOSTILE, make.statistic())),), {}),
         "segment": lambda: with_affs(make.number(), make.statistic(), ties=make.one(("canonical", "waterz"))),
         "segmented": lambda: with_affs(make.number(), {"dust_size": make.count(), "remove_size": make.count(),

@@ -190,13 +190,15 @@ def test_a_sweep_gives_the_cuts_one_after_the_other_in_one_array():
     rng = np.random.default_rng(11)
     fragments, affs = rng.integers(0, 300, (9, 8, 7)).astype(np.uint32), rng.random((3, 9, 8, 7)).astype(np.float32)
     tree = segment.agglomerate(segment.region_graph(fragments, affs))
-    thresholds = [.9, .1, .5, .5, 0, 1]
+    thresholds = [0, .1, .5, .5, .9, 1]
     kept = fragments.copy()
     for out in (None, np.empty_like(fragments), kept):
         source = fragments if out is not kept else kept
         for threshold, labels in segment.sweep(source, tree, thresholds, out=out):
             np.testing.assert_array_equal(labels, segment.cut(fragments, tree, threshold))
             assert out is None or labels is out
+    with pytest.raises(InputError, match=r"thresholds must rise; got \[0.5, 0.3\]"):
+        next(segment.sweep(fragments, tree, [.5, .3]))
 
 
 def test_graphs_without_edges_leave_everything_apart():

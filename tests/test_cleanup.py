@@ -46,7 +46,9 @@ def test_removing_small_segments_keeps_the_labels_of_the_others():
             if (labels == label).sum() < 4:
                 wanted[labels == label] = 0
         labels.flags.writeable = False
-        np.testing.assert_array_equal(segment.remove_small(labels, 4), wanted)
+        found = segment.remove_small(labels, 4)
+        np.testing.assert_array_equal(found, wanted)
+        assert found.dtype == (np.uint32 if scale == 1 else np.uint64)
     assert segment.remove_small(np.zeros((0, 2, 2), np.uint32), 4).shape == (0, 2, 2)
 
 
@@ -73,6 +75,7 @@ def test_bad_input_is_answered_with_a_sentence():
         "threshold must be 0 to 1; got 2": lambda: segment.boundary_threshold(labels, affs, 2),
         "over the labels' shape": lambda: segment.boundary_threshold(labels[1:], affs, .5),
         "labels must be whole-number labels": lambda: segment.remove_small(labels * .5, 3),
+        "size must be a number of voxels, not below 0; got -5": lambda: segment.remove_small(labels, -5),
     }.items():
         with pytest.raises(InputError, match=message):
             call()

@@ -35,6 +35,16 @@ def test_golden_values(fixture, masked, value, options):
     assert plan(**options)(x, y, w if masked else None).total.item() == pytest.approx(value, abs=2e-6)
 
 
+def test_weights_that_a_prediction_saw_first_serve_a_training_and_may_be_a_list(fixture):
+    x, y, w = fixture
+    for given in (3.125, [3.125, 3.125]):  # a number that no other test has sent to the device
+        with torch.inference_mode():
+            plan(positive_weight=given)(x, y, w)
+        prediction = x.clone().requires_grad_()
+        plan(positive_weight=given)(prediction, y, w).total.backward()
+        assert prediction.grad.abs().sum() > 0
+
+
 def plan(**options):
     kind = options.pop("kind", "bce")
     return LossPlan(Loss((next(term for term in LOSSES if term.kind == kind)(**options),)))

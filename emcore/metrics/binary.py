@@ -48,7 +48,7 @@ def confusion(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5,
         InputError: the shapes differ, or a dtype does not fit.
 
     Cost:
-        It takes 4.2 ns of one core and less than 1 bytes per voxel. Volumes on disk are read block by block.
+        It takes 4.2 ns of one core and less than 1 byte per voxel. Volumes on disk are read block by block.
 
     Examples:
         >>> from emcore import metrics
@@ -105,7 +105,7 @@ def jaccard(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mas
         InputError: the shapes differ, or a dtype does not fit.
 
     Cost:
-        It takes 4.2 ns of one core and less than 1 bytes per voxel. Volumes on disk are read block by block.
+        It takes 4.2 ns of one core and less than 1 byte per voxel. Volumes on disk are read block by block.
 
     Examples:
         >>> from emcore import metrics
@@ -134,7 +134,7 @@ def dice(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, mask: 
         InputError: the shapes differ, or a dtype does not fit.
 
     Cost:
-        It takes 4.2 ns of one core and less than 1 bytes per voxel. Volumes on disk are read block by block.
+        It takes 4.2 ns of one core and less than 1 byte per voxel. Volumes on disk are read block by block.
 
     Examples:
         >>> from emcore import metrics
@@ -160,7 +160,7 @@ def accuracy(truth: ArrayLike, prediction: ArrayLike, threshold: float = 0.5, ma
         InputError: the shapes differ, or a dtype does not fit.
 
     Cost:
-        It takes 4.2 ns of one core and less than 1 bytes per voxel. Volumes on disk are read block by block.
+        It takes 4.2 ns of one core and less than 1 byte per voxel. Volumes on disk are read block by block.
 
     Examples:
         >>> from emcore import metrics

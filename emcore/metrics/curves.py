@@ -123,7 +123,7 @@ def threshold_curve(fragments: ArrayLike, tree: MergeTree, truth: ArrayLike, ign
         InputError: the shapes differ, or the tree does not belong to the fragments.
 
     Cost:
-        It takes 7.0 ns of one core and less than 1 bytes per voxel. A merge takes about 150 bytes more.
+        It takes 7.0 ns of one core and less than 1 byte per voxel. A merge takes about 150 bytes more.
 
     Examples:
         >>> import numpy as np

@@ -247,7 +247,7 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
         InputError: the shapes differ, a dtype does not fit, or an id is negative.
 
     Cost:
-        It takes 3.4 ns of one core and less than 1 bytes per voxel. A pair takes about 100 bytes more.
+        It takes 3.4 ns of one core and less than 1 byte per voxel. A pair takes about 100 bytes more.
 
     Examples:
         >>> import numpy as np

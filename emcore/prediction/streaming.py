@@ -38,6 +38,7 @@ from emcore.settings.channels import channels_of
 from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.predict import Infer
 
+PRECISIONS = ("fp32", "bf16", "fp16")
 Triple = tuple[int, int, int]
 Box = tuple[slice, slice, slice]
 
@@ -69,7 +70,7 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
     """Predicts a volume of any size with a net, window by window, and blends the windows.
 
     Args:
-        model: a torch.nn.Module that maps (1, channels, z, y, x) to logits, for instance of `load_model`.
+        model: a torch.nn.Module that maps (n, channels, z, y, x) to logits, for instance of `load_model`.
         volume: a path, path:dataset, an opened volume or an array (z, y, x) or (c, z, y, x), any real dtype.
         out: the file to write, or an `Output`. By default the result is an array in memory.
         window: the voxels z, y, x of one pass of the net.
@@ -80,7 +81,8 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
             decided for a result that several processes or starts make.
 
     Returns:
-        The activated prediction (c, z, y, x), float32: an array, or the path of the file.
+        The activated prediction (c, z, y, x), an array or the path of the file: float32, float16 or uint8, as infer
+        says by its dtype (float32 by default).
 
     Raises:
         InputError: the window, the volume or a setting does not fit.
@@ -96,6 +98,10 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
         >>> emcore.predict(net, np.zeros((8, 16, 16), np.uint8), window=(4, 8, 8)).shape
         (2, 8, 16, 16)
     """
+    if len(window) != 3 or min(window) < 1:
+        raise InputError(f"window must be three lengths above 0, along z, y and x; got {list(window)}")
+    if isinstance(arithmetic, str) and arithmetic not in PRECISIONS:
+        raise InputError(f"arithmetic must be one of {', '.join(PRECISIONS)}; got {arithmetic!r}")
     infer, data = infer or Infer(), data or Data()
     data = replace(data, normalise_by="volume", storage="lazy")
     volume = volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume)
@@ -221,7 +227,16 @@ class Job:
             try:
                 return run(partial(functional_call, self.model, shapes), window, "fp32").shape[1]
             except Exception:  # whatever a foreign net needs values for; what is really wrong is raised by the window
-                return run(self.model, torch.zeros_like(window, device=self.device), self.precision).shape[1]
+                return self._count_by_values(torch.zeros_like(window, device=self.device))
+
+    def _count_by_values(self, window: Tensor) -> int:
+        try:
+            return run(self.model, window, self.precision).shape[1]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise InputError(f"the net cannot take windows of {window.shape[1]} channels and {list(self.window)} "
+                             f"voxels: {first_line(error)}") from error
 
     def _net(self, x: Tensor) -> Tensor:
         return run(self.runner, x, self.precision)

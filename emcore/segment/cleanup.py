@@ -105,13 +105,14 @@ def remove_small(labels: np.ndarray, size: int, *, threads: int | None = None) -
         threads: how many threads to use; all cores by default. The number changes no bit of the result.
 
     Returns:
-        Labels of the same shape, uint64 for 64-bit labels and uint32 otherwise.
+        Labels of the same shape: uint64 where a 64-bit label is larger than the number of voxels, otherwise uint32.
 
     Raises:
         InputError: the labels are no integers, or the size is none or negative.
 
     Cost:
-        It takes 3.3 ns of one core and 4.0 bytes per voxel.
+        It takes 3.3 ns of one core and 4.0 bytes per voxel of uint32 labels whose numbers are small; labels larger than
+        the number of voxels are sorted, which takes several times as long.
 
     Examples:
         >>> import numpy as np
@@ -119,8 +120,8 @@ def remove_small(labels: np.ndarray, size: int, *, threads: int | None = None) -
         >>> segment.remove_small(np.array([[[7, 7, 7, 9]]]), 2)
         array([[[7, 7, 7, 0]]], dtype=uint64)
     """
-    if not within(size, -np.inf, np.inf):
-        raise InputError(f"size must be a number of voxels; got {size!r}")
+    if not within(size, 0, np.inf):
+        raise InputError(f"size must be a number of voxels, not below 0; got {size!r}")
     labels = label_view(labels, "labels")
     largest = largest_label(labels, threads)
     if largest <= labels.size and largest < 2**32 - 1:

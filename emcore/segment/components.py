@@ -118,7 +118,7 @@ def affinity_components(affs: np.ndarray | Affinities, threshold: float = 0.5, *
         InputError: the affinities or the threshold do not fit, or there is no such method.
 
     Cost:
-        It takes 9.3 ns of one core and 4.0 bytes per voxel.
+        It takes 6.7 ns of one core and 4.0 bytes per voxel.
 
     Examples:
         >>> import numpy as np

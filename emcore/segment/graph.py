@@ -125,7 +125,7 @@ def region_graph(fragments: np.ndarray, affs: np.ndarray | Affinities, *, statis
         InputError: the shapes differ, an extra is unknown, or a value lies outside of 0 to 1 or is not a number.
 
     Cost:
-        It takes 6.5 ns of one core and less than 1 bytes per voxel. A contact keeps about 90 bytes.
+        It takes 6.5 ns of one core and less than 1 byte per voxel. A contact keeps about 90 bytes.
 
     Examples:
         >>> import numpy as np

@@ -13,10 +13,10 @@ from emcore.threads import run_parallel, thread_count
 
 
 class Joined(NamedTuple):
-    """Pairs of labels that belong together, and the new name of every label that gets one."""
+    """Pairs of labels that belong together, and the new name of each of their labels."""
 
     pairs: np.ndarray  # (n, 2) uint64, sorted
-    old: np.ndarray  # uint64, sorted
+    old: np.ndarray  # every label of the pairs, uint64, sorted
     new: np.ndarray  # the smallest label of each one's group
 
 
@@ -181,7 +181,7 @@ def merge_faces(first: np.ndarray, second: np.ndarray, affinities: np.ndarray | 
         InputError: the shapes differ, or a number does not fit.
 
     Cost:
-        It takes 58 ns of one core and less than 1 bytes per pixel.
+        It takes 58 ns of one core and less than 1 byte per pixel.
 
     Examples:
         >>> import numpy as np
@@ -223,7 +223,7 @@ def join_pairs(pairs: np.ndarray) -> Joined:
         pairs: (n, 2) unsigned integers; the two labels of a row are one.
 
     Returns:
-        A tuple of `pairs` (n, 2) uint64, sorted; `old`, every label that gets another name, sorted; and `new`, the
+        A tuple of `pairs` (n, 2) uint64, sorted; `old`, every label of the pairs, sorted; and `new`, the
         smallest label of its group.
 
     Raises:

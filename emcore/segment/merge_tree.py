@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
@@ -233,8 +234,11 @@ def sweep(fragments: np.ndarray, tree: MergeTree, thresholds: Sequence[float], *
         [(0.5, 2), (0.7, 1)]
     """
     require_tree(tree, "sweep")
+    thresholds = list(thresholds)
+    if any(later < earlier for earlier, later in pairwise(thresholds)):
+        raise InputError(f"thresholds must rise; got {thresholds}")
     before = None
-    for threshold in sorted(thresholds):
+    for threshold in thresholds:
         table = tree.table(threshold)
         if before is None:
             out = look_up(fragments, table, out=out, threads=threads)

@@ -16,7 +16,7 @@ def dilate(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str 
     """Grows labels: every voxel takes the largest label in the window around it.
 
     Args:
-        labels: integers or bool, (z, y, x) or (y, x).
+        labels: integers or bool (z, y, x).
         size: the odd width of the window in voxels, one number or one for each axis. The default is 3.
         footprint: "box" (the default) takes the whole window, "cross" its middle lines.
         iterations: how often it is done (default 1).
@@ -29,7 +29,7 @@ def dilate(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str 
         InputError: the labels or the window do not fit.
 
     Cost:
-        It takes 20 ns of one core and 4.2 bytes per voxel.
+        It takes 16 ns of one core and 4.1 bytes per voxel.
 
     Examples:
         >>> import numpy as np
@@ -46,7 +46,7 @@ def erode(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str =
     """Shrinks labels: a voxel keeps its label where the whole window around it holds this label, and else becomes 0.
 
     Args:
-        labels: integers or bool, (z, y, x) or (y, x).
+        labels: integers or bool (z, y, x).
         size: the odd width of the window in voxels, one number or one for each axis. The default is 3.
         footprint: "box" (the default) takes the whole window, "cross" its middle lines.
         iterations: how often it is done (default 1).
@@ -59,7 +59,7 @@ def erode(labels: np.ndarray, size: int | Sequence[int] = 3, *, footprint: str =
         InputError: the labels or the window do not fit.
 
     Cost:
-        It takes 37 ns of one core and 13 bytes per voxel.
+        It takes 34 ns of one core and 13 bytes per voxel.
 
     Examples:
         >>> import numpy as np
@@ -96,7 +96,7 @@ def fill_holes(mask: np.ndarray, *, per_section: bool = False, threads: int | No
         InputError: the mask does not fit.
 
     Cost:
-        It takes 8.6 ns of one core and 6.3 bytes per voxel.
+        It takes 6.9 ns of one core and 6.2 bytes per voxel.
 
     Examples:
         >>> import numpy as np

@@ -138,7 +138,7 @@ def unique(labels: np.ndarray, counts: bool = False, *,
         InputError: the labels are no integers.
 
     Cost:
-        It takes 1.0 ns of one core and less than 1 bytes per voxel.
+        It takes 1.0 ns of one core and less than 1 byte per voxel.
 
     Examples:
         >>> import numpy as np

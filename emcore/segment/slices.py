@@ -71,7 +71,7 @@ def seeded_slices(affs: np.ndarray | Affinities, seeds: str = "maxima_distance",
         InputError: the affinities do not fit, or no such seeds are known.
 
     Cost:
-        It takes 210 ns of one core and 4.2 bytes per voxel.
+        It takes 150 ns of one core and 4.1 bytes per voxel.
 
     Examples:
         >>> import numpy as np

@@ -166,7 +166,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m emcore blockwise", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="TOML file with the settings of the run")
-    parser.add_argument("--checkpoint", help="file to predict with, or best; the newest of the run by default")
+    parser.add_argument("--checkpoint", help="file to predict with, best, or a name that python -m emcore models "
+                        "lists; the newest of the run by default")
     parser.add_argument("overrides", nargs="*", help="settings to change, such as evaluate.blockwise.halo=[0,0,0]")
     options, more = parser.parse_known_args(arguments)
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
