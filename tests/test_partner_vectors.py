@@ -205,10 +205,10 @@ def test_every_voxel_goes_to_the_nearest_synapse_within_reach():
 def test_one_huge_vector_changes_no_other_voxel():
     prediction = np.random.default_rng(5).normal(0, 1, (6, 4, 9, 11)).astype(np.float32)
     prediction[:2, 1, 4, 5] = 0, 1
-    plain = partner_instances(prediction, RESOLUTION, small=0)
-    for huge in (1e18, -3e30):
+    plain = partner_instances(prediction, RESOLUTION, small=0, reach_nm=10)
+    for huge in (3e15, 1e18, -3e30):
         prediction[3:, 1, 4, 5] = huge
-        found = partner_instances(prediction, RESOLUTION, small=0)
+        found = partner_instances(prediction, RESOLUTION, small=0, reach_nm=10)
         found[1, 4, 5] = plain[1, 4, 5]
         assert np.array_equal(found, plain)
 
