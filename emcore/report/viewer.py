@@ -57,6 +57,8 @@ SHOWN = 16  # neurons of the page where none are named
 MOST_TABLE = 1 << 30
 SEGMENTS, IMAGE, SYNAPSES, PAGE = "labels.precomputed", "image.precomputed", "synapses", "view.html"
 TABLE, WIRING = "labels.csv", "connectome"
+MESHES, SKELETONS = f"{SEGMENTS}/mesh", f"{SEGMENTS}/skeletons"
+PARTS = (SEGMENTS, MESHES, SKELETONS, TABLE, IMAGE, SYNAPSES, PAGE, WIRING)
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
             np.array(box_in_nm(source.labels)), source.labels.name))
         # Skeletons come last, as they may need more memory than all before.
-        made.make(f"{SEGMENTS}/skeletons", made.digests[SEGMENTS], lambda: write_skeletons(segments))
+        made.make(SKELETONS, made.digests[SEGMENTS], lambda: write_skeletons(segments))
         made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"
           f"for Neuroglancer: python -m emcore serve {options.out}")
@@ -187,7 +189,8 @@ class Parts:
             found = None
         if not isinstance(found, dict) and folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
             raise InputError(f"{folder} is there, and no view that this command has made: choose a new folder")
-        self.digests = found if isinstance(found, dict) else {}
+        # The file may come from anybody, and what it names may be removed.
+        self.digests = {name: found[name] for name in PARTS if name in found} if isinstance(found, dict) else {}
 
     def make(self, name: str, digest: str, write: Callable[[], object]) -> None:
         """Makes a part, which is a file or folder of that name, unless it is there and of that digest."""
@@ -236,7 +239,7 @@ def write_labels(made: Parts, source: Source, workers: int) -> Path:
     digest = digest_of(FORMAT, content_of(source.reference, labels, box_of(None, labels)), labels.resolution,
                        labels.offset, has_tensorstore())
     made.make(SEGMENTS, digest, lambda: write_volume(labels, folder, "segmentation", workers))
-    made.make(f"{SEGMENTS}/mesh", digest, lambda: meshes.main(
+    made.make(MESHES, digest, lambda: meshes.main(
         [str(folder), str(folder), "--workers", str(workers)]))
     made.make(TABLE, digest, lambda: label_statistics.main(
         [str(folder), str(made.folder / TABLE), "--workers", str(workers)]))
