@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import zlib
+from dataclasses import replace
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,6 +19,7 @@ from emcore.report import connectome, scene, viewer
 from emcore.report.wiring_files import read_synapses
 from emcore.segment.edges import degrees
 from emcore.segment.mesh_files import encoded, read_fragment
+from emcore.segment.wiring import Partners
 from emcore.settings import Settings
 from emcore.volumes import create_volume, open_volume, serve
 from tests.oracles.annotations import Annotations
@@ -142,10 +144,10 @@ def test_the_page_holds_the_meshes_and_the_synapses(seen):
     assert [(neuron["id"], neuron["voxels"], neuron["outgoing"], neuron["incoming"]) for neuron in page["neurons"]] == [
         (str(BIG), 1152, 1, 1), ("7", 1056, 1, 0), ("9", 800, 0, 1)]
     assert page["neurons"][0]["volume"] == pytest.approx(1152 * 40 * 8 * 8 / 1e9)
-    assert [row[:6] for row in page["synapses"]] == [[1, "7", str(BIG), 1, 24, 1], [2, str(BIG), "9", 1, 24, 1]]
+    assert [row[:6] for row in page["synapses"]] == [["1", "7", str(BIG), 1, 24, 1], ["2", str(BIG), "9", 1, 24, 1]]
     lines = Annotations(out / "synapses").by_id()
     for row in page["synapses"]:
-        (pre, post, _), _ = lines[row[0]]
+        (pre, post, _), _ = lines[int(row[0])]
         assert row[6:] == [*(np.array(pre) - middle[::-1]), *(np.array(post) - middle[::-1])]
 
 
@@ -312,6 +314,7 @@ def test_a_page_keeps_its_budget_and_says_what_that_cost(seen, tmp_path, monkeyp
     whole = packed_meshes(page_of(folder, neurons, None, UNIT, box, "a"))[1]
     size = sum(len(row["data"]) for row in (scene.encoded(read_fragment(folder / f"{label}:0:mesh"), box.mean(0))
                                             for label in ids.tolist()))
+    monkeypatch.setattr(scene, "LEAST_MESH_BYTES", 0)
     monkeypatch.setattr(scene, "MESH_BYTES", size // 3)
     text = page_of(folder, neurons, None, UNIT, box, "a")
     page, found = packed_meshes(text)
@@ -330,3 +333,29 @@ def test_a_page_keeps_its_budget_and_says_what_that_cost(seen, tmp_path, monkeyp
     assert len(packed_meshes(text)[1]) + text.count("has a surface too rich to be shown here: choose fewer") == 3
     assert "too rich" in text
     assert page["wired"] is False
+
+
+def test_a_small_neuron_has_room_beside_a_large_one(tmp_path):
+    labels = np.ones((4, 40, 40), np.uint8)
+    labels[1:3, 10:14, 10:14] = 2
+    for label, mesh in segment.mesh(labels, UNIT).items():
+        (tmp_path / f"{label}:0:mesh").write_bytes(b"".join(encoded(mesh, "precomputed")))
+    empty = replace(segment.mesh(labels, UNIT)[2], vertices=np.zeros((0, 3), np.float32),
+                    faces=np.zeros((0, 3), np.uint32))
+    (tmp_path / "3:0:mesh").write_bytes(b"".join(encoded(empty, "precomputed")))
+    none, ids = np.zeros(3, np.int64), np.array([1, 2, 3], np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene, "MESH_BYTES", 1000)
+        found = scene.drawn(tmp_path, scene.Neurons(ids, none, none, none, none, none), np.zeros(3))
+    assert found[1] is not None
+    assert found[1]["error"] == 0
+    assert (found[2]["vertices"], found[2]["triangles"]) == (0, 0)
+
+
+def test_the_page_tells_numbers_of_clefts_that_a_browser_would_round():
+    number = 2**53 + 1
+    one, place = np.ones(1), np.zeros((1, 3))
+    ids = np.array([7], np.uint64)
+    table = Partners(np.array([number], np.uint64), place, np.ones(1, np.int64), ids, ids + np.uint64(2), one > 0, one,
+                     one, place, place)
+    assert scene.synapses_of(table, ids, UNIT, np.zeros(3))[0][0] == str(number)
