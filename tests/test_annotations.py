@@ -132,3 +132,14 @@ def test_the_table_of_synapses_is_read_back_to_the_bit(tmp_path):
         write_text(tmp_path / "synapses.csv", f"{text[0]}\n{wrong}\n")
         with pytest.raises(InputError, match=told):
             read_synapses(tmp_path)
+
+
+def test_lines_across_the_volume_stay_in_coarse_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr(annotations, "MOST_IN_CELL", 5)
+    table = wide_table(200)
+    table.pre_place[:], table.post_place[:] = 10, 9990
+    assert annotations.write_annotations(tmp_path / "lines", table, (8, 8, 8), np.array([[0] * 3, [10_000] * 3])) == 195
+    found = Annotations(tmp_path / "lines")
+    lists = [found.lists(about) for about in found.info["spatial"]]
+    assert set().union(*(own for cells in lists for own in cells.values())) == set(range(6, 201))
+    assert sum(len(own) for cells in lists for own in cells.values()) <= annotations.MOST_MET * 195
