@@ -35,7 +35,7 @@ WITH_NEURONS = np.dtype([("line", LINE), *((name, kind) for side in SIDES
 
 
 def write_annotations(folder: Path, table: Partners, resolution: Sequence[float], box: np.ndarray) -> int:
-    """Writes the synapses of a table that have both neurons; how many there are.
+    """Writes the synapses of a table that have both neurons, and returns how many there are.
 
     The number of a line is that of its row in the table, from 1. resolution: nm of a voxel, z y x, as the sites of a
     table lie where their voxels begin and are shown at the middles of them. box: (2, 3), where the volume begins and

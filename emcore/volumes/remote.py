@@ -296,8 +296,7 @@ def refuse_packed(title: str, folder: str, most: int) -> None:
         for entry in islice(entries, most):
             if entry.name.endswith(PACKED):
                 how = f": gunzip -r {folder}" if entry.name.endswith(".gz") else ""
-                raise InputError(f"{title} has chunks that are packed once more, such as {entry.name}; unpack them "
-                                 f"first{how}")
+                raise InputError(f"{title} has packed chunks, such as {entry.name}; unpack them first{how}")
 
 
 def refuse_pipes(folder: str | None) -> None:
