@@ -90,6 +90,7 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     from emcore.engine import checkpoint, ranks, weights
     from emcore.engine.memory import keep_pages
     from emcore.prediction import begun
+    from emcore.prediction.activation import check_vector
 
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
@@ -103,6 +104,8 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
     files = results.files_of(settings, folder)
     wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
+        if plan["volume"]["resolution"] is None:
+            check_vector(settings.infer, plan["volume"]["image"])
         begun.mend(prediction)
         begun.check_or_clear(settings, prediction, plan, again)
     choices = [planned(settings, plan, *paths) for paths, plan in zip(files, wanted)]

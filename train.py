@@ -64,7 +64,7 @@ def run(settings: Settings, mode, ranks) -> int:
     from emcore.data.augment import augment_batch, check_augment, margin, on_device
     from emcore.data.sampler import Sampler, load, sample_numbers
     from emcore.data.skeletons import skeleton_folder
-    from emcore.data.sources import open_sources
+    from emcore.data.sources import check_vectors, open_sources
     from emcore.engine import checkpoint
     from emcore.engine.batchnorm import share_batch_statistics
     from emcore.engine.best import Best
@@ -96,6 +96,7 @@ def run(settings: Settings, mode, ranks) -> int:
     # data
     check_augment(settings.augment, data.patch)
     sources = open_sources(data, "train", skeleton_folder(settings))
+    check_vectors(sources, settings.target, sources[0].resolution)
     sampler = Sampler(sources, data, settings.seed, margin(settings.augment, data.patch))
 
     # net, loss, optimizer

@@ -198,3 +198,12 @@ def test_without_locks_the_volume_is_read_as_it_is(tmp_path, top, monkeypatch, c
         assert (volume[...] == sample("uint8")).all()
     assert "is not kept on disk" in capsys.readouterr().err
     assert not files_of(top)
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path, capsys):
+    values = sample("uint8")
+    precomputed(tmp_path / "a", values)
+    with served(tmp_path) as server:
+        volume = opened(f"{server.address}/a", tmp_path / "gone")
+        assert np.array_equal(volume[...], values)
+    assert "is not kept on disk" in capsys.readouterr().err

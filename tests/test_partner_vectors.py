@@ -8,17 +8,19 @@ import torch
 from torch import nn
 
 from emcore import config, metrics, segment
+from emcore.data.sources import check_vectors, open_source
 from emcore.data.targets import IGNORE, make_targets, partners
 from emcore.data.warps import Plan, move
 from emcore.decode.labels import decode
 from emcore.errors import InputError
 from emcore.prediction import predict
 from emcore.segment import partner_instances
-from emcore.segment.synapses import VECTOR_NM
+from emcore.segment.synapses import VECTOR_NM, _nearest_place
 from emcore.settings import Settings
+from emcore.settings.data import Data, VolumeFiles
 from emcore.settings.decode import PartnersDecode
 from emcore.settings.predict import Activation, Infer, Views
-from emcore.settings.target import PartnersTarget
+from emcore.settings.target import PartnersTarget, PolarityTarget
 from emcore.synth import synthesize
 from emcore.volumes import create_volume, open_volume
 
@@ -116,6 +118,7 @@ def test_views_turn_vectors_back():
 @pytest.mark.parametrize("override, sentence", [
     ("infer.activation=[]", "infer.activation must name its three channels with kind = vector"),
     ("infer.dtype=uint8", "dtype must be float32 or float16 with an activation of kind = vector"),
+    ("labels.split=true", "the targets polarity and partners read the side of a synapse from its id"),
     ("infer.views.combine=max", "views.combine must be mean with an activation of kind = vector")])
 def test_settings_that_would_spoil_vectors_are_refused(override, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -199,6 +202,17 @@ def test_every_voxel_goes_to_the_nearest_synapse_within_reach():
         assert np.array_equal(found, slow_instances(prediction, np.array(RESOLUTION), reach))
 
 
+def test_one_huge_vector_changes_no_other_voxel():
+    random = np.random.default_rng(0)
+    known = random.uniform(0, 3000, (80, 3))
+    places = known[random.integers(0, 80, 800)] + random.normal(0, 25, (800, 3))
+    plain = _nearest_place(places, known, 50.0)
+    assert (plain >= 0).sum() > 400
+    for huge in (1e14, -1e19, 3e32):
+        found = _nearest_place(np.concatenate([places, np.full((1, 3), huge)]), known, 50.0)
+        assert np.array_equal(found, [*plain, -1])
+
+
 def test_small_pieces_go_and_nothing_has_no_synapse():
     labels = np.zeros((5, 12, 40), np.uint8)
     labels[1:4, 3:6, 3:18], labels[1:4, 6:9, 3:18], labels[1, 10, 20] = 1, 2, 2
@@ -228,3 +242,25 @@ def test_a_prediction_without_a_resolution_is_refused(tmp_path):
         out[...] = 0
     with pytest.raises(InputError, match=r"measures in nm, but .* has no resolution"):
         decode(open_volume(f"{tmp_path}/p.h5"), PartnersDecode(), tmp_path / "labels.h5")
+
+
+def test_vectors_are_neither_learned_nor_written_where_voxels_have_no_size_or_different_ones(tmp_path):
+    sources = {}
+    for name, resolution in (("fine", (40.0, 4.0, 4.0)), ("coarse", (40.0, 8.0, 8.0)), ("bare", None)):
+        with create_volume(f"{tmp_path}/{name}.h5:main", (4, 16, 16), np.uint8, resolution) as out:
+            out[...] = 1
+        sources[name] = open_source(Data(storage="lazy"), VolumeFiles(image=f"{tmp_path}/{name}.h5"), "train")
+    size = sources["fine"].resolution
+    check_vectors([sources["fine"]], [PartnersTarget()], size)
+    check_vectors(list(sources.values()), [PolarityTarget()], size)
+    for name, sentence in (("coarse", r"by \(40.0, 4.0, 4.0\) nm.*but coarse has voxels of \(40.0, 8.0, 8.0\)"),
+                           ("bare", "bare does not say its resolution: set data.resolution")):
+        with pytest.raises(InputError, match=sentence):
+            check_vectors([sources["fine"], sources[name]], [PartnersTarget()], size)
+    infer = Infer(activation=(Activation("1:4", "vector"),))
+    with pytest.raises(InputError, match="vectors, which are in nm, but bare does not say its resolution"):
+        predict(Slopes(), f"{tmp_path}/bare.h5", tmp_path / "out.h5", window=(4, 16, 16), infer=infer)
+    assert not (tmp_path / "out.h5").exists()
+    predict(Slopes(), f"{tmp_path}/bare.h5", tmp_path / "out.h5", window=(4, 16, 16), infer=infer,
+            data=Data(resolution=(40.0, 8.0, 8.0)))
+    assert open_volume(tmp_path / "out.h5").resolution == (40.0, 8.0, 8.0)

@@ -160,6 +160,16 @@ def test_volumes_of_cloud_volume_are_read_to_the_bit(tmp_path, fresh):
             open_volume(place)[...]  # and never zeros
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".br", ".zstd", ".xz", ".bz2"])
+def test_packed_chunks_are_never_zeros_though_their_publisher_leaves_some_out(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(remote, "FEW", 0)
+    folder = precomputed(tmp_path / "a", sample("uint8"))
+    chunk = max(path for path in folder.rglob("*") if path.is_file() and "-" in path.name)
+    chunk.rename(f"{chunk}{suffix}")
+    with pytest.raises(InputError, match=rf"\A[^\n]*such as {chunk.name}{suffix}; unpack them first[^\n]*\Z"):
+        open_volume(f"precomputed://{folder}#missing=0")
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint64", "float64"])
 def test_n5_counts_x_first(tmp_path, dtype):
     values = sample(dtype)

@@ -1,10 +1,10 @@
 """python -m emcore view: a folder for viewers, read back by other means, made once, and refused in one sentence."""
 
 import base64
-import itertools
 import json
 import re
 import zlib
+from dataclasses import replace
 from urllib.parse import unquote
 
 import numpy as np
@@ -15,14 +15,14 @@ from emcore.blocks import meshes
 from emcore.errors import InputError, run_command
 from emcore.files import write_text
 from emcore.png import colour_labels
-from emcore.report import annotations, connectome, scene, viewer
-from emcore.report.wiring_files import read_synapses, synapses_csv
+from emcore.report import connectome, scene, viewer
+from emcore.report.wiring_files import read_synapses
 from emcore.segment.edges import degrees
 from emcore.segment.mesh_files import encoded, read_fragment
 from emcore.segment.wiring import Partners
 from emcore.settings import Settings
 from emcore.volumes import create_volume, open_volume, serve
-from tests.oracles.annotations import Annotations, cell_number
+from tests.oracles.annotations import Annotations
 
 UNIT, OFFSET = (40.0, 8.0, 8.0), (80.0, -16.0, 160.0)
 BIG = 2**40 + 5
@@ -144,10 +144,10 @@ def test_the_page_holds_the_meshes_and_the_synapses(seen):
     assert [(neuron["id"], neuron["voxels"], neuron["outgoing"], neuron["incoming"]) for neuron in page["neurons"]] == [
         (str(BIG), 1152, 1, 1), ("7", 1056, 1, 0), ("9", 800, 0, 1)]
     assert page["neurons"][0]["volume"] == pytest.approx(1152 * 40 * 8 * 8 / 1e9)
-    assert [row[:6] for row in page["synapses"]] == [[1, "7", str(BIG), 1, 24, 1], [2, str(BIG), "9", 1, 24, 1]]
+    assert [row[:6] for row in page["synapses"]] == [["1", "7", str(BIG), 1, 24, 1], ["2", str(BIG), "9", 1, 24, 1]]
     lines = Annotations(out / "synapses").by_id()
     for row in page["synapses"]:
-        (pre, post, _), _ = lines[row[0]]
+        (pre, post, _), _ = lines[int(row[0])]
         assert row[6:] == [*(np.array(pre) - middle[::-1]), *(np.array(post) - middle[::-1])]
 
 
@@ -263,108 +263,6 @@ def test_mistakes_are_one_sentence(tmp_path, capsys, seen):
 # ---- parts
 
 
-def wide_table(count=900, seed=0):
-    random = np.random.default_rng(seed)
-    pre = random.integers(1, 40, count).astype(np.uint64)
-    post = pre + np.uint64(BIG)
-    sites = random.uniform(0, 1, (count, 3)) * (2000, 400, 900)
-    other = (sites + random.normal(0, 30, (count, 3))).clip(0, (2000, 400, 900))
-    post[:5] = 0
-    return Partners(np.arange(1, count + 1, dtype=np.uint64), sites, random.integers(1, 99, count), pre, post,
-                    random.random(count) < 0.5, random.random(count), random.random(count) * 100, sites, other)
-
-
-@pytest.fixture
-def written(tmp_path, monkeypatch):
-    """Annotations of several levels and tables, and what they are of."""
-    monkeypatch.setattr(annotations, "MOST_IN_CELL", 60)
-    monkeypatch.setattr(annotations, "ENTRIES", 16)
-    table = wide_table()
-    box = np.array([[0, 0, 0], [2040, 404, 904]])
-    assert annotations.write_annotations(tmp_path / "lines", table, (40, 4, 4), box) == 895
-    return tmp_path / "lines", table
-
-
-def wanted_line(table, row):
-    ends = (table.sites[row - 5] + (20, 2, 2))[:, ::-1].astype(np.float32).tolist()
-    return (*map(tuple, ends), {
-        "voxels": table.size[row], "confidence": np.float32(table.confidence[row]),
-        "contact_area_nm2": np.float32(table.contact_area[row]), "directed": table.directed[row]})
-
-
-def test_every_index_of_annotations_leads_to_the_lines_of_the_table(written):
-    folder, table = written
-    found = Annotations(folder)
-    lines = found.by_id()
-    assert sorted(lines) == list(range(6, 901))  # the rows of the table that have both neurons, from 1
-    for number, (line, related) in lines.items():
-        assert line == wanted_line(table, number - 1)
-        assert related == [(table.pre[number - 1],), (table.post[number - 1],)]
-    for about in found.info["relationships"]:
-        ids = getattr(table, about["id"])
-        assert {key: set(own) for key, own in found.lists(about).items()} == {
-            label: set((np.flatnonzero(ids == label) + 1).tolist()) - set(range(1, 6))
-            for label in np.unique(ids[5:]).tolist()}
-
-
-def test_the_levels_of_annotations_hold_each_line_in_every_cell_that_it_meets(written):
-    folder, _ = written
-    found = Annotations(folder)
-    lines, low = {number: line for number, (line, _) in found.by_id().items()}, np.array(found.info["lower_bound"])
-    seen = {}
-    for level, about in enumerate(found.info["spatial"]):
-        grid, size = about["grid_shape"], np.array(about["chunk_size"])
-        assert np.allclose(size * grid, np.array(found.info["upper_bound"]) - low)
-        cells = found.lists(about)
-        assert max(map(len, cells.values())) == about["limit"]
-        own = set().union(*cells.values())
-        assert not own & seen.keys()
-        for number in own:
-            first, last = (((np.array(end) - low) // size).astype(int) for end in (
-                np.minimum(*lines[number][:2]), np.maximum(*lines[number][:2])))
-            met = [cell_number(cell, grid) for cell in itertools.product(*(range(a, min(b, top - 1) + 1)
-                                                                           for a, b, top in zip(first, last, grid)))]
-            assert sorted(met) == sorted(key for key, inside in cells.items() if number in inside)
-        seen |= dict.fromkeys(own, level)
-    assert seen.keys() == lines.keys()
-    assert len(found.info["spatial"]) >= 3
-
-
-def test_tensorstore_reads_the_shards(written):
-    tensorstore = pytest.importorskip("tensorstore", reason="tensorstore is not installed: the extra remote brings it")
-    folder, _ = written
-    found = Annotations(folder)
-    for about in (found.info["by_id"], *found.info["relationships"], *found.info["spatial"]):
-        shards = tensorstore.KvStore.open({
-            "driver": "neuroglancer_uint64_sharded", "metadata": about["sharding"],
-            "base": f"file://{folder}/{about['key']}/"}).result()
-        for key, data in found.index(about).items():
-            assert shards.read(key.to_bytes(8, "big")).result().value == data
-        assert shards.read((12345).to_bytes(8, "big")).result().state == "missing"
-
-
-@pytest.mark.bench
-def test_neuroglancer_reads_the_annotations(written):
-    reader = pytest.importorskip("neuroglancer.read_precomputed_annotations", reason="neuroglancer is not installed")
-    folder, table = written
-    found, ours = reader.AnnotationReader(f"file://{folder}/"), Annotations(folder)
-    for number in range(6, 901, 9):
-        line = found.by_id[number]
-        pre, post, values = wanted_line(table, number - 1)
-        assert (tuple(line.point_a), tuple(line.point_b)) == (pre, post)
-        assert [float(value) for value in line.props] == [float(value) for value in values.values()]
-        assert [list(map(int, ids)) for ids in line.segments] == [[table.pre[number - 1]], [table.post[number - 1]]]
-    label = int(table.post[7])
-    assert {int(line.id) for line in found.relationships["post"][label]} == set(
-        ours.lists(ours.info["relationships"][1])[label])
-    assert {int(line.id) for line in found.get_within_spatial_bounds()} == set(range(6, 901))
-    about = ours.info["spatial"][-1]
-    for cell in itertools.product(*map(range, about["grid_shape"])):
-        wanted = ours.lists(about).get(cell_number(cell, about["grid_shape"]))
-        if wanted is not None:  # the reader has no answer for an empty cell
-            assert {int(line.id) for line in found.spatial[-1][cell]} == set(wanted)
-
-
 @pytest.mark.bench
 def test_cloudvolume_and_zmesh_read_the_folder(seen):
     cloudvolume = pytest.importorskip("cloudvolume", reason="the reader cloud-volume is not installed")
@@ -387,23 +285,6 @@ def test_degrees_count_synapses_and_partners():
         "neurons": [1, 2, 3, 4], "outgoing": [6, 2, 0, 0], "incoming": [2, 5, 1, 0], "undirected": [0, 0, 7, 7],
         "partners": [2, 1, 2, 1]}
     assert found.synapses.tolist() == [8, 7, 8, 7]
-
-
-def test_the_table_of_synapses_is_read_back_to_the_bit(tmp_path):
-    table = wide_table(50)
-    table.post_place[:5] = np.nan
-    write_text(tmp_path / "synapses.csv", synapses_csv(table))
-    found = read_synapses(tmp_path)
-    for name in Partners.__dataclass_fields__:
-        one, other = getattr(found, name), getattr(table, name)
-        assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes()), name
-    text = (tmp_path / "synapses.csv").read_text().splitlines()
-    for wrong, told in ((text[8].replace(",", ",x", 1), "is not made of the 16 numbers"),
-                        (f"{text[8]},1", "is not made of the 16 numbers"),
-                        (f"{text[8].rpartition(',')[0]},nan", "lacks a place")):
-        write_text(tmp_path / "synapses.csv", f"{text[0]}\n{wrong}\n")
-        with pytest.raises(InputError, match=told):
-            read_synapses(tmp_path)
 
 
 def test_a_damaged_fragment_is_refused(tmp_path):
@@ -433,6 +314,7 @@ def test_a_page_keeps_its_budget_and_says_what_that_cost(seen, tmp_path, monkeyp
     whole = packed_meshes(page_of(folder, neurons, None, UNIT, box, "a"))[1]
     size = sum(len(row["data"]) for row in (scene.encoded(read_fragment(folder / f"{label}:0:mesh"), box.mean(0))
                                             for label in ids.tolist()))
+    monkeypatch.setattr(scene, "LEAST_MESH_BYTES", 0)
     monkeypatch.setattr(scene, "MESH_BYTES", size // 3)
     text = page_of(folder, neurons, None, UNIT, box, "a")
     page, found = packed_meshes(text)
@@ -451,3 +333,29 @@ def test_a_page_keeps_its_budget_and_says_what_that_cost(seen, tmp_path, monkeyp
     assert len(packed_meshes(text)[1]) + text.count("has a surface too rich to be shown here: choose fewer") == 3
     assert "too rich" in text
     assert page["wired"] is False
+
+
+def test_a_small_neuron_has_room_beside_a_large_one(tmp_path):
+    labels = np.ones((4, 40, 40), np.uint8)
+    labels[1:3, 10:14, 10:14] = 2
+    for label, mesh in segment.mesh(labels, UNIT).items():
+        (tmp_path / f"{label}:0:mesh").write_bytes(b"".join(encoded(mesh, "precomputed")))
+    empty = replace(segment.mesh(labels, UNIT)[2], vertices=np.zeros((0, 3), np.float32),
+                    faces=np.zeros((0, 3), np.uint32))
+    (tmp_path / "3:0:mesh").write_bytes(b"".join(encoded(empty, "precomputed")))
+    none, ids = np.zeros(3, np.int64), np.array([1, 2, 3], np.uint64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scene, "MESH_BYTES", 1000)
+        found = scene.drawn(tmp_path, scene.Neurons(ids, none, none, none, none, none), np.zeros(3))
+    assert found[1] is not None
+    assert found[1]["error"] == 0
+    assert (found[2]["vertices"], found[2]["triangles"]) == (0, 0)
+
+
+def test_the_page_tells_numbers_of_clefts_that_a_browser_would_round():
+    number = 2**53 + 1
+    one, place = np.ones(1), np.zeros((1, 3))
+    ids = np.array([7], np.uint64)
+    table = Partners(np.array([number], np.uint64), place, np.ones(1, np.int64), ids, ids + np.uint64(2), one > 0, one,
+                     one, place, place)
+    assert scene.synapses_of(table, ids, UNIT, np.zeros(3))[0][0] == str(number)

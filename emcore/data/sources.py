@@ -23,6 +23,7 @@ from emcore.errors import InputError
 from emcore.files import allocate, remove, replaced, reported, sweep_folder, temporary_name
 from emcore.locks import NoLocks, take
 from emcore.settings.data import Data, VolumeFiles
+from emcore.settings.target import PartnersTarget, Target
 from emcore.system import user
 from emcore.volumes import check_labels, open_volume, split_reference
 from emcore.volumes.address import is_address, located, name_of
@@ -48,6 +49,7 @@ class Source:
     offset: tuple[float, float, float]  # nm, of the box
     weight: float
     statistics: tuple[float, float]  # of the image: what is subtracted, what is divided by
+    measured: bool = True  # whether the image or the settings say the resolution; else a voxel counts as 1 nm
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -74,6 +76,20 @@ def open_sources(data: Data, which: str, skeletons: Path | None = None) -> list[
     if wrong:
         raise InputError("; ".join(wrong))
     return sources
+
+
+def check_vectors(sources: Sequence[Source], targets: Sequence[Target], resolution: Sequence[float]) -> None:
+    """Refuses places whose vectors in nm would be wrong, as all of a training is measured by one resolution."""
+    if not any(isinstance(target, PartnersTarget) for target in targets):
+        return
+    for source in sources:
+        if not source.measured:
+            raise InputError(f"the target partners measures in nm, but {source.name} does not say its resolution: "
+                             "set data.resolution")
+        if not np.allclose(source.resolution, resolution, rtol=1e-3):
+            raise InputError(f"the target partners measures all volumes by {tuple(resolution)} nm, the first of "
+                             f"data.train, but {source.name} has voxels of {source.resolution} nm: name volumes of one "
+                             "resolution")
 
 
 def missing_files(data: Data, lists: Sequence[str], skeletons: Path | None = None) -> list[str]:
@@ -142,7 +158,8 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
     name = volume.name or name_of(str(image.name))
     offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
-    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box))
+    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box),
+                  bool(image.resolution or data.resolution))
 
 
 def _opened(data: Data, reference: Any, kind: str | None) -> Any:

@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from emcore.errors import InputError
+from emcore.settings.predict import Infer
+
 # On a processor the last values of an array, which do not fill its vector registers, are computed by other
 # instructions, and where the parts of its threads end there are more of them. Pieces of this length have none.
 PIECE = 2**14
@@ -24,6 +27,13 @@ def activate(logits: Tensor, activations: Sequence[tuple[slice, str]]) -> Tensor
             values = in_pieces(softmax, moved.reshape(len(moved), -1))
             out[:, channels] = values.view(moved.shape).movedim(0, 1)
     return out
+
+
+def check_vector(infer: Infer, name: str) -> None:
+    """Refuses to write vectors in nm of a volume without a resolution, as the file would say that a voxel has 1 nm."""
+    if any(one.kind == "vector" for one in infer.activation):
+        raise InputError(f"infer.activation has vectors, which are in nm, but {name} does not say its resolution: set "
+                         "data.resolution")
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:

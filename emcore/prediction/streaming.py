@@ -19,7 +19,7 @@ from emcore.engine.arithmetic.mode import Arithmetic
 from emcore.engine.arithmetic.net import compiled, compiles_here, first_line, run
 from emcore.engine.arithmetic.prediction import batch_size, wants_compiling
 from emcore.errors import InputError
-from emcore.prediction.activation import activate
+from emcore.prediction.activation import activate, check_vector
 from emcore.prediction.tiles import DTYPES, PIECE, Task, write_in_tiles
 from emcore.prediction.windows import (
     channel_plan,
@@ -107,6 +107,8 @@ def predict(model: nn.Module, volume: Any, out: str | Path | Output | None = Non
     volume = volume if isinstance(volume, VolumeFiles) else VolumeFiles(image=volume)
     source = open_source(replace(data, normalise="none"), volume, "test")  # it is measured once, when work begins
     infer = replace(infer, window=tuple(window))
+    if out is not None and not source.measured:
+        check_vector(infer, source.name)
     if isinstance(arithmetic, str):
         arithmetic = as_given(model, source, infer, arithmetic)
     job = Job(model, source, infer, data, offsets, arithmetic)

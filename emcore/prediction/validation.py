@@ -17,7 +17,7 @@ from emcore import metrics
 from emcore.data.augment import augment_batch, on_device
 from emcore.data.sampler import Sampler, load
 from emcore.data.skeletons import skeleton_folder
-from emcore.data.sources import open_sources
+from emcore.data.sources import check_vectors, open_sources
 from emcore.data.targets import IGNORE
 from emcore.decode.labels import decode
 from emcore.engine.arithmetic.net import widest
@@ -70,6 +70,8 @@ class Validation:
             raise InputError("train.validate.scores needs labels: set decode.kind, and no table [pretrain]")
         kind = Sampler if chosen.crops else Lattice
         sources = open_sources(settings.data, "validation", skeleton_folder(settings))
+        if settings.pretrain is None:
+            check_vectors(sources, settings.target, task.resolution)
         self.sampler = kind(sources, settings.data, settings.seed, stream=1)
         self.patches = chosen.crops or len(self.sampler.places)
 

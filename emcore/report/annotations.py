@@ -19,6 +19,7 @@ from emcore.segment.wiring import Partners
 KIND = "neuroglancer_annotations_v1"
 MOST_IN_CELL = 5000  # lines of one level that a cell holds; a viewer loads the finer levels as it comes closer
 MOST_LEVELS = 12
+MOST_MET = 64  # A line that would meet more cells of a level stays in the level above, however full that is.
 ENTRIES = 512  # about so many entries stand in one table of a shard
 SIDES = ("pre", "post")
 PROPERTIES = {
@@ -34,7 +35,7 @@ WITH_NEURONS = np.dtype([("line", LINE), *((name, kind) for side in SIDES
 
 
 def write_annotations(folder: Path, table: Partners, resolution: Sequence[float], box: np.ndarray) -> int:
-    """Writes the synapses of a table that have both neurons; how many there are.
+    """Writes the synapses of a table that have both neurons, and returns how many there are.
 
     The number of a line is that of its row in the table, from 1. resolution: nm of a voxel, z y x, as the sites of a
     table lie where their voxels begin and are shown at the middles of them. box: (2, 3), where the volume begins and
@@ -109,6 +110,8 @@ def write_levels(folder: Path, lines: np.ndarray, numbers: np.ndarray, low: np.n
         place = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
         there = np.zeros(len(order), bool)
         there[order] = place < MOST_IN_CELL
+        finer = np.ceil(2 * extent / edge - 1e-9).astype(np.int64)
+        there |= met(lines["ends"][shuffled], low, extent / finer, finer) > MOST_MET
         there |= len(levels) + 1 == MOST_LEVELS
         kept, shuffled = np.sort(shuffled[there]), shuffled[~there]
         rows, cells = touched(lines["ends"][kept], low, size, grid)
@@ -119,16 +122,26 @@ def write_levels(folder: Path, lines: np.ndarray, numbers: np.ndarray, low: np.n
     return levels
 
 
+def met(ends: np.ndarray, low: np.ndarray, size: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """How many cells the box of each line meets."""
+    return (np.ptp(boxes_of(ends, low, size, grid), axis=1) + 1).prod(1)
+
+
+def boxes_of(ends: np.ndarray, low: np.ndarray, size: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """The cells in which both ends of each line lie."""
+    return np.clip(((ends - low) // size).astype(np.int64), 0, grid - 1)
+
+
 def touched(ends: np.ndarray, low: np.ndarray, size: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(row, number of a cell) of each cell that the box of a line meets."""
-    boxes = np.clip(((ends - low) // size).astype(np.int64), 0, grid - 1)
+    boxes = boxes_of(ends, low, size, grid)
     first, last = boxes.min(1), boxes.max(1)
     alone = np.flatnonzero((first == last).all(1))
     rows, cells = [alone], [morton(first[alone], grid)]
     for row in np.flatnonzero((first != last).any(1)).tolist():
-        met = np.array(list(itertools.product(*(range(a, b + 1) for a, b in zip(first[row], last[row])))))
-        rows.append(np.full(len(met), row))
-        cells.append(morton(met, grid))
+        cells_met = np.array(list(itertools.product(*(range(a, b + 1) for a, b in zip(first[row], last[row])))))
+        rows.append(np.full(len(cells_met), row))
+        cells.append(morton(cells_met, grid))
     return np.concatenate(rows), np.concatenate(cells)
 
 

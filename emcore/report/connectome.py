@@ -59,18 +59,25 @@ def main(arguments: Sequence[str]) -> int:
     labels, synapses = open_volume(options.labels, kind="labels"), open_volume(options.synapses, kind="labels")
     labels = on_grid_of(labels, synapses)
     image = None if options.image is None else open_image(options.image, labels)
-    found = partners(labels, synapses, "clefts" if options.clefts else "polarity",
-                     direction=options.direction, resolution=options.resolution, share=options.share)
+    write_connectome(options.out, labels, synapses, "clefts" if options.clefts else "polarity", image,
+                     options.resolution, options.direction, options.share)
+    return 0
+
+
+def write_connectome(out: Path, labels: Volume, synapses: Volume, kind: str,
+                     image: tuple[Volume, tuple[slice, ...]] | None, resolution: Sequence[float] | None,
+                     direction: str | None = None, share: float = SHARE) -> None:
+    """Writes all files of a connectome into a folder, and says what was found."""
+    found = partners(labels, synapses, kind, direction=direction, resolution=resolution, share=share)
     edges = connections(found)
-    with reported(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-    write_files(options.out, found, edges)
-    page = options.out / "connectome.html"
-    write_text(page, connectome_page(found, edges, labels, image, options.resolution or labels.resolution))
+    with reported(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_files(out, found, edges)
+    page = out / "connectome.html"
+    write_text(page, connectome_page(found, edges, labels, image, resolution or labels.resolution))
     missing = len(np.unique(found.synapse[~found.resolved]))
     print(f"{len(np.unique(found.synapse))} synapses, {missing} of them without a partner on one side, "
           f"{len(edges)} pairs of {len(edges.neurons)} neurons\n{page}")
-    return 0
 
 
 def open_image(reference: str, labels: Volume) -> tuple[Volume, tuple[slice, ...]]:

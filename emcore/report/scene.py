@@ -20,8 +20,9 @@ from emcore.segment.meshes import Mesh, simplify_mesh
 from emcore.segment.wiring import Partners
 from emcore.threads import run_parallel, thread_count
 
-MESH_BYTES = 8_000_000  # All packed surfaces of a page have at most so many; simpler ones are taken until they fit.
+MESH_BYTES = 8_000_000  # The packed surfaces of a page share so many; simpler ones are taken until they fit.
 MOST_SYNAPSES = 5000  # the largest ones; the page says where there are more
+LEAST_MESH_BYTES = 20_000  # Each surface has this room, as a simple one takes some hundred triangles whatever its size.
 STEPS = 65535  # into which the box of a neuron is divided along each axis
 
 
@@ -90,17 +91,19 @@ def write_scene(out: Path, meshes: Path, neurons: Neurons, table: Partners | Non
 def drawn(meshes: Path, neurons: Neurons, middle: np.ndarray) -> list[dict[str, Any] | None]:
     """The packed surface of each neuron; None where it does not get small enough.
 
-    Each has a share of MESH_BYTES that follows from the size of its file. A thread holds one whole surface at a time.
+    Each has a share of MESH_BYTES that follows from the size of its file, and at least LEAST_MESH_BYTES.
+    A thread holds one whole surface at a time.
     """
     paths = [meshes / names(label, "precomputed")[0] for label in neurons.ids.tolist()]
     sizes = [path.stat().st_size for path in paths]
-    return run_parallel(lambda path, size: packed(read_fragment(path), middle, MESH_BYTES * size // sum(sizes)),
+    return run_parallel(lambda path, size: packed(read_fragment(path), middle,
+                                                  max(MESH_BYTES * size // sum(sizes), LEAST_MESH_BYTES)),
                         list(zip(paths, sizes)), thread_count(None))
 
 
 def packed(mesh: Mesh, middle: np.ndarray, room: int) -> dict[str, Any] | None:
     """A mesh as the page takes it, simplified until it has at most `room` letters."""
-    extent = float(np.ptp(mesh.vertices, axis=0).max(initial=0.0))
+    extent = float(np.ptp(mesh.vertices, axis=0).max()) if len(mesh.vertices) else 0.0
     error, step = 0.0, extent / 1000
     while True:
         text = encoded(mesh, middle)
@@ -132,6 +135,6 @@ def synapses_of(table: Partners, ids: np.ndarray, resolution: Sequence[float], m
     rows = np.flatnonzero(table.resolved)[own]
     sites = (table.sites[own] + np.array(resolution) / 2 - middle)[:, :, ::-1].round(2)
     order = np.argsort(-table.size[rows], kind="stable")
-    return [[int(table.synapse[row]), str(table.pre[row]), str(table.post[row]), int(table.directed[row]),
+    return [[str(table.synapse[row]), str(table.pre[row]), str(table.post[row]), int(table.directed[row]),
              int(table.size[row]), round(float(table.confidence[row]), 3), *sites[place].reshape(-1).tolist()]
             for place, row in zip(order.tolist(), rows[order].tolist())]

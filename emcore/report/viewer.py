@@ -43,6 +43,7 @@ from emcore.report.wiring_files import read_synapses
 from emcore.segment import skeleton_command
 from emcore.segment.edges import connections, degrees
 from emcore.segment.wiring import Partners, on_grid_of
+from emcore.system import allotted_cores
 from emcore.volumes import Layout, Volume, is_there, metadata, open_volume, split_reference, write_precomputed
 from emcore.volumes.address import located
 from emcore.volumes.convert import convert
@@ -57,6 +58,8 @@ SHOWN = 16  # neurons of the page where none are named
 MOST_TABLE = 1 << 30
 SEGMENTS, IMAGE, SYNAPSES, PAGE = "labels.precomputed", "image.precomputed", "synapses", "view.html"
 TABLE, WIRING = "labels.csv", "connectome"
+MESHES, SKELETONS = f"{SEGMENTS}/mesh", f"{SEGMENTS}/skeletons"
+PARTS = (SEGMENTS, MESHES, SKELETONS, TABLE, IMAGE, SYNAPSES, PAGE, WIRING)
 
 
 @dataclass(frozen=True)
@@ -77,18 +80,18 @@ def main(arguments: Sequence[str]) -> int:
         segments = write_labels(made, source, options.workers)
         if image is not None:
             write_image(made, source, image, options.workers)
-        table = write_synapses(made, source, options)
+        table = write_synapses(made, source, image, options)
         neurons = write_properties(made, segments, table)
         shown = picked(neurons, choice(neurons, chosen, source.reference))
         state = state_of(source.labels, shown.ids, image is not None, table is not None)
         write_text(options.out / VIEW, json.dumps(state, indent=1))
-        digest = digest_of(FORMAT, made.digests[SEGMENTS], made.digests.get(SYNAPSES), shown.ids.tolist(),
-                           source.labels.name)
+        digest = digest_of(FORMAT, made.digests[SEGMENTS], made.digests[SYNAPSES] if table is not None else None,
+                           shown.ids.tolist(), source.labels.name)
         made.make(PAGE, digest, lambda: write_scene(
             options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
             np.array(box_in_nm(source.labels)), source.labels.name))
         # Skeletons come last, as they may need more memory than all before.
-        made.make(f"{SEGMENTS}/skeletons", made.digests[SEGMENTS], lambda: write_skeletons(segments))
+        made.make(SKELETONS, made.digests[SEGMENTS], lambda: write_skeletons(segments))
         made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"
           f"for Neuroglancer: python -m emcore serve {options.out}")
@@ -101,7 +104,8 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("labels", metavar="LABELS", help="file or file:dataset of neurons, or the folder of a run")
     parser.add_argument("--image", metavar="I", help="the micrographs (default: those that a record of LABELS names)")
     wiring = parser.add_mutually_exclusive_group()
-    wiring.add_argument("--synapses", metavar="S", help="labels of synapses, as python -m emcore connectome takes them")
+    wiring.add_argument("--synapses", metavar="S", help="labels of synapses on the same voxels: synapse n has "
+                        "the id 2n - 1 on its presynaptic and 2n on its postsynaptic side")
     wiring.add_argument("--connectome", type=Path, metavar="FOLDER", help="what python -m emcore connectome wrote")
     parser.add_argument("--clefts", action="store_true", help="each id of --synapses is a cleft, which has no sides")
     parser.add_argument("--neurons", metavar="12,57", help=f"neurons of the page (default: the {SHOWN} with most "
@@ -115,6 +119,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         raise InputError("--clefts belongs to --synapses, which names the labels of clefts")
     if options.workers < 0:
         raise InputError(f"--workers must be above 0; got {options.workers}")
+    options.workers = options.workers or allotted_cores()
     return options
 
 
@@ -126,14 +131,13 @@ def source_of(options: argparse.Namespace) -> Source:
     reference, image, resolution = options.labels, options.image, options.resolution
     if (Path(reference) / "config.toml").is_file():
         reference, found, known = of_run(Path(reference))
-        resolution = resolution or known
     else:
-        found = recorded_image(reference)
+        found, known = recorded_image(reference), None
     image = image or found
     labels = open_volume(reference, kind="labels")
     if labels.resolution is None and image is not None:
         labels = on_grid_of(labels, open_volume(image, kind="image"))
-    resolution = resolution or labels.resolution
+    resolution = resolution or labels.resolution or known
     if resolution is None:
         raise InputError(f"a view is in nm, but {labels.name} does not say its resolution; give --resolution Z Y X")
     resolution = metadata.triple(list(resolution), "--resolution", positive=True)
@@ -168,8 +172,8 @@ def recorded_image(reference: str) -> str | None:
 
 
 def box_in_nm(labels: Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Where the volume begins and ends, z y x."""
-    low = np.array(labels.offset)
+    """Where the volume that viewers get begins and ends, z y x: it begins at a whole number of voxels."""
+    low = np.rint(np.array(labels.offset) / labels.resolution) * labels.resolution
     return low, low + np.array(labels.shape) * labels.resolution
 
 
@@ -187,7 +191,8 @@ class Parts:
             found = None
         if not isinstance(found, dict) and folder.is_dir() and any(path.name != "lock" for path in folder.iterdir()):
             raise InputError(f"{folder} is there, and no view that this command has made: choose a new folder")
-        self.digests = found if isinstance(found, dict) else {}
+        # The file may come from anybody, and what it names may be removed.
+        self.digests = {name: found[name] for name in PARTS if name in found} if isinstance(found, dict) else {}
 
     def make(self, name: str, digest: str, write: Callable[[], object]) -> None:
         """Makes a part, which is a file or folder of that name, unless it is there and of that digest."""
@@ -235,8 +240,9 @@ def write_labels(made: Parts, source: Source, workers: int) -> Path:
     labels, folder = source.labels, made.folder / SEGMENTS
     digest = digest_of(FORMAT, content_of(source.reference, labels, box_of(None, labels)), labels.resolution,
                        labels.offset, has_tensorstore())
-    made.make(SEGMENTS, digest, lambda: write_volume(labels, folder, "segmentation", workers))
-    made.make(f"{SEGMENTS}/mesh", digest, lambda: meshes.main(
+    placed = replace(labels, offset=tuple(box_in_nm(labels)[0].tolist()))
+    made.make(SEGMENTS, digest, lambda: write_volume(placed, folder, "segmentation", workers))
+    made.make(MESHES, digest, lambda: meshes.main(
         [str(folder), str(folder), "--workers", str(workers)]))
     made.make(TABLE, digest, lambda: label_statistics.main(
         [str(folder), str(made.folder / TABLE), "--workers", str(workers)]))
@@ -251,7 +257,7 @@ def write_volume(volume: Volume, folder: Path, layer: str, workers: int) -> None
     """A volume for viewers: compressed and resumable where tensorstore is installed, else plain."""
     dtype = np.dtype(f"u{volume.dtype.itemsize}") if layer == "segmentation" else volume.dtype
     if has_tensorstore():
-        write_precomputed(volume, folder, Layout(layer=layer, dtype=dtype, workers=max(1, workers)))
+        write_precomputed(volume, folder, Layout(layer=layer, dtype=dtype, workers=workers))
     else:
         convert(volume, str(folder), dtype, layer=layer)
 
@@ -268,27 +274,32 @@ def write_image(made: Parts, source: Source, image: tuple[Volume, tuple[slice, .
     digest = digest_of(FORMAT, content_of(source.image, volume, box), source.labels.resolution, source.labels.offset,
                        has_tensorstore())
     there = part_of(volume, [(span.start, span.stop) for span in box])
-    there = replace(there, resolution=source.labels.resolution, offset=source.labels.offset)
+    there = replace(there, resolution=source.labels.resolution,
+                    offset=tuple(box_in_nm(source.labels)[0].tolist()))
     made.make(IMAGE, digest, lambda: write_volume(there, made.folder / IMAGE, "image", workers))
 
 
-def write_synapses(made: Parts, source: Source, options: argparse.Namespace) -> Partners | None:
+def write_synapses(made: Parts, source: Source, image: tuple[Volume, tuple[slice, ...]] | None,
+                   options: argparse.Namespace) -> Partners | None:
     """The synapses as annotations, and their table; None where there are none."""
     folder, labels = options.connectome, source.labels
     if options.synapses is not None:
         folder, synapses = made.folder / WIRING, open_volume(options.synapses, kind="labels")
-        digest = digest_of(FORMAT, content_of(source.reference, labels, box_of(None, labels)), source.image,
+        digest = digest_of(FORMAT, content_of(source.reference, labels, box_of(None, labels)),
+                           None if image is None else content_of(source.image, *image),
                            content_of(options.synapses, synapses, box_of(None, synapses)), options.clefts,
-                           labels.resolution)
-        made.make(WIRING, digest, lambda: connectome.main(
-            ["--labels", source.reference, "--synapses", options.synapses,
-             *(["--clefts"] if options.clefts else []), *(["--image", source.image] if source.image else []),
-             "--resolution", *map(str, labels.resolution), str(folder)]))
+                           labels.resolution, labels.offset)
+        made.make(WIRING, digest, lambda: connectome.write_connectome(
+            folder, labels, synapses, "clefts" if options.clefts else "polarity", image, labels.resolution))
     if folder is None:
         return None
-    table = read_synapses(folder)
-    low, high = box_in_nm(labels)
-    outside = (table.sites < low) | (table.sites > high)
+    if folder.resolve() == (made.folder / WIRING).resolve():
+        made.asked.add(WIRING)
+    table, (low, high) = read_synapses(folder), box_in_nm(labels)
+    # Volumes for viewers begin at whole voxels, so that synapses must move with them.
+    table = moved(table, low - np.array(labels.offset))
+    beyond = np.array(labels.resolution) / 2
+    outside = (table.sites < low - beyond) | (table.sites > high + beyond)
     if outside.any():
         raise InputError(f"{folder} has synapses outside of {labels.name}, which lies at {low.tolist()} to "
                          f"{high.tolist()} nm (z, y, x): name the connectome of these labels")
@@ -298,6 +309,10 @@ def write_synapses(made: Parts, source: Source, options: argparse.Namespace) -> 
     made.make(SYNAPSES, digest, lambda: write_annotations(made.folder / SYNAPSES, table, labels.resolution,
                                                           np.array([low, high])))
     return table
+
+
+def moved(table: Partners, by: np.ndarray) -> Partners:
+    return replace(table, place=table.place + by, pre_place=table.pre_place + by, post_place=table.post_place + by)
 
 
 def write_properties(made: Parts, segments: Path, table: Partners | None) -> Neurons:

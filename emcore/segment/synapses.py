@@ -12,9 +12,9 @@ from emcore.segment.morphology import dilate
 from emcore.segment.relabeling import label_dtype
 from emcore.threads import run_parallel, slabs, thread_count
 
-DILATE_SIZE = 5  # of polarity_instances where it is not told
+DILATE_SIZE = 5  # polarity_instances takes it where it is not told
 VECTOR_NM = 100.0  # the unit of vectors from pre to post, in which they are as large as the values of other channels
-REACH_NM = 200.0  # of partner_instances where it is not told
+REACH_NM = 200.0  # partner_instances takes it where it is not told
 
 
 def polarity_instances(prediction: np.ndarray, threshold: float = 0.5, small: int = 128, *,
@@ -165,6 +165,11 @@ def _nearest_place(places: np.ndarray, known: np.ndarray, reach: float) -> np.nd
     """For each place the number of the nearest known one (of equals the smaller), -1 where none is within reach."""
     best, found = np.full(len(places), reach * reach), np.full(len(places), -1)
     if not len(known) or not len(places):
+        return found
+    # A place that is far from all known ones would stretch the grid until its numbers of cells overflow.
+    near = ((places >= known.min(0) - reach) & (places <= known.max(0) + reach)).all(1)
+    if not near.all():
+        found[near] = _nearest_place(places[near], known, reach)
         return found
     cell = max(reach, 1e-6)
     low = np.minimum(places.min(0), known.min(0)) - 2 * cell

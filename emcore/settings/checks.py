@@ -7,7 +7,7 @@ from emcore.settings.channels import channels_of
 from emcore.settings.decode import AffinityDecode
 from emcore.settings.loss import Loss
 from emcore.settings.model import MaskedAutoencoderModel, Net, Transformer, check_patch
-from emcore.settings.target import PartnersTarget, channel_names
+from emcore.settings.target import PartnersTarget, PolarityTarget, channel_names
 
 
 def check_settings(settings: Any) -> None:
@@ -25,6 +25,9 @@ def check_settings(settings: Any) -> None:
             one.kind == "vector" for one in settings.infer.activation):
         raise InputError("the target partners is a vector: infer.activation must name its three channels "
                          'with kind = vector, as in {channels = "3:6", kind = "vector"}')
+    if settings.labels.split and any(isinstance(target, PolarityTarget | PartnersTarget) for target in settings.target):
+        raise InputError("labels.split gives ids of their own to pieces of labels, but the targets polarity and "
+                         "partners read the side of a synapse from its id: leave labels.split false")
     if settings.data.train:  # a recipe that learns, and not one that only predicts, decodes or scores
         check_patch(model.multiple, settings.data.patch)
         if settings.pretrain is None:

@@ -32,7 +32,7 @@ from emcore.volumes.volume import Volume
 
 Box = tuple[slice, ...]
 REQUESTS = 16  # chunks that are asked for at once
-SHARE_LEFT = 0.9  # of the limit when room was made, so that room is made seldom
+SHARE_LEFT = 0.9  # When room is made, this share of the limit stays taken, so that room is made seldom.
 _JOINED: dict[tuple[int, Path], IO] = {}  # process and folder -> the file that this process holds
 
 
@@ -64,7 +64,7 @@ def joined(folder: Path) -> bool:
             folder.mkdir(exist_ok=True)
             users = open(folder / "users", "a")  # noqa: SIM115 (its lock is held while this process lives)
             take(users, shared=True)
-    except NoLocks:
+    except (NoLocks, OSError):  # a folder that cannot be written costs time alone
         return False
     _JOINED[os.getpid(), folder] = users
     atexit.register(leave, folder, os.getpid())

@@ -43,7 +43,7 @@ from emcore.volumes.volume import Volume, first_line
 from emcore.volumes.writing import recast
 
 SHARD_BYTES = 64 << 20
-PART_BYTES = 16 << 20  # where there are no shards; larger arrays get their memory anew from the system each time
+PART_BYTES = 16 << 20  # A part is so large where there are no shards; larger arrays get their memory anew each time.
 PRECOMPUTED = "neuroglancer_precomputed"
 NAMED = "named"  # which folder was about to get the name of the target
 MOST_PLAN = 64 << 20

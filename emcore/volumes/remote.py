@@ -39,6 +39,7 @@ LONG = 5.0  # seconds after which it is looked whether something else is wrong
 PATIENCE, SLOWEST = 600.0, 1e5  # seconds for one box, and bytes a second of its voxels that come on top
 FEW = 100  # files of a folder that stand for all
 MOST_LOOKED_AT = 100_000  # files of a folder in which a pipe is looked for
+PACKED = (".gz", ".br", ".zstd", ".xz", ".bz2")  # endings of chunks that are packed once more
 RETRIES = 4  # A request is sent again so often, within a second or two.
 WAITS = (1.0, 3.0, 9.0, 27.0)  # seconds between the tries of a box
 LOST = re.compile(r"(ABORTED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|CANCELLED)\b")
@@ -238,7 +239,7 @@ def connect(scale: Level, cache_bytes: int) -> "Stored":
     """The opened scale, its axes in our order and its first voxel at 0."""
     title, library = scale.title(), tensorstore(scale.title())
     if scale.address.scheme == "file" and "scale_index" in scale.driver:
-        refuse_packed(title, f"{scale.address.path}/{scale.name}")
+        refuse_packed(title, f"{scale.address.path}/{scale.name}", MOST_LOOKED_AT if scale.address.sparse else FEW)
     # A precomputed volume is complete unless somebody says otherwise; of zarr and N5 it is part of the format that
     # chunks without a value of their own are left out, unless their writer said that none was.
     complete = (scale.driver["driver"] == "neuroglancer_precomputed" or scale.whole) and not scale.address.sparse
@@ -289,13 +290,13 @@ class Stored:
         return made[0]
 
 
-def refuse_packed(title: str, folder: str) -> None:
-    """Refuses chunks that stand there as NAME.gz, which tensorstore would take for chunks that are missing."""
+def refuse_packed(title: str, folder: str, most: int) -> None:
+    """Refuses packed chunks among so many files: tensorstore would take NAME.gz for a chunk that is missing."""
     with suppress(OSError), os.scandir(folder) as entries:
-        for entry in islice(entries, FEW):
-            if entry.name.endswith(".gz"):
-                raise InputError(f"{title} has chunks that are packed once more, such as {entry.name}; unpack them "
-                                 f"first: gunzip -r {folder}")
+        for entry in islice(entries, most):
+            if entry.name.endswith(PACKED):
+                how = f": gunzip -r {folder}" if entry.name.endswith(".gz") else ""
+                raise InputError(f"{title} has packed chunks, such as {entry.name}; unpack them first{how}")
 
 
 def refuse_pipes(folder: str | None) -> None:

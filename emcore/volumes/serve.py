@@ -26,7 +26,7 @@ from emcore.volumes.formats import UNFINISHED
 
 VIEWER = "https://neuroglancer-demo.appspot.com"
 PORT = 8000
-SERVED_AT = f"http://127.0.0.1:{PORT}"  # where the addresses in a view lead, unless it is served elsewhere
+SERVED_AT = f"http://127.0.0.1:{PORT}"  # The addresses in a view lead here, unless it is served elsewhere.
 VIEW = "view.json"  # the state of the viewer that belongs to a folder
 SECONDS_FOR_A_REQUEST = 20.0
 SLOWEST_BYTES_PER_SECOND = 10_000
