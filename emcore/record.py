@@ -157,9 +157,8 @@ def read(path: Path, dataset: str | None = None) -> dict[str, Any] | None:
 
 def refuse_edits(labels: Path, instead: str) -> None:
     """Refuses labels that hold edits: the merges that stand beside them know of none."""
-    if edits := (read(labels, LABELS) or {}).get("edits"):
-        raise InputError(f"{labels} holds {edits['count']} edits, and the merges in it are as they are without them: "
-                         f"{instead}")
+    if (read(labels, LABELS) or {}).get("edits"):
+        raise InputError(f"{labels} holds edits, and the merges in it are as they are without them: {instead}")
 
 
 def has_labels(path: Path) -> bool:

@@ -330,3 +330,13 @@ def test_labels_with_huge_numbers_are_refused(place, tmp_path, capsys, number):
     path = changed_labels(place, tmp_path / "a_labels.h5", lambda labels: np.where(labels == 1, number, labels))
     assert run_command(main, [str(path), str(tmp_path / "out")]) == 2
     assert f"has the label {number}" in capsys.readouterr().err
+
+
+def test_a_volume_that_begins_below_zero_is_refused(tmp_path, capsys):
+    with create_volume(f"{tmp_path}/a_prediction.h5", (3, 2, 3, 4), np.float32, (30, 8, 8), (-60, 0, 0),
+                       {"offsets": (-np.eye(3, dtype=int)).tolist()}) as out:
+        out[...] = np.full((3, 2, 3, 4), 0.9, np.float32)
+    decode(open_volume(tmp_path / "a_prediction.h5"), AffinityDecode(), tmp_path / "a_labels.h5")
+    assert run_command(main, [str(tmp_path / "a_labels.h5"), str(tmp_path / "out")]) == 2
+    assert "begins at the voxel [-2, 0, 0]" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

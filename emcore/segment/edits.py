@@ -35,7 +35,7 @@ from emcore.threads import run_parallel, slabs, thread_count
 SCALE = int(SUM_SCALE)
 EDGES = ("u", "v", "count", "sum", "key")
 SHOWN = 5  # A sentence names so many edits.
-MOST_PAIRS = 4 * 10**6  # More pairs of a dropped place and a neuron are refused; these take 200 MB.
+MOST_PAIRS = 4 * 10**6  # More pairs of a dropped place and a neuron are refused; these take about 300 MB.
 NOT_OF_CLUSTERS = "labels must be made of whole clusters of the threshold"
 
 
