@@ -357,8 +357,7 @@ def test_a_checkpoint_of_another_config_and_a_full_disk_are_told(tmp_path, monke
     (dict(arithmetic="FP32"), "arithmetic must be one of"),
     (dict(window=(8, 8)), "window must be three lengths above 0"),
     (dict(window=(0, 8, 8)), "window must be three lengths above 0"),
-    (dict(volume=np.zeros((2, 8, 16, 16), np.uint8)),
-     r"the net cannot take windows of 2 channels and \[4, 8, 8\] voxels"),
+    (dict(volume=np.zeros((2, 8, 16, 16), np.uint8)), r"net cannot take windows of 2 channels and \[4, 8, 8\] voxels"),
 ])
 def test_what_does_not_fit_is_told_in_one_sentence(wrong, told):
     given = dict(volume=np.zeros((8, 16, 16), np.uint8), window=(4, 8, 8)) | wrong

@@ -18,7 +18,7 @@ from emcore.settings.data import Data
 
 __all__ = ["augment_batch", "check_augment", "margin", "normalise", "on_device"]
 
-STREAM = 2  # of random numbers, apart from those of the sampler
+STREAM = 2  # Its random numbers are others than those of the sampler.
 MEMBERS = {"misalignment", "deleted_section", *DEFECTS}
 COMPUTED = ("image", "statistics", "label", "mask", "skeleton")
 

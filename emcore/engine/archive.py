@@ -17,7 +17,7 @@ LOCAL = struct.Struct("<4s5H3L2H")  # before a record
 ENTRY = struct.Struct("<4s6H3L5H2L")  # a line of the table of records at the end
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
-LOCATOR = struct.Struct("<4sLQL")  # where END_64 stands
+LOCATOR = struct.Struct("<4sLQL")  # It says where END_64 stands.
 FULL_16, FULL_32 = 0xFFFF, 0xFFFFFFFF  # these stand for a number that stands in a wider field
 DESCRIBED, UTF_8 = 0x0008, 0x0800  # flags: checksum and sizes follow the record; the name is UTF-8
 
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
     flags: int
     checksum: int
     size: int
-    start: int  # where its local header begins
+    start: int  # Its local header begins here.
 
 
 def records(data: memoryview) -> dict[str, memoryview]:

@@ -27,7 +27,7 @@ LINGER = 1.0  # seconds in which the others hear why the lead ends, as its proce
 
 @dataclass(frozen=True)
 class Ranks:
-    rank: int  # of this process, 0 leads
+    rank: int  # this process; 0 leads
     world: int  # processes in all
     device: torch.device
 

@@ -39,10 +39,10 @@ _offsets_in = types.Array(types.int64, 1, "C", readonly=True)
 
 
 class Distances(NamedTuple):
-    """Of every foreground voxel of one volume to the other's foreground, in nm, 0 where they overlap."""
+    """Distances in nm from the foreground voxels of one volume to the other's foreground; 0 where they overlap."""
 
     mean: float
-    standard_deviation: float  # of the population
+    standard_deviation: float  # that of the population
     maximum: float
     median: float
     count: int
@@ -54,8 +54,8 @@ class Clefts(NamedTuple):
     score: float
     false_positives: int  # predicted voxels farther than the threshold from every true one
     false_negatives: int  # true voxels farther than the threshold from every predicted one
-    to_truth: Distances  # of the predicted voxels; the mean is ADGT
-    to_prediction: Distances  # of the true voxels; the mean is ADF
+    to_truth: Distances  # those of the predicted voxels; the mean is ADGT
+    to_prediction: Distances  # those of the true voxels; the mean is ADF
     f1: float  # 2 TP / (2 TP + FP + FN) with TP the predicted voxels that are no false positives
     f1_of_rates: float  # harmonic mean of 1 - FP / predicted and 1 - FN / true
 
@@ -252,7 +252,7 @@ def _measured(runs: NDArray[np.int32], side: int, other: int, resolution: NDArra
 
 
 def _median(distances: NDArray[np.float64], zeros: int) -> float:
-    """Of the distances and this many zeros, which are not stored. Orders the distances anew."""
+    """The median of the distances and of this many zeros, which are not stored. It orders the distances anew."""
     count = len(distances) + zeros
     middle = [k - zeros for k in ((count - 1) // 2, count // 2)]
     stored = [k for k in middle if k >= 0]

@@ -32,8 +32,8 @@ from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
 
-POINTS = 400  # of a curve that is stored
-MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # of ISBI 2012
+POINTS = 400  # A stored curve has no more.
+MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # those of ISBI 2012
 
 
 class Score(NamedTuple):

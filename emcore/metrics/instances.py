@@ -42,7 +42,7 @@ class Matching(NamedTuple):
     mean_matched: float  # overlap a match
     mean_true: float  # overlap summed over matches, a true object
     panoptic_quality: float
-    truth_ids: NDArray[np.uint64]  # of the matches
+    truth_ids: NDArray[np.uint64]  # one for each match
     label_ids: NDArray[np.uint64]
     overlaps: NDArray[np.float64]
 

@@ -72,8 +72,8 @@ class OverlapIndices(NamedTuple):
 class SquareSums(NamedTuple):
     """What every Rand convention is computed from: Python integers of a table, or arrays of such along a curve."""
 
-    pairs: int | NDArray  # without label 0
-    labels: int | NDArray  # without label 0
+    pairs: int | NDArray  # sum of squares over the pairs, label 0 left out
+    labels: int | NDArray  # the same over the labels, 0 left out
     truth: int
     background_pairs: int  # sum of squares over the pairs with label 0
     background: int  # voxels of label 0
@@ -87,7 +87,7 @@ class Agreement:
 
     voi: Voi
     sums: SquareSums
-    convention: str  # of Rand
+    convention: str  # the one of Rand
 
     @cached_property
     def rand(self) -> Rand:

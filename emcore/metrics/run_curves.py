@@ -96,8 +96,7 @@ class Cluster:
 
 
 def run_length_curve(skeletons: ArrayLike, fragments: ArrayLike, edges: ArrayLike, lengths: ArrayLike,
-                     tree: MergeTree,
-                     contact_nodes: float = 1, convention: str = "em_erl") -> RunLengthCurve:
+                     tree: MergeTree, contact_nodes: float = 1, convention: str = "em_erl") -> RunLengthCurve:
     """Computes the expected run length at every threshold of a merge tree.
 
     Each value is that of `run_length` with the labels of the threshold. A merge changes the runs in the two clusters

@@ -28,7 +28,7 @@ class RunLength(NamedTuple):
     skeleton_expected: NDArray[np.float64]  # nan for a skeleton without length
     correct_edges: int
     split_edges: int  # between two segments, neither of them 0
-    omitted_edges: int  # with a node on segment 0
+    omitted_edges: int  # A node of theirs lies on segment 0.
     merged_edges: int
     merging_segments: NDArray[np.uint64]
     skeleton_edges: NDArray[np.int64]  # (skeletons, 4): correct, split, omitted and merged ones of each

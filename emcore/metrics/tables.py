@@ -343,13 +343,13 @@ def merged(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     first[1:] = (rows[1:, 0] != rows[:-1, 0]) | (rows[1:, 1] != rows[:-1, 1])
     if first.all():
         return rows
-    merged = rows[first]
-    merged[:, 2] = np.add.reduceat(rows[:, 2], np.flatnonzero(first))
-    return merged
+    sums = rows[first]
+    sums[:, 2] = np.add.reduceat(rows[:, 2], np.flatnonzero(first))
+    return sums
 
 
 def table_of(rows: NDArray[np.uint64], total: int, masked: int, ignore_truth: tuple[int, ...],
-           ignore_labels: tuple[int, ...]) -> Contingency:
+             ignore_labels: tuple[int, ...]) -> Contingency:
     truth, labels, counts = np.ascontiguousarray(rows.T)
     return Contingency(truth, labels, counts.view(np.int64), total, masked, ignore_truth, ignore_labels)
 

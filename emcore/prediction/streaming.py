@@ -159,7 +159,8 @@ class Job:
         self.shape = source.size
         self.padded = tuple(n + 2 * p for n, p in zip(self.shape, infer.pad))
         self.window = tuple(infer.window)
-        self.starts = [starts(*axis) for axis in zip(self.padded, self.window, infer.overlaps)]
+        self.starts = [starts(length, width, overlap)
+                       for length, width, overlap in zip(self.padded, self.window, infer.overlaps)]
         self.views = views_of(infer.views.flips, infer.views.turns)
         self.windows = len(self.starts[0]) * len(self.starts[1]) * len(self.starts[2])
         self.batch = batch_size(infer, self.device.type)
@@ -278,7 +279,7 @@ class Job:
         windows still add to: a ring as deep as a window.
         """
         low, high = zip(*((span.start + pad, span.stop + pad) for span, pad in zip(box, self.infer.pad)))
-        rows, *flat = (touching(*axis) for axis in zip(self.starts, self.window, low, high))
+        rows, *flat = map(touching, self.starts, self.window, low, high)
         core = Core(low, high, *flat)
         sums = torch.zeros(self.count + 1, self.window[0], high[1] - low[1], high[2] - low[2], device=self.sums_device)
         with ThreadPoolExecutor(1) as reader:

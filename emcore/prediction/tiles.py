@@ -54,7 +54,7 @@ class Task(NamedTuple):
     """A prediction, by what its memory and its time depend on."""
 
     shape: Triple
-    infer: Infer  # with its window
+    infer: Infer  # It holds the window, too.
     read: int  # bytes a voxel of the image
     channels: int  # that the net predicts
 

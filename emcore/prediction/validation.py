@@ -97,7 +97,7 @@ class Validation:
         return found
 
     def _mean(self, values: Iterable[float | torch.Tensor]) -> float:
-        """Of the values of all ranks."""
+        """The mean of the values of all ranks."""
         sums = torch.zeros(2, dtype=widest(self.ranks.device), device=self.ranks.device)
         for value in values:
             sums[0] += value
@@ -121,7 +121,7 @@ class Validation:
         return self._mean(losses), both / either if either else 1.0
 
     def _scores(self) -> Iterator[dict[str, float]]:
-        """Of every volume that is this rank's to do: predicted by [infer], decoded by [decode]."""
+        """The scores of each volume of this rank, which is predicted by [infer] and decoded by [decode]."""
         settings, data = self.settings, self.settings.data
         for number in range(self.ranks.rank, len(data.validation), self.ranks.world):
             source = self.sampler.sources[number]

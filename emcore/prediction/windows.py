@@ -33,7 +33,7 @@ def touching(places: Sequence[int], window: int, low: int, high: int) -> Sequenc
 def passes(size: Triple, infer: Infer, window: Triple) -> int:
     """How many windows go through the net for a volume of this size, every view counted."""
     padded = (length + 2 * pad for length, pad in zip(size, infer.pad))
-    lattice = [len(starts(*axis)) for axis in zip(padded, window, infer.overlaps)]
+    lattice = [len(starts(length, width, overlap)) for length, width, overlap in zip(padded, window, infer.overlaps)]
     return prod(lattice) * len(views_of(infer.views.flips, infer.views.turns))
 
 
@@ -113,7 +113,8 @@ def channel_plan(offsets: Sequence[Sequence[int]] | None, channels: int,
     if offsets is None:
         return [(c, (0, 0, 0)) for c in range(channels)]
     matrix = np.rint(_matrix(*view)).astype(int)
-    seen = [tuple((matrix.T @ np.array(offset)).tolist()) for offset in offsets]  # of the view's channels, turned back
+    # the offsets of the view's channels, turned back
+    seen = [tuple((matrix.T @ np.array(offset)).tolist()) for offset in offsets]
     plan = []
     for offset in (tuple(o) for o in offsets):
         negative = tuple(-v for v in offset)

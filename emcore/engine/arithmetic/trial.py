@@ -25,7 +25,7 @@ def answer(work: Mapping[str, Any], mode: Mode) -> dict[str, Any]:
     if work.get("question") == "device":
         return {"device": "cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu"}
     device = torch.device(mode.device)
-    # of masked pretraining the transformer alone: its arithmetic is that of the linear head
+    # masked pretraining tries the transformer alone: its arithmetic is that of the linear head
     model = from_table(Model, work["model"] | ({"name": "linear_head"} if work["masked"] else {}), "model")
     net = build_model(model, tuple(work["patch"])).to(device).train()
     image = torch.rand(work["samples"], model.in_channels, *work["patch"], device=device)
