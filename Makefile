@@ -125,9 +125,9 @@ types: $(packages)
 	$(call step,mypy --strict tests/typed_api.py,$(python) -m mypy)
 
 # the site of docs/ and of the docstrings (the extra docs), and the pages that are made of the code
-$(VENV)/.docs: $(packages)
+$(VENV)/.docs: $(packages) constraints.txt
 	@$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(VENV)/docs.txt
-	$(call step,packages of the site,$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r $(VENV)/docs.txt)
+	$(call step,packages of the site,$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -r $(VENV)/docs.txt)
 	@touch $@
 
 docs: kernels $(if $(packages),$(VENV)/.docs)

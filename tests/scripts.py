@@ -5,6 +5,7 @@ saves two to four seconds. What a command is given and what it says are those of
 `python -m emcore ...`.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -101,9 +102,12 @@ def run(command: list[str], place: str, variables: dict[str, str], said: list[st
     os.environ.update(variables)
     for number, path in enumerate(said, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), number)
-    if command[0] == "-m":
-        sys.argv = command[1:]
-        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
+    try:
+        if command[0] == "-m":
+            sys.argv = command[1:]
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = command
+            runpy.run_path(command[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # a forked process ends without them, but a command that a user starts runs them
