@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.cut is not None or options.edits is not None:
         return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut,
                          options.edits)
-    from emcore.engine import checkpoint, weights  # with torch, which all above does without
+    from emcore.engine import checkpoint, weights  # imports torch, which nothing above needs
     from emcore.systems.checkpoints import ours
 
     path, content = weights.taken(results.run_folder(settings), choice)

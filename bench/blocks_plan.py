@@ -67,7 +67,7 @@ PREDICTION = 3  # bytes a voxel of the prediction itself: 8 bits along z, y and 
 # then of those that lie half a window off.
 CLUSTERS = (0.0409, 0.00573), (0.0101, 0.000685)
 EXPONENTS = -0.5, 0.0  # by which they grow with the side of larger windows: as segments that touch a face; not at all
-EDGES = 13.6  # that enter the top with every cluster
+EDGES = 13.6  # so many enter the top with every cluster
 
 # ---- what the file of seams is read by
 HEADER = 2 * 50  # bytes for every block in the header of the file of seams, which has two columns for each

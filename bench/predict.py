@@ -43,7 +43,7 @@ def child(work: dict) -> dict:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
         if work["what"] == "ours":
-            keep_pages("cpu")  # as infer.py does
+            keep_pages("cpu")  # infer.py does the same
             infer = Infer(window=WINDOW, blend="gaussian", activation=(Activation(kind="none"),))
             arithmetic = decide(Settings("bench", device="cpu", infer=infer), net, passes(volume.shape, infer, WINDOW))
             values = predict(net, volume, window=WINDOW, infer=infer, data=Data(normalise="none"),

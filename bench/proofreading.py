@@ -36,7 +36,7 @@ WRONG = 0.1  # share of the answers of a tired person
 BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
 SURE = 99  # A wrong yes can cost more than ten right ones bring.
 CLEAR, FINE, COARSE = 4.0, 0.5, 1.0  # logits of a detector: of what is true, and the deviations of its errors
-DRAWS = 3  # of random orders, whose mean is shown
+DRAWS = 3  # so many random orders are drawn, and their mean is shown
 
 
 class Case(NamedTuple):

@@ -10,7 +10,7 @@ from bench.affinities import load_labels, make_affinities
 from bench.compare import Row, compare
 from emcore import metrics, segment
 
-THRESHOLDS = 9  # that many single evaluations must take longer than the whole curve
+THRESHOLDS = 9  # so many single evaluations must take longer than the whole curve
 
 
 def evaluate(truth: np.ndarray, labels: np.ndarray, ignore_truth: tuple[int, ...] = (0,)) -> dict[str, float]:

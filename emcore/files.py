@@ -51,7 +51,7 @@ REMEDIES = {
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<born>\d+)-[0-9a-f]{6}"
                        r"\.(?P<kind>partial|old)", re.DOTALL)
 LONGEST_NAME = 180  # bytes of a name that are kept in the name of its temporary; file systems allow 255 in all
-FOREIGN_DAYS = 7  # without a change, after which a temporary of another machine counts as left behind
+FOREIGN_DAYS = 7  # a temporary of another machine that nobody changed for so long counts as left behind
 
 
 def check_name(name: str, what: str) -> None:

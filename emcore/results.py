@@ -58,7 +58,7 @@ def of_checkpoint(settings: Settings, choice: str) -> Path:
     if not choice:
         return newest(settings)
     path = named_best(run_folder(settings)) if choice == "best" else checkpoint_file(choice)
-    number = path.stem.rpartition("_")[2]  # of step_000000600.pt
+    number = path.stem.rpartition("_")[2]  # 000000600 in step_000000600
     return folder_of(settings, path, int(number) if number.isdigit() else 0)
 
 

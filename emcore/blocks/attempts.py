@@ -26,7 +26,7 @@ class Outcome(NamedTuple):
     refused: str = ""  # the sentence of a user's mistake
     failed: str = ""  # the last line of another failure
     trace: str = ""  # where in the program that was
-    tries: int = 1  # that this outcome stands for
+    tries: int = 1  # this outcome stands for so many tries
 
 
 class Pool(Protocol):

@@ -77,7 +77,7 @@ class Jobs(Cluster):
             for job in lost:
                 known.pop(job, None)
                 self.seen -= {name for name in set(self.seen) if is_of(job, name)}  # the next job may have this name
-            self.of_dask.scale(jobs=len(known))  # which takes them out of the queue; the next look hands in others
+            self.of_dask.scale(jobs=len(known))  # this takes them out of the queue; the next look hands in others
         elif self.in_vain < TRIES * self.jobs:
             self.of_dask.scale(jobs=self.jobs)
         elif not threads and not self.of_dask.workers:
@@ -154,7 +154,7 @@ class Tasks:
         self.work, self.client, self.cluster = work, client, cluster
         # what came of a task is fetched aside: with the last worker it may be lost, and is made again by the next one
         self.ended = as_completed(loop=client.loop, with_results=True, raise_errors=False)
-        self.numbers: dict[Any, int] = {}  # of the tasks that are under way
+        self.numbers: dict[Any, int] = {}  # the numbers of the tasks that are under way
         self.looked = -LOOK_AT_WORKERS
         self.seen = self.told = time.monotonic()  # a worker
         self.look()
@@ -285,6 +285,6 @@ def attempt_there(work: Work, stage: Stage, number: int, processes: int) -> Outc
     worker = get_worker()
     threads = worker.state.nthreads
     slot = SLOTS.setdefault(threading.get_ident(), len(SLOTS)) % threads
-    last = re.search(r"\d+$", str(worker.name))  # of the processes of a machine, which are numbered
+    last = re.search(r"\d+$", str(worker.name))  # processes of a machine are numbered
     process = int(last[0]) % processes if last else 0
     return attempt(work, stage, number, share_of(stage, number, process * threads + slot, processes * threads))

@@ -103,7 +103,7 @@ def earlier(grid: Grid, number: int, axis: int, seen: tuple[int, int]) -> Iterat
 class Numbered(NamedTuple):
     """The pieces of all blocks, one block after the other, with the numbers that they have in the volume."""
 
-    starts: np.ndarray  # of every block among the pieces, and behind the last
+    starts: np.ndarray  # the first piece of every block, and the end behind the last
     numbers: np.ndarray  # int64, 1.. in the order of first voxels
     sizes: np.ndarray  # voxels by number, 0 for 0
 

@@ -136,7 +136,7 @@ def mend(work: LabelWork, blocks: Blocks) -> None:
 def is_source(prediction: Path, before: str | None, content: str) -> bool:
     """Whether a prediction is the one whose record or voxels have this digest; before: the stamp that it had."""
     if before is not None and stamp(prediction) == before and read_record(prediction) is None:
-        return True  # without a record all of it would be read
+        return True  # if there is no record all of it would be read
     return of_source(prediction)["digest"] == content
 
 

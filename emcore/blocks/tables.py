@@ -32,9 +32,9 @@ from emcore.segment.pooling import concatenate, pool_edges
 from emcore.segment.storage import Parts, no_tree, stored_parts
 from emcore.volumes import Volume, open_volume
 
-FRAGMENT_BYTES = 300  # that a fragment takes with its merge, and with what is computed along the tree
-EDGE_BYTES = 200  # that an edge takes while those of all blocks are pooled
-BIN_BYTES = 110  # that a bin of a histogram takes then
+FRAGMENT_BYTES = 300  # a fragment takes so much, its merge and what is computed along the tree included
+EDGE_BYTES = 200  # an edge takes so much while those of all blocks are pooled
+BIN_BYTES = 110  # a bin of a histogram takes so much then
 EDGES = ("count", "sum", "max", "min", "key")
 INSTEAD = ("take a machine with more memory, or a part of the volume; the labels themselves, also those that "
            "infer.py --cut makes at another threshold, need none of this")
@@ -73,7 +73,7 @@ class BlockParts:
     """The fragments, the graph and the merges of all blocks."""
 
     work: AffinityWork
-    resolution: Sequence[float] | None = None  # of the fragments, as the labels have it
+    resolution: Sequence[float] | None = None  # resolution of the fragments, which is that of the labels
     offset: Sequence[float] = (0.0, 0.0, 0.0)
 
     @property

@@ -16,7 +16,7 @@ from emcore.volumes import open_volume
 class Source:
     """A stored prediction by its path; it is small, so tasks carry it along."""
 
-    path: str  # with the dataset, where it has several
+    path: str  # names the dataset, too, where the file has several
     settings: AffinityDecode | ConnectedDecode
 
     def affinities(self, box: Box) -> Affinities:

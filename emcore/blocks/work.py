@@ -17,15 +17,15 @@ from typing import Any, NamedTuple
 from emcore.blocks import store
 from emcore.errors import InputError
 
-MOST_REPAIRS = 3  # of one file for one task
+MOST_REPAIRS = 3  # so often is one file repaired for one task
 
 
 class Stage(NamedTuple):
     """Tasks 0 to count - 1 of one kind."""
 
-    name: str  # as users read it: fragments, merges 2, labels
+    name: str  # the name that users read: fragments, merges 2, labels
     count: int
-    folder: str  # of its files, which tells the settings that change them by a digest
+    folder: str  # holds its files; a digest in the name tells the settings that change them
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ START = "import sys; sys.path[:] = sys.argv[1:]; from emcore.blocks.worker impor
 
 def serve() -> None:
     """Takes the work and then (stage, number, share) from the standard input until it ends; answers with outcomes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the process that started this one ends it
+    # the terminal sends it to all; the process that started this one ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a task prints is no answer
     asked: queue.SimpleQueue = queue.SimpleQueue()

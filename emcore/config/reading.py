@@ -104,7 +104,7 @@ def _translated(choices: tuple[type, ...], table: Any, others: tuple[type, ...])
         name, value = _new_name((schema, *others), name), new_value(schema.__name__, name, value)
         if name not in hints(schema):
             if not any(name in hints(other) for other in others):
-                found[name] = value  # of no kind, to be refused
+                found[name] = value  # belongs to no kind and is refused later
             continue
         aside = tuple(inner for other in others if name in hints(other) for inner in tables(hints(other)[name]))
         if isinstance(value, list | tuple) and items(hints(schema)[name]):

@@ -43,7 +43,8 @@ def skeletons_of(labels: Volume, resolution: Sequence[float], unlabelled: Sequen
     facts = {"unlabelled": sorted(map(str, unlabelled)), "traced_nm": list(map(float, resolution)),
              "labels_written_ns": str(_changed(path)), "rules": RULES}
     beside = _beside(path)
-    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]  # of labels of one name in several folders
+    # tells labels of one name in several folders apart
+    key = hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:8]
     apart = folder / f"{path.stem}_{key}_skeleton.h5"
     for file in (beside, apart):
         found = _made_from(file, dataset, labels, facts)
@@ -99,7 +100,7 @@ def _made_from(file: Path, dataset: str | None, labels: Volume, facts: dict) -> 
         return None
     try:
         found = open_volume(file, dataset or "main", kind="labels")
-    except InputError:  # of another dataset, or not ours
+    except InputError:  # it holds another dataset, or is not ours
         return None
     same = found.shape == labels.shape[-3:] and all(found.attrs.get(name) == value for name, value in facts.items())
     return found if same else None

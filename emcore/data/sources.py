@@ -48,7 +48,7 @@ class Source:
     resolution: tuple[float, float, float]
     offset: tuple[float, float, float]  # nm, of the box
     weight: float
-    statistics: tuple[float, float]  # of the image: what is subtracted, what is divided by
+    statistics: tuple[float, float]  # what is subtracted from the image, and what it is divided by
     measured: bool = True  # whether the image or the settings say the resolution; else a voxel counts as 1 nm
 
     @property

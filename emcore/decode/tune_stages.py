@@ -22,7 +22,7 @@ from emcore.segment.statistics import parse_statistic
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
-HASHED_BYTES = 64 << 20  # of a volume at a time
+HASHED_BYTES = 64 << 20  # so much of a volume is hashed at a time
 PER_FRAGMENT = "voxels_per_fragment"  # in tune.jsonl and tune.csv
 LEFT_OUT = "left_out"  # in tune.jsonl: what a volume takes no part in choosing
 NET = ", net "  # between the name of a volume and the number of the net, where there are several
@@ -46,7 +46,7 @@ class Task:
     """What all stages of a tune share."""
 
     sources: tuple[Scored, ...]
-    convention: str  # of adapted_rand
+    convention: str  # the convention of adapted_rand
     border_nm: float
     resolution: tuple[float, float, float] | None  # where the files do not say it
 
@@ -65,7 +65,8 @@ def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], th
     One watershed and one graph a volume serve all statistics; one tree of each serves every threshold.
     """
     curves: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
-    plain: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}  # with voxels near borders
+    # curves that count voxels near borders
+    plain: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
     demanding = max(statistics, key=lambda statistic: parse_statistic(statistic).every_contact)
     counts = []
     for source in task.sources:

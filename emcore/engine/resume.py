@@ -83,7 +83,7 @@ def keep(folder: Path, step: int, settings: Settings, parts: Mapping[str, Any], 
         "policy": task.policy.state_dict() if getattr(task, "policy", None) is not None else None,
         **parts["best"].state(),
         "window": dict(window),
-        "rng": {"seed": settings.seed},  # with the step, all random numbers follow from it
+        "rng": {"seed": settings.seed},  # all random numbers follow from it and the step
         "config": config.to_table(settings),
     }
     checkpoint.save(folder / "checkpoints" / f"step_{step:09d}.pt", content)

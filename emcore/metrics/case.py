@@ -26,7 +26,7 @@ from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, open_volume
 
-SECTION_BYTES = 72  # that a voxel of a section takes, measured, where sections are looked at whole
+SECTION_BYTES = 72  # measured for each voxel of a section, where sections are looked at whole
 PartsOf = Callable[[Path], Parts | None]  # fragments and merges of a labels file; None where it has none
 Row = dict[str, Any]  # score, value and convention, and for neurons what was left out
 Found = TypeVar("Found")

@@ -26,8 +26,8 @@ TRUTH, PREDICTION = 1, 2  # bits of a run's state: what its voxels are foregroun
 LEAF = 4  # runs in a leaf of the tree
 PIECE = 32  # voxels that search together, neighbours along x
 MORTON_BITS = 20
-RUN_BYTES = 64  # that a run takes while all are put in order
-VOXEL_BYTES = 24  # that a wrong voxel takes while distances are summed
+RUN_BYTES = 64  # a run takes so much while all are put in order
+VOXEL_BYTES = 24  # a wrong voxel takes so much while distances are summed
 TOO_MUCH = "score a part, or look whether it is clefts that the volumes hold"
 
 _states = types.Array(types.uint8, 2, "C")
@@ -42,7 +42,7 @@ class Distances(NamedTuple):
     """Distances in nm from the foreground voxels of one volume to the other's foreground; 0 where they overlap."""
 
     mean: float
-    standard_deviation: float  # that of the population
+    standard_deviation: float  # the one of the population
     maximum: float
     median: float
     count: int

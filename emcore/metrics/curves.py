@@ -45,7 +45,7 @@ class ThresholdCurve:
     `end`; the states that no threshold reaches are in the arrays, but `best` does not offer them.
     """
 
-    height: NDArray  # of each merge, non-decreasing; thresholds are rounded to its type, as in segment.cut
+    height: NDArray  # the height of each merge, non-decreasing; thresholds are rounded to its type, like in segment.cut
     end: float  # the largest threshold: 1 for heights up to 1, or what the tree was computed up to
     voi: Voi  # two arrays, bits
     split_gain: NDArray[np.float64]  # bits that each merge takes off VOI split

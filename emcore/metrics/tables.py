@@ -217,7 +217,7 @@ def of_table(function: Callable[Given, Found]) -> Callable[Given, Found]:
     """A score of a table that answers volumes in its place with the call that works."""
     @wraps(function)
     def checked(*arguments: Given.args, **options: Given.kwargs) -> Found:
-        if arguments or "table" in options:  # without either, Python names what is missing
+        if arguments or "table" in options:  # if neither is given, Python names what is missing
             require_table(arguments[0] if arguments else options["table"], function.__name__)
         return function(*arguments, **options)
     return checked

@@ -56,7 +56,7 @@ class Task(NamedTuple):
     shape: Triple
     infer: Infer  # It holds the window, too.
     read: int  # bytes a voxel of the image
-    channels: int  # that the net predicts
+    channels: int  # channels that the net predicts
 
     @property
     def lattice(self) -> list[list[int]]:
@@ -353,7 +353,7 @@ def told(way: begun.Way) -> str:
 def carry_out(work: PredictionWork, rank: int, world: int) -> None:
     """Returns when the prediction is there, by whomever."""
     for stage in work.stages():
-        for number in range(rank, stage.count, world):  # that an earlier start has left: names alone count below
+        for number in range(rank, stage.count, world):  # an earlier start may have left these: names alone count below
             path = work.path(stage, number)
             if path.exists() and not work.is_done(stage, number):
                 remove(path)

@@ -57,7 +57,7 @@ def plot(lines: Mapping[str, Points], x_title: str, title: str, marks: Sequence[
         if len(points) <= 30:
             parts += [f'<circle class="dot{number % 4}" cx="{x_at(x)}" cy="{y_at(y)}" r="3"/>' for x, y in points]
     for letter, row, (x, _) in zip(letters, rows, marks):
-        foot = TOP + LETTER * row  # of the letter
+        foot = TOP + LETTER * row  # the foot of the letter
         parts.append(f'<line class="mark" x1="{x_at(x)}" x2="{x_at(x)}" y1="{foot + 3}" y2="{HEIGHT - BOTTOM}"/>'
                      f'<text x="{x_at(x)}" y="{foot}" text-anchor="middle">{letter}</text>')
     legend = "".join(f'<li><svg viewBox="0 0 20 8" aria-hidden="true"><polyline class="line{k % 4}" points="0,4 20,4"/>'

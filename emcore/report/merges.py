@@ -9,7 +9,7 @@ from emcore.blocks.tables import parts_of
 from emcore.report.grids import pack
 from emcore.segment import Segmentation
 
-MOST_EDGES = 500_000  # of the region graph: about three megabytes of the page
+MOST_EDGES = 500_000  # so many edges of the region graph take about three megabytes of the page
 
 
 def packed_merges(labels: Path, threshold: Any) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import numpy as np
 from emcore.metrics import Contingency
 
 LISTED = 10  # errors of a kind
-PIECES = 5  # of one error
+PIECES = 5  # so many pieces of one error are shown
 
 
 def largest(groups: np.ndarray, members: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from emcore.results import STEP
 from emcore.settings import Settings
 
 POINTS = 3_000_000  # grid points of all volumes together
-PICTURE_BYTES = 13_000_000  # of all packed grids; fewer points are taken until they fit
+PICTURE_BYTES = 13_000_000  # the limit of all packed grids; fewer points are taken until they fit
 MOST_LOG_BYTES = 1 << 28
 
 

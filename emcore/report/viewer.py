@@ -53,7 +53,7 @@ from emcore.volumes.precomputed_writing import MOST_LISTED_SEGMENTS, SIZES
 from emcore.volumes.serve import VIEW
 
 FORMAT = 1  # It names how the parts are made; parts of another format are made again.
-MADE = "made.json"  # which parts are whole, and of what
+MADE = "made.json"  # says which parts are whole, and what they were made from
 SHOWN = 16  # neurons of the page where none are named
 MOST_TABLE = 1 << 30
 SEGMENTS, IMAGE, SYNAPSES, PAGE = "labels.precomputed", "image.precomputed", "synapses", "view.html"

@@ -22,7 +22,7 @@ from emcore.settings.data import result_name
 from emcore.volumes import Volume, open_volume
 from emcore.volumes.address import located
 
-CHANNELS = 3  # of a prediction that are shown
+CHANNELS = 3  # so many channels of a prediction are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
 
 

@@ -113,7 +113,7 @@ class Agglomeration:
             raise InputError("maxima=True is for graphs with histograms and quantiles of maxima, like aff85_his256")
         self.fragments, self.u, self.v = graph.fragments, graph.u, graph.v
         self._statistic, self._maxima, self._frozen = statistic, maxima, None
-        self._levels = np.empty(0, np.uint32)  # with maxima: the bin that a level of the kernel stands for
+        self._levels = np.empty(0, np.uint32)  # for maxima, the bin that a level of the kernel stands for
         self.end = 0.0  # every merge below it has been made
         self._queues: list[kernel.Queue] = []
         self._made: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # by _merges since the last step

@@ -38,14 +38,14 @@ class Contact(NamedTuple):
     """What lies between two segments that were not joined."""
 
     contacts: int
-    mean: float  # of the affinities
+    mean: float  # mean of the affinities
     largest: float
 
 
 class Site(NamedTuple):
     voxel: tuple[int, int, int]
     fragment: int
-    voxels: int  # of the fragment
+    voxels: int  # size of the fragment
     label: int
 
 

@@ -138,7 +138,7 @@ def block_fragments(affs: np.ndarray | Affinities, low: float, high: float, *, c
 class _Face(NamedTuple):
     """A face of the core within the volume: the voxels on both sides of it, as views of the marks."""
 
-    bit: int  # of the marks that lead through it from inside
+    bit: int  # the bit of the marks that lead through it from inside
     start: np.ndarray  # where inner begins in the window
     inner: np.ndarray
     outer: np.ndarray

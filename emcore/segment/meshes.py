@@ -19,7 +19,7 @@ SMOOTHINGS, SHARE = 2, 0.5  # Measured on balls and tori: more flattens thin obj
 SPREADS = 2, 2  # How far what a vertex lacks in volume is shared out: along so many edges, in each of two rounds.
 CONTEXT = SMOOTHINGS + sum(1 + spread for spread in SPREADS)  # voxels around a block that its vertices depend on
 SIDE = 256  # voxels of a window along each axis, of which the work takes about 50 bytes each
-MOST_LABELS = 2**24 - 1  # that the kernel numbers in one window
+MOST_LABELS = 2**24 - 1  # the kernel numbers so many in one window
 MOST_VOXELS = 2**27  # A larger window could have more than 2^30 vertices, which could not be numbered.
 Box = tuple[slice, slice, slice]
 

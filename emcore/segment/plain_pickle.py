@@ -16,7 +16,8 @@ GRAPHS = {f"networkx.classes.{name} {kind}" for name, kind in (
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 SCALARS = {f"{module} scalar" for module in NUMPY}
 ARRAYS = {f"{module} _reconstruct" for module in NUMPY}
-VIEWS = ("networkx.classes.reportviews ", "networkx.classes.coreviews ")  # which a used graph keeps of itself
+# a graph that was used keeps these views of itself
+VIEWS = ("networkx.classes.reportviews ", "networkx.classes.coreviews ")
 BUFFERS = {f"{module} _frombuffer" for module in ("numpy.core.numeric", "numpy._core.numeric")}
 KNOWN = GRAPHS | SCALARS | ARRAYS | BUFFERS | {"numpy ndarray", "numpy dtype", "_codecs encode", "__builtin__ dict",
                                      "builtins dict"}

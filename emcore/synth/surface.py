@@ -14,7 +14,7 @@ from emcore.segment.components import connected_components
 from emcore.synth.growth import GRID_NM, PAD, Growth, joined
 from emcore.threads import run_parallel
 
-SEALED = 96  # of 255: of two face neighbours of different ids at least one is this much membrane
+SEALED = 96  # out of 255: at least one of two face neighbours of different ids is this much membrane
 SLICE_NM = 12.0  # a section is seen through: it is the mean of optical slices at most this thick
 DEPTH_NM = 20.0  # electrons see at least this deep, however thin the section
 LEADS = 1024  # entries of the distance table

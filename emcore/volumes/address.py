@@ -28,7 +28,7 @@ class Address(NamedTuple):
     kind: str | None  # precomputed, zarr or n5; None where the files there tell
     scheme: str
     host: str  # or bucket; with what logs in
-    path: str  # without slashes at its ends, but for file
+    path: str  # has no slashes at its ends, except in a file address
     query: str
     scale: str | None
     sparse: bool = False  # chunks that are not there are 0

@@ -30,7 +30,7 @@ from emcore.volumes.hdf5_virtual import MOST_PARTS
 from emcore.volumes.volume import BROKEN, check_volume, first_line, native
 from emcore.volumes.writing import choose_chunks
 
-DATASET = "labels"  # of a block's file
+DATASET = "labels"  # the dataset in a block's file
 DIGEST = "crc32"  # the attribute that tells what was written
 # what says nothing about the file: the same read may well succeed at another time, or by another user
 TRANSIENT = {getattr(errno, name) for name in ("EMFILE", "ENFILE", "ENOMEM", "EACCES", "EPERM", "EINTR")}

@@ -54,7 +54,7 @@ class Download:
     address: str
     folder: str  # where the recipes look for it, below --folder
     about: str
-    sha256: str = ""  # where published
+    sha256: str = ""  # empty where none is published
     size: int = 0  # bytes, where known
 
     @property

@@ -52,7 +52,7 @@ class Row(NamedTuple):
 
     module: str
     name: str
-    title: str  # with what it is told by
+    title: str  # names the format in messages
     suffixes: tuple[str, ...]
     signatures: tuple[bytes, ...] = ()  # how its files begin
     markers: tuple[str, ...] = ()  # files of which one stands in each of its folders

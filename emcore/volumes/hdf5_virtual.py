@@ -28,7 +28,8 @@ MOST_PARTS = 100_000
 MOST_OPEN = 16  # files of parts that stay open, and parts that are looked at when the dataset is opened
 CACHE = 8 << 20  # bytes of decoded chunks that HDF5 keeps for each of them
 
-Reader = Callable[[str, h5py.Dataset, np.dtype], Any]  # of a title, a dataset and a type: what is sliced for its voxels
+# takes a title, a dataset and a type; returns what is sliced for voxels
+Reader = Callable[[str, h5py.Dataset, np.dtype], Any]
 
 
 class Pattern(NamedTuple):
@@ -172,7 +173,7 @@ class Source:
     """The dataset of a part, opened and looked at."""
 
     file: h5py.File
-    identity: tuple[int, ...]  # of the file as it was looked at
+    identity: tuple[int, ...]  # identifies the file as it was looked at
     values: Any  # what is sliced: the dataset, or one that is joined in its turn
     shape: tuple[int, ...]
     chunks: tuple[int, ...] | None
@@ -197,14 +198,15 @@ class Joined:
     bounds: np.ndarray  # (low or stop, part, axis)
     reader: Reader
     above: tuple  # the datasets that are joined from this one, and itself: file and name
-    held: dict[tuple[str, str], Source] = field(default_factory=dict)  # that were read last, the latest at the end
+    # sources that were read last, the latest at the end
+    held: dict[tuple[str, str], Source] = field(default_factory=dict)
     lock: Any = field(default_factory=Lock)
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         values = np.full([len(range(span.start, span.stop, span.step)) for span in box], self.fill, self.dtype)
         low, stop = self.bounds
         meets = (low < [span.stop for span in box]) & (stop > [span.start for span in box])
-        for number in np.flatnonzero(meets.all(axis=1)):  # of parts that overlap the later one counts, as for HDF5
+        for number in np.flatnonzero(meets.all(axis=1)):  # where parts overlap the later one counts, like in HDF5
             self.take(self.parts[number], box, values)
         return values
 

@@ -45,7 +45,7 @@ from emcore.volumes.writing import recast
 SHARD_BYTES = 64 << 20
 PART_BYTES = 16 << 20  # A part is so large where there are no shards; larger arrays get their memory anew each time.
 PRECOMPUTED = "neuroglancer_precomputed"
-NAMED = "named"  # which folder was about to get the name of the target
+NAMED = "named"  # the file that names the folder which was about to get the target's name
 MOST_PLAN = 64 << 20
 COUNT_ONLY = np.empty((0, 0, 0), np.uint8)  # The kernel numbers no voxel then.
 # what tensorstore raises where a disk, a folder or a store is at fault

@@ -15,7 +15,7 @@ from emcore.volumes.formats import split_reference
 from emcore.volumes.remote import identity
 from emcore.volumes.volume import Volume
 
-MOST_FILES = 100_000  # with more of them looking at each one takes too long on a network file system
+MOST_FILES = 100_000  # looking at more of them takes too long on a network file system
 METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata", "info", "attributes.json")
 BLOCK_BYTES = 64 << 20
 

@@ -29,7 +29,7 @@ class Mode(Arithmetic):
     reason: str = ""  # one line for the log
     torch: str = ""  # version with which it was chosen
     processor: str = ""  # on which it was chosen
-    threads: int = 0  # with which it was chosen: sums over threads differ in their last bits
+    threads: int = 0  # the number when it was chosen: sums over threads differ in their last bits
 
     def __str__(self) -> str:
         return super().__str__() + (f", {LIMIT} = {self.instructions}" if self.instructions else "")

@@ -27,7 +27,7 @@ def agree(settings: Settings) -> Mode:
     leads, several = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1")) > 1
     choose = settle(settings, folder) if leads else None
     if several:
-        from emcore.engine import ranks  # with torch, which takes a while: what is to be said has been said
+        from emcore.engine import ranks  # imports torch, which takes a while: everything was said before
 
         mode = from_table(Mode, ranks.from_lead(choose and (lambda: asdict(choose()))))
     else:

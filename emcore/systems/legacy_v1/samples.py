@@ -18,7 +18,7 @@ from emcore.settings import Settings
 from emcore.settings.augment import Contrast, Elastic, Fold
 
 Triple = tuple[int, int, int]
-STREAM = 3  # of random numbers, apart from those that choose places
+STREAM = 3  # the random numbers here stay apart from those that choose places
 SHIFT = 16  # places along y and x that sections are cut at
 DELETED = 2  # sections
 FOLD = Fold(probability=0.9, width=40)

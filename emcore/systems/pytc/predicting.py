@@ -9,7 +9,7 @@ from emcore.systems.pytc.profiles import DECODING, with_template
 from emcore.systems.pytc.tree import Tree, pair, whole_numbers
 
 Table = dict[str, Any]
-MOST_CHANNELS = 1000  # that are told one by one; a net of more is refused where it is built
+MOST_CHANNELS = 1000  # so many are told one by one; a net of more is refused where it is built
 # a parameter of the search there -> here
 SPACE = {"merge_function": "statistic", "thresholds": "threshold", "aff_threshold_low": "low",
          "aff_threshold_high": "high", "boundary_threshold": "boundary", "dust_merge_size": "dust_size",
@@ -192,7 +192,7 @@ def _waterz(kwargs: Tree, select: list[int], offsets: list[list[int]], notes: li
                        "one_sided_size": kwargs.take(int, link[3], default=100),
                        "affinity": kwargs.take(float, link[4], default=0.0)}
     else:
-        for name in link:  # without branch_merge they do nothing
+        for name in link:  # they do nothing unless branch_merge is set
             kwargs.done(name)
     kwargs.same({"use_aff_uint8": False, "use_seg_uint32": False})
     used = [offsets[c] for c in select or range(len(offsets)) if c < len(offsets)][:3]
