@@ -11,7 +11,7 @@ import pytest
 from emcore import memory, metrics, segment
 from emcore.decode.labels import decode
 from emcore.errors import InputError
-from emcore.metrics import pairs, tables
+from emcore.metrics import pairs, pooled
 from emcore.metrics.case import Case
 from emcore.metrics.evaluation import SCORES, score_volume
 from emcore.report import grids
@@ -88,7 +88,7 @@ def test_every_score_in_boxes_is_that_of_the_whole_to_the_bit(place, monkeypatch
 
     whole = found()
     assert whole["scores"] or labels is None
-    monkeypatch.setattr(tables, "MANY_PAIRS", 20)
+    monkeypatch.setattr(pooled, "MANY_PAIRS", 20)
     for block_bytes in (250, 1500, 9000):
         monkeypatch.setattr(pairs, "BLOCK_BYTES", block_bytes)
         assert found() == whole
