@@ -280,7 +280,7 @@ def test_an_unwritable_folder_is_said_before_anything_is_left_there(tmp_path):
         write_layout(tmp_path / "file", "plain", tissue("cube"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_volume_of_128_by_512_by_512_takes_less_than_a_minute():
     started = time.perf_counter()
     t = synthesize((128, 512, 512), threads=2)
