@@ -24,7 +24,8 @@ def pytest_collection_modifyitems(config, items):
     share, seed = config.getoption("--long"), config.getoption("--long-seed")
     chosen = [item for item in items if wanted(item, share, seed)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
-    items[:] = chosen
+    # the long tests of SLURM in a file are one share: they come first, so that no process is left alone with them
+    items[:] = sorted(chosen, key=lambda item: share is None or "slurm" not in item.fixturenames)
 
 
 def wanted(item: pytest.Item, share: float | None, seed: str) -> bool:
@@ -39,7 +40,7 @@ OURS: dict[str, bool] = {}  # a file, or a long test -> whether this process has
 
 
 def share_of(item: pytest.Item) -> str:
-    """What is taken as one: the file of a test, or a long test by itself. A machine has one SLURM at a time."""
+    """What is taken as one: the file of a test, or a long test by itself. Those of a file that need SLURM share one."""
     alone = item.get_closest_marker("long") is not None and "slurm" not in item.fixturenames
     return hashlib.sha256(item.nodeid.encode()).hexdigest() if alone else item.path.name
 

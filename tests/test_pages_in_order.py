@@ -29,6 +29,7 @@ from emcore import config
 from emcore.__main__ import SCRIPTS, TOOLS
 from emcore.engine import checkpoint
 from emcore.errors import run_command
+from emcore.files import remove
 from emcore.models.build import build_model
 from emcore.segment import Edit, write_edits
 from emcore.settings import Settings
@@ -532,6 +533,9 @@ def before_proofreading(folder):
     labels = open_volume(f"outputs/demo/{R}/test_im_labels.h5", "labels")[...]
     places = [tuple(np.argwhere(labels == one)[0].tolist()) for one in np.unique(labels)[1:4]]
     write_edits("edits.csv", [Edit("join", *places[:2]), Edit("drop", places[2])])
+    for path in Path("outputs/demo").iterdir():  # the page makes the run anew, to the same labels
+        if path.name != "data":
+            remove(path)
     truth = learned.tissue(1)
     learned.predicted(folder / "mine_prediction.h5", learned.affinities(truth, 2.0, 1))
     Path("mine.toml").write_text(
