@@ -29,7 +29,7 @@ address, stamped, top = sys.argv[1:4]
 volume = kept.kept_on_disk(open_volume(address, cache_bytes=0), stamped, Path(top), 1 << 24)
 print(int(volume[...].sum(dtype="uint64")), flush=True)
 if len(sys.argv) > 4:
-    os._exit(9)  # as killed: nothing is tidied up
+    os._exit(9)  # it ends like a killed process and tidies nothing up
 """
 
 

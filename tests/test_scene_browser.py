@@ -101,7 +101,7 @@ def is_colour(pixels, label):
 
 @pytest.mark.parametrize("key,rows,columns", [("z", 24, 40), ("y", 12, 40), ("x", 12, 24)])
 def test_an_object_of_three_arms_is_neither_mirrored_nor_upside_down(browser, page, key, rows, columns):
-    """As in the sections: x goes right and y down; across y and x, z goes down. The corner is at the upper left."""
+    """Axes run like in sections: x goes right, y down; across y and x, z goes down. The corner is at the upper left."""
     browser.open(page, width=500)
     only(browser, THREE_ARMS)
     browser.press(key)

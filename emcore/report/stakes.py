@@ -15,7 +15,7 @@ from emcore.volumes import Volume
 def cable_of(skeletons: Path, fragments: Volume, count: int) -> np.ndarray:
     """The nm of cable in every fragment from 0 on: each end of an edge of a skeleton has half of its length."""
     nodes = node_table(read_skeletons(skeletons))
-    under = labels_at(fragments, nodes.places, sizes_of(fragments), fragments.offset)
+    under = labels_at(fragments, nodes.places, resolution_of(fragments), fragments.offset)
     found = np.zeros(count + 1)
     for end in range(2):
         np.add.at(found, under[nodes.edges[:, end]], nodes.lengths / 2)
@@ -27,11 +27,11 @@ def synapses_of(folder: Path, fragments: Volume, count: int) -> np.ndarray:
     table = read_synapses(folder)
     places = np.concatenate([table.pre_place, table.post_place])
     places = places[~np.isnan(places).any(axis=1)]  # A synapse without a partner on one side has no place there.
-    under = labels_at(fragments, places, sizes_of(fragments), fragments.offset, "nearest")
+    under = labels_at(fragments, places, resolution_of(fragments), fragments.offset, "nearest")
     return np.bincount(under.astype(np.int64), minlength=count + 1)
 
 
-def sizes_of(fragments: Volume) -> tuple[float, float, float]:
+def resolution_of(fragments: Volume) -> tuple[float, float, float]:
     if fragments.resolution is None:
         raise InputError(f"{fragments.name} does not say its resolution, so nothing in nm can be found in it")
     return fragments.resolution

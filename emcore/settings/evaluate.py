@@ -52,8 +52,8 @@ class Evaluate:
     channel: int = 0  # channel of the prediction for the scores that look at it
     cleft_nm: float = 200.0  # a cleft voxel that is farther than this from the other side is false
     instance_iou: float = 0.5  # an object is found from this overlap on
-    # for a truth that is a mask: how its pieces connect (decode.connectivity); they become the objects of instances and
-    # of the report. 0: the truth has ids
+    # how the pieces of a truth that is a mask connect (decode.connectivity); instances and the report take each piece
+    # for an object; 0 means that the truth has ids
     pieces: Literal[0, 4, 8, 6, 18, 26] = 0
     synapse_iou: float = 0.2  # a synapse is found above this overlap
     synapse_size: int = 0  # smaller synapses, in voxels, do not count; EM-R50: 300
