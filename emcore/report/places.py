@@ -31,10 +31,18 @@ def places_of(doubts: Doubts, parted: Parted, fragments: Volume, field: Sequence
     for merge, contact, middle, box, inside in contacts_of(doubts, parted, fragments, field):
         near = parted.near(merge, contact, inside)
         start = np.array([span.start for span in box])
-        depth = distance_transform(near, fragments.resolution)
-        away = np.abs(np.indices(near.shape) - (np.array(middle) - start).reshape(3, 1, 1, 1)).max(0)
-        one, two = (tuple((start + well_inside(near == side, depth, away)).tolist()) for side in (1, 2))
+        voxels = named_voxels(near, middle, box, fragments.resolution)
+        one, two = (tuple((start + np.array(voxel)).tolist()) for voxel in voxels)
         yield Place(middle, one, two, box, parted.sides_in(merge, contact, inside))
+
+
+def named_voxels(near: np.ndarray, middle: Sequence[int], box: Box,
+                 resolution: Sequence[float]) -> list[tuple[int, ...]]:
+    """A voxel of either side in a box that lies well inside it and close to the middle of the contact."""
+    depth = distance_transform(near, resolution)
+    middle = np.array(middle) - [span.start for span in box]
+    away = np.abs(np.indices(near.shape) - middle.reshape(3, 1, 1, 1)).max(0)
+    return [tuple(well_inside(near == side, depth, away).tolist()) for side in (1, 2)]
 
 
 def contacts_of(doubts: Doubts, parted: Parted, fragments: Volume,

@@ -5,7 +5,7 @@ has two sides. Two objects that touch may be one; those that do not touch are as
 kinds it is asked how likely the segmentation is wrong there, and what is at stake: the bits of VOI between the two
 sides as one object and as two. The candidates come by the product of that chance and stake ** CAUTION. A false merge
 that has not been asked about is spread by every join of its object. Therefore merges count more where the chances add
-up to more false splits than false merges, by the ratio of the two.
+up to MANY times as many false splits as false merges, or more: by that number ** 2.
 """
 
 from dataclasses import dataclass, replace
@@ -21,6 +21,7 @@ from emcore.segment.sides import Sides, sides_of
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
 CAUTION = 0.5
+MANY = 2.0
 ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
@@ -214,9 +215,10 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float, cert
 
 
 def weight_of_merges(doubts: Doubts) -> float:
-    """How many false splits are expected for every false merge; 1 where they are fewer."""
+    """How many false splits are expected for every false merge, ** 2; 1 where they are fewer than MANY."""
     merged = doubts.merge >= 0
-    return max(1.0, float(doubts.chance[~merged].sum()) / max(float(doubts.chance[merged].sum()), 1e-9))
+    ratio = float(doubts.chance[~merged].sum()) / max(float(doubts.chance[merged].sum()), 1e-9)
+    return ratio**2 if ratio >= MANY else 1.0
 
 
 def with_suspects(doubts: Doubts, parted: Parted, suspects: Suspects) -> tuple[Doubts, Parted]:
