@@ -75,19 +75,19 @@ class Facing(NamedTuple):
 def crossings(skeletons: Mapping[int, Skeleton]) -> list[Crossing]:
     """Places where exactly four long arms leave within NEAR_NM, and opposite ones are straight.
 
-    Each is told once, by the branch that comes first in its skeleton.
+    Each is told once, by the branch that comes first in its skeleton; others of it are no farther away than NEAR_NM.
     """
     found = []
     for label, skeleton in sorted(skeletons.items()):
         around, places = _neighbours(skeleton), skeleton.vertices.astype(np.float64)
-        told: set[frozenset[int]] = set()
+        told: list[int] = []
         for node in (node for node, others in enumerate(around) if len(others) > 2):
-            tips = _arms(node, around, places)
-            if len(tips) != 4 or any(not tips_.isdisjoint(tips) for tips_ in told):
+            if any(_length(places[node] - places[other]) <= NEAR_NM for other in told):
                 continue
-            paths = _paths(places[node], places[tips])
+            tips = _arms(node, around, places)
+            paths = _paths(places[node], places[tips]) if len(tips) == 4 else None
             if paths is not None:
-                told.add(frozenset(tips))
+                told.append(node)
                 one, other = (places[[tips[end] for end in path]] for path in paths)
                 found.append(Crossing(label, places[node], one, other))
     return found
