@@ -168,7 +168,7 @@ def test_suspects_raise_chances_and_make_doubts_of_objects_apart():
     assert found.chance[row] == pytest.approx(3 * odds / (1 + 3 * odds))
     row = int(np.flatnonzero(found.faces == 0)[0])
     sizes = [int(whole.sizes[table == table[end]].sum()) for end in sorted(apart)]
-    assert (found.shape[row], found.chance[row], found.voxels[row].tolist()) == (3, 0.2, sizes)
+    assert (found.shape[row], found.chance[row], found.voxels[row].tolist()) == (3, 0.05, sizes)
     assert found.stake[row] == pytest.approx(stake(np.array([sizes]), int(whole.sizes[1:].sum()))[0])
     assert more.graph.key[found.contact[row]] == 7 * 3
     assert (np.diff(found.urgency) <= 0).all()
@@ -206,7 +206,7 @@ def test_ends_that_face_across_a_gap_become_a_doubt_whose_yes_holds(tmp_path):
                                       "--skeletons", str(tmp_path / "skeletons")]) == 0
     with open(tmp_path / "out" / "doubts.csv", newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["reason"] == "ends that face")
-    assert [row[name] for name in ("edit", "faces", "value", "chance")] == ["join", "0", "0.0", "0.2"]
+    assert [row[name] for name in ("edit", "faces", "value", "chance")] == ["join", "0", "0.0", "0.05"]
     one, two = (tuple(int(row[side + axis]) for axis in "zyx") for side in ("", "to_"))
     assert {int(truth[one]), int(truth[two])} == {1, 3}
     assert [float(row[f"at_{axis}_nm"]) for axis in "zyx"] == [90, 60, 500]
