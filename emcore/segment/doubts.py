@@ -46,6 +46,7 @@ class Doubts:
         chance: float64, the chance that the segmentation is wrong here.
         stake: float64, the bits of VOI between the two sides as one object and as two.
         shape: uint8, the shape that told of it, too; 0 for none.
+        weight: how much more urgent merges are than pairs of the same chance and stake.
 
     Examples:
         >>> import numpy as np
@@ -64,7 +65,7 @@ class Doubts:
     chance: np.ndarray
     stake: np.ndarray
     shape: np.ndarray
-    weight: float = 1.0  # How much more merges count than pairs.
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.merge)
