@@ -161,12 +161,6 @@ def after(case: Case, order: np.ndarray, steps: list[int], answers: np.ndarray) 
     return np.array(rows)
 
 
-def asked(case: Case, answers: np.ndarray) -> np.ndarray:
-    """The doubts in their order, as the page asks them: a yes settles those that are like it."""
-    alike = case.parted.alike(case.doubts)
-    return np.flatnonzero((alike < 0) | ~answers[alike])
-
-
 def asked_again(case: Case, random: np.random.Generator, steps: list[int]) -> np.ndarray:
     """(steps, 3): as after, in the order of the doubts, by people of whose answers a share is WRONG.
 
@@ -203,8 +197,8 @@ def show(case: Case) -> None:
     random = np.random.default_rng(0)
     tired = case.wrong ^ (random.random(count) < WRONG)
     largest = np.argsort(-case.doubts.stake, kind="stable")
-    curves = {"doubts": after(case, asked(case, case.wrong), steps, case.wrong),
-              f"doubts, {WRONG:.0%} of the answers wrong": after(case, asked(case, tired), steps, tired),
+    curves = {"doubts": after(case, np.arange(count), steps, case.wrong),
+              f"doubts, {WRONG:.0%} of the answers wrong": after(case, np.arange(count), steps, tired),
               "the same, each yes asked again": asked_again(case, random, steps),
               "largest first": after(case, largest, steps, case.wrong),
               "random order": np.mean([after(case, random.permutation(count), steps, case.wrong)

@@ -71,6 +71,7 @@ function ask() {
     ["contact", `${doubt.faces} faces`], [doubt.statistic, doubt.value.toFixed(3)],
     ["place (z, y, x)", `${at} µm`]];
   if ("cable_um" in doubt) rows.push(["cable", `${size(doubt.cable_um)} + ${size(doubt.to_cable_um)} µm`]);
+  if (doubt.like !== "") rows.push(["parts it nearly as", `doubt ${doubt.like}`]);
   if ("synapses" in doubt) rows.push(["synapses", `${doubt.synapses} + ${doubt.to_synapses}`]);
   find("facts").replaceChildren(...rows.map((cells) => {
     const row = document.createElement("tr");
@@ -81,10 +82,10 @@ function ask() {
     find(id).classList.toggle("chosen", !state.again && given[0] === answer);
   const counts = ["accepted", "rejected", "skipped", "dropped"].map((kind) =>
     doubts.filter((one) => outcome(one) === kind).length);
-  const [left, wait, done] = [isOpen, waits, settled].map((is) => doubts.filter(is).length);
+  const [left, wait] = [isOpen, waits].map((is) => doubts.filter(is).length);
   find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ` +
     `${counts[3] ? `${counts[3]} dropped, ` : ""}${wait ? `${wait} to ask again, ` : ""}${left} open` +
-    `${done ? `, ${done} settled` : ""}; the ${doubts.length} most urgent of ${total} doubts`;
+    `; the ${doubts.length} most urgent of ${total} doubts`;
   [...find("bar").children].forEach((part, index) => { part.style.width = `${100 * counts[index] / doubts.length}%`; });
 }
 
@@ -105,19 +106,13 @@ function outcome(doubt) {
 
 function waits(doubt) { return doubt.rank in state.answers && outcome(doubt) === null; }
 
-// A yes to a doubt settles those that part the object in nearly the same way.
-function settled(doubt) {
-  return !(doubt.rank in state.answers) && doubt.like !== "" && outcome(doubts[doubt.like - 1]) === "accepted";
-}
-
-function isOpen(doubt) { return !(doubt.rank in state.answers) && !settled(doubt); }
+function isOpen(doubt) { return !(doubt.rank in state.answers); }
 
 function answer(given) {
   const rank = doubts[state.at].rank, before = state.answers[rank] ?? "";
   state.answers[rank] = state.again && before[0] === given ? before + given : given;
   keep();
-  const later = state.again ? -1 : doubts.findIndex((doubt, index) => index > state.at && !settled(doubt));
-  if (later >= 0) open(later);
+  if (!state.again && state.at + 1 < doubts.length) open(state.at + 1);
   else again();
 }
 
@@ -140,9 +135,7 @@ function next() {
 }
 
 function back() {
-  let at = state.at - 1;
-  while (at > 0 && settled(doubts[at])) at--;
-  open(at);
+  open(state.at - 1);
 }
 
 // The rows of a table of edits. A dropped side of a split is held apart first, so that the other one stays.
