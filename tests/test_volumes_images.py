@@ -128,7 +128,8 @@ def test_without_imagecodecs_the_extra_is_named(tmp_path):
     folder = write(tmp_path / "a", sections(2), encode_png, ".png")
     code = "import sys; sys.modules['imagecodecs'] = None; from emcore import open_volume; open_volume(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True)
-    assert f"reading PNG and JPEG needs the extra tiff, which is not installed here: {installation('tiff')}" in ended.stderr
+    assert f"reading PNG and JPEG needs the extra tiff, which is not installed here: {installation('tiff')}" in (
+        ended.stderr)
 
 
 # ---- TIFF

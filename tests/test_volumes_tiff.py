@@ -209,7 +209,7 @@ def lying(path, what):
         ("pages that differ", r"differ: page 0 is \(16, 16\) uint8, page 4 is \(8, 16\) uint8"),
         ("text", "cannot be read as TIFF"),
         ("colour", "3 samples per pixel"),
-        ("LZW", "its compression by LZW needs the extra tiff, which is not installed here: .* -m pip install 'tifffile"),
+        ("LZW", "compression by LZW needs the extra tiff, which is not installed here: .* -m pip install 'tifffile"),
         ("five axes", r"\(c, z, y, x\)"),
     ],
 )
