@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
             return tune_decoding(settings, folder, options)
         settings, files = results.stand_in(settings, options.stored)
         return score(settings, folder, files, options.again, stored=True)
+    if not settings.data.test:
+        raise InputError("there is nothing to score or to show: set data.test, or name a stored prediction by --from")
     folder = options.results or results.newest(settings)
     if not folder.is_dir():
         raise InputError(f"there is no folder of results {folder}: run infer.py first, with the same --results")

@@ -65,5 +65,6 @@ def test_a_prediction_that_was_only_decoded_has_its_page_beside_it(place):  # no
     run("evaluate.py", "--from", "mine/affinities.h5", CURVE)  # data.test of the config names its volume and truth
     assert json.loads(Path("mine/scores.json").read_text())["affinities"]["scores"] == found["scores"]
     assert set(layers_of(Path("mine/affinities_report.html"))) == {"raw", "prediction", "truth", "labels"}
+    assert "there is nothing to score or to show: set data.test" in run("evaluate.py", "data.test=[]", code=2)
     refused = run("evaluate.py", "--from", "mine/affinities.h5", "--from", "mine/affinities.h5", code=2)
     assert "--from must be given once for each of the 1 volumes of data.test; got 2" in refused
