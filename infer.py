@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     refuse_idle(options)
     if options.stored and options.status:
-        return tell_status([files_of_stored(Path(options.stored))])
+        return tell_status([results.files_of_stored(options.stored)])
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut, options.edits)
     choice = options.checkpoint or settings.infer.checkpoint
@@ -218,25 +218,22 @@ def decode_one(settings: Settings, prediction: Path, labels: Path, made_of: dict
     """Decodes at once or in blocks, as the choice says."""
     from emcore.blocks.run import decode_in_blocks
     from emcore.decode.labels import decode
+    from emcore.progress import Working
     from emcore.volumes import open_volume
 
     if choice.grid is None:
-        decode(open_volume(prediction), settings.decode, labels, made_of)
+        with Working(f"decode {prediction.name}"):
+            decode(open_volume(prediction), settings.decode, labels, made_of)
     else:
         if choice.advice:
             print(f"{prediction}: {choice.advice}", flush=True)
         decode_in_blocks(prediction, settings.decode, labels, choice, settings.blocks, made_of)
 
 
-def files_of_stored(stored: Path) -> tuple[Path, Path]:
-    """A stored prediction that is named by --from, and the labels that are made of it."""
-    return stored, stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
-
-
 def decode_stored(settings: Settings, stored: Path, threshold: float | None, edits: str | None) -> int:
     from emcore.blocks.run import choice_of
 
-    files = files_of_stored(stored)
+    files = results.files_of_stored(stored)
     if threshold is not None or edits is not None:
         return cut_each(settings, [files], threshold, edits)
     _, labels = files

@@ -252,7 +252,7 @@ def told_weights(weights: Mapping[str, Any]) -> str:
     """Which weights, how many steps they learned, the start of their digest and the file they came from."""
     step = f", step {weights['step']}" if weights.get("step") is not None else ""
     kind = weights.get("used", "")
-    kind = "weights (averaged or not is not recorded)" if kind == "not recorded" else f"{kind} weights".strip()
+    kind = "weights (not recorded whether averaged)" if kind == "not recorded" else f"{kind} weights".strip()
     return f"{kind} {weights['digest'][:12]}{step}, {weights.get('checkpoint', '?')}"
 
 

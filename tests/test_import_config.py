@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from emcore import config
-from emcore.errors import InputError
+from emcore.errors import InputError, installation
 from emcore.prediction.streaming import Job
 from emcore.segment import polarity_instances
 from emcore.settings import Settings
@@ -352,5 +352,5 @@ def test_without_pyyaml_one_sentence_names_the_extra():
             "from emcore.__main__ import main; sys.exit(main())")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == ("error: reading YAML configs needs PyYAML, which is not installed: "
-                           'pip install ".[yaml]"\n')
+    assert done.stderr == ("error: reading YAML configs needs the extra yaml, which is not installed here: "
+                           f"{installation('yaml')}\n")

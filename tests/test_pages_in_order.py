@@ -114,7 +114,7 @@ TABLE = {
         (f"python train.py --cfg configs/demo.toml {OURS} train.optimizer.lr=1e-3", trained("mine")),
         (f"python infer.py --cfg configs/demo.toml {OURS}", predicted("mine")),
         (f"python evaluate.py --cfg configs/demo.toml {OURS}", scored("mine")),
-        ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml", "instead"),
+        ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml train.batch=8", "instead"),
         ("sbatch slurm/train.sbatch configs/cremi/cremi_clefts.toml", None),
         (f"python train.py --cfg {CLEFTS} --smoke", None),
         ("python -m emcore config train", prints(r"\[train\]", r"steps = ")),

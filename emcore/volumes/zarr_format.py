@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.files import TEMPORARY, replaced, reported
 from emcore.reading import open_regular, read_text
 from emcore.volumes import metadata
@@ -38,7 +38,7 @@ try:
     import zarr
     from zarr.storage import LocalStore
 except ImportError:
-    raise InputError('reading and writing zarr needs the extra zarr: pip install ".[zarr]"') from None
+    raise lacking("reading and writing zarr", "zarr") from None
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
           RecursionError, MemoryError, ArithmeticError)
