@@ -138,4 +138,4 @@ wheel: $(packages)
 	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)
 
 clean:
-	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp outputs/demo
+	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp kernels/*.c outputs/demo
