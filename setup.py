@@ -18,7 +18,7 @@ SCRIPTS = ("train.py", "infer.py", "evaluate.py")
 SPEED = ["-O1"] if "-fsanitize" in os.environ.get("CXXFLAGS", "") else ["-O3", "-g0"]
 FLAGS = ["/O2", "/std:c++17"] if sys.platform == "win32" else [*SPEED, "-std=c++17", "-fno-math-errno"]
 # What Cython adds to a module for views of memory stands in one module that the others import: in each of them it was
-# five sevenths of the lines that were compiled. It is C, which Cython writes by itself, and no loop of a kernel is in it.
+# more than half of the lines that were compiled. Cython writes it by itself, in C; no loop of a kernel is in it.
 SHARED = "emcore.kernels.shared"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 

@@ -113,9 +113,10 @@ def test_the_same_command_again_does_nothing_and_settings_that_change_no_bit_do_
 
 def without_torch(*arguments):
     """What infer.py says in an interpreter that cannot import torch, and how it ends."""
-    code = f"import runpy, sys; sys.modules['torch'] = None; runpy.run_path({str(ROOT / 'infer.py')!r}, None, '__main__')"
-    done = subprocess.run([sys.executable, "-c", code, "--cfg", "run.toml", *arguments], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120)
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), None, '__main__')"
+    command = [sys.executable, "-c", code, ROOT / "infer.py", "--cfg", "run.toml", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
     return done.stdout + done.stderr, done.returncode
 
 
