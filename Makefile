@@ -64,6 +64,7 @@ build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 kernels: build/.kernels
 
 setup: kernels
+	$(call step,compiling what Numba compiles,$(python) -m emcore warm)
 
 peers: $(if $(packages),$(VENV)/.peers)
 
