@@ -28,7 +28,7 @@ low = [0.1]
 high = [0.9]
 """
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform == "win32", reason="the folders of a virtual environment have other names there"),
 ]
 
