@@ -165,7 +165,7 @@ def test_two_ranks_learn_what_one_rank_learns_from_the_same_batch(place):
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_accumulated_micro_batches_learn_what_one_batch_learns(place):
     options = ["train.steps=10", "train.log_steps=1", "train.batch=4", "model.rsunet.norm=instance",
                "data.validation=[]", "target.0.kind=binary", "model.out_channels=1"]
@@ -352,7 +352,7 @@ def test_batch_statistics_over_two_ranks_learn_what_one_rank_learns(place):
     np.testing.assert_allclose(*buffers, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_half_precision_scales_its_loss_and_resumes_with_the_scale(place):
     done = train(place, "train.precision=fp16", "train.steps=4", "train.save.steps=2")
     assert done.returncode == 0, done.stderr
@@ -366,7 +366,7 @@ def test_half_precision_scales_its_loss_and_resumes_with_the_scale(place):
     assert rows(place) == before
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_draws_of_a_sample_stand_in_the_log_the_same_after_a_resume(place):
     with h5py.File(place / "vol.h5", "r+") as f:
         labels = f["labels"][...]
