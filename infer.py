@@ -29,6 +29,7 @@ from emcore import config, record, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.target import affinity_offsets
+from emcore.system import wait_asleep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.export and not options.again and (there := all_there(settings, choice, options.results)):
         return predict_all(settings, *there)
     print(f"{results.run_folder(settings)}: reading the weights ({choice or 'the newest'})", flush=True)
+    wait_asleep()
     from emcore.engine import checkpoint, weights  # imports torch, which nothing above needs
     from emcore.engine.memory import keep_pages
     from emcore.engine.ranks import choose_device
