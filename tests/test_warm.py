@@ -26,7 +26,7 @@ def test_everything_is_compiled_ahead_and_a_second_time_nothing_is(tmp_path):
 
     def warm():
         done = subprocess.run([sys.executable, "-m", "emcore", "warm"], cwd=ROOT, capture_output=True, text=True,
-                              env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, timeout=600)
+                              env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, timeout=1200)
         assert done.returncode == 0, done.stderr
         assert f"kept in {tmp_path}" in done.stdout
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
