@@ -64,6 +64,7 @@ build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 kernels: build/.kernels
 
 setup: kernels
+	$(call step,compiling what Numba compiles,$(python) -m emcore warm)
 
 peers: $(if $(packages),$(VENV)/.peers)
 
@@ -146,4 +147,4 @@ wheel: $(packages)
 	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)
 
 clean:
-	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp outputs/demo
+	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp kernels/*.c outputs/demo

@@ -38,6 +38,7 @@ TOOLS = {
     "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),
     "legacy_v1": ("emcore.systems.legacy_v1.__main__", "train and test with the flags of the 2019 synapse tutorial"),
     "models": ("emcore.cards", "list the trained weights that come with emcore, and how each is used"),
+    "warm": ("emcore.warm", "compile ahead what the first command of each kind would wait for"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 

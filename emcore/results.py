@@ -62,6 +62,33 @@ def of_checkpoint(settings: Settings, choice: str) -> Path:
     return folder_of(settings, path, int(number) if number.isdigit() else 0)
 
 
+def known_weights(settings: Settings, choice: str,
+                  folder: Path | None) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """What all predictions of a choice of weights are there for: their folder, the weights and the table [model].
+
+    It follows from their records where these were made of the same bytes of the checkpoint and by the same choice among
+    its weights: then nothing in that file is new. None where a prediction is missing or the file itself must be read.
+    """
+    if choice == "best":  # what a run monitored stands in its checkpoints
+        return None
+    steps = sorted((run_folder(settings) / "checkpoints").glob(f"step_{'[0-9]' * 9}.pt"), reverse=True)
+    if not choice and not steps:
+        return None
+    path = checkpoint_file(choice) if choice else steps[0]
+    given, folder = folder, folder or of_checkpoint(settings, str(path))
+    predictions = [prediction for prediction, _ in files_of(settings, folder)]
+    if not predictions or not path.is_file() or not all(prediction.exists() for prediction in predictions):
+        return None
+    stored = record.read(predictions[0])
+    weights = stored["weights"] if stored else {}
+    if weights.get("choice") != settings.infer.weights or weights.get("file") != record.digest_of_file(path):
+        return None
+    if not given and folder != folder_of(settings, path, weights["step"]):  # a file that was renamed
+        return None
+    net = record.with_defaults(stored["settings"], record.SETTINGS)["model"]
+    return folder, weights | {"checkpoint": str(path)}, net
+
+
 def named_best(run: Path) -> Path:
     """The best checkpoint that is still there, as the run says it."""
     try:

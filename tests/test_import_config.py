@@ -308,7 +308,7 @@ def test_hostile_or_wrong_files_are_refused_in_one_sentence(tmp_path, files, sen
 
 
 @pytest.mark.parametrize("name", ["clefts", "neurons"])
-@pytest.mark.parametrize("every", [pytest.param(7, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [pytest.param(29, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.long)])
 def test_values_of_any_kind_are_carried_or_refused(tmp_path, name, every):
     import yaml
     tree = read_chain(YAML / f"{name}.yaml")[0]

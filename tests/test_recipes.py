@@ -17,10 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others that run every day are marked slow
 # these have among them every part of the others, which are marked long
-DAILY = (*FAST, "fib25_unetr_pretrained", "banis_neurons", "vnc_mitochondria", "isbi2012_membranes", "mito_instances",
-         "snemi_neurons", "snemi_neurons_multitask", "emr50_polarity_small", "cremi_clefts", "cremi_clefts_v1",
-         "dbmim_pretrain_r16", "dbmim_pretrain_r34", "synth_neurons", "synth_synapses")
-BEFORE = ("fib25_pretrain", "dbmim_pretrain_r33")  # two of these begin with them
+DAILY = (*FAST, "banis_neurons", "vnc_mitochondria", "isbi2012_membranes", "mito_instances", "snemi_neurons_multitask",
+         "cremi_clefts_v1", "dbmim_pretrain_r16", "dbmim_pretrain_r34", "synth_neurons", "synth_synapses")
+BEFORE = ("dbmim_pretrain_r33",)  # one of these begins with it
 
 
 def mark_of(path):
