@@ -11,5 +11,5 @@ from emcore.config.schema import comments, defaults, differing, of_kind, to_tabl
 from emcore.config.text import describe, short_toml, to_toml
 from emcore.reading import read_toml
 
-__all__ = ["comments", "defaults", "describe", "differing", "from_table", "load", "of_kind", "read_toml", "read_with_bases",
-           "short_toml", "to_table", "to_toml", "translated"]
+__all__ = ["comments", "defaults", "describe", "differing", "from_table", "load", "of_kind", "read_toml",
+           "read_with_bases", "short_toml", "to_table", "to_toml", "translated"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +17,7 @@ def to_toml(config: Any, explained: bool = False) -> str:
 def short_toml(config: Any, remarks: Mapping[str, str]) -> str:
     """What differs from the defaults alone, as TOML; remarks: comments above the tables that they name."""
     text = "\n" + _write(differing(config), "", type(config), False)
+    text = re.sub(r"\n\[([\w.]+)\]\n(?=\n\[+\1\.)", "", text)  # heads of tables that hold nothing but tables
     for name, remark in remarks.items():
         for head in (f"\n[{name}]\n", f"\n[[{name}]]\n"):
             text = text.replace(head, f"\n# {remark}{head}", 1)

@@ -118,8 +118,8 @@ def measured(block: np.ndarray, depth: float, name: str) -> dict:
     counts = counts[found > 0]
     if not counts.size:
         raise InputError(f"the middle of {name}, {numbers(block.shape)} voxels, holds no label: is it the right "
-                         "dataset? Labels that cover a part of the image are written as a smaller volume with an offset "
-                         "attribute")
+                         "dataset? Labels that cover a part of the image are written as a smaller volume with an "
+                         "offset attribute")
     is_mask = counts.size == 1
     pieces = connected_components((block > 0).view(np.uint8), 26) if is_mask else block
     if is_mask:

@@ -1,7 +1,8 @@
 """The rules by which `new` chooses; docs/tutorials/own_data.md states each of them in words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from emcore.errors import InputError
@@ -65,7 +66,8 @@ def recipe(name: str, image: str, labels: str, task: str, facts: Facts) -> tuple
         data["ignore" if is_neurons else "background"] = list(facts.unknown)
     if task in ("mask", "synapses"):
         usual = facts.labelled * prod(patch)
-        data |= {"reject_below": max(1, round(usual / 100)), "reject_probability": 0.9 if facts.labelled < RARE else 0.5}
+        data |= {"reject_below": max(1, round(usual / 100)),
+                 "reject_probability": 0.9 if facts.labelled < RARE else 0.5}
     table = {"name": name, "data": data, "augment": augment_of(facts), "model": net | {"in_channels": facts.channels},
              "train": train_of(kind_of(facts), STEPS),
              "infer": {"overlap": [0.25, 0.125, 0.125] if facts.is_flat else [0.25, 0.25, 0.25]}}
@@ -78,8 +80,8 @@ def check_task(task: str, labels: str, facts: Facts) -> None:
     if task not in TASKS:
         raise InputError(f"--task is one of {', '.join(TASKS)}; got {task}")
     if task == "neurons" and facts.is_mask:
-        raise InputError(f"{labels} is a mask of one value, and --task neurons needs an id for every neuron: take --task "
-                         "membranes for the inside of cells, or --task mask for anything else")
+        raise InputError(f"{labels} is a mask of one value, and --task neurons needs an id for every neuron: take "
+                         "--task membranes for the inside of cells, or --task mask for anything else")
     if task in ("membranes", "mask", "synapses") and facts.labelled > 0.999:
         raise InputError(f"every voxel of {labels} belongs to an object, so nothing tells background from it: --task "
                          "neurons separates objects that touch, and --task membranes needs membranes that are 0")
@@ -89,8 +91,8 @@ def doubts(task: str, facts: Facts) -> list[str]:
     """What the files do not say, and what may spoil the result."""
     notes = []
     if facts.resolution is None:
-        notes.append(f"Neither file says its resolution, and sections differ {facts.depth:.1f} times as much as columns, "
-                     f"so the volume is taken for a {kind_of(facts).name}. --resolution Z Y X (nm) says it.")
+        notes.append(f"Neither file says its resolution, and sections differ {facts.depth:.1f} times as much as "
+                     f"columns, so the volume is taken for a {kind_of(facts).name}. --resolution Z Y X (nm) says it.")
     elif facts.resolution[0] < 0.67 * max(facts.resolution[1:]):
         notes.append("Voxels are longer along y or x than along z. Sections should be stacked along z: turn the volume "
                      "if its thick axis is another one.")
@@ -98,21 +100,21 @@ def doubts(task: str, facts: Facts) -> list[str]:
         notes.append("The labels are large: what is said of them holds for the box at their centre.")
     if task == "neurons" and facts.empty > UNLABELLED:
         notes.append(f"{facts.empty:.0%} of the voxels lie far from every label. " + (
-            "As neurons touch without a gap, voxels without a label are not learned at all." if facts.touching > 0.5 else
+            "As neurons touch without a gap, voxels without a label are not learned." if facts.touching > 0.5 else
             "They are learned as what separates neurons. If it is tissue that nobody labelled, name a mask of what is "
             "labelled in data.train and data.validation."))
     if task == "synapses" and not facts.is_mask:
         notes.append("The ids are taken for clefts. If odd and even ids are the two sides of a synapse, start from "
                      "configs/emr50/emr50_polarity_small.toml.")
     if task == "mask" and facts.touching > 0.1:
-        notes.append("Objects touch each other, and a mask joins those that do: configs/tissue/mito_instances.toml keeps "
-                     "them apart.")
+        notes.append("Objects touch each other, and a mask joins those that do: configs/tissue/mito_instances.toml "
+                     "keeps them apart.")
     few = {"neurons": 20, "mask": 5, "synapses": 10}.get(task, 0)
     if facts.objects < few:
         notes.append(f"There are {facts.objects} objects, which is few to learn from and to be scored by: label more.")
     if task == "membranes" and facts.is_mask and facts.labelled < 0.5:
-        notes.append("The smaller part of the voxels is labelled, so 1 is taken for membrane, and no cells are cut out. "
-                     "Labels that are 1 inside of cells give cells.")
+        notes.append("The smaller part of the voxels is labelled, so 1 is taken for membrane, and no cells are cut "
+                     "out. Labels that are 1 inside of cells give cells.")
     return notes
 
 
@@ -154,18 +156,23 @@ def patch_of(task: str, facts: Facts, net: dict[str, Any]) -> Triple:
     fold = net["rsunet"].get("fold", [1, 1, 1])
     down = net["rsunet"].get("down", [[1, 2, 2]] * (len(net["rsunet"]["width"]) - 1))
     unit = [fold[axis] * prod(step[axis] for step in down) for axis in range(3)]
-    wanted = [size * times for size, times in zip(base_patch(task, facts), fold)]
+    z, y, x = (size * times for size, times in zip(base_patch(task, facts), fold))
+    return patch_within(facts, (z, y, x), unit)
+
+
+def patch_within(facts: Facts, wanted: Sequence[int], multiple: Sequence[int]) -> Triple:
+    """A patch that is no larger than the labels, square as it is turned, and in multiples that the net takes."""
     there = [facts.shape[0], min(facts.shape[1:]), min(facts.shape[1:])]
-    if kind_of(facts) is BLOCK:  # a cube, which can be turned in every way
+    if kind_of(facts) is BLOCK:  # a cube, which is turned in every way
         there = [min(facts.shape)] * 3
-    z, y, x = (max(step, min(size, length) // step * step) for size, length, step in zip(wanted, there, unit))
+    z, y, x = (max(step, min(size, length) // step * step) for size, length, step in zip(wanted, there, multiple))
     return z, y, x
 
 
 def held_out_of(facts: Facts, patch: Triple) -> tuple[int, list[float], list[float], list[int]]:
     """Axis, part that validates, part to learn from, and the box of the image that is scored.
 
-    The axis is the one along which most patches lie side by side, and the part one of its ends that holds enough labels.
+    The axis is the one along which most patches lie side by side; the part is an end of it that holds enough labels.
     """
     lengths = [length / size for length, size in zip(facts.shape, patch)]
     axes = sorted(range(3), key=lambda axis: -lengths[axis])
@@ -174,7 +181,7 @@ def held_out_of(facts: Facts, patch: Triple) -> tuple[int, list[float], list[flo
     low, high = facts.region[axis]
     whole = facts.image[-3:][axis]
     cut = high - round(HELD_OUT * (high - low)) if end else low + round(HELD_OUT * (high - low))
-    share = round(cut / whole, 4)
+    share = ceil(cut / whole * 10_000) / 10_000
     box = [edge for span in facts.region for edge in span]
     box[2 * axis:2 * axis + 2] = [int(whole * share), high] if end else [low, int(whole * share)]
     parts = [0.0, share], [share, 1.0]
@@ -215,7 +222,8 @@ def neurons(task: str, facts: Facts) -> dict[str, Any]:
     kind = kind_of(facts)
     reach = [step for step in (1, 3, 9) if step == 1 or step <= facts.wide]
     depth = [step for step in kind.steps if step == 1 or step <= facts.wide]
-    offsets = [[-step, 0, 0] for step in depth] + [offset for step in reach for offset in ([0, -step, 0], [0, 0, -step])]
+    offsets = [[-step, 0, 0] for step in depth]
+    offsets += [offset for step in reach for offset in ([0, -step, 0], [0, 0, -step])]
     offsets.sort(key=lambda offset: -sum(offset))  # the nearest come first, along z, y, x
     target: dict[str, Any] = {"kind": "affinity", "offsets": offsets}
     if facts.empty > UNLABELLED and facts.touching > 0.5:
