@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if task not in TASKS:
         raise InputError(f"--task is one of {', '.join(TASKS)}; got {task}")
     resolution = triple(options.resolution, "--resolution", positive=True) if options.resolution else None
+    print(f"looking at {printable(image)} and {printable(labels)}", flush=True)
     facts = look(image, labels, resolution)
     table, notes = recipe(out.stem, image, labels, task, facts)
     settings = config.from_table(Settings, table)
