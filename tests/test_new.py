@@ -134,15 +134,16 @@ def test_the_held_out_part_holds_labels_and_no_voxel_that_is_learned(tmp_path):
 
 
 def test_patches_of_masks_are_as_wide_as_their_surroundings_need(tmp_path):
-    labels = np.zeros((14, 640, 640), np.uint8)
+    labels = np.zeros((6, 520, 520), np.uint8)
     labels[:, 100:160, 100:160] = 1
-    for resolution, fold, patch in (((50, 4, 4), 4, 512), ((50, 8, 8), 2, 256), ((50, 16, 16), 2, 256)):
+    for resolution, fold, patch in (((40, 4, 4), 4, 512), ((80, 8, 8), 2, 256), ((160, 16, 16), 2, 256)):
         pair = written(tmp_path, labels, resolution, name=f"{resolution[1]}.h5")
-        settings = from_table(Settings, recipe("mine", *pair, "mask", look(*pair))[0])
+        facts = look(*pair)
+        settings = from_table(Settings, recipe("mine", *pair, "mask", facts)[0])
         settings.check()
         assert settings.data.patch == (6, patch, patch)
         assert settings.model.rsunet.fold == (1, fold, fold)
-        nearer = from_table(Settings, recipe("mine", *pair, "membranes", replace(look(*pair), labelled=0.7))[0])
+        nearer = from_table(Settings, recipe("mine", *pair, "membranes", replace(facts, labelled=0.7))[0])
         assert nearer.model.rsunet.fold == (1, 1, 1)
 
 
@@ -209,9 +210,9 @@ def test_the_file_holds_only_what_differs_and_reads_back(tmp_path, cheap, capsys
 
 
 def test_little_memory_makes_batch_and_window_small_and_too_little_is_refused(tmp_path, monkeypatch):
-    pair = written(tmp_path, bars((64, 256, 256), 11))
+    pair = written(tmp_path, bars((64, 64, 64), 11))
     settings = from_table(Settings, recipe("mine", *pair, "neurons", look(*pair))[0])
-    for there, batch, window in ((2**40, 2, (64, 256, 256)), (2**29 + 2**28, 1, (64, 128, 128))):
+    for there, batch, window in ((2**40, 2, (64, 256, 256)), (2**32, 2, (64, 128, 128)), (2**30, 1, (64, 64, 64))):
         monkeypatch.setattr(costs, "memory_there", lambda there=there: there)
         assert costs.fitting(settings).train.batch == batch
         assert costs.window_of(settings, BLOCK.windows, (64, 256, 256)) == window
