@@ -75,6 +75,8 @@ def check_command(line):
         path = ROOT / words[words.index("--cfg") + 1]
         if path.name == "challenge.toml":  # the page tells to write it, on top of this recipe
             path = ROOT / "configs" / "cremi" / "cremi_clefts.toml"
+        if path.name == "mine.toml":  # `new` writes it, such as this recipe
+            path = ROOT / "configs" / "tissue" / "fib25_neurons.toml"
         config.load(Settings, path, overrides)
 
 
