@@ -14,6 +14,7 @@ SCRIPTS = {
 }
 # command -> (module with main(arguments), what it does)
 TOOLS = {
+    "new": ("emcore.new.command", "write a recipe for your own volume and labels, chosen from what is in them"),
     "config": ("emcore.settings.printed", "print every setting of a script with its default and meaning, as TOML"),
     "augment": ("emcore.data.sheet", "draw every augmentation of a config on its first sample"),
     "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
