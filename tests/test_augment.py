@@ -294,27 +294,6 @@ def test_a_pasted_object_has_its_image_and_a_new_id_that_is_odd_or_even_like_its
     assert (out["image"][0, 0][out["label"][0] == new] == 3.5).all()
 
 
-def test_objects_are_darkened_by_factors_of_their_own_that_fade_over_their_borders():
-    label = torch.arange(12).repeat_interleave(4).expand(1, 5, 6, 48).clone()
-    given = {"image": torch.full((1, 1, 5, 6, 48), 0.5), "label": label, "number": torch.tensor([0]),
-             "statistics": torch.tensor([[0.0, 1.0]])}
-    data = dataclasses.replace(AS_IS, patch=(5, 6, 48))
-    out = augment_batch(given, Augment(dark_objects=steps.DarkObjects(1.0, 0.5, (0.4, 0.8))), data, 0)
-    assert torch.equal(out["label"], label)
-    line = out["image"][0, 0, 2, 3].reshape(12, 4) / 0.5
-    inner, factor = line[:, 1], line[:, 1].round(decimals=5)
-    torch.testing.assert_close(line[:, 2], inner)
-    assert factor[0] == 1, "0 is no object"
-    dark = factor < 1
-    assert 0 < dark.sum() < 11
-    assert ((factor >= 0.4) & (factor <= 0.8))[dark].all()
-    assert len(factor[dark].unique()) == dark.sum(), "every object draws a factor of its own"
-    torch.testing.assert_close(line[:-1, 3], (2 * inner[:-1] + inner[1:]) / 3)  # voxels at a border
-    torch.testing.assert_close(line[1:, 0], (inner[:-1] + 2 * inner[1:]) / 3)
-    all_dark = augment_batch(given, Augment(dark_objects=steps.DarkObjects(1.0, 1.0, (0.5, 0.5))), data, 0)["image"]
-    torch.testing.assert_close(all_dark[..., 5:], torch.full_like(all_dark[..., 5:], 0.25))
-
-
 def test_intensities_are_scaled_per_patch_or_volume():
     image = torch.randint(0, 255, (3, 1, 4, 9, 9), dtype=torch.uint8)
     image[2] = 7

@@ -31,9 +31,8 @@ OVER = {torch.tensor, torch.as_tensor}
 # what a run does now and then, and not in every step
 SELDOM = {"validation.py", "checkpoint.py", "archive.py", "preview.py", "resume.py", "streaming.py"}
 # targets and augmentations that look at the objects of a patch: they read their ids back
-OBJECTS = {"augment.py:_copy_paste", "augment.py:_dark_objects", "targets.py:split_pieces",
-           "targets.py:smooth_outlines", "targets.py:partners", "distances.py:_distance_of_pieces",
-           "distances.py:instance_distance", "distances.py:_dense",
+OBJECTS = {"augment.py:_copy_paste", "targets.py:split_pieces", "targets.py:smooth_outlines", "targets.py:partners",
+           "distances.py:_distance_of_pieces", "distances.py:instance_distance", "distances.py:_dense",
            "distances.py:skeleton_distance", "decision.py:decide_mixture"}
 
 

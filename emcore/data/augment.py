@@ -9,12 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool3d
 
 from emcore.data.defects import DEFECTS, INTENSITY
 from emcore.data.warps import check_geometry, draw_plan, margin, move
 from emcore.errors import InputError
-from emcore.settings.augment import Augment, CopyPaste, DarkObjects
+from emcore.settings.augment import Augment, CopyPaste
 from emcore.settings.data import Data
 
 __all__ = ["augment_batch", "check_augment", "margin", "normalise", "on_device"]
@@ -115,9 +114,6 @@ def augment_batch(batch: Mapping[str, Tensor], augment: Augment, data: Data, see
             out[name].append(tensor)
         randoms.append((random, chosen, torch.Generator(image.device).manual_seed(key + 1)))
     for i, (random, chosen, generator) in enumerate(randoms):
-        dark = augment.dark_objects
-        if "label" in moved and dark.probability > 0 and random.random() < dark.probability:
-            out["image"][i] = _dark_objects(out["image"][i], out["label"][i], dark, random)
         for name, function in (*INTENSITY.items(), *DEFECTS.items()):
             step = getattr(augment, name)
             if step.probability <= 0 or (name in DEFECTS and name not in chosen):
@@ -163,13 +159,3 @@ def _copy_paste(image: Tensor, label: Tensor, step: CopyPaste, random: np.random
     # odd or even as the id that it copies: for polarity, odd ids are before the synapse and even ids behind it
     free = torch.arange(2 - int(chosen) % 2, 2 * len(ids) + 3, 2, device=ids.device)
     return pasted, torch.where(mask, free[~torch.isin(free, ids)][0], label) if step.labels else label
-
-
-def _dark_objects(image: Tensor, label: Tensor, step: DarkObjects, random: np.random.Generator) -> Tensor:
-    """Some objects darker, each by its own factor, which fades over three voxels: no edge may tell where labels end."""
-    ids, places = label.unique(return_inverse=True)
-    factors = random.uniform(*step.gain, len(ids))
-    factors[random.random(len(ids)) >= step.share] = 1
-    factors = torch.as_tensor(factors, dtype=image.dtype, device=image.device)
-    field = torch.where(ids > 0, factors, 1.0)[places]
-    return image * avg_pool3d(field, 3, stride=1, padding=1, count_include_pad=False)

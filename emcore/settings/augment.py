@@ -187,19 +187,6 @@ class CopyPaste(Step):
 
 
 @dataclass(frozen=True)
-class DarkObjects(Step):
-    """Objects that look as dark as glia; rare tissue is made from what there is much of."""
-
-    probability: float = 0.0  # chance that some labelled objects are darkened; their labels stay
-    share: float = 0.2  # chance of each object
-    gain: Range = (0.4, 0.8)  # range of the factor, which every object draws for itself
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        within(0, 1, self, "share")
-
-
-@dataclass(frozen=True)
 class Augment:
     flip: Flip = Flip((0.0, 0.0, 0.0))  # mirror
     turn: Turn = Turn()  # quarter turns
@@ -223,6 +210,5 @@ class Augment:
     stripes: Stripes = Stripes()  # lines
     mixup: Mixup = Mixup()  # two images
     copy_paste: CopyPaste = CopyPaste()  # an object more
-    dark_objects: DarkObjects = DarkObjects()  # objects as dark as glia
     # one of these steps is drawn for each sample and then done with its own probability; empty: each step on its own
     exclusive: tuple[str, ...] = ()
