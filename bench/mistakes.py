@@ -4,8 +4,9 @@
         --results outputs/fib25_neurons_weights=fib25_neurons --out docs/errors
 
 A row is an error: a true object that lies in several segments, or a segment that holds several true objects, most
-misplaced voxels first. It is shown where its two largest pieces touch, in the section where they touch most. Only the
-objects and segments of that error are coloured, and what a row shows is printed.
+misplaced voxels first. The truth is cut into its connected pieces, because a decoder cannot know that two of them are
+one body. An error is shown where its two largest pieces touch, in the section where they touch most. Only the objects
+and segments of that error are coloured, and what a row shows is printed.
 """
 
 import argparse
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from emcore import config
+from emcore.metrics import contingency
+from emcore.metrics.floor import cut_into_pieces
 from emcore.metrics.placement import overlap
 from emcore.png import overlay, write_png
 from emcore.report.mistakes import find
-from emcore.report.views import compared
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.volumes import open_volume, placement
@@ -86,12 +88,14 @@ def main() -> None:
         truth = open_volume(located(settings.data.folder, test.label), kind="labels")
         raw = open_volume(located(settings.data.folder, test.image))
         shared = overlap(ours, truth)
-        found = find(compared(ours, truth, (0, *settings.data.background, *settings.data.ignore)))
+        sections, bodies, labels = raw[placement(truth, raw)][shared.theirs], truth[shared.theirs], ours[shared.ours]
+        unknown = np.isin(bodies, (0, *settings.data.background, *settings.data.ignore))
+        pieces = np.where(unknown, 0, cut_into_pieces(bodies))
+        found = find(contingency(pieces, labels, (0,), (0,)))
         errors = [(error, kind == "split") for kind, listed in found.items() for error in listed]
         errors.sort(key=lambda one: -one[0]["misplaced"])
         print(name)
-        volumes = raw[placement(truth, raw)][shared.theirs], truth[shared.theirs], ours[shared.ours]
-        rows = [row(*volumes, *one) for one in errors[:SHOWN]]
+        rows = [row(sections, pieces, labels, *one) for one in errors[:SHOWN]]
         write_png(f"{options.out}_{name}.png", np.concatenate(rows)[:-GAP * ZOOM, :-GAP * ZOOM])
 
 
