@@ -10,11 +10,10 @@ from emcore.kernels import skeleton as kernel
 from emcore.segment.arrays import as_array, as_count, as_numbers, within
 from emcore.segment.components import connected_components
 from emcore.segment.distance import distance_transform
-from emcore.segment.graph import measure
 from emcore.segment.relabeling import relabel
 from emcore.threads import run_parallel, thread_count
 
-RULES = 2  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
+RULES = 3  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
 _MOST_ANISOTROPIC = 1000  # the kernel sorts distances into buckets as wide as the shortest voxel side
 
 
@@ -155,22 +154,31 @@ def _trace(labels: np.ndarray, resolution: Sequence[float], scale: float, const_
     squared = distance_transform(dense, unit, squared=True, threads=threads)
     # an object without any other label in the volume has no surface: every voxel is as deep as the volume is wide
     np.minimum(squared, np.float32(((np.array(labels.shape) * unit) ** 2).sum()), out=squared)
-    sizes, boxes = measure(pieces, count, threads, with_boxes=True)
-    extents = np.prod(boxes[:, 3:] - boxes[:, :3] + 1, axis=1)
+    runs, sizes = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    kernel.count_runs(pieces, runs, sizes)
+    runs[0] = 0
+    ends = np.cumsum(runs)
+    table = np.empty((ends[-1], 4), np.int32)
+    kernel.list_runs(pieces, ends - runs, table)
+    del pieces
+    slots = sizes + 2 * runs + 8
+    if slots[1:].max() >= 2**31:
+        raise InputError(f"an object is traced up to 2**31 voxels; one has {sizes[1:].max()}")
 
     def trace(piece: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        first, shape = boxes[piece, :3], boxes[piece, 3:] - boxes[piece, :3] + 1
-        box = tuple(slice(start, start + length) for start, length in zip(first, shape))
-        raw = kernel.trace(pieces[box], piece, squared[box], unit, scale, constant)
-        places, nexts = (np.frombuffer(part, np.int64) for part in raw)
-        order = np.argsort(places)
-        places, nexts = places[order], nexts[order]
-        inner = np.flatnonzero(nexts >= 0)
-        edges = np.stack([inner, np.searchsorted(places, nexts[inner])], 1)
-        voxels = np.stack(np.unravel_index(places, tuple(shape + 2)), 1) - 1 + first
+        own = table[ends[piece] - runs[piece] : ends[piece]]
+        # arrays of numpy lie on large pages where the system has them
+        numbers = np.empty((4, slots[piece]), np.float32)
+        places, towards = np.empty(slots[piece], np.int32), np.empty(slots[piece], np.uint8)
+        rows = np.frombuffer(kernel.trace(own, squared, unit, scale, constant, numbers, places, towards), np.int32)
+        rows = rows.reshape(-1, 5).astype(np.int64)
+        rows = rows[np.argsort(rows[:, 0])]
+        inner = np.flatnonzero(rows[:, 1] >= 0)
+        edges = np.stack([inner, np.searchsorted(rows[:, 0], rows[inner, 1])], 1)
+        voxels = rows[:, 2:]
         return int(dense[tuple(voxels[0])]), voxels, edges, np.sqrt(squared[tuple(voxels.T)])
 
-    largest_first = np.argsort(-extents[1:], kind="stable") + 1  # so that no thread is left with a giant at the end
+    largest_first = np.argsort(-sizes[1:], kind="stable") + 1  # so that no thread is left with a giant at the end
     jobs = [(int(piece),) for piece in largest_first if sizes[piece] >= dust_voxels]
     return ids, _joined(run_parallel(trace, jobs, threads), labels.shape)
 
