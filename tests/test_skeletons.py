@@ -91,14 +91,16 @@ def test_a_letter_y_has_three_branches():
     assert one.length == pytest.approx(30 * (1 + 2 * 2**0.5), abs=6)
 
 
-def test_a_torus_is_cut_open_once():
-    z, y, x = np.mgrid[:9, :41, :41]
-    labels = ((np.hypot(y - 20, x - 20) - 14) ** 2 + (z - 4) ** 2 <= 9).astype(np.uint32)
-    one = skeletonize(labels, (1, 1, 1), const_nm=2)[1]
+@pytest.mark.parametrize("around, radius, unit, const", [
+    (14, 3, (1, 1, 1), 2), (14, 3, (1, 1, 1), 5), (20, 4, (2.5, 1, 1), 3), (20, 6, (1, 1, 1), 1)])
+def test_a_torus_is_cut_open_once_and_is_a_line_with_two_ends(around, radius, unit, const):
+    places = np.stack(np.mgrid[-7:8, -27:28, -27:28], -1) * unit
+    ring = (np.hypot(places[..., 1], places[..., 2]) - around) ** 2 + places[..., 0] ** 2 <= radius**2
+    one = skeletonize(ring.astype(np.uint32), unit, const_nm=const)[1]
     assert len(one.edges) == len(one.vertices) - 1
     assert sorted(degrees(one))[:3] == [1, 1, 2]
     assert degrees(one).max() == 2
-    assert one.length > 0.8 * 2 * np.pi * 14
+    assert one.length > 0.9 * 2 * np.pi * around
 
 
 def test_the_runs_of_pieces_are_those_of_their_masks():
