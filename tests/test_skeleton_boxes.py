@@ -73,6 +73,8 @@ def test_groups_hold_every_object_once_and_no_more_than_their_box():
     sizes = [np.prod(boxes[own, 1].max(0) - boxes[own, 0].min(0)) for own in np.split(order, starts[1:-1])]
     assert all(size <= 20_000 or count == 1 for size, count in zip(sizes, np.diff(starts)))
     assert len(starts) < 150
+    order, starts = groups(table, 2**40, 8)
+    assert (len(starts), np.diff(starts).max()) == (9, 25)
 
 
 def test_the_command_writes_the_same_files_by_any_blocks_and_goes_on(tmp_path, monkeypatch, capsys):

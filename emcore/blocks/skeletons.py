@@ -31,6 +31,7 @@ from emcore.volumes import metadata, open_volume
 from emcore.volumes.precomputed import read_info
 
 FORMAT = 1  # It names how the stages write their columns; files of another format are not taken.
+PARTS = 8  # A volume that one process could read at once is traced by so many.
 ARRAYS = ("vertices", "edges", "radius")
 
 
@@ -50,7 +51,7 @@ class SkeletonWork(StatisticsWork):
         same = digest_of(FORMAT, RULES, self.content, self.grid.shape, self.grid.block, self.resolution, self.scale,
                          self.const_nm, self.dust_voxels, self.most_voxels)
         return (*super().all_stages, Stage("groups", 1, f"groups-{same}"),
-                Stage("skeletons", self.grid.blocks(), f"skeletons-{same}"))
+                Stage("skeletons", max(PARTS, self.grid.blocks()), f"skeletons-{same}"))
 
     def run(self, stage: Stage, number: int) -> None:
         if stage.name == "groups":
@@ -63,7 +64,7 @@ class SkeletonWork(StatisticsWork):
     def group(self) -> dict[str, np.ndarray]:
         """The groups, and the first one of each task."""
         table, count = self.table(), self.all_stages[3].count
-        order, starts = groups(table, self.most_voxels)
+        order, starts = groups(table, self.most_voxels, PARTS)
         sizes = np.prod(table.boxes[order, 1] - table.boxes[order, 0], axis=1).astype(np.float64)
         done = np.append(0, np.cumsum(np.sqrt(sizes * table.voxels[order])))[starts]
         cuts = np.searchsorted(done, done[-1] * np.arange(count + 1) / count)

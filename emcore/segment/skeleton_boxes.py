@@ -65,21 +65,26 @@ def skeletonize_boxes(labels: Any, resolution: Sequence[float], table: LabelStat
         yield from trace_group(labels, way, table.ids[rows], table.voxels[rows], table.boxes[rows], threads)
 
 
-def groups(table: LabelStatistics, most_voxels: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the table in the order of their places, where each group of them begins, and their number)."""
+def groups(table: LabelStatistics, most_voxels: int, parts: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of the table in the order of their places, where each group of them begins, and their number).
+
+    Objects with larger boxes than most_voxels come first. Several objects of a group have no more voxels than one of so
+    many equal parts of all.
+    """
     order = np.lexsort(table.boxes[:, 0].T[::-1] // max(1, round(most_voxels ** (1 / 3)) // 2))
     # Places are told by coarse steps, so that neighbours along y and z come soon after each other, too.
     large = np.prod(table.boxes[:, 1] - table.boxes[:, 0], axis=1) > most_voxels
-    order = np.concatenate([order[~large[order]], order[large[order]]])
-    starts, box = [], None
+    order = np.concatenate([order[large[order]], order[~large[order]]])
+    starts, box, held, most_held = [], None, 0, int(table.voxels.sum()) / parts
     for place, row in enumerate(order.tolist()):
         first, end = table.boxes[row].tolist()
         if box is not None:
             joined = list(map(min, box[0], first)), list(map(max, box[1], end))
-            if np.prod(np.subtract(joined[1], joined[0])) <= most_voxels:
+            held += int(table.voxels[row])
+            if np.prod(np.subtract(joined[1], joined[0])) <= most_voxels and held <= most_held:
                 box = joined
                 continue
-        box = first, end
+        box, held = (first, end), int(table.voxels[row])
         starts.append(place)
     return order, np.array([*starts, len(order)], np.int64)
 
