@@ -37,8 +37,8 @@ def skeletonize_boxes(labels: Any, resolution: Sequence[float], table: LabelStat
         most_voxels: the voxels of a box that is read for several objects (default 2**26); it changes no bit.
         threads: how many threads to use; all cores by default. The number changes no bit of the result.
 
-    Yields:
-        Label and `Skeleton`, by the place of their boxes and not by rising label.
+    Returns:
+        An iterator over label and `Skeleton`, by the place of their boxes and not by rising label.
 
     Raises:
         InputError: an argument does not fit, the table is not that of the labels, or an object needs more memory than
