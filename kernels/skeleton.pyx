@@ -118,11 +118,11 @@ cdef class Tree(Piece):
     cdef int move_root(self, size_t size, double scale, double constant) except -1 nogil:
         """Lets the tree begin where its first path, of that many voxels, is centred, as at the other ends.
 
-        Where paths fork so near to the root, the tree begins at the fork: what leads from there to the rim is no branch.
+        Where two paths meet so near to the root, they are one line: what leads from there to the rim is no branch.
         """
         cdef int32_t root = self.voxels[0], start, behind
         cdef size_t i, at = 0
-        cdef bint forks = False
+        cdef bint meets, forks = False
         for i in range(self.voxels.size()):
             self.dear[self.voxels[i]] = 0
         for i in range(1, self.voxels.size()):
@@ -130,12 +130,13 @@ cdef class Tree(Piece):
         if self.dear[root] != 1:
             return 0
         for i in range(size, 0, -1):
-            if self.dear[self.voxels[i]] == 0:
+            meets = self.dear[self.voxels[i]] == 2
+            if not (meets or self.dear[self.voxels[i]] == 1):
                 break
             if self.is_centred(self.voxels[i], root, scale, constant):
                 at = i
-            if self.dear[self.voxels[i]] > 1:
-                forks = at == i
+                forks = meets
+            if meets:
                 break
         start = behind = self.voxels[at]
         for i in range(at - 1, 0, -1):

@@ -91,6 +91,15 @@ def test_a_letter_y_has_three_branches():
     assert one.length == pytest.approx(30 * (1 + 2 * 2**0.5), abs=6)
 
 
+def test_a_sheet_ends_in_its_corners_and_the_middles_of_its_sides():
+    """Three paths leave the corner where the root is, which stays an end."""
+    one = skeletonize(np.pad(np.ones((3, 80, 80), np.uint8), 1), (1, 1, 1), const_nm=25)[1]
+    assert np.count_nonzero(degrees(one) == 1) == 6
+    corners = np.array([[y, x] for y in (1, 80) for x in (1, 80)])
+    ends = one.vertices[degrees(one) == 1][:, 1:]
+    assert (np.abs(ends[:, None] - corners).max(-1).min(0) <= 2).all()
+
+
 @pytest.mark.parametrize("around, radius, unit, const", [
     (14, 3, (1, 1, 1), 2), (14, 3, (1, 1, 1), 5), (20, 4, (2.5, 1, 1), 3), (20, 6, (1, 1, 1), 1)])
 def test_a_torus_is_cut_open_once_and_is_a_line_with_two_ends(around, radius, unit, const):

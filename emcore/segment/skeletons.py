@@ -58,8 +58,8 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
 
     The voxel with the longest path lies on the rim of a blunt end. Therefore a path leaves out what lies within 1.6 r
     of its voxels at its tip, where it covers that, and goes straight on from there to the surface. The root gets the
-    same end when all paths are there, where only one path leads to it. Where paths fork as near to it, the tree begins
-    at the fork, because the rest is no branch: a ring is a line with two ends.
+    same end when all paths are there, where only one path leads to it. Where two paths meet as near to it, they are
+    one line, because the rest is no branch: a ring has two ends.
 
     Args:
         labels: integers (z, y, x); 0 is background.
