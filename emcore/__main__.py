@@ -32,7 +32,7 @@ TOOLS = {
     "connectome": ("emcore.report.connectome", "tell which neuron talks to which, from labels of neurons and synapses"),
     "doubts": ("emcore.report.doubts", "list where labels may be wrong, most urgent first, and ask about it on a page"),
     "view": ("emcore.report.viewer", "make one folder to look at: volumes, meshes, synapses, and a page in 3-d"),
-    "skeletonize": ("emcore.segment.skeleton_command", "write the skeletons of labels as SWC or for Neuroglancer"),
+    "skeletonize": ("emcore.blocks.skeletons", "write the skeletons of labels as SWC or for Neuroglancer"),
     "import-config": ("emcore.systems.pytc.config", "turn a YAML config of PyTorch Connectomics into TOML"),
     "import-checkpoint": ("emcore.systems.pytc.checkpoint", "turn a Lightning checkpoint of an RSUNet into ours"),
     "learn-contacts": ("emcore.decode.learn_contacts", "train the classifier of [decode.learned] from labels"),

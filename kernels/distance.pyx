@@ -18,7 +18,6 @@ ctypedef fused label_t:
 
 cdef enum:
     WIDTH = 32  # columns of a tile: two cache lines of distances; compilers unroll loops over 16 and lose the vectors
-    FAR = 64  # steps a voxel above which the envelope is cheaper than the search
 
 cdef extern from "<cmath>" namespace "std" nogil:
     float root "std::sqrt"(float)
@@ -168,12 +167,13 @@ cdef void envelope(Column column, int64_t n, int64_t lane, double spacing) noexc
 
 
 cdef void tile(const label_t[:, :, :]& labels, float[:, :, ::1]& out, int axis, int64_t other, int64_t first,
-               float spacing, bint border, bint finish, Column column, label_t* tags) noexcept nogil:
+               float spacing, bint border, bint finish, double far, Column column, label_t* tags) noexcept nogil:
     """The pass along z (axis 0, at y = other) or y (axis 1, at z = other) for the columns from x = first on."""
     cdef int64_t n = out.shape[axis], width = min(<int64_t>WIDTH, out.shape[2] - first), i, z, y, lane
     cdef double steps = 0
     cdef float most
     cdef float* row
+    cdef bint empty = True
     for i in range(n):
         z = i if axis == 0 else other
         y = other if axis == 0 else i
@@ -184,11 +184,15 @@ cdef void tile(const label_t[:, :, :]& labels, float[:, :, ::1]& out, int axis, 
         for lane in range(width, WIDTH):  # beyond the volume: background
             column.values[i * WIDTH + lane] = 0
             tags[i * WIDTH + lane] = 0
+        for lane in range(WIDTH):
+            empty &= tags[i * WIDTH + lane] == 0
+    if empty:
+        return  # All distances are 0, and out says so.
     ends(tags, column, n, spacing, border)
     for i in range(n):
         most = largest(column.best + i * WIDTH)
         steps += min(<double>n, sqrt(most) / spacing)
-    if steps < <double>FAR * n:
+    if steps < far * n:
         search(column, n, spacing)
     else:
         for lane in range(width):
@@ -200,8 +204,12 @@ cdef void tile(const label_t[:, :, :]& labels, float[:, :, ::1]& out, int axis, 
 
 
 def planes(const label_t[:, :, :] labels, float[:, :, ::1] out, int64_t start, int64_t stop, float alongy, float alongx,
-           bint bordery, bint borderx):
-    """Fills planes start..stop of out with the squared distances within each plane."""
+           bint bordery, bint borderx, double far):
+    """Fills planes start..stop of out with the squared distances within each plane.
+
+    far: the steps a voxel above which the envelope is taken. Both find the least sum, but the envelope rounds otherwise
+    and may take a sum that is a last bit larger. Without it the bits do not depend on what else a column holds.
+    """
     cdef int64_t z, first, n = out.shape[1]
     cdef vector[float] values, best
     cdef vector[int64_t] apex
@@ -219,12 +227,12 @@ def planes(const label_t[:, :, :] labels, float[:, :, ::1] out, int64_t start, i
             rows(labels, out, z, alongx, borderx)
             first = 0
             while first < out.shape[2]:
-                tile(labels, out, 1, z, first, alongy, bordery, False, column, tags.data())
+                tile(labels, out, 1, z, first, alongy, bordery, False, far, column, tags.data())
                 first += WIDTH
 
 
 def columns(const label_t[:, :, :] labels, float[:, :, ::1] out, int64_t start, int64_t stop, float alongz,
-            bint border, bint finish):
+            bint border, bint finish, double far):
     """Adds the pass along z to out for tiles start..stop, counted row by row; finish: distances, not squares."""
     cdef int64_t index, n = out.shape[0], tiles = (out.shape[2] + WIDTH - 1) // WIDTH
     cdef vector[float] values, best
@@ -240,4 +248,4 @@ def columns(const label_t[:, :, :] labels, float[:, :, ::1] out, int64_t start, 
         bound.resize(n)
         column = Column(values.data(), best.data(), apex.data(), bound.data())
         for index in range(start, stop):
-            tile(labels, out, 0, index // tiles, index % tiles * WIDTH, alongz, border, finish, column, tags.data())
+            tile(labels, out, 0, index // tiles, index % tiles * WIDTH, alongz, border, finish, far, column, tags.data())

@@ -4,16 +4,22 @@ After TEASAR: Sato, Bitter, Bender, Kaufman & Nakajima, Pacific Graphics 2000.
 """
 
 from libc.math cimport INFINITY, floor, fmax, fmin, sqrt
-from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libcpp.algorithm cimport sort
 from libcpp.pair cimport pair
 from libcpp.vector cimport vector
 
-include "prefetch.pxi"
-include "skeleton_piece.pxi"
+cdef enum:
+    BEGINNING = 127  # in the place of a step, at the root
+    ON_SKELETON = 128  # beside the step by which the path from the root comes
 
-cdef uint8_t ON_SKELETON = 128  # beside the step to the next voxel towards the root
 cdef double BLUNT = 1.6  # a path is centred where its tip lies within so many radii
+cdef float UNCOVERED = 1e-37  # As no two sums differ by so little, this cost falls exactly where a sum is not above 0.
+
+include "lanes.pxi"
+include "prefetch.pxi"
+include "skeleton_voxels.pxi"
+include "skeleton_piece.pxi"
 
 
 cdef class Tree(Piece):
@@ -22,51 +28,56 @@ cdef class Tree(Piece):
     Costs are first steps from a voxel, then path costs to the root, and at last minus what is left of the reach of the
     paths, where whatever is not above 0 is covered.
     """
-    cdef vector[int64_t] voxels  # of the skeleton
-    cdef vector[int64_t] nexts  # voxels, -1 at the root
+    cdef vector[int32_t] voxels  # of the skeleton
+    cdef vector[int32_t] nexts  # voxels, -1 at the root
 
-    cdef inline int64_t onward(self, int64_t voxel) noexcept nogil:
-        """The next voxel towards the root."""
-        cdef int way = self.towards[voxel] & ~ON_SKELETON
-        return voxel - self.row[way // LANES] - way % LANES
-
-    cdef double apart(self, int64_t one, int64_t other) noexcept nogil:
+    cdef double apart(self, int32_t one, int32_t other) noexcept nogil:
         """The straight distance in nm."""
-        cdef int64_t plane = self.ny * self.nx
-        return sqrt((self.unit[0] * (one // plane - other // plane)) ** 2
-                    + (self.unit[1] * (one // self.nx % self.ny - other // self.nx % self.ny)) ** 2
-                    + (self.unit[2] * (one % self.nx - other % self.nx)) ** 2)
+        cdef int64_t[3] here, there
+        self.place(one, here, here + 1, here + 2)
+        self.place(other, there, there + 1, there + 2)
+        return sqrt((self.unit[0] * (here[0] - there[0])) ** 2 + (self.unit[1] * (here[1] - there[1])) ** 2
+                    + (self.unit[2] * (here[2] - there[2])) ** 2)
 
-    cdef int append(self, int64_t voxel, int64_t following) except -1 nogil:
+    cdef int append(self, int32_t voxel, int32_t following) except -1 nogil:
         self.voxels.push_back(voxel)
         self.nexts.push_back(following)
         self.towards[voxel] |= ON_SKELETON
         return 0
 
-    cdef int lengthen(self, int64_t voxel, int64_t behind) except -1 nogil:
+    cdef int lengthen(self, int32_t voxel, int32_t behind) except -1 nogil:
         """Goes on from an end straight away from a voxel behind it, to the surface."""
-        cdef int64_t plane = self.ny * self.nx, last = voxel, here, steps = 1
-        cdef double z = voxel // plane - behind // plane, y = voxel // self.nx % self.ny - behind // self.nx % self.ny
-        cdef double x = voxel % self.nx - behind % self.nx, most = fmax(fmax(abs(z), abs(y)), abs(x))
+        cdef int64_t[3] end, from_, here
+        cdef double[3] way
+        cdef double most = 0
+        cdef int32_t last = voxel, found
+        cdef int64_t steps = 1
+        cdef int axis
+        self.place(voxel, end, end + 1, end + 2)
+        self.place(behind, from_, from_ + 1, from_ + 2)
+        for axis in range(3):
+            way[axis] = end[axis] - from_[axis]
+            most = fmax(most, abs(way[axis]))
         while True:
-            here = voxel + (<int64_t>floor(z / most * steps + 0.5) * plane
-                            + <int64_t>floor(y / most * steps + 0.5) * self.nx
-                            + <int64_t>floor(x / most * steps + 0.5))
-            if self.places[here].cost == -INFINITY or self.towards[here] & ON_SKELETON:
+            for axis in range(3):
+                here[axis] = end[axis] + <int64_t>floor(way[axis] / most * steps + 0.5)
+            found = self.find(here[0], here[1], here[2])
+            if found < 0 or self.towards[found] & ON_SKELETON:
                 return 0
-            self.append(here, last)
-            last = here
+            self.append(found, last)
+            last = found
             steps += 1
 
-    cdef int64_t path(self, int64_t tip, double scale, double constant) except -1 nogil:
+    cdef int64_t path(self, int32_t tip, double scale, double constant) except -1 nogil:
         """Appends the path from a tip to the skeleton, and gives its voxels, without those that lengthen it.
 
         The farthest voxel of a blunt end lies on its rim. Therefore the path leaves the tip out, where its reach covers
         it, and begins where it is centred, and goes straight on from there.
         """
-        cdef int64_t voxel = tip, start = tip, behind, size = self.voxels.size()
+        cdef int32_t voxel = tip, start = tip, behind
+        cdef int64_t size = self.voxels.size()
         while not self.towards[voxel] & ON_SKELETON:
-            if self.apart(voxel, tip) <= fmin(BLUNT * self.radius[voxel], scale * self.radius[voxel] + constant):
+            if self.is_centred(voxel, tip, scale, constant):
                 start = voxel
             voxel = self.onward(voxel)
         voxel = behind = start
@@ -86,7 +97,7 @@ cdef class Tree(Piece):
         From everywhere, all of the piece lies within farthest: longer reaches would only need more buckets.
         """
         cdef double most = 0, reach
-        cdef int64_t voxel
+        cdef int32_t voxel
         cdef size_t i
         for i in range(first, self.voxels.size()):
             most = fmax(most, fmin(scale * self.radius[self.voxels[i]] + constant, farthest))
@@ -94,33 +105,44 @@ cdef class Tree(Piece):
         for i in range(first, self.voxels.size()):
             voxel = self.voxels[i]
             reach = fmin(scale * self.radius[voxel] + constant, farthest)
-            if -<float>reach < self.places[voxel].cost:
-                self.places[voxel].cost = -<float>reach
+            if -<float>reach < self.cost[voxel]:
+                self.cost[voxel] = -<float>reach
                 self.put(voxel)
-        self.spread(False, 0)
+        self.spread(False)
         return 0
 
+    cdef bint is_centred(self, int32_t voxel, int32_t tip, double scale, double constant) noexcept nogil:
+        """Whether a tip lies so near that the path may end here and go straight on."""
+        return self.apart(voxel, tip) <= fmin(BLUNT * self.radius[voxel], scale * self.radius[voxel] + constant)
+
     cdef int move_root(self, size_t size, double scale, double constant) except -1 nogil:
-        """Lets the tree begin where its first path, of that many voxels, is centred, as at the other ends."""
-        cdef int64_t root = self.voxels[0], start, behind
+        """Lets the tree begin where its first path, of that many voxels, is centred, as at the other ends.
+
+        Where two paths meet so near to the root, they are one line: what leads from there to the rim is no branch.
+        """
+        cdef int32_t root = self.voxels[0], start, behind
         cdef size_t i, at = 0
+        cdef bint meets, forks = False
         for i in range(self.voxels.size()):
-            self.places[self.voxels[i]].dear = 0
+            self.dear[self.voxels[i]] = 0
         for i in range(1, self.voxels.size()):
-            self.places[self.nexts[i]].dear += 1
-        if self.places[root].dear != 1:
+            self.dear[self.nexts[i]] += 1
+        if self.dear[root] != 1:
             return 0
         for i in range(size, 0, -1):
-            if self.places[self.voxels[i]].dear != 1:
+            meets = self.dear[self.voxels[i]] == 2
+            if not (meets or self.dear[self.voxels[i]] == 1):
                 break
-            if self.apart(self.voxels[i], root) <= fmin(BLUNT * self.radius[self.voxels[i]],
-                                                        scale * self.radius[self.voxels[i]] + constant):
+            if self.is_centred(self.voxels[i], root, scale, constant):
                 at = i
+                forks = meets
+            if meets:
+                break
         start = behind = self.voxels[at]
         for i in range(at - 1, 0, -1):
             if self.away[behind] - self.away[start] < self.radius[start]:
                 behind = self.voxels[i]
-        if behind == start:
+        if at == 0 or behind == start and not forks:
             return 0  # nothing says where straight on is
         for i in range(at, size + 1):
             self.towards[self.nexts[i]] &= ~ON_SKELETON
@@ -129,28 +151,30 @@ cdef class Tree(Piece):
         self.nexts.erase(self.nexts.begin() + at + 1, self.nexts.begin() + size + 1)
         self.voxels.erase(self.voxels.begin())
         self.nexts.erase(self.nexts.begin())
-        self.lengthen(start, behind)
+        if not forks:
+            self.lengthen(start, behind)
         return 0
 
-    cdef int skeleton(self, int64_t start, double scale, double constant) except -1 nogil:
-        """The tree of the piece that holds start."""
-        cdef vector[vector[pair[float, int64_t]]] tips  # by their way to the root
-        cdef int64_t voxel, root = self.far_end(start), tip = root, size = <int64_t>self.places.size()
+    cdef int skeleton(self, double scale, double constant) except -1 nogil:
+        """The tree of the piece."""
+        cdef vector[vector[pair[float, int32_t]]] tips  # by their way to the root
+        cdef int32_t voxel, root = self.far_end(), tip = root
         cdef size_t i, first, straight
         cdef double farthest, thinnest = 0, thickest = INFINITY, width
-        for voxel in range(size):
-            if self.places[voxel].cost > -INFINITY:
-                self.places[voxel].cost = <float>INFINITY
-                thinnest = fmax(thinnest, self.places[voxel].dear)
-                thickest = fmin(thickest, self.places[voxel].dear)
+        for voxel in range(self.slots):
+            if self.cost[voxel] > -INFINITY:
+                self.cost[voxel] = <float>INFINITY
+                thinnest = fmax(thinnest, self.dear[voxel])
+                thickest = fmin(thickest, self.dear[voxel])
         width = 0.999 * min(self.unit[0], self.unit[1], self.unit[2])
         self.open(0, width * thickest, self.length[0] * thinnest * 1.001)
-        self.places[root].cost = 0
+        self.cost[root] = self.away[root] = 0
+        self.towards[root] = BEGINNING
         self.put(root)
-        self.spread(True, <float>INFINITY)
-        for voxel in range(size):
-            if self.places[voxel].cost > -INFINITY:
-                self.places[voxel].cost = <float>INFINITY
+        self.spread(True)
+        for voxel in range(self.slots):
+            if self.cost[voxel] > -INFINITY:
+                self.cost[voxel] = UNCOVERED
                 if self.away[voxel] > self.away[tip]:
                     tip = voxel
         # over the root, with room for rounding
@@ -160,35 +184,92 @@ cdef class Tree(Piece):
         self.cover(0, scale, constant, farthest)
         width = fmax(width, self.away[tip] / MOST_BUCKETS)
         tips.resize(<size_t>(self.away[tip] / width) + 1)
-        for voxel in range(size):
-            if self.places[voxel].cost > 0:
-                tips[<size_t>(self.away[voxel] / width)].push_back(pair[float, int64_t](-self.away[voxel], voxel))
+        for voxel in range(self.slots):
+            if self.cost[voxel] > 0:
+                tips[<size_t>(self.away[voxel] / width)].push_back(pair[float, int32_t](-self.away[voxel], voxel))
         while not tips.empty():
             first = 0
             for i in range(tips.back().size()):  # those that a path covers since then need no sorting
-                if self.places[tips.back()[i].second].cost > 0:
+                if self.cost[tips.back()[i].second] > 0:
                     tips.back()[first] = tips.back()[i]
                     first += 1
             tips.back().resize(first)
             sort(tips.back().begin(), tips.back().end())
             for i in range(tips.back().size()):
-                if self.places[tips.back()[i].second].cost > 0:
+                if self.cost[tips.back()[i].second] > 0:
                     first = self.voxels.size()
                     self.path(tips.back()[i].second, scale, constant)
                     self.cover(first, scale, constant, farthest)
             tips.pop_back()
         return self.move_root(straight, scale, constant)
 
+    cdef int table(self, vector[int32_t]* rows) except -1 nogil:
+        """Appends slot, next slot, z, y and x of every voxel of the skeleton."""
+        cdef size_t i
+        cdef int axis
+        cdef int64_t[3] here
+        for i in range(self.voxels.size()):
+            self.place(self.voxels[i], here, here + 1, here + 2)
+            rows.push_back(self.voxels[i])
+            rows.push_back(self.nexts[i])
+            for axis in range(3):
+                rows.push_back(<int32_t>here[axis])
+        return 0
 
-def trace(const uint32_t[:, :, :] labels, uint32_t label, const float[:, :, :] squared, resolution,
-          double scale, double constant):
-    """(voxels, the next voxel of each towards the root or -1): bytes of int64 raster positions in the box plus margin.
 
-    The label is one piece. squared holds the squared distance to the surface, finite and above 0 wherever labels hold
-    the label.
+def trace(const int32_t[:, ::1] runs, const float[:, :, :] squared, resolution, double scale, double constant,
+          float[:, ::1] numbers, int32_t[::1] stretch, uint8_t[::1] towards):
+    """Bytes of int32, five a voxel: its slot, rising with its place, the slot of the next one or -1, z, y and x.
+
+    The runs are those of a piece as list_runs gives them. squared holds the squared distance to the surface, finite and
+    above 0 in the piece. numbers (4, slots), stretch and towards (slots) are memory to work in, with 2 slots for each
+    run and 8 more than the piece has voxels.
     """
     cdef Tree tree = Tree()
     cdef double[3] unit = resolution
+    cdef vector[int32_t] rows
+    tree.slots = <int32_t>numbers.shape[1]
+    tree.cost, tree.dear, tree.radius, tree.away = &numbers[0, 0], &numbers[1, 0], &numbers[2, 0], &numbers[3, 0]
+    tree.stretch, tree.towards = &stretch[0], &towards[0]
     with nogil:
-        tree.skeleton(tree.fill(labels, label, squared, unit), scale, constant)
-    return ((<char*>tree.voxels.data())[:8 * tree.voxels.size()], (<char*>tree.nexts.data())[:8 * tree.nexts.size()])
+        tree.measure(unit)
+        tree.fill(runs, squared, unit)
+        tree.skeleton(scale, constant)
+        tree.table(&rows)
+    return (<char*>rows.data())[:4 * rows.size()]
+
+
+def count_runs(const uint32_t[:, :, :] pieces, int64_t[::1] runs, int64_t[::1] voxels):
+    """Adds how many runs along x each piece has, and how many voxels; 0 counts as one."""
+    cdef int64_t z, y, x, start, nx = pieces.shape[2]
+    with nogil:
+        for z in range(pieces.shape[0]):
+            for y in range(pieces.shape[1]):
+                start = 0
+                for x in range(1, nx + 1):
+                    if x == nx or pieces[z, y, x] != pieces[z, y, start]:
+                        runs[pieces[z, y, start]] += 1
+                        voxels[pieces[z, y, start]] += x - start
+                        start = x
+
+
+def list_runs(const uint32_t[:, :, :] pieces, int64_t[::1] rows, int32_t[:, ::1] table):
+    """Writes the runs (z, y, first x, end) of each piece in raster order, from the row of the table that rows says.
+
+    Row 0 of pieces is not written. Afterwards rows tells where each piece ends.
+    """
+    cdef int64_t z, y, x, start, row, nx = pieces.shape[2]
+    cdef uint32_t piece
+    with nogil:
+        for z in range(pieces.shape[0]):
+            for y in range(pieces.shape[1]):
+                start = 0
+                for x in range(1, nx + 1):
+                    piece = pieces[z, y, start]
+                    if x == nx or pieces[z, y, x] != piece:
+                        if piece:
+                            row = rows[piece]
+                            table[row, 0], table[row, 1] = <int32_t>z, <int32_t>y
+                            table[row, 2], table[row, 3] = <int32_t>start, <int32_t>x
+                            rows[piece] = row + 1
+                        start = x

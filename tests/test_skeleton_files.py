@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from emcore import segment
+from emcore.blocks import skeletons as command
 from emcore.errors import InputError, run_command
-from emcore.segment import plain_pickle, skeleton_command
+from emcore.segment import plain_pickle
 from emcore.segment.skeletons import Skeleton
 from emcore.volumes import create_volume
 
@@ -273,16 +274,16 @@ def test_the_command_writes_skeletons_where_the_volume_lies(tmp_path, capsys):
     with create_volume(tmp_path / "a.h5", bodies().shape, np.uint64, RESOLUTION, (400, 80, 0)) as out:
         out[...] = bodies()
     arguments = [str(tmp_path / "a.h5"), str(tmp_path / "out"), "--scale", "1", "--const-nm", "20"]
-    assert run_command(skeleton_command.main, arguments) == 0
+    assert run_command(command.main, arguments) == 0
     middle = np.array([400.0, 80, 0]) + np.array(RESOLUTION) / 2
     expected = {label: Skeleton(one.vertices + middle, one.edges, one.radius)
                 for label, one in traced().items()}
     same(segment.read_skeletons(tmp_path / "out"), expected)
     assert "3 skeletons" in capsys.readouterr().out
-    assert run_command(skeleton_command.main, arguments) == 2
+    assert run_command(command.main, arguments) == 2
     assert "exists already" in capsys.readouterr().err
     np.save(tmp_path / "a.npy", bodies())
-    assert run_command(skeleton_command.main, [str(tmp_path / "a.npy"), str(tmp_path / "b")]) == 2
+    assert run_command(command.main, [str(tmp_path / "a.npy"), str(tmp_path / "b")]) == 2
     assert "does not say its resolution" in capsys.readouterr().err
 
 

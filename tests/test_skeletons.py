@@ -18,6 +18,17 @@ def blobs(rng, largest=7):
     return labels.astype(np.uint32)
 
 
+def runs_of(mask):
+    """The runs (z, y, first x, end) of a mask, and how many slots the kernel needs for them."""
+    runs = []
+    for z, y, x in np.argwhere(mask).tolist():
+        if runs and runs[-1][:2] == [z, y] and runs[-1][3] == x:
+            runs[-1][3] += 1
+        else:
+            runs.append([z, y, x, x + 1])
+    return np.array(runs, np.int32), int(mask.sum()) + 2 * len(runs) + 8
+
+
 def tube(radius, direction, unit=(1, 1, 1), length=60):
     """A cylinder of a radius and a length along a direction through the middle of its box, and where that is."""
     direction, unit = np.array(direction) / np.linalg.norm(direction), np.array(unit)
@@ -46,13 +57,12 @@ def test_equals_dijkstra_in_python(unit):
         for piece in range(1, count + 1):
             radius = {tuple(voxel): np.sqrt(squared[tuple(voxel)]) for voxel in np.argwhere(pieces == piece).tolist()}
             expected = oracle.skeleton(radius, unit, scale, constant)
-            voxels, nexts = (np.frombuffer(part, np.int64) for part in
-                             kernel.trace(pieces, piece, squared, np.array(unit, float), scale, constant))
-
-            places = [(np.stack(np.unravel_index(part, np.add(pieces.shape, 2)), 1) - 1).tolist()
-                      for part in (voxels, np.maximum(nexts, 0))]
-            found = {tuple(here): tuple(there) if following >= 0 else None
-                     for here, there, following in zip(*places, nexts)}
+            runs, slots = runs_of(pieces == piece)
+            rows = np.frombuffer(kernel.trace(runs, squared, np.array(unit, float), scale, constant,
+                                              np.empty((4, slots), np.float32), np.empty(slots, np.int32),
+                                              np.empty(slots, np.uint8)), np.int32).reshape(-1, 5).tolist()
+            place = {slot: tuple(voxel) for slot, _, *voxel in rows}
+            found = {tuple(voxel): place.get(following) for _, following, *voxel in rows}
             assert found == expected
 
 
@@ -81,12 +91,40 @@ def test_a_letter_y_has_three_branches():
     assert one.length == pytest.approx(30 * (1 + 2 * 2**0.5), abs=6)
 
 
-def test_a_torus_is_cut_open_once():
-    z, y, x = np.mgrid[:9, :41, :41]
-    labels = ((np.hypot(y - 20, x - 20) - 14) ** 2 + (z - 4) ** 2 <= 9).astype(np.uint32)
-    one = skeletonize(labels, (1, 1, 1), const_nm=2)[1]
+def test_a_sheet_ends_in_its_corners_and_the_middles_of_its_sides():
+    """Three paths leave the corner where the root is, which stays an end."""
+    one = skeletonize(np.pad(np.ones((3, 80, 80), np.uint8), 1), (1, 1, 1), const_nm=25)[1]
+    assert np.count_nonzero(degrees(one) == 1) == 6
+    corners = np.array([[y, x] for y in (1, 80) for x in (1, 80)])
+    ends = one.vertices[degrees(one) == 1][:, 1:]
+    assert (np.abs(ends[:, None] - corners).max(-1).min(0) <= 2).all()
+
+
+@pytest.mark.parametrize("around, radius, unit, const", [
+    (14, 3, (1, 1, 1), 2), (14, 3, (1, 1, 1), 5), (20, 4, (2.5, 1, 1), 3), (20, 6, (1, 1, 1), 1)])
+def test_a_torus_is_cut_open_once_and_is_a_line_with_two_ends(around, radius, unit, const):
+    places = np.stack(np.mgrid[-7:8, -27:28, -27:28], -1) * unit
+    ring = (np.hypot(places[..., 1], places[..., 2]) - around) ** 2 + places[..., 0] ** 2 <= radius**2
+    one = skeletonize(ring.astype(np.uint32), unit, const_nm=const)[1]
     assert len(one.edges) == len(one.vertices) - 1
-    assert one.length > 0.8 * 2 * np.pi * 14
+    assert sorted(degrees(one))[:3] == [1, 1, 2]
+    assert degrees(one).max() == 2
+    assert one.length > 0.9 * 2 * np.pi * around
+
+
+def test_the_runs_of_pieces_are_those_of_their_masks():
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        pieces = rng.integers(0, 3, rng.integers(1, 8, 3)).astype(np.uint32)
+        runs, voxels = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        kernel.count_runs(pieces, runs, voxels)
+        runs[0] = 0
+        ends, table = np.cumsum(runs), np.empty((runs.sum(), 4), np.int32)
+        kernel.list_runs(pieces, ends - runs, table)
+        for piece in (1, 2):
+            expected, _ = runs_of(pieces == piece)
+            np.testing.assert_array_equal(table[ends[piece] - runs[piece] : ends[piece]], expected.reshape(-1, 4))
+            assert voxels[piece] == (pieces == piece).sum()
 
 
 def test_a_single_voxel_is_one_vertex_and_pieces_are_several_trees():

@@ -138,6 +138,8 @@ def use_labels() -> None:
     assert_type(found.sites, Array)
     assert_type(segment.connections(found), segment.Connections)
     assert_type(segment.skeleton_volume(LABELS, RESOLUTION), Array)
+    for label, _ in segment.skeletonize_boxes(LABELS, RESOLUTION, segment.label_statistics(LABELS)):
+        print(label + 1)
     for skeleton in segment.skeletonize(LABELS, RESOLUTION).values():
         assert_type(skeleton, segment.Skeleton)
         assert_type(skeleton.length, float)

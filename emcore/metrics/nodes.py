@@ -14,9 +14,8 @@ from emcore.metrics.foreground import true_foreground, unknown
 from emcore.metrics.points import labels_at
 from emcore.metrics.run_curves import run_length_curve
 from emcore.metrics.skeletons import run_length
-from emcore.segment.skeleton_command import VOXEL_BYTES
 from emcore.segment.skeleton_files import read_skeletons
-from emcore.segment.skeletons import Skeleton, skeletonize
+from emcore.segment.skeletons import VOXEL_BYTES, Skeleton, skeletonize
 
 MOST_LISTED = 10_000  # skeletons in scores.json, the longest
 POINTS = 400  # A stored curve has at most so many.

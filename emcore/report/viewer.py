@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from emcore import record, results
-from emcore.blocks import label_statistics, meshes
+from emcore.blocks import label_statistics, meshes, skeletons
 from emcore.blocks.boxes import box_of, content_of
 from emcore.blocks.work import digest_of
 from emcore.errors import InputError
@@ -40,7 +40,6 @@ from emcore.report.annotations import write_annotations
 from emcore.report.scene import Neurons, neurons_of, picked, write_scene
 from emcore.report.viewer_state import properties_of, state_of
 from emcore.report.wiring_files import read_synapses
-from emcore.segment import skeleton_command
 from emcore.segment.edges import connections, degrees
 from emcore.segment.wiring import Partners, on_grid_of
 from emcore.system import allotted_cores
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
             np.array(box_in_nm(source.labels)), source.labels.name))
         # Skeletons come last, as they may need more memory than all before.
-        made.make(SKELETONS, made.digests[SEGMENTS], lambda: write_skeletons(segments))
+        made.make(SKELETONS, made.digests[SEGMENTS], lambda: write_skeletons(segments, options.workers))
         made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"
           f"for Neuroglancer: python -m emcore serve {options.out}")
@@ -262,9 +261,9 @@ def write_volume(volume: Volume, folder: Path, layer: str, workers: int) -> None
         convert(volume, str(folder), dtype, layer=layer)
 
 
-def write_skeletons(folder: Path) -> None:
+def write_skeletons(folder: Path, workers: int) -> None:
     remove(folder / "skeletons")
-    skeleton_command.main([str(folder), str(folder / "skeletons"), "--format", "precomputed"])
+    skeletons.main([str(folder), str(folder / "skeletons"), "--format", "precomputed", "--workers", str(workers)])
     name_part(folder, "skeletons", "skeletons")
 
 

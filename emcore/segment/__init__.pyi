@@ -51,6 +51,7 @@ from emcore.segment.relabeling import remap as remap
 from emcore.segment.relabeling import unique as unique
 from emcore.segment.segmentation import Segmentation as Segmentation
 from emcore.segment.segmentation import segment as segment
+from emcore.segment.skeleton_boxes import skeletonize_boxes as skeletonize_boxes
 from emcore.segment.skeleton_files import read_skeletons as read_skeletons
 from emcore.segment.skeleton_files import write_skeletons as write_skeletons
 from emcore.segment.skeletons import Skeleton as Skeleton

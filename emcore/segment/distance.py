@@ -1,5 +1,6 @@
 """Exact Euclidean distance transforms of label volumes and masks, in the unit of the resolution; 2D too."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from emcore.segment.arrays import as_array, as_numbers
 from emcore.segment.relabeling import unsigned
 from emcore.threads import run_parallel, slabs, thread_count
 
+_FAR = 64.0  # steps a voxel above which the kernel takes the envelope of parabolas
 _TILE = 32  # columns that the kernel takes at once
 
 
@@ -42,6 +44,17 @@ def distance_transform(labels: np.ndarray, resolution: Sequence[float] | None = 
         >>> segment.distance_transform(np.array([[0, 1, 1, 1, 2]]), resolution=(8, 8))
         array([[ 0.,  8., 16.,  8.,  8.]], dtype=float32)
     """
+    return _measured(labels, resolution, not squared, black_border, threads, _FAR)
+
+
+def depths(labels: np.ndarray, resolution: Sequence[float], threads: int | None) -> np.ndarray:
+    """The squared distances of distance_transform; those of an object are the same to the bit in every part of the
+    volume that holds it with one voxel around, where the volume has one."""
+    return _measured(labels, resolution, False, False, threads, math.inf)
+
+
+def _measured(labels: np.ndarray, resolution: Sequence[float] | None, finish: bool, black_border: bool,
+              threads: int | None, far: float) -> np.ndarray:
     labels, threads = unsigned(labels, threads=threads), thread_count(threads)
     if labels.ndim not in (2, 3):
         raise InputError(f"labels must be (z, y, x) or (y, x); got shape {labels.shape}")
@@ -54,10 +67,10 @@ def distance_transform(labels: np.ndarray, resolution: Sequence[float] | None = 
     if labels.ndim == 2:  # rows as planes: every axis of the volume but the middle one is an axis of the image
         volume, target, sizes = labels[:, None], out[:, None], (sizes[0], 1.0, sizes[1])
         border = False
-    run_parallel(kernel.planes, [(volume, target, start, stop, sizes[1], sizes[2], border, black_border)
+    run_parallel(kernel.planes, [(volume, target, start, stop, sizes[1], sizes[2], border, black_border, far)
                                  for start, stop in slabs(len(volume), threads)], threads)
     tiles = target.shape[1] * -(-target.shape[2] // _TILE)
-    run_parallel(kernel.columns, [(volume, target, start, stop, sizes[0], black_border, not squared)
+    run_parallel(kernel.columns, [(volume, target, start, stop, sizes[0], black_border, finish, far)
                                   for start, stop in slabs(tiles, threads)], threads)
     return out
 

@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
 
@@ -64,16 +64,28 @@ def write_skeletons(folder: str | PathLike, skeletons: Mapping[int, Skeleton], f
         ...     segment.write_skeletons(f"{folder}/skeletons", found, "precomputed").name
         'skeletons'
     """
+    checked = {_object_id(label): check_skeleton(skeleton, f"skeleton {label}")
+               for label, skeleton in skeletons.items()}
+    path = check_folder(folder, format)
+    write_each(path, checked.items(), format)
+    return path
+
+
+def check_folder(folder: str | PathLike, format: str) -> Path:
+    """The folder of skeletons to make; refused where it is there already."""
     path = Path(folder)
     if format not in FORMATS:
         raise InputError(f"skeletons are written as {' or '.join(FORMATS)}; got {format!r}")
     if path.exists():
         raise InputError(f"{path} exists already; choose another name for the folder of skeletons, or remove it")
-    checked = {_object_id(label): check_skeleton(skeleton, f"skeleton {label}")
-               for label, skeleton in skeletons.items()}
+    return path
+
+
+def write_each(path: Path, skeletons: Iterable[tuple[int, Skeleton]], format: str) -> None:
+    """Writes sound skeletons, one after the other, into a new folder that appears when it is whole."""
     with replaced(path) as temporary, reported(path):
         temporary.mkdir()
-        for label, skeleton in checked.items():
+        for label, skeleton in skeletons:
             if format == "precomputed":
                 (temporary / str(label)).write_bytes(to_precomputed(skeleton))
                 continue
@@ -85,7 +97,6 @@ def write_skeletons(folder: str | PathLike, skeletons: Mapping[int, Skeleton], f
             (temporary / "info").write_text(json.dumps({
                 "@type": KIND, "transform": IDENTITY,
                 "vertex_attributes": [{"id": "radius", "data_type": "float32", "num_components": 1}]}))
-    return path
 
 
 def _object_id(label: int) -> int:

@@ -1,6 +1,6 @@
 """Skeletons of labelled objects in nm: trees through their middle, for run lengths and the skeleton-aware distance."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +9,12 @@ from emcore.errors import InputError
 from emcore.kernels import skeleton as kernel
 from emcore.segment.arrays import as_array, as_count, as_numbers, within
 from emcore.segment.components import connected_components
-from emcore.segment.distance import distance_transform
-from emcore.segment.graph import measure
+from emcore.segment.distance import depths
 from emcore.segment.relabeling import relabel
 from emcore.threads import run_parallel, thread_count
 
-RULES = 2  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
+RULES = 3  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
+VOXEL_BYTES = 112  # of a volume that is traced at once; 44 were measured where one object nearly fills it
 _MOST_ANISOTROPIC = 1000  # the kernel sorts distances into buckets as wide as the shortest voxel side
 
 
@@ -58,7 +58,8 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
 
     The voxel with the longest path lies on the rim of a blunt end. Therefore a path leaves out what lies within 1.6 r
     of its voxels at its tip, where it covers that, and goes straight on from there to the surface. The root gets the
-    same end when all paths are there, where only one path leads to it.
+    same end when all paths are there, where only one path leads to it. Where two paths meet as near to it, they are
+    one line, because the rest is no branch: a ring has two ends.
 
     Args:
         labels: integers (z, y, x); 0 is background.
@@ -83,16 +84,9 @@ def skeletonize(labels: np.ndarray, resolution: Sequence[float], *, scale: float
         >>> sorted(segment.skeletonize(np.array([[[5, 5, 0, 7, 7]]]), (40, 8, 8)))
         [5, 7]
     """
-    ids, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
-    unit = np.array(resolution, np.float64)
-    found = {}
-    for label in sorted(traced, key=lambda label: int(ids[label])):
-        voxels, edges, radius = traced[label]
-        vertices = (voxels * unit).astype(np.float32)
-        # rounding to float32 must not carry a vertex into the voxel before its own
-        np.nextafter(vertices, np.float32(np.inf), out=vertices, where=np.floor(vertices / unit) < voxels)
-        found[int(ids[label])] = Skeleton(vertices, edges, radius)
-    return found
+    labels = as_array("labels", labels)
+    way = way_of(labels.shape, resolution, scale, const_nm, dust_voxels)
+    return dict(traced(labels, way, (0, 0, 0), thread_count(threads)))
 
 
 def skeleton_volume(labels: np.ndarray, resolution: Sequence[float], *, scale: float = 1.5,
@@ -124,19 +118,30 @@ def skeleton_volume(labels: np.ndarray, resolution: Sequence[float], *, scale: f
         (array([0, 7], dtype=uint8), 40)
     """
     labels = as_array("labels", labels)
-    _, traced = _trace(labels, resolution, scale, const_nm, dust_voxels, threads)
+    way = way_of(labels.shape, resolution, scale, const_nm, dust_voxels)
+    _, found = _trace(labels, way, thread_count(threads))
     out = np.zeros_like(labels)
-    voxels = tuple(np.concatenate([np.zeros((0, 3), np.int64), *(voxels for voxels, _, _ in traced.values())]).T)
+    voxels = tuple(np.concatenate([np.zeros((0, 3), np.int64), *(voxels for voxels, _, _ in found.values())]).T)
     out[voxels] = labels[voxels]
     return out
 
 
-def _trace(labels: np.ndarray, resolution: Sequence[float], scale: float, const_nm: float | None, dust_voxels: int,
-           threads: int | None) -> tuple[np.ndarray, dict[int, tuple]]:
-    """(labels by their dense number, for each number its voxels (n, 3), edges (m, 2) and radius (n,))."""
-    labels, dust_voxels = as_array("labels", labels), as_count("dust_voxels", dust_voxels)
-    if labels.ndim != 3:
-        raise InputError(f"labels must be (z, y, x); got shape {labels.shape}")
+@dataclass(frozen=True)
+class Way:
+    """How objects are traced; checked."""
+
+    unit: np.ndarray
+    scale: float
+    constant: float
+    dust_voxels: int
+    deepest: np.float32  # squared nm: the depth of an object that fills the volume
+
+
+def way_of(shape: Sequence[int], resolution: Sequence[float], scale: float, const_nm: float | None,
+           dust_voxels: int) -> Way:
+    """The way to trace the objects of a volume of a shape."""
+    if len(shape) != 3:
+        raise InputError(f"labels must be (z, y, x); got shape {tuple(shape)}")
     unit = as_numbers("resolution", resolution)
     if unit.shape != (3,) or not (np.isfinite(unit).all() and unit.min() > 0
                                   and unit.max() <= _MOST_ANISOTROPIC * unit.min()):
@@ -144,34 +149,64 @@ def _trace(labels: np.ndarray, resolution: Sequence[float], scale: float, const_
                          f"{_MOST_ANISOTROPIC} times another; got {resolution}")
     constant = max(10 * unit.max(), 100.0) if const_nm is None else const_nm
     if not (within(scale, 0, 1e300) and within(constant, 0, 1e300)):
-        raise InputError(f"scale and const_nm must be finite and not below 0; got {scale} and {const_nm}")
-    threads = thread_count(threads)
+        raise InputError(f"scale and const_nm must be finite and not below 0; got {scale} and {constant}")
+    deepest = np.float32(((np.array(shape) * unit) ** 2).sum())
+    return Way(unit, scale, constant, as_count("dust_voxels", dust_voxels), deepest)
+
+
+def traced(labels: np.ndarray, way: Way, first: Sequence[int], threads: int) -> Iterator[tuple[int, Skeleton]]:
+    """(label, skeleton) by rising label, of labels whose first voxel lies at an index of the volume.
+
+    Each object lies inside with a voxel around it, where the volume has one.
+    """
+    ids, found = _trace(labels, way, threads)
+    for label in sorted(found, key=lambda label: int(ids[label])):
+        voxels, edges, radius = found[label]
+        voxels = voxels + np.array(first, np.int64)
+        vertices = (voxels * way.unit).astype(np.float32)
+        # rounding to float32 must not carry a vertex into the voxel before its own
+        np.nextafter(vertices, np.float32(np.inf), out=vertices, where=np.floor(vertices / way.unit) < voxels)
+        yield int(ids[label]), Skeleton(vertices, edges, radius)
+
+
+def _trace(labels: np.ndarray, way: Way, threads: int) -> tuple[np.ndarray, dict[int, tuple]]:
+    """(labels by their dense number, for each number its voxels (n, 3), edges (m, 2) and radius (n,))."""
     dense, ids = relabel(labels, threads=threads)
     pieces, count = connected_components(dense, 26, count=True, threads=threads)
     if count > 2**32 - 2:
         raise InputError(f"skeletons are traced for fewer than 2**32 - 1 pieces at once; got {count}")
     if count == 0:
         return ids, {}
-    squared = distance_transform(dense, unit, squared=True, threads=threads)
+    squared = depths(dense, way.unit, threads)
     # an object without any other label in the volume has no surface: every voxel is as deep as the volume is wide
-    np.minimum(squared, np.float32(((np.array(labels.shape) * unit) ** 2).sum()), out=squared)
-    sizes, boxes = measure(pieces, count, threads, with_boxes=True)
-    extents = np.prod(boxes[:, 3:] - boxes[:, :3] + 1, axis=1)
+    np.minimum(squared, way.deepest, out=squared)
+    runs, sizes = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
+    kernel.count_runs(pieces, runs, sizes)
+    runs[0] = 0
+    ends = np.cumsum(runs)
+    table = np.empty((ends[-1], 4), np.int32)
+    kernel.list_runs(pieces, ends - runs, table)
+    del pieces
+    slots = sizes + 2 * runs + 8
+    if slots[1:].max() >= 2**31:
+        raise InputError(f"an object is traced up to 2**31 voxels; one has {sizes[1:].max()}")
 
     def trace(piece: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
-        first, shape = boxes[piece, :3], boxes[piece, 3:] - boxes[piece, :3] + 1
-        box = tuple(slice(start, start + length) for start, length in zip(first, shape))
-        raw = kernel.trace(pieces[box], piece, squared[box], unit, scale, constant)
-        places, nexts = (np.frombuffer(part, np.int64) for part in raw)
-        order = np.argsort(places)
-        places, nexts = places[order], nexts[order]
-        inner = np.flatnonzero(nexts >= 0)
-        edges = np.stack([inner, np.searchsorted(places, nexts[inner])], 1)
-        voxels = np.stack(np.unravel_index(places, tuple(shape + 2)), 1) - 1 + first
+        own = table[ends[piece] - runs[piece] : ends[piece]]
+        # arrays of numpy lie on large pages where the system has them
+        numbers = np.empty((4, slots[piece]), np.float32)
+        places, towards = np.empty(slots[piece], np.int32), np.empty(slots[piece], np.uint8)
+        rows = np.frombuffer(kernel.trace(own, squared, way.unit, way.scale, way.constant, numbers, places,
+                                          towards), np.int32)
+        rows = rows.reshape(-1, 5).astype(np.int64)
+        rows = rows[np.argsort(rows[:, 0])]
+        inner = np.flatnonzero(rows[:, 1] >= 0)
+        edges = np.stack([inner, np.searchsorted(rows[:, 0], rows[inner, 1])], 1)
+        voxels = rows[:, 2:]
         return int(dense[tuple(voxels[0])]), voxels, edges, np.sqrt(squared[tuple(voxels.T)])
 
-    largest_first = np.argsort(-extents[1:], kind="stable") + 1  # so that no thread is left with a giant at the end
-    jobs = [(int(piece),) for piece in largest_first if sizes[piece] >= dust_voxels]
+    largest_first = np.argsort(-sizes[1:], kind="stable") + 1  # so that no thread is left with a giant at the end
+    jobs = [(int(piece),) for piece in largest_first if sizes[piece] >= way.dust_voxels]
     return ids, _joined(run_parallel(trace, jobs, threads), labels.shape)
 
 

@@ -106,6 +106,12 @@ class Tree:
         """Lets the tree begin where the trunk, from the root on, is centred."""
         leading = Counter(self.nexts.values())
         alone = list(itertools.takewhile(lambda voxel: leading[voxel] == 1, trunk if leading[root] == 1 else []))
+        fork = next((voxel for voxel in trunk[len(alone):] if leading[root] == 1), None)
+        if fork is not None and leading[fork] == 2 and self.is_centred(fork, root):
+            for voxel in (root, *alone):
+                del self.nexts[voxel]
+            self.nexts[fork] = None
+            return
         centred = [i for i, voxel in enumerate(alone) if self.is_centred(voxel, root)]
         if not centred:
             return
