@@ -269,6 +269,24 @@ def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
     assert np.array_equal(labels, np.where(np.bincount(whole.ravel())[whole] >= 3, whole, 0))
 
 
+@pytest.mark.parametrize("edge_size", [0, 2, 9])
+def test_pieces_that_a_side_of_the_volume_cuts_have_a_size_of_their_own(tmp_path, edge_size):
+    values = np.random.default_rng(4).random((1, 4, 9, 11), np.float32)
+    prediction = stored(tmp_path, values)
+    whole = labels_of(prediction, ComponentsDecode(threshold=0.7, connectivity=6), tmp_path)
+    wanted, cut, inner = whole.copy(), 0, 0
+    for piece in range(1, int(whole.max()) + 1):
+        _, y, x = np.nonzero(whole == piece)
+        at_side = y.min() == 0 or y.max() == 8 or x.min() == 0 or x.max() == 10
+        cut, inner = cut + at_side, inner + (not at_side)
+        if len(y) < (edge_size if at_side else 4):
+            wanted[whole == piece] = 0
+    settings = ComponentsDecode(threshold=0.7, connectivity=6, remove_size=4, edge_size=edge_size)
+    assert cut > 5
+    assert inner > 5
+    assert np.array_equal(labels_of(prediction, settings, tmp_path), wanted)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
     ndimage = pytest.importorskip("scipy.ndimage")

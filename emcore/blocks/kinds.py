@@ -21,7 +21,7 @@ from emcore.blocks.pieces import Columns, Numbered, around, joint_columns, numbe
 from emcore.blocks.windows import extent
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.affinities import read_affinities
-from emcore.decode.labels import connect, grow, sides
+from emcore.decode.labels import connect, grow, kept_pieces, sides
 from emcore.errors import InputError
 from emcore.record import LABELS
 from emcore.segment.components import connected_components
@@ -32,7 +32,7 @@ from emcore.segment.synapses import DILATE_SIZE, largest_value, side_masks
 from emcore.settings.decode import ComponentsDecode, ConnectedDecode, PolarityDecode
 from emcore.volumes import Volume, open_volume
 
-FORMAT = 2  # It names how all stages write their columns; files of another format are not taken.
+FORMAT = 3  # It names how all stages write their columns; files of another format are not taken.
 SIDES = ("pre", "post", "synapse")
 
 
@@ -56,6 +56,8 @@ class PieceWork(LabelWork):
     def folders(self) -> dict[str, str]:
         """The folders of the stages: each name tells every setting that changes what stands in it, and no other."""
         plain = replace(self.settings, remove_size=0)
+        if isinstance(plain, ComponentsDecode):
+            plain = replace(plain, edge_size=None)
         if isinstance(plain, PolarityDecode):
             plain = replace(plain, small=0)
         values = (FORMAT, self.content, self.grid.shape, self.grid.block)
@@ -161,7 +163,10 @@ class PieceWork(LabelWork):
         else:
             tables, sizes = [found[0].table(number) for number in blocks], found[0].sizes
         dtype = label_dtype(len(sizes) - 1)
-        kept = np.where(sizes >= self.settings.remove_size, np.arange(len(sizes)), 0).astype(dtype)
+        if isinstance(self.settings, ComponentsDecode):
+            kept = kept_pieces(sizes, found[0].at_side, self.settings).astype(dtype)
+        else:
+            kept = np.where(sizes >= self.settings.remove_size, np.arange(len(sizes)), 0).astype(dtype)
         return {f"table_{number}": kept[table] for number, table in zip(blocks, tables)}
 
     def side_tables(self, pre: Numbered, post: Numbered, synapse: Numbered) -> tuple[list[np.ndarray], np.ndarray]:

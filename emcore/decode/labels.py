@@ -25,6 +25,8 @@ from emcore.record import read as read_record
 from emcore.results import check_source
 from emcore.segment import Affinities, Edit, Segmentation, apply_edits
 from emcore.segment.affinities import above, check_table, stored_table
+from emcore.segment.graph import measure
+from emcore.segment.merge_tree import look_up
 from emcore.settings.decode import (
     AffinityDecode,
     ComponentsDecode,
@@ -217,7 +219,22 @@ def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     none reaches is background.
     """
     labels, _ = grow(prediction, settings)
-    return without_small(labels, settings.remove_size)
+    if settings.edge_size is None:
+        return without_small(labels, settings.remove_size)
+    sizes, boxes = measure(labels, int(labels.max(initial=0)), with_boxes=True)
+    kept = kept_pieces(sizes, at_sides(boxes, labels.shape), settings)
+    return look_up(labels, kept.astype(labels.dtype))
+
+
+def at_sides(boxes: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """Whether boxes, (n, 6) of first and last z, y, x, touch a side of the volume along y or x, where it is cut."""
+    return (boxes[:, 1:3] == 0).any(1) | (boxes[:, 4:] == np.subtract(shape[1:], 1)).any(1)
+
+
+def kept_pieces(sizes: np.ndarray, at_side: np.ndarray, settings: ComponentsDecode) -> np.ndarray:
+    """The label of every piece: its own, or 0 where it has too few voxels."""
+    edge_size = settings.remove_size if settings.edge_size is None else settings.edge_size
+    return np.where(sizes >= np.where(at_side, edge_size, settings.remove_size), np.arange(len(sizes)), 0)
 
 
 def grow(prediction: Volume, settings: ComponentsDecode, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
