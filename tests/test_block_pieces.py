@@ -86,8 +86,9 @@ def random_settings(random: np.random.Generator, kind: str, prediction: Volume) 
                               exclusive=bool(random.random() < 0.4))
     thresholds = tuple(float(value) for value in random.choice([0.2, 0.5, 0.7], len(picked) or channels))
     settings = ComponentsDecode(threshold=threshold, thresholds=thresholds if random.random() < 0.4 else (),
-                                channels=picked, connectivity=int(random.choice([4, 8, 6, 18, 26])), remove_size=size,
-                                edge_size=None if random.random() < 0.5 else int(random.choice([0, 2, 5, 9])))
+                                channels=picked, connectivity=int(random.choice([4, 8, 6, 18, 26])), remove_size=size)
+    if random.random() < 0.5:
+        settings = replace(settings, peak=float(random.uniform(max(settings.thresholds or (threshold,)), 1)))
     if settings.connectivity in (4, 8) and random.random() < 0.6:
         least = max(settings.thresholds or (threshold,))
         settings = replace(settings, seed_threshold=max(0.1, float(random.uniform(least, 1))))
@@ -302,6 +303,6 @@ def test_another_setting_makes_only_what_it_changes(tmp_path):
         return {stage.name for stage, before in zip(after.stages(), made.stages()) if stage.folder != before.folder}
 
     assert changed(settings=ComponentsDecode(remove_size=5)) == {"numbers", "labels"}
-    assert changed(settings=ComponentsDecode(edge_size=5)) == {"numbers", "labels"}
+    assert changed(settings=ComponentsDecode(peak=0.7)) == {"pieces", "joints", "numbers", "labels"}
     assert changed(settings=ComponentsDecode(threshold=0.7)) == {"pieces", "joints", "numbers", "labels"}
     assert changed(content="b") == {"pieces", "joints", "numbers", "labels"}

@@ -269,22 +269,22 @@ def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
     assert np.array_equal(labels, np.where(np.bincount(whole.ravel())[whole] >= 3, whole, 0))
 
 
-@pytest.mark.parametrize("edge_size", [0, 2, 9])
-def test_pieces_that_a_side_of_the_volume_cuts_have_a_size_of_their_own(tmp_path, edge_size):
-    values = np.random.default_rng(4).random((1, 4, 9, 11), np.float32)
-    prediction = stored(tmp_path, values)
-    whole = labels_of(prediction, ComponentsDecode(threshold=0.7, connectivity=6), tmp_path)
-    wanted, cut, inner = whole.copy(), 0, 0
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("seed_threshold", [0.0, 0.8])
+def test_pieces_without_a_peak_are_removed(tmp_path, seed_threshold, coded):
+    values = np.random.default_rng(4).random((2, 4, 9, 11), np.float32)
+    if coded:
+        values = np.round(values * 255).astype(np.uint8)
+    prediction, numbers = stored(tmp_path, values), values / 255 if coded else values
+    plain = ComponentsDecode(threshold=0.8, connectivity=6, seed_threshold=seed_threshold)
+    whole = labels_of(prediction, plain, tmp_path)
+    wanted = whole.copy()
     for piece in range(1, int(whole.max()) + 1):
-        _, y, x = np.nonzero(whole == piece)
-        at_side = y.min() == 0 or y.max() == 8 or x.min() == 0 or x.max() == 10
-        cut, inner = cut + at_side, inner + (not at_side)
-        if len(y) < (edge_size if at_side else 4):
+        if numbers[:, whole == piece].max() <= 0.95 or (whole == piece).sum() < 2:
             wanted[whole == piece] = 0
-    settings = ComponentsDecode(threshold=0.7, connectivity=6, remove_size=4, edge_size=edge_size)
-    assert cut > 5
-    assert inner > 5
-    assert np.array_equal(labels_of(prediction, settings, tmp_path), wanted)
+    found = labels_of(prediction, replace(plain, peak=0.95, remove_size=2), tmp_path)
+    assert np.array_equal(found, wanted)
+    assert 3 < len(np.unique(found)) < len(np.unique(segment.remove_small(whole, 2)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

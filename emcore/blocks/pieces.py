@@ -14,7 +14,6 @@ import numpy as np
 
 from emcore.blocks.grid import Box, Grid
 from emcore.blocks.pooled import Columns
-from emcore.decode.labels import at_sides
 from emcore.errors import InputError
 from emcore.kernels import overlaps as kernel
 from emcore.segment.fragments import first_voxels
@@ -36,7 +35,7 @@ def around(core: Box, shape: Sequence[int], margin: Sequence[int]) -> tuple[Box,
 
 def piece_columns(labels: np.ndarray, inside: Box, core: Box, shape: Sequence[int],
                   seeds: np.ndarray | None = None) -> tuple[np.ndarray, Columns]:
-    """(labels of the core, uint32, 1.. in raster order; first voxels, sizes, sides and faces of these pieces).
+    """(labels of the core, uint32, 1.. in raster order; first voxels, sizes and faces of these pieces).
 
     labels are those of the window in which the core lies `inside`. seeds: what they grew from, numbered in raster
     order with the same labels; then the first voxels are those of the seeds.
@@ -47,10 +46,8 @@ def piece_columns(labels: np.ndarray, inside: Box, core: Box, shape: Sequence[in
     local[known] = np.arange(count + 1)
     firsts = first_voxels(own, count) if seeds is None else first_voxels(seeds[inside], count)[known[1:] - 1]
     places = [at + span.start for at, span in zip(np.unravel_index(firsts, own.shape), core)]
-    sizes, boxes = measure(own, count, with_boxes=True)
-    boxes[1:] += np.tile([span.start for span in core], 2)
-    columns = {"first": np.ravel_multi_index(tuple(places), tuple(shape)).astype(np.uint64), "sizes": sizes[1:],
-               "at_side": at_sides(boxes[1:], shape)}
+    columns = {"first": np.ravel_multi_index(tuple(places), tuple(shape)).astype(np.uint64),
+               "sizes": measure(own, count)[0][1:]}
     for axis in range(3):
         columns[f"last_{axis}"] = own.take(-1, axis)
         if inside[axis].start == 0:  # nothing lies before the core
@@ -109,7 +106,6 @@ class Numbered(NamedTuple):
     starts: np.ndarray  # the first piece of every block, and the end behind the last
     numbers: np.ndarray  # int64, 1.. in the order of first voxels
     sizes: np.ndarray  # voxels by number, 0 for 0
-    at_side: np.ndarray  # whether it touches a side of the volume along y or x, by number
 
     def table(self, block: int) -> np.ndarray:
         """The numbers of the pieces of a block by their local labels, 0 for 0."""
@@ -122,9 +118,9 @@ class Numbered(NamedTuple):
 
 def numbered(blocks: int, pieces: Read, joints: Read) -> Numbered:
     """Unites the pieces of all blocks by their joints; the memory follows their number."""
-    found = [pieces(block, "first", "sizes", "at_side") for block in range(blocks)]
-    starts = np.cumsum([0] + [len(first) for first, *_ in found])
-    order = np.argsort(np.concatenate([first for first, *_ in found]))
+    found = [pieces(block, "first", "sizes") for block in range(blocks)]
+    starts = np.cumsum([0] + [len(first) for first, _ in found])
+    order = np.argsort(np.concatenate([first for first, _ in found]))
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
     pairs = [np.empty((0, 2), np.int64)]
@@ -135,7 +131,5 @@ def numbered(blocks: int, pieces: Read, joints: Read) -> Numbered:
     kernel.unite(np.concatenate(pairs), parent)  # the smallest rank of a group is that of its first voxel
     numbers = np.cumsum(parent == np.arange(len(parent)))[parent][rank]
     sizes = np.zeros(int(numbers.max(initial=0)) + 1, np.int64)
-    np.add.at(sizes, numbers, np.concatenate([size for _, size, _ in found]))
-    at_side = np.zeros(len(sizes), bool)
-    at_side[numbers[np.concatenate([side for *_, side in found])]] = True
-    return Numbered(starts, numbers, sizes, at_side)
+    np.add.at(sizes, numbers, np.concatenate([size for _, size in found]))
+    return Numbered(starts, numbers, sizes)

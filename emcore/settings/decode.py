@@ -140,17 +140,18 @@ class ComponentsDecode:
     thresholds: tuple[float, ...] = ()  # one threshold for each channel in place of threshold
     connectivity: Literal[4, 8, 6, 18, 26] = 26  # 4 and 8 take every section on its own
     seed_threshold: float = 0.0  # pieces above it are grown over the foreground; 0: the pieces of the foreground
+    peak: float = 0.0  # a piece without a voxel above it is removed; 0: none is
     remove_size: int = 0  # what is left of fewer voxels is removed
-    # in place of remove_size for what touches a side of the volume along y or x, where it may go on; none: the same
-    edge_size: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(0, self, "channels", "remove_size", "edge_size")
-        within(0, 1, self, "threshold", "thresholds", "seed_threshold")
+        at_least(0, self, "channels", "remove_size")
+        within(0, 1, self, "threshold", "thresholds", "seed_threshold", "peak")
         least = max(self.thresholds or (self.threshold,))
         if 0 < self.seed_threshold < least:
             raise WrongSetting(f"seed_threshold must not be below the foreground's threshold {least}; "
                                f"got {self.seed_threshold}")
+        if 0 < self.peak < least:
+            raise WrongSetting(f"peak must be 0, or not below the foreground's threshold {least}; got {self.peak}")
 
 
 @dataclass(frozen=True)
