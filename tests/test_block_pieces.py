@@ -162,6 +162,12 @@ def test_a_piece_that_winds_through_every_block_is_one_and_the_order_of_first_vo
     assert np.array_equal(found, snake > 0)
 
 
+def test_a_peak_anywhere_keeps_the_whole_piece(tmp_path):
+    row = np.array([0.6, 0.6, 0.6, 0.6, 0.95, 0, 0.7, 0.7, 0.7, 0.7, 0, 0.92], np.float32)  # one of three has no peak
+    found = in_blocks(tmp_path, stored(tmp_path, row[None, None]), ComponentsDecode(peak=0.9), (1, 1, 2))
+    assert found.ravel().tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 3]
+
+
 @pytest.mark.parametrize("connectivity", [8, 18, 26])
 def test_voxels_that_meet_at_an_edge_or_a_corner_of_blocks_are_one_piece(connectivity, tmp_path):
     mask = (np.random.default_rng(connectivity).random((4, 6, 10)) < 0.12).astype(np.uint8) * 255
