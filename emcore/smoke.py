@@ -33,7 +33,7 @@ LEAST = (8, 32, 32)  # voxels of a patch, at least
 STEPS = 4
 NARROWER = 8  # times fewer channels
 GRAIN = (40.0, 16.0, 16.0)  # nm of a voxel when the tissue is made: coarse, so that few voxels hold several neurons
-PLACES = ("image", "label", "mask", "skeleton")
+PLACES = ("image", "label", "mask", "skeleton", "found")
 
 
 def smoke(path: str, overrides: Sequence[str]) -> int:
@@ -169,7 +169,8 @@ def write_files(settings: Settings, small: Settings) -> None:
     truth = truth_of(settings, tissue)
     contents = {"image": lambda: tissue.raw, "label": lambda: background(truth, settings.data.background),
                 "mask": lambda: np.ones(shape, np.uint8),
-                "skeleton": lambda: skeleton_volume(truth, grid_of(small.data))}
+                "skeleton": lambda: skeleton_volume(truth, grid_of(small.data)),
+                "found": lambda: np.zeros(shape, np.uint32)}
     written = set()
     for volume in (*small.data.train, *small.data.validation, *small.data.test):
         for place, content in contents.items():

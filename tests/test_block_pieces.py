@@ -87,6 +87,8 @@ def random_settings(random: np.random.Generator, kind: str, prediction: Volume) 
     thresholds = tuple(float(value) for value in random.choice([0.2, 0.5, 0.7], len(picked) or channels))
     settings = ComponentsDecode(threshold=threshold, thresholds=thresholds if random.random() < 0.4 else (),
                                 channels=picked, connectivity=int(random.choice([4, 8, 6, 18, 26])), remove_size=size)
+    if random.random() < 0.5:
+        settings = replace(settings, peak=float(random.uniform(max(settings.thresholds or (threshold,)), 1)))
     if settings.connectivity in (4, 8) and random.random() < 0.6:
         least = max(settings.thresholds or (threshold,))
         settings = replace(settings, seed_threshold=max(0.1, float(random.uniform(least, 1))))
@@ -158,6 +160,12 @@ def test_a_piece_that_winds_through_every_block_is_one_and_the_order_of_first_vo
     snake[0, 1, 6] = snake[0, 3, 0] = snake[0, 5, 6] = 1
     found = in_blocks(tmp_path, stored(tmp_path, snake), ComponentsDecode(connectivity=4), (1, 1, 1))
     assert np.array_equal(found, snake > 0)
+
+
+def test_a_peak_anywhere_keeps_the_whole_piece(tmp_path):
+    row = np.array([0.6, 0.6, 0.6, 0.6, 0.95, 0, 0.7, 0.7, 0.7, 0.7, 0, 0.92], np.float32)  # one of three has no peak
+    found = in_blocks(tmp_path, stored(tmp_path, row[None, None]), ComponentsDecode(peak=0.9), (1, 1, 2))
+    assert found.ravel().tolist() == [1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 3]
 
 
 @pytest.mark.parametrize("connectivity", [8, 18, 26])
@@ -301,5 +309,6 @@ def test_another_setting_makes_only_what_it_changes(tmp_path):
         return {stage.name for stage, before in zip(after.stages(), made.stages()) if stage.folder != before.folder}
 
     assert changed(settings=ComponentsDecode(remove_size=5)) == {"numbers", "labels"}
+    assert changed(settings=ComponentsDecode(peak=0.7)) == {"pieces", "joints", "numbers", "labels"}
     assert changed(settings=ComponentsDecode(threshold=0.7)) == {"pieces", "joints", "numbers", "labels"}
     assert changed(content="b") == {"pieces", "joints", "numbers", "labels"}

@@ -269,6 +269,24 @@ def test_components_take_one_threshold_or_one_for_each_channel(tmp_path, coded):
     assert np.array_equal(labels, np.where(np.bincount(whole.ravel())[whole] >= 3, whole, 0))
 
 
+@pytest.mark.parametrize("coded", [False, True])
+@pytest.mark.parametrize("seed_threshold", [0.0, 0.8])
+def test_pieces_without_a_peak_are_removed(tmp_path, seed_threshold, coded):
+    values = np.random.default_rng(4).random((2, 4, 9, 11), np.float32)
+    if coded:
+        values = np.round(values * 255).astype(np.uint8)
+    prediction, numbers = stored(tmp_path, values), values / 255 if coded else values
+    plain = ComponentsDecode(threshold=0.8, connectivity=6, seed_threshold=seed_threshold)
+    whole = labels_of(prediction, plain, tmp_path)
+    wanted = whole.copy()
+    for piece in range(1, int(whole.max()) + 1):
+        if numbers[:, whole == piece].max() <= 0.95 or (whole == piece).sum() < 2:
+            wanted[whole == piece] = 0
+    found = labels_of(prediction, replace(plain, peak=0.95, remove_size=2), tmp_path)
+    assert np.array_equal(found, wanted)
+    assert 3 < len(np.unique(found)) < len(np.unique(segment.remove_small(whole, 2)))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_components_grow_from_seeds_over_the_foreground(tmp_path, dtype):
     ndimage = pytest.importorskip("scipy.ndimage")

@@ -4,10 +4,16 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional
 
+from emcore import config
+from emcore.data.targets import FALSE, IGNORE
+from emcore.engine.arithmetic.mode import Mode
+from emcore.engine.steps import Supervised
 from emcore.errors import InputError
 from emcore.losses import LOSSES, LossPlan, class_balance, shrink
 from emcore.models.unet_v1 import UNetV1
+from emcore.settings import Settings
 from emcore.settings.channels import channels_of
 from emcore.settings.checks import check_terms
 from emcore.settings.loss import BceTerm, DiceTerm, LegacyBceTerm, Loss
@@ -217,3 +223,24 @@ def test_the_losses_of_masked_finetuning_are_the_published_ones():
             (1.51397634, dict(kind="sigmoid_mse", balance="superhuman", over="voxels", **maws)),
             (0.67741519, dict(kind="bce", **maws)), (0.67854862, dict(kind="bce", channel_weights=(1.35, 1.0, 1.0)))]:
         assert plan(**options)(logits, target, image=image).total.item() == pytest.approx(value, abs=3e-6), options
+
+
+def test_what_an_earlier_net_invented_is_background_that_weighs_more():
+    labels = torch.zeros(1, 2, 4, 4, dtype=torch.int64)
+    labels[0, 0, 0], labels[0, 1, 1], labels[0, 1, 3] = 1, FALSE, IGNORE
+    batch = {"image": torch.rand(1, 1, 2, 4, 4), "label": labels}
+    settings = config.from_table(Settings, {
+        "name": "again", "data": {"train": [{"image": "raw", "label": "labels", "found": "found"}],
+                                  "patch": [2, 4, 4], "false_weight": 3.0},
+        "target": [{"kind": "binary"}], "model": {"out_channels": 1, "rsunet": {"width": [2, 2]}}})
+    task = Supervised(settings, Mode("cpu", "fp32", "contiguous", False), (1.0, 1.0, 1.0))
+    target, weight = task.targets(batch)
+    assert torch.equal(target[0, 0], (labels[0] == 1).float())
+    assert torch.equal(weight[0, 0], torch.where(labels[0] == FALSE, 3.0, (labels[0] != IGNORE).float()))
+    with torch.no_grad():
+        prediction = task.net(batch["image"])
+    each = functional.binary_cross_entropy_with_logits(prediction, target, reduction="none")
+    assert task(batch, 0)[0].item() == pytest.approx(((each * weight).sum() / 28).item(), rel=1e-5)
+    both, either = task.overlap(batch)[1].tolist()
+    truth, found = (labels == 1)[:, None], (prediction >= 0) & (labels != IGNORE)[:, None]
+    assert [both, either] == [(found & truth).sum(), (found | truth).sum()]

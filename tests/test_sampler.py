@@ -17,6 +17,7 @@ import torch
 from emcore.data import sources as sources_module
 from emcore.data.sampler import Sampler, load, read, sample_numbers
 from emcore.data.sources import open_sources
+from emcore.data.targets import FALSE, IGNORE
 from emcore.errors import InputError
 from emcore.settings.data import Data, VolumeFiles
 
@@ -200,6 +201,32 @@ def test_masks_keep_patches_where_they_may_be_used(files):
     for batch in drawn(data, [[n] for n in range(50)]):
         assert int(batch["corner"][0, 1]) + 3 < 10
         assert batch["mask"].dtype == torch.bool
+
+
+@pytest.mark.parametrize("storage", ["memory", "lazy"])
+def test_what_a_net_found_is_marked_where_none_of_it_is_true(files, storage):
+    """Object 1 touches a label by one voxel, 2 and 4 touch none, 3 touches what nobody knows."""
+    labels, found = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint32)
+    labels[2, 5, 5], labels[6, 5, 5] = 7, 9
+    found[2, 5, 5:15] = 1
+    found[3:5, 10:14, 3:20] = 2
+    found[6, 5, 5:9] = 3
+    found[11, 19, 23] = 4
+    with h5py.File(files / "a.h5", "a") as f:
+        f["clefts"], f["found"] = labels, found
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:clefts", found="a.h5:found"),), storage=storage,
+                    ignore=(9,), patch=SHAPE)
+    label = drawn(data, [[0]])[0]["label"][0].numpy()
+    assert np.array_equal(label == FALSE, (found == 2) | (found == 4))
+    assert np.array_equal(label == 7, labels == 7)
+    assert np.array_equal(label == IGNORE, labels == 9)
+    for end, invented in ((4, []), (5, []), (6, [2])):  # beyond the cut through 2 a label might touch it
+        part = dataclasses.replace(data, train_part=(0.0, end / 12), patch=(3, 20, 24))
+        assert Sampler(open_sources(part, "train"), part, 5).invented[0].tolist() == invented
+    alone = dataclasses.replace(data, train=(VolumeFiles("a.h5:raw", found="a.h5:found"),))
+    sources = open_sources(alone, "train")
+    with pytest.raises(InputError, match="names what a net found, but no labels"):
+        Sampler(sources, alone, 5)
 
 
 def test_ids_that_mean_background_or_unknown_are_configured(files):

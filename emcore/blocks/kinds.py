@@ -21,7 +21,7 @@ from emcore.blocks.pieces import Columns, Numbered, around, joint_columns, numbe
 from emcore.blocks.windows import extent
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.affinities import read_affinities
-from emcore.decode.labels import connect, grow, sides
+from emcore.decode.labels import connect, grow, sides, with_peak
 from emcore.errors import InputError
 from emcore.record import LABELS
 from emcore.segment.components import connected_components
@@ -108,15 +108,17 @@ class PieceWork(LabelWork):
         core, prediction = self.grid.box(number), open_volume(self.prediction)
         if isinstance(self.settings, PolarityDecode):
             return self.synapse_columns(core, prediction)
-        seeds = None
+        seeds, peaks = None, None
         if isinstance(self.settings, ConnectedDecode):
             window, inside = around(core, self.grid.shape, (1, 1, 1))
             labels = connect(read_affinities(prediction, self.settings, window), self.settings)
         else:  # Where sections have nothing to do with each other, no other section is read.
             window, inside = around(core, self.grid.shape, (int(self.settings.connectivity not in (4, 8)), 1, 1))
-            labels, grown_from = grow(prediction, self.settings, window)
+            labels, grown_from, peaks = grow(prediction, self.settings, window)
             seeds = grown_from if self.settings.seed_threshold else None
         own, columns = piece_columns(labels, inside, core, self.grid.shape, seeds)
+        if peaks is not None:
+            columns["with_peak"] = with_peak(own, peaks[inside], len(columns["sizes"]))
         return {**runs.runs_of(own), **prefixed("piece", columns)}
 
     def synapse_columns(self, core: Box, prediction: Volume) -> Columns:
@@ -161,7 +163,13 @@ class PieceWork(LabelWork):
         else:
             tables, sizes = [found[0].table(number) for number in blocks], found[0].sizes
         dtype = label_dtype(len(sizes) - 1)
-        kept = np.where(sizes >= self.settings.remove_size, np.arange(len(sizes)), 0).astype(dtype)
+        keep = sizes >= self.settings.remove_size
+        if isinstance(self.settings, ComponentsDecode) and self.settings.peak:
+            sure = np.zeros(len(sizes), bool)
+            for number, table in zip(blocks, tables):
+                sure[table[self.read("pieces", number, "piece_with_peak")[0]]] = True
+            keep &= sure
+        kept = np.where(keep, np.arange(len(sizes)), 0).astype(dtype)
         return {f"table_{number}": kept[table] for number, table in zip(blocks, tables)}
 
     def side_tables(self, pre: Numbered, post: Numbered, synapse: Numbered) -> tuple[list[np.ndarray], np.ndarray]:

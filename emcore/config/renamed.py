@@ -15,7 +15,8 @@ RENAMED = {
 }
 
 # settings with a default that tables of the last release do not have, though they hold all that there were then
-ADDED = {("AffinityDecode", "end"), ("AffinityDecode", "learned"), ("PartnersDecode", "reach_nm")}
+ADDED = {("AffinityDecode", "end"), ("AffinityDecode", "learned"), ("PartnersDecode", "reach_nm"),
+         ("ComponentsDecode", "peak")}
 
 OLD_SLAB = 64  # sections, by default; a tile is chosen by default
 

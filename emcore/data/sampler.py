@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from emcore.data.sources import Source
-from emcore.data.targets import IGNORE
+from emcore.data.targets import FALSE, IGNORE
 from emcore.errors import InputError, death_of_worker
 from emcore.settings.data import Data
 
@@ -46,13 +46,32 @@ class Sampler(Dataset):
                                  f"{', '.join(empty)} hold none in the part that is used: leave those volumes out or "
                                  "set data.reject_below = 0")
 
+        self.invented = [self._invented(source) for source in self.sources]
+
     def _foreground(self, source: Source) -> bool:
         """Whether any voxel that may be used is labelled; looks at a few sections at a time until one is."""
-        shape = source.arrays["label"].shape[-3:]
-        box = [(max(low, s), min(high, s + n)) for (low, high), s, n in zip(source.box, source.starts["label"], shape)]
-        step = max(1, 2**24 // (shape[1] * shape[2]))
-        return any((self.labels(source, [(first, min(first + step, box[0][1])), *box[1:]]) > 0).any()
-                   for first in range(*box[0], step))
+        return any((self.labels(source, box) > 0).any() for box in _sections(source, "label"))
+
+    def _invented(self, source: Source) -> np.ndarray:
+        """The ids of an earlier net's objects that touch no label, and nothing of which the labels say nothing."""
+        if "found" not in source.arrays:
+            return np.empty(0, np.int64)
+        if "label" not in source.arrays:
+            raise InputError(f"{source.name} names what a net found, but no labels, which say what of it is wrong: set "
+                             "label of this volume, or leave found out")
+        every, true = set(), set()
+        for box in _sections(source, "found"):
+            found = read(source, "found", box)
+            known = (self.labels(source, box) == 0) & _inside(source, "label", box)
+            every.update(np.unique(found).tolist())
+            true.update(np.unique(found[~known]).tolist())
+        if self.data.train_part != (0.0, 1.0):  # A label beyond a cut may touch what reaches the cut.
+            low, high = source.box[self.data.split_axis]
+            for first in (low, high - 1):
+                box = list(source.box)
+                box[self.data.split_axis] = (first, first + 1)
+                true.update(np.unique(read(source, "found", box)).tolist())
+        return np.array(sorted(every - true - {0}), np.int64)
 
     def _weight(self, source: Source, spans: Sequence[tuple[int, int]]) -> float:
         if self.data.choose == "size":
@@ -125,6 +144,9 @@ class Sampler(Dataset):
         if "label" in source.arrays:
             sample["label"] = self.labels(source, box)
             sample["label"][~_inside(source, "label", box)] = IGNORE
+            if len(self.invented[volume]):
+                false = np.isin(read(source, "found", box), self.invented[volume]) & _inside(source, "found", box)
+                sample["label"][false & (sample["label"] == 0)] = FALSE
         if "skeleton" in source.arrays:
             sample["skeleton"] = read(source, "skeleton", box).astype(np.int64)
         if "mask" in source.arrays:
@@ -178,6 +200,15 @@ def read(source: Source, role: str, box: Sequence[tuple[int, int]]) -> np.ndarra
     offset = [span.start + start[axis] - pads[axis][0] for axis, span in enumerate(spans)]
     inner = tuple(slice(low - o, high - o) for (low, high), o in zip(box, offset))
     return values[(*lead, *inner)]
+
+
+def _sections(source: Source, role: str) -> Iterator[list[tuple[int, int]]]:
+    """Boxes of a few sections that cover what a volume has of a role in the part that is used."""
+    shape = source.arrays[role].shape[-3:]
+    box = [(max(low, s), min(high, s + n)) for (low, high), s, n in zip(source.box, source.starts[role], shape)]
+    step = max(1, 2**24 // (shape[1] * shape[2]))
+    for first in range(*box[0], step):
+        yield [(first, min(first + step, box[0][1])), *box[1:]]
 
 
 def _inside(source: Source, role: str, box: Sequence[tuple[int, int]]) -> np.ndarray:

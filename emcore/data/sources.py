@@ -31,7 +31,7 @@ from emcore.volumes.kept import kept_on_disk
 from emcore.volumes.stamp import stamp
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-ROLES = ("image", "label", "mask", "skeleton")
+ROLES = ("image", "label", "mask", "skeleton", "found")
 SAMPLED = 2**25  # voxels whose statistics stand for a whole volume
 LARGEST_SECTION = 2**27  # voxels of a section whose values are all held at once
 _SHARED: dict[Path, np.ndarray] = {}  # the copies that this process has mapped
@@ -103,7 +103,7 @@ def expanded(data: Data, volume: VolumeFiles) -> list[VolumeFiles]:
     pattern, colon, dataset = volume.image.partition(":") if isinstance(volume.image, str) else ("", "", "")
     if "*" not in pattern:
         return [volume]
-    if volume.label or volume.mask or volume.skeleton:
+    if volume.label or volume.mask or volume.skeleton or volume.found:
         raise InputError(f"{volume.image} names many files, so nothing can belong to it: name images with labels one "
                          "by one")
     found = sorted(glob.glob(os.path.join(data.folder, pattern), recursive=True))
@@ -127,7 +127,7 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
     for role in ROLES:
         reference = getattr(volume, role)
         if reference is not None:
-            kind = {"image": "image", "label": "labels", "skeleton": "labels"}.get(role)
+            kind = {"image": "image", "mask": None}.get(role, "labels")
             if isinstance(reference, str):
                 reference = located(data.folder, reference)
             if role == "skeleton" and skeletons is not None and isinstance(volume.label, str) and is_to_trace(
@@ -145,7 +145,7 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
     for role, other in opened.items():
         if role != "image":
             starts[role] = _start(image, other, resolution, role)
-            if role in ("label", "skeleton"):
+            if role in ("label", "skeleton", "found"):
                 check_labels(other)
     box = _box(data, volume, which, whole)
     if "label" in opened:  # patches are drawn where labels are; the image around them is context

@@ -38,6 +38,7 @@ from emcore.settings.target import (
 )
 
 IGNORE = -1
+FALSE = -2  # This is background that an earlier net took for an object.
 
 
 def _pairs(size: Sequence[int], offset: Triple) -> tuple[tuple, tuple] | None:

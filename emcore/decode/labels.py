@@ -25,6 +25,7 @@ from emcore.record import read as read_record
 from emcore.results import check_source
 from emcore.segment import Affinities, Edit, Segmentation, apply_edits
 from emcore.segment.affinities import above, check_table, stored_table
+from emcore.segment.merge_tree import look_up
 from emcore.settings.decode import (
     AffinityDecode,
     ComponentsDecode,
@@ -216,12 +217,26 @@ def components(prediction: Volume, settings: ComponentsDecode) -> np.ndarray:
     Seeds are pieces above seed_threshold. They flood the foreground from its largest values down; foreground that
     none reaches is background.
     """
-    labels, _ = grow(prediction, settings)
+    labels, _, peaks = grow(prediction, settings)
+    if peaks is not None:
+        sure = with_peak(labels, peaks, int(labels.max(initial=0)))
+        labels = look_up(labels, np.where(sure, np.arange(len(sure)), 0).astype(labels.dtype))
     return without_small(labels, settings.remove_size)
 
 
-def grow(prediction: Volume, settings: ComponentsDecode, box: Box | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The pieces in a volume or a box of it, and what they grew from: the seeds, or without seeds the pieces."""
+def with_peak(labels: np.ndarray, peaks: np.ndarray, largest: int) -> np.ndarray:
+    """Which of the labels 0 to the largest hold a peak."""
+    out = np.zeros(largest + 1, bool)
+    out[labels[peaks]] = True
+    return out
+
+
+def grow(prediction: Volume, settings: ComponentsDecode,
+         box: Box | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The pieces in a volume or a box of it, what they grew from, and where some channel is above settings.peak.
+
+    They grew from the seeds, or without seeds from themselves.
+    """
     values, table = chosen(prediction, settings.channels, box), stored_table(prediction)
     thresholds = settings.thresholds or (settings.threshold,) * len(values)
     if len(thresholds) != len(values):
@@ -230,9 +245,12 @@ def grow(prediction: Volume, settings: ComponentsDecode, box: Box | None = None)
     foreground = above(values[0], thresholds[0], table)
     for channel, threshold in zip(values[1:], thresholds[1:]):
         foreground |= above(channel, threshold, table)
+    peaks = None
+    if settings.peak:
+        peaks = np.logical_or.reduce([above(channel, settings.peak, table) for channel in values])
     if not settings.seed_threshold:
         pieces = segment.connected_components(foreground, settings.connectivity)
-        return pieces, pieces
+        return pieces, pieces, peaks
     best = values.max(0)
     seeds = segment.connected_components(above(best, settings.seed_threshold, table), settings.connectivity)
     # codes rise with what they stand for, so they serve as heights as well as the values
@@ -242,7 +260,7 @@ def grow(prediction: Volume, settings: ComponentsDecode, box: Box | None = None)
                                  for z in range(len(seeds))])
     else:
         labels = segment.flood(heights, seeds, foreground)
-    return labels, seeds
+    return labels, seeds, peaks
 
 
 def polarity(prediction: Volume, settings: PolarityDecode) -> np.ndarray:

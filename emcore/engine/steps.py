@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emcore.data.targets import make_targets, prepare_labels
+from emcore.data.targets import FALSE, make_targets, prepare_labels
 from emcore.engine.arithmetic.mode import Mode
 from emcore.engine.arithmetic.net import autocast, place, widest
 from emcore.errors import InputError
@@ -39,8 +39,14 @@ class Supervised(nn.Module):
         self.runner = [place(self.net, self.mode)]
 
     def targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        labels = prepare_labels(batch["label"], self.settings.labels)
-        return make_targets(labels, self.settings.target, self.resolution, batch.get("mask"), batch.get("skeleton"))
+        """The values, and how much each counts: 0, 1, or more where an earlier net invented an object."""
+        false = batch["label"] == FALSE
+        labels = prepare_labels(batch["label"].masked_fill(false, 0), self.settings.labels)
+        values, valid = make_targets(labels, self.settings.target, self.resolution, batch.get("mask"),
+                                     batch.get("skeleton"))
+        if any(volume.found for volume in (*self.settings.data.train, *self.settings.data.validation)):
+            valid = valid * torch.where(false, self.settings.data.false_weight, 1.0)[:, None]
+        return values, valid
 
     def forward(self, batch: Mapping[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor]]:
         value, *_ = self._compared(batch)
@@ -67,6 +73,7 @@ class Supervised(nn.Module):
         value, prediction, target, valid = self._compared(batch)
         if isinstance(prediction, Mapping):
             prediction = prediction["output"]
+        valid = valid > 0
         found = prediction >= (0.5 if self.settings.model.gives_probabilities else 0.0)
         truth = target > 0
         both, either = (found & truth & valid).sum(), ((found | truth) & valid).sum()

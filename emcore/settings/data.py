@@ -18,6 +18,8 @@ class VolumeFiles:
     label: str | None = None  # labels of the same place; none for pretraining and prediction
     mask: str | None = None  # voxels that are not 0 may be used; without a mask all may be
     skeleton: str | None = None  # volume of the labels' skeletons, each with its label, for skeleton_distance
+    # labels that a net found here: those that touch no true label are background that weighs data.false_weight
+    found: str | None = None
     name: str | None = None  # name in logs and results; by default that of the file
     weight: float = 1.0  # factor of the chance that this volume is chosen for a patch
     box: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, voxels of the image that may be used
@@ -25,7 +27,7 @@ class VolumeFiles:
     def __post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name, "the name of a volume")
-        for reference in (self.image, self.label, self.mask, self.skeleton):
+        for reference in (self.image, self.label, self.mask, self.skeleton, self.found):
             if is_address(reference) and has_secrets(reference):
                 raise WrongSetting(f"the address {without_secrets(reference)} holds a password or what stands behind a "
                                    "question mark, which would be written into every record; use an address without")
@@ -54,6 +56,7 @@ class Data:
     remote_disk: float = 0.0  # GiB of such chunks that a node keeps on its disk during the run, for "lazy"
     background: tuple[int, ...] = ()  # labels that mean background, besides 0
     ignore: tuple[int, ...] = ()  # labels that mean unknown: losses and scores skip these voxels
+    false_weight: float = 5.0  # weight in the loss of what an earlier net invented (`found` of a volume)
     # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
     normalise: Literal["range", "score", "divide", "none"] = "range"
     # percentiles, mean and deviation are those of the patch, or of the volume
@@ -70,7 +73,7 @@ class Data:
     def __post_init__(self) -> None:
         at_least(1, self, "patch", "reject_tries", "prefetch")
         at_least(0, self, "remote_cache", "remote_disk", "pad", "reject_below", "workers")
-        above(0, self, "resolution", "divide")
+        above(0, self, "resolution", "divide", "false_weight")
         within(0, 1, self, "train_part", "validation_part", "reject_probability")
         within(0, 100, self, "percentiles")
         within(0, 2, self, "split_axis")

@@ -140,15 +140,18 @@ class ComponentsDecode:
     thresholds: tuple[float, ...] = ()  # one threshold per channel, instead of threshold
     connectivity: Literal[4, 8, 6, 18, 26] = 26  # neighbours of a voxel; 4 and 8 treat each section on its own
     seed_threshold: float = 0.0  # components above this grow over the foreground; 0: components of the foreground
+    peak: float = 0.0  # a component without a voxel above this is removed; 0: none is
     remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")
-        within(0, 1, self, "threshold", "thresholds", "seed_threshold")
+        within(0, 1, self, "threshold", "thresholds", "seed_threshold", "peak")
         least = max(self.thresholds or (self.threshold,))
         if 0 < self.seed_threshold < least:
             raise WrongSetting(f"seed_threshold must not be below the foreground's threshold {least}; "
                                f"got {self.seed_threshold}")
+        if 0 < self.peak < least:
+            raise WrongSetting(f"peak must be 0, or not below the foreground's threshold {least}; got {self.peak}")
 
 
 @dataclass(frozen=True)
