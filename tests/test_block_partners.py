@@ -95,8 +95,9 @@ def test_a_vector_reaches_a_synapse_of_a_block_far_away(tmp_path):
     values = np.zeros((6, 2, 4, 40), np.float32)
     values[0, :, :, 1:3] = values[1, :, :, 36:38] = 1
     values[2] = values[:2].sum(0)
-    values[5, :, :, 36:38] = (np.arange(36, 38) - 1.5) * RESOLUTION[2] / VECTOR_NM
-    found = in_blocks(tmp_path, stored(tmp_path, values), PartnersDecode(small=0, reach_nm=1.0), (1, 2, 5))
+    away = (np.indices((2, 4, 40)).T - (0.5, 1.5, 1.5)) * RESOLUTION / VECTOR_NM
+    values[3:, :, :, 36:38] = away.T[..., 36:38]
+    found = in_blocks(tmp_path, stored(tmp_path, values), PartnersDecode(small=0, reach_nm=1.0), (1, 4, 10))
     assert np.array_equal(found, values[0] + 2 * values[1])
 
 
@@ -104,7 +105,7 @@ def test_the_labels_file_of_blocks_reads_as_the_one_of_the_whole_volume(tmp_path
     prediction = random_prediction(tmp_path, np.random.default_rng(9))
     settings, record = PartnersDecode(small=2), {"prediction": {"digest": "of the prediction"}}
     whole = open_volume(decode(prediction, settings, tmp_path / "whole.h5", record), "labels")
-    choice = Choice(Grid(prediction.shape[-3:], (2, 5, 6)), 1, "")
+    choice = Choice(Grid(prediction.shape[-3:], (4, 9, 11)), 1, "")
     joined = open_volume(decode_in_blocks(tmp_path / "prediction.h5", settings, tmp_path / "joined.h5", choice,
                                           Blocks(), record), "labels")
     assert np.array_equal(joined[...], whole[...])
