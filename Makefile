@@ -11,7 +11,7 @@ DEMO ?=
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint types docs bench wheel clean
+.PHONY: help setup kernels peers demo test test-long fuzz fast sanitize lint types docs notebooks bench wheel clean
 
 ifeq ($(strip $(VENV)),)
 python := $(PYTHON)
@@ -41,7 +41,7 @@ endef
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -5
-	@echo "targets: demo test test-long fuzz peers fast sanitize lint types docs bench wheel clean"
+	@echo "targets: demo test test-long fuzz peers fast sanitize lint types docs notebooks bench wheel clean"
 
 # the packages of constraints.txt, once; a stamp that changes with the pins
 $(VENV)/.packages: constraints.txt pyproject.toml
@@ -64,6 +64,7 @@ build/.kernels: $(wildcard kernels/*.pyx kernels/*.pxi) setup.py $(packages)
 kernels: build/.kernels
 
 setup: kernels
+	$(call step,compiling what Numba compiles,$(python) -m emcore warm)
 
 peers: $(if $(packages),$(VENV)/.peers)
 
@@ -130,6 +131,14 @@ $(VENV)/.docs: $(packages) constraints.txt
 	$(call step,packages of the site,$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -r $(VENV)/docs.txt)
 	@touch $@
 
+# what examples/*.ipynb need (the extra notebooks); make test-long runs them where it is there
+$(VENV)/.notebooks: $(packages) constraints.txt
+	@$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["notebooks"], sep="\n")' > $(VENV)/notebooks.txt
+	$(call step,packages of the notebooks,$(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt -r $(VENV)/notebooks.txt)
+	@touch $@
+
+notebooks: $(if $(packages),$(VENV)/.notebooks)
+
 docs: kernels $(if $(packages),$(VENV)/.docs)
 	$(call step,pages that are made of the code,$(python) -m bench.reference)
 	$(call step,site in build/site/index.html,NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict)
@@ -138,4 +147,4 @@ wheel: $(packages)
 	$(call step,wheel in dist/,$(python) -m pip wheel --disable-pip-version-check -q --no-deps --no-build-isolation -w dist .)
 
 clean:
-	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp outputs/demo
+	rm -rf build dist *.egg-info emcore/kernels/*.so kernels/*.cpp kernels/*.c outputs/demo

@@ -3,10 +3,12 @@
     python evaluate.py --cfg configs/demo.toml
     python evaluate.py --cfg configs/demo.toml evaluate.border_nm=25
     python evaluate.py --cfg configs/demo.toml --tune    # the best [decode] settings: docs/tuning.md
+    python evaluate.py --cfg configs/demo.toml --from a_prediction.h5   # what infer.py --from made of this file
 
 Writes scores.json, scores.csv and scores.txt, the threshold curve of every volume, and outputs/<name>/report.html;
-with a table [evaluate.sweep] also the files of dbMiM's evaluation. It says which weights and settings made what it
-scores, and refuses results of another prediction, volume or truth than the recorded one.
+with a table [evaluate.sweep] also the files of dbMiM's evaluation. Volumes without a truth are shown on the page and
+not scored. The page of --from a_prediction.h5 is a_report.html beside that file. The command says which weights and
+settings made what it scores, and refuses results of another prediction, volume or truth than the recorded one.
 """
 
 import argparse
@@ -31,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="score by the truth named now, though another is recorded")
     parser.add_argument("--tune", action="store_true", help="search [tune.space] for the best [decode] settings")
     parser.add_argument("--from", dest="stored", action="append", default=[], metavar="FILE",
-                        help="stored prediction to tune by; once for each volume with a label")
+                        help="a stored prediction that infer.py --from decoded; once for each volume of data.test "
+                        "(with --tune: of those with a label). data.test=[] makes a page without scores")
     parser.add_argument("--tune-budget", type=float, metavar="MINUTES", help="begin no stage of the tune after them")
     parser.add_argument("--tune-trial-seconds", type=float, metavar="S", help="give up a stage that takes longer")
     parser.add_argument("--tune-random", type=int, metavar="N", help="N random points instead of all combinations")
@@ -41,52 +44,63 @@ def main(arguments: Sequence[str]) -> int:
     from emcore.metrics.evaluation import check_evaluate
 
     check_evaluate(settings.evaluate)
-    if not options.tune and (options.stored or options.tune_budget is not None or options.tune_random is not None
+    if not options.tune and (options.tune_budget is not None or options.tune_random is not None
                              or options.tune_trial_seconds is not None):
-        raise InputError("--from, --tune-budget, --tune-trial-seconds and --tune-random belong to --tune: add it")
-    if options.tune and options.stored:
-        return tune_decoding(settings, options.results or Path(options.stored[0]).parent, options)
+        raise InputError("--tune-budget, --tune-trial-seconds and --tune-random belong to --tune: add it")
+    if options.stored:
+        folder = options.results or Path(options.stored[0]).parent
+        if options.tune:
+            return tune_decoding(settings, folder, options)
+        settings, files = results.stand_in(settings, options.stored)
+        return score(settings, folder, files, options.again, stored=True)
+    if not settings.data.test:
+        raise InputError("there is nothing to score or to show: set data.test, or name a stored prediction by --from")
     folder = options.results or results.newest(settings)
     if not folder.is_dir():
         raise InputError(f"there is no folder of results {folder}: run infer.py first, with the same --results")
     if options.tune:
         return tune_decoding(settings, folder, options)
-    return score(settings, folder, options.again)
+    return score(settings, folder, results.files_of(settings, folder), options.again, stored=False)
 
 
-def score(settings: Settings, folder: Path, again: bool) -> int:
+def score(settings: Settings, folder: Path, files: Sequence[tuple[Path, Path]], again: bool, stored: bool) -> int:
     from emcore.blocks.tables import parts_of
     from emcore.metrics.evaluation import pooled, score_volume
+    from emcore.progress import Working
     from emcore.report.page import write_report
     from emcore.report.scores import with_others, write_scores
 
-    chosen, found = list(scorable(settings, folder, again)), {}  # all are checked before the first is scored
-    if not chosen:
-        raise InputError("nothing could be scored: no volume of data.test has a label")
-    for name, prediction, labels, truth, mask, told in chosen:
-        found[name] = score_volume(settings.evaluate, truth, labels, prediction, settings.data, mask,
-                                   parts_of) | told
+    told = list(checked(settings, files, again))  # all are checked before the first is scored
+    chosen, found = [entry for entry in told if entry[3] is not None], {}
+    for name, prediction, labels, truth, mask, made in chosen:
+        with Working(f"score {name}"):
+            found[name] = score_volume(settings.evaluate, truth, labels, prediction, settings.data, mask,
+                                       parts_of) | made
     if len(found) > 1:
         found[f"all {len(found)} volumes"] = pooled(settings.evaluate, found)
-    print(write_scores(folder, settings.evaluate, found))
-    if settings.evaluate.sweep is not None:
+    if chosen:
+        print(write_scores(folder, settings.evaluate, found))
+    found |= {name: {"scores": [], **made} for name, _, _, truth, _, made in told if truth is None}
+    if chosen and settings.evaluate.sweep is not None:
         from emcore.systems.dbmim.sweep import write_sweep
 
         print(write_sweep(folder, settings, [(name, prediction, truth) for name, prediction, _, truth, *_ in chosen]))
     own = results.run_folder(settings)
     page = own if folder.resolve().parent == own.resolve() else folder
-    print(write_report(page, folder, settings, with_others(folder, found)))
+    stored = files if stored else ()
+    with Working("draw the page"):
+        page = write_report(page, folder, settings, with_others(folder, found), stored)
+    print(page)
     return 0
 
 
-def scorable(settings: Settings, folder: Path, again: bool) -> Iterator[tuple]:
-    """(name, prediction, labels if they count, truth, mask, what made them) of every volume that has a truth."""
+def checked(settings: Settings, files: Sequence[tuple[Path, Path]], again: bool) -> Iterator[tuple]:
+    """(name, prediction, labels if they count, truth if there is one, mask, what made them) of every volume."""
     data = settings.data
-    for number, (prediction, labels) in enumerate(results.files_of(settings, folder)):
+    for number, (prediction, labels) in enumerate(files):
         volume, name = data.test[number], result_names(data)[number]
-        if volume.label is None:
-            print(f"{name}: no truth (data.test label), not scored")
-            continue
+        if not prediction.exists() and not labels.exists():
+            raise InputError(f"there is neither {prediction} nor {labels}: run infer.py first")
         truth, mask = (path and located(data.folder, path) for path in (volume.label, volume.mask))
         for path in filter(None, (truth, mask)):
             open_volume(path)  # says what is wrong with it
@@ -94,6 +108,8 @@ def scorable(settings: Settings, folder: Path, again: bool) -> Iterator[tuple]:
         if labels.exists() and not counted:
             print(f"{name}: {labels.name} is not scored, because decode.kind is none")
         lines, made_by = results.check_scored(settings, number, counted, prediction, again)
+        lines.append("there is no truth (data.test label), so nothing is scored" if truth is None else
+                     f"the truth is {truth}" + (f", scored where {mask} is not 0" if mask else ""))
         print("\n".join(f"{name}: {line}" for line in lines))
         yield name, prediction, counted, truth, mask, {
             "made": lines, "made_by": made_by, "evaluate": config.to_table(settings.evaluate)}

@@ -29,6 +29,7 @@ from emcore import config, record, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.target import affinity_offsets
+from emcore.system import wait_asleep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     settings = config.load(Settings, options.cfg, [*options.overrides, *more], options.params)
     refuse_idle(options)
     if options.stored and options.status:
-        return tell_status([files_of_stored(Path(options.stored))])
+        return tell_status([results.files_of_stored(options.stored)])
     if options.stored:
         return decode_stored(settings, Path(options.stored), options.cut, options.edits)
     choice = options.checkpoint or settings.infer.checkpoint
@@ -59,15 +60,25 @@ def main(arguments: Sequence[str]) -> int:
     if options.cut is not None or options.edits is not None:
         return cut_again(settings, options.results or results.of_checkpoint(settings, choice), options.cut,
                          options.edits)
+    if not options.export and not options.again and (there := all_there(settings, choice, options.results)):
+        return predict_all(settings, *there)
+    print(f"{results.run_folder(settings)}: reading the weights ({choice or 'the newest'})", flush=True)
+    wait_asleep()
     from emcore.engine import checkpoint, weights  # imports torch, which nothing above needs
+    from emcore.engine.memory import keep_pages
+    from emcore.engine.ranks import choose_device
     from emcore.systems.checkpoints import ours
 
-    path, content = weights.taken(results.run_folder(settings), choice)
+    path, content, file = weights.taken(results.run_folder(settings), choice)
     content = ours(content)
     if options.export:
         return export(settings, path, content, Path(options.export))
+    check_volumes(settings)
     folder = options.results or results.folder_of(settings, path, checkpoint.step_of(content))
-    return predict_all(settings, path, content, folder, options.again)
+    keep_pages(choose_device(settings.device).type)
+    model = checkpoint.model_of(content, path, choice=settings.infer.weights)
+    used = weights.described(content, path, settings.infer.weights, model, file)
+    return predict_all(settings, folder, used, weights.net_table(content), model, options.again)
 
 
 def refuse_idle(options: argparse.Namespace) -> None:
@@ -86,25 +97,41 @@ def refuse_idle(options: argparse.Namespace) -> None:
             raise InputError(f"{does}; {' and '.join(aside)} would do nothing: leave it out")
 
 
-def predict_all(settings: Settings, path: Path, content: dict, folder: Path, again: bool) -> int:
-    from emcore.engine import checkpoint, ranks, weights
-    from emcore.engine.memory import keep_pages
-    from emcore.prediction import begun
-    from emcore.prediction.activation import check_vector
-
+def check_volumes(settings: Settings) -> None:
+    """Says which volume is not there, before a net is built."""
     if not settings.data.test:
         raise InputError("there is nothing to predict: set data.test")
     for volume in settings.data.test:
-        record.of_volume(settings, volume)  # says which is not there, before a net is built
-    keep_pages(ranks.choose_device(settings.device).type)
-    choice = settings.infer.weights
-    model = checkpoint.model_of(content, path, choice=choice)
-    used, net = weights.described(content, path, choice, model), weights.net_table(content)
+        record.of_volume(settings, volume)
+
+
+def all_there(settings: Settings, choice: str, folder: Path | None) -> tuple[Path, dict, dict] | None:
+    """The folder of predictions that are all there and whole, their weights and the table [model]; torch is not needed
+    to tell. None where anything else must be looked at."""
+    from emcore.prediction import begun
+
+    if (known := results.known_weights(settings, choice, folder)) is None:
+        return None
+    predictions = [prediction for prediction, _ in results.files_of(settings, known[0])]
+    for prediction in predictions:
+        begun.mend(prediction)
+    return known if all(prediction.exists() for prediction in predictions) else None
+
+
+def predict_all(settings: Settings, folder: Path, used: dict, net: dict, model=None, again: bool = False) -> int:
+    """Predicts and decodes what is not there. used: what the record says of the weights; net: its table [model].
+
+    model: None where every prediction is there.
+    """
+    from emcore.prediction import begun
+
     print(f"{record.told_weights(used)}; results in {folder}", flush=True)
     files = results.files_of(settings, folder)
     wanted = [record.of_prediction(settings, number, used, net) for number in range(len(files))]
     for (prediction, _), plan in zip(files, wanted):  # all of them before any work
-        if plan["volume"]["resolution"] is None:
+        if plan["volume"]["resolution"] is None and model is not None:
+            from emcore.prediction.activation import check_vector
+
             check_vector(settings.infer, plan["volume"]["image"])
         begun.mend(prediction)
         begun.check_or_clear(settings, prediction, plan, again)
@@ -114,6 +141,8 @@ def predict_all(settings: Settings, path: Path, content: dict, folder: Path, aga
             unknown = "" if record.read(prediction) else ", without a record of what made it"
             print(f"{prediction}: already there{unknown}", flush=True)
             begun.close_if_left(prediction)
+        elif model is None:
+            raise InputError(f"{prediction} was removed just now: run the same command again")
         else:
             predict_one(settings, number, model, plan, prediction)
         if settings.decode.kind != "none":
@@ -218,25 +247,22 @@ def decode_one(settings: Settings, prediction: Path, labels: Path, made_of: dict
     """Decodes at once or in blocks, as the choice says."""
     from emcore.blocks.run import decode_in_blocks
     from emcore.decode.labels import decode
+    from emcore.progress import Working
     from emcore.volumes import open_volume
 
     if choice.grid is None:
-        decode(open_volume(prediction), settings.decode, labels, made_of)
+        with Working(f"decode {prediction.name}"):
+            decode(open_volume(prediction), settings.decode, labels, made_of)
     else:
         if choice.advice:
             print(f"{prediction}: {choice.advice}", flush=True)
         decode_in_blocks(prediction, settings.decode, labels, choice, settings.blocks, made_of)
 
 
-def files_of_stored(stored: Path) -> tuple[Path, Path]:
-    """A stored prediction that is named by --from, and the labels that are made of it."""
-    return stored, stored.with_name(f"{stored.stem.removesuffix('_prediction')}_labels.h5")
-
-
 def decode_stored(settings: Settings, stored: Path, threshold: float | None, edits: str | None) -> int:
     from emcore.blocks.run import choice_of
 
-    files = files_of_stored(stored)
+    files = results.files_of_stored(stored)
     if threshold is not None or edits is not None:
         return cut_each(settings, [files], threshold, edits)
     _, labels = files

@@ -17,6 +17,9 @@ SCRIPTS = ("train.py", "infer.py", "evaluate.py")
 # Without them no debugger needs the names, which are six sevenths of the package and a third of the compiler's time.
 SPEED = ["-O1"] if "-fsanitize" in os.environ.get("CXXFLAGS", "") else ["-O3", "-g0"]
 FLAGS = ["/O2", "/std:c++17"] if sys.platform == "win32" else [*SPEED, "-std=c++17", "-fno-math-errno"]
+# What Cython adds to a module for views of memory stands in one module that the others import: in each of them it was
+# more than half of the lines that were compiled. Cython writes it by itself, in C; no loop of a kernel is in it.
+SHARED = "emcore.kernels.shared"
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -59,7 +62,11 @@ directives = {
 if __name__ == "__main__":  # the processes that translate kernels import this file
     os.chdir(HERE)
     kernels = [kernel(path) for path in sorted(glob.glob("kernels/*.pyx"))]
+    kernels.append(Extension(SHARED, ["kernels/shared.c"], extra_compile_args=[] if sys.platform == "win32" else SPEED))
+    kernels = cythonize(kernels, nthreads=CORES or 0, compiler_directives=directives, quiet=True,
+                        shared_utility_qualified_name=SHARED)
     setup(
-        ext_modules=cythonize(kernels, nthreads=CORES or 0, compiler_directives=directives, quiet=True),
+        # the longest come first, so that no core is left alone with one at the end
+        ext_modules=sorted(kernels, key=lambda made: -os.path.getsize(made.sources[0])),
         cmdclass={"build_ext": BuildExtensions, "build_py": BuildPackage},
     )

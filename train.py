@@ -21,7 +21,7 @@ from emcore.engine.start import check_start
 from emcore.errors import death_of_worker, run_command
 from emcore.locks import only_training
 from emcore.settings import Settings
-from emcore.system import end_quietly_without_readers
+from emcore.system import end_quietly_without_readers, wait_asleep
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> int:
 
         return smoke(options.cfg, [*options.overrides, *more])
     settings = config.load(Settings, options.cfg, [*options.overrides, *more])
+    wait_asleep()
     check_start(settings, Path(options.cfg))
     if os.environ.get("RANK", "0") != "0":  # the lead locks the run for all its ranks
         return start(settings)

@@ -3,9 +3,9 @@
     python -m bench.proofreading --pair fib25_val_labels.h5 data/fib25_val.h5:labels --synth 64,384,384
 
 The truth answers every doubt as a person would who looks at its contact: which true body lies on either side within
-REACH nm of it, and are the two one? A yes to "are these two neurons" leaves that merge out of its object, a yes to "are
-these one" joins the two fragments at the contact. Removable is the VOI that answers can take away: what is left when
-fragments that touch and mostly lie in one true body are joined, and no others.
+REACH nm of it, and are the two one? Every yes is an edit at the two voxels that a doubt names, and all of them are held
+as `infer.py --edits` holds them. A yes that contradicts those before it is left out. Removable is the VOI that answers
+can take away: what is left when fragments that touch and mostly lie in one true body are joined, and no others.
 
 --synth makes tissue, detects its borders as badly as `unsure` does, and cuts the merges where the VOI is best.
 """
@@ -24,17 +24,17 @@ from emcore.blocks.tables import read_segmentation
 from emcore.metrics.nodes import node_table
 from emcore.metrics.points import labels_at
 from emcore.metrics.skeletons import run_length
-from emcore.report.places import contacts_of
+from emcore.report.doubts import WRONG, times_asked
+from emcore.report.places import contacts_of, named_voxels
 from emcore.segment import Doubts, Segmentation, find_doubts, join_pairs, skeletonize
 from emcore.segment.doubts import Parted
+from emcore.segment.edits import Decisions, edited_objects
 from emcore.synth import synthesize
 from emcore.volumes import Volume, open_volume, placement
 
 REACH = 100.0  # nm to either side of a contact that a person looks at
 STEPS = (10, 50, 100, 500)
-WRONG = 0.1  # share of the answers of a tired person
 BINS = (0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.01)
-SURE = 99  # A wrong yes can cost more than ten right ones bring.
 CLEAR, FINE, COARSE = 4.0, 0.5, 1.0  # logits of a detector: of what is true, and the deviations of its errors
 DRAWS = 3  # so many random orders are drawn, and their mean is shown
 
@@ -43,8 +43,11 @@ class Case(NamedTuple):
     """A segmentation, its truth, and all its doubts with their right answers."""
 
     name: str
+    segmentation: Segmentation
+    threshold: float
     doubts: Doubts
     parted: Parted
+    named: np.ndarray  # (n, 2), the fragments that an edit names
     wrong: np.ndarray  # bool, whether the segmentation is wrong at a doubt
     bodies: metrics.Contingency  # the table of truth and fragments
     skeletons: np.ndarray  # the body of every node of the true skeletons
@@ -63,17 +66,18 @@ def case_of(name: str, segmentation: Segmentation, threshold: float, truth: np.n
             resolution: tuple[float, ...], certain: bool = False) -> Case:
     doubts, parted = find_doubts(segmentation, threshold, float(np.prod(resolution)) / 1e9, certain)
     field = [2 * max(1, round(REACH / size)) + 1 for size in resolution]
-    wrong = np.zeros(len(doubts), bool)
+    wrong, named = np.zeros(len(doubts), bool), np.zeros((len(doubts), 2), np.uint64)
     found = contacts_of(doubts, parted, fragments, field)
-    for row, (merge, contact, _, box, inside) in enumerate(found):
+    for row, (merge, contact, middle, box, inside) in enumerate(found):
         near = parted.near(merge, contact, inside)
+        named[row] = [inside[voxel] for voxel in named_voxels(near, middle, box, resolution)]
         one, two = (majority(truth[box][near == side]) for side in (1, 2))
         wrong[row] = one > 0 and two > 0 and (one == two) == (merge < 0)
     nodes = node_table(skeletonize(truth, resolution))
     under = labels_at(fragments, np.rint(nodes.places / resolution) + 0.5, (1, 1, 1))
     bodies = metrics.contingency(truth, fragments[...], (0,))
-    return Case(name, doubts, parted, wrong, bodies, nodes.skeletons, under.astype(np.int64), nodes.edges,
-                nodes.lengths)
+    return Case(name, segmentation, threshold, doubts, parted, named, wrong, bodies, nodes.skeletons,
+                under.astype(np.int64), nodes.edges, nodes.lengths)
 
 
 def majority(ids: np.ndarray) -> int:
@@ -91,10 +95,43 @@ def united(pairs: np.ndarray, fragments: int) -> np.ndarray:
 
 
 def objects_after(case: Case, yes: np.ndarray) -> np.ndarray:
-    """The object of every fragment when these doubts were answered with yes."""
-    together = (case.doubts.merge >= 0) ^ yes
-    graph, contact = case.parted.graph, case.doubts.contact[together]
-    return united(np.stack([graph.u[contact], graph.v[contact]], axis=1), graph.fragments)
+    """The object of every fragment with the edits of these doubts (rows, in their order)."""
+    joined, apart = agreeing(case.named[yes].astype(np.int64), case.doubts.merge[yes] >= 0)
+    objects = case.parted.table.astype(np.uint64)
+    if len(joined) + len(apart) == 0:
+        return objects
+    decisions = Decisions(joined, apart, np.zeros(0, np.uint64))
+    return edited_objects(case.segmentation, objects, case.threshold, np.concatenate([joined, apart]), decisions)
+
+
+def agreeing(pairs: np.ndarray, split: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(pairs that are joined, pairs that are held apart) without those that contradict pairs before them."""
+    parent: dict[int, int] = {}
+    foes: dict[int, set[int]] = {}
+
+    def group(at: int) -> int:
+        while parent.get(at, at) != at:
+            at = parent[at]
+        return at
+
+    kept: tuple[list, list] = [], []
+    for pair, apart in zip(pairs.tolist(), split.tolist()):
+        one, other = map(group, pair)
+        if apart and one != other:
+            foes.setdefault(one, set()).add(other)
+            foes.setdefault(other, set()).add(one)
+        elif not apart and other not in foes.get(one, ()):
+            if one != other:
+                parent[other] = one
+                for foe in foes.pop(other, set()):
+                    foes[foe].discard(other)
+                    foes[foe].add(one)
+                    foes.setdefault(one, set()).add(foe)
+        else:
+            continue
+        kept[apart].append(pair)
+    joined, parted = (np.array(rows, np.uint64).reshape(-1, 2) for rows in kept)
+    return joined, parted
 
 
 def best_objects(case: Case) -> np.ndarray:
@@ -119,49 +156,38 @@ def after(case: Case, order: np.ndarray, steps: list[int], answers: np.ndarray) 
     """(steps, 3): the scores after the first answers of an order."""
     rows = []
     for step in steps:
-        yes = np.zeros(len(answers), bool)
-        yes[order[:step]] = answers[order[:step]]
-        rows.append(scores(case, objects_after(case, yes)))
+        given = order[:step]
+        rows.append(scores(case, objects_after(case, given[answers[given]])))
     return np.array(rows)
-
-
-def asked(case: Case, answers: np.ndarray) -> np.ndarray:
-    """The doubts in their order, as the page asks them: a yes settles those that are like it."""
-    alike = case.parted.alike(case.doubts)
-    return np.flatnonzero((alike < 0) | ~answers[alike])
 
 
 def asked_again(case: Case, random: np.random.Generator, steps: list[int]) -> np.ndarray:
     """(steps, 3): as after, in the order of the doubts, by people of whose answers a share is WRONG.
 
-    A yes is asked again of somebody else until the answers and the chance of the doubt together say yes or no with
-    odds of SURE to 1; every answer counts as a step.
+    A yes is asked again as often as the page does; every answer counts as a step.
     """
-    weight, sure = np.log((1 - WRONG) / WRONG), np.log(SURE)
-    yes, rows, given = np.zeros(len(case.doubts), bool), [], 0
+    yes, rows, given = [], [], 0
     waiting = list(steps)
     for row, (chance, wrong) in enumerate(zip(case.doubts.chance.tolist(), case.wrong.tolist())):
-        odds = np.log(max(chance, 1e-6) / max(1 - chance, 1e-6))
-        while True:
+        answer, left = True, times_asked(chance)
+        while answer and left:
             if waiting and given == waiting[0]:
-                rows.append(scores(case, objects_after(case, yes)))
+                rows.append(scores(case, objects_after(case, np.array(yes, np.int64))))
                 waiting.pop(0)
             answer = wrong ^ (random.random() < WRONG)
-            given += 1
-            odds += weight if answer else -weight
-            if (not answer and odds < sure) or odds <= -sure or odds >= sure:
-                break
-        yes[row] = odds >= sure
+            given, left = given + 1, left - 1
+        if answer:
+            yes.append(row)
         if not waiting:
             break
-    return np.array(rows + [scores(case, objects_after(case, yes))] * len(waiting))
+    return np.array(rows + [scores(case, objects_after(case, np.array(yes, np.int64)))] * len(waiting))
 
 
 def show(case: Case) -> None:
     """Prints the curves of a case."""
     count = len(case.doubts)
     steps = [step for step in sorted({*STEPS, count // 10, count}) if step <= count]
-    now, best = scores(case, objects_after(case, np.zeros(count, bool))), scores(case, best_objects(case))
+    now, best = scores(case, objects_after(case, np.zeros(0, np.int64))), scores(case, best_objects(case))
     removable = now.voi - best.voi
     merges = case.doubts.merge >= 0
     print(f"\n{case.name}: {count} doubts, {case.wrong[merges].sum()} of {merges.sum()} merges and "
@@ -171,8 +197,8 @@ def show(case: Case) -> None:
     random = np.random.default_rng(0)
     tired = case.wrong ^ (random.random(count) < WRONG)
     largest = np.argsort(-case.doubts.stake, kind="stable")
-    curves = {"doubts": after(case, asked(case, case.wrong), steps, case.wrong),
-              f"doubts, {WRONG:.0%} of the answers wrong": after(case, asked(case, tired), steps, tired),
+    curves = {"doubts": after(case, np.arange(count), steps, case.wrong),
+              f"doubts, {WRONG:.0%} of the answers wrong": after(case, np.arange(count), steps, tired),
               "the same, each yes asked again": asked_again(case, random, steps),
               "largest first": after(case, largest, steps, case.wrong),
               "random order": np.mean([after(case, random.permutation(count), steps, case.wrong)

@@ -14,6 +14,7 @@ SCRIPTS = {
 }
 # command -> (module with main(arguments), what it does)
 TOOLS = {
+    "new": ("emcore.new.command", "write a recipe for your own volume and labels, chosen from what is in them"),
     "config": ("emcore.settings.printed", "print every setting of a script with its default and meaning, as TOML"),
     "augment": ("emcore.data.sheet", "draw every augmentation of a config on its first sample"),
     "inspect": ("emcore.volumes.inspect", "list datasets, shapes, types, resolution and labels of files"),
@@ -38,6 +39,7 @@ TOOLS = {
     "download": ("emcore.volumes.download", "fetch public data of the tutorials, resumable, checked"),
     "legacy_v1": ("emcore.systems.legacy_v1.__main__", "train and test with the flags of the 2019 synapse tutorial"),
     "models": ("emcore.cards", "list the trained weights that come with emcore, and how each is used"),
+    "warm": ("emcore.warm", "compile ahead what the first command of each kind would wait for"),
     "report": ("emcore.report", "write the page of a finished run"),
 }
 

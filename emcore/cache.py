@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import emcore
 from emcore.errors import InputError
@@ -68,13 +69,14 @@ def job_folder(name: str) -> Path:
 _COMPILING = Lock()  # Numba learns the folder of its cache by a global setting, and threads share a first call
 
 
-def compiled(signature: object, at_once: bool = False) -> Callable[[Callable], Callable]:
+def compiled(signature: Callable[[Any], object] | None, at_once: bool = False) -> Callable[[Callable], Callable]:
     """A decorator: the function as machine code for exactly this signature, without the GIL, cached between processes.
 
-    One signature a kernel, compiled by its first call, so that a command waits for what it uses and for nothing else.
-    No other call can set off a compilation, and read-only arrays are served by the same code. What forked processes
-    call is compiled at once, when its module is imported: they find it made. Numba itself keeps the code of each kind
-    of processor apart.
+    A function gives the signature from numba.types, so that a command which calls no such kernel never imports Numba.
+    One signature a kernel, compiled by its first call: a command waits for what it uses and for nothing else. No other
+    call can set off a compilation, and read-only arrays are served by the same code. What forked processes call is
+    compiled at once, when its module is imported: they find it made. Numba itself keeps the code of each kind of
+    processor apart.
     """
     def decorate(function: Callable) -> Callable:
         if at_once or signature is None:  # Numba compiles a function without a signature when it is called
@@ -94,11 +96,19 @@ def compiled(signature: object, at_once: bool = False) -> Callable[[Callable], C
     return decorate
 
 
-def _machine_code(function: Callable, signature: object) -> Callable:
+def code_folder() -> Path | None:
+    """Where compiled kernels are kept: NUMBA_CACHE_DIR, or a folder of this user; None where there is none."""
     import numba
 
-    chosen_by_user = numba.config.CACHE_DIR
-    folder = chosen_by_user or cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}")
+    chosen = numba.config.CACHE_DIR
+    return Path(chosen) if chosen else cache_folder(f"emcore-{emcore.__version__}-numba-{numba.__version__}")
+
+
+def _machine_code(function: Callable, made_of: Callable[[Any], object] | None) -> Callable:
+    import numba
+
+    signature = made_of and made_of(numba.types)
+    chosen_by_user, folder = numba.config.CACHE_DIR, code_folder()
     if folder is None:
         return numba.njit(signature, nogil=True)(function)
     numba.config.CACHE_DIR = str(folder)  # read once, while decorating; other programs' kernels keep their own

@@ -5,12 +5,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TextIO
 
 from emcore.system import pages_of_process
 
 SECONDS_BETWEEN_LIVE_LINES = 1.0
 SECONDS_BETWEEN_LOG_LINES = 30.0
+SECONDS_WITHOUT_A_LINE = 5.0
 
 
 class Progress:
@@ -81,6 +83,51 @@ class Progress:
             self.stream.flush()
         except OSError:
             pass  # a closed terminal or a full log disk must not end a day of work
+
+
+class Working:
+    """A context for work that cannot count what is done: while it goes on, lines tell its step, time and memory.
+
+    The first line comes after five seconds, so short work stays silent. On a terminal the line vanishes at the end.
+    """
+
+    def __init__(self, what: str, stream: TextIO | None = None, after: float = SECONDS_WITHOUT_A_LINE,
+                 every: float = SECONDS_BETWEEN_LOG_LINES):
+        self.what, self.step = what, ""
+        self.stream = sys.stderr if stream is None else stream
+        self.live = self.stream.isatty()
+        self.after, self.every = after, SECONDS_BETWEEN_LIVE_LINES if self.live else every
+        self.ended = threading.Event()
+
+    def __enter__(self) -> "Working":
+        self.started = time.monotonic()
+        self.teller = threading.Thread(target=self._tell, daemon=True)
+        self.teller.start()
+        return self
+
+    def now(self, step: str) -> None:
+        """Names the step that begins."""
+        self.step = step
+
+    def _tell(self) -> None:
+        wait, told = self.after, False
+        while not self.ended.wait(wait):
+            wait, told = self.every, True
+            step = f", {self.step}" if self.step else ""
+            self._write(f"{self.what}{step}: {duration(time.monotonic() - self.started)} so far{memory_text()}")
+        if told and self.live:
+            self._write("")
+
+    def _write(self, text: str) -> None:
+        if self.live:
+            text = "\r" + text[:shutil.get_terminal_size().columns - 1] + "\x1b[K"
+        with suppress(OSError):  # a closed terminal must not end the work
+            self.stream.write(text if self.live else text + "\n")
+            self.stream.flush()
+
+    def __exit__(self, kind, error, trace) -> None:
+        self.ended.set()
+        self.teller.join()
 
 
 def quantity(value: float) -> str:

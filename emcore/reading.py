@@ -2,13 +2,14 @@
 
 import glob
 import os
+import shlex
 import stat
 import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from emcore.errors import InputError
+from emcore.errors import InputError, this_python
 
 MOST_TEXT = 1 << 20  # bytes of a file of settings
 DEEPEST = 40  # levels of tables and lists in one
@@ -76,7 +77,12 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"{path} is nested too deep to be a config") from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from None
+        hint = ""
+        if Path(path).suffix.lower() in (".yaml", ".yml"):
+            out = shlex.quote(f"{Path(path).stem}.toml")
+            hint = (f"; a YAML config of PyTorch Connectomics becomes TOML by: {this_python()} -m emcore import-config "
+                    f"{shlex.quote(str(path))} -o {out}")
+        raise InputError(f"{path} is not valid TOML: {error}{hint}") from None
     if is_deep(table, DEEPEST):
         raise InputError(f"{path} is nested deeper than {DEEPEST} levels, too deep for a config")
     return table

@@ -110,11 +110,16 @@ def of_classifier(decode: Decode) -> dict[str, Any]:
     if learned is None:
         return {}
     try:
-        with open_regular(learned.file) as file:
-            return {"classifier": {"digest": hashlib.file_digest(file, "sha256").hexdigest()}}
+        return {"classifier": {"digest": digest_of_file(learned.file)}}
     except OSError as error:
         raise InputError(f"decode.learned.file: cannot read {learned.file}: {error.strerror or error}; python -m "
                          "emcore learn-contacts writes it") from None
+
+
+def digest_of_file(path: str | Path) -> str:
+    """The digest of the bytes of a file."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_edits(edits: Sequence[Edit]) -> dict[str, Any]:
@@ -252,7 +257,7 @@ def told_weights(weights: Mapping[str, Any]) -> str:
     """Which weights, how many steps they learned, the start of their digest and the file they came from."""
     step = f", step {weights['step']}" if weights.get("step") is not None else ""
     kind = weights.get("used", "")
-    kind = "weights (averaged or not is not recorded)" if kind == "not recorded" else f"{kind} weights".strip()
+    kind = "weights (not recorded whether averaged)" if kind == "not recorded" else f"{kind} weights".strip()
     return f"{kind} {weights['digest'][:12]}{step}, {weights.get('checkpoint', '?')}"
 
 

@@ -1,7 +1,7 @@
 """Where results stand, whether those that are there are the ones asked for, and what a script does if they are not."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from emcore.errors import InputError
 from emcore.reading import read_text
 from emcore.record import LABELS, listed
 from emcore.settings import Settings
-from emcore.settings.data import result_names
+from emcore.settings.data import VolumeFiles, result_names
 from emcore.settings.decode import Decode
 from emcore.volumes import is_there, open_volume
 from emcore.volumes.address import located
@@ -62,6 +62,33 @@ def of_checkpoint(settings: Settings, choice: str) -> Path:
     return folder_of(settings, path, int(number) if number.isdigit() else 0)
 
 
+def known_weights(settings: Settings, choice: str,
+                  folder: Path | None) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+    """What all predictions of a choice of weights are there for: their folder, the weights and the table [model].
+
+    It follows from their records where these were made of the same bytes of the checkpoint and by the same choice among
+    its weights: then nothing in that file is new. None where a prediction is missing or the file itself must be read.
+    """
+    if choice == "best":  # what a run monitored stands in its checkpoints
+        return None
+    steps = sorted((run_folder(settings) / "checkpoints").glob(f"step_{'[0-9]' * 9}.pt"), reverse=True)
+    if not choice and not steps:
+        return None
+    path = checkpoint_file(choice) if choice else steps[0]
+    given, folder = folder, folder or of_checkpoint(settings, str(path))
+    predictions = [prediction for prediction, _ in files_of(settings, folder)]
+    if not predictions or not path.is_file() or not all(prediction.exists() for prediction in predictions):
+        return None
+    stored = record.read(predictions[0])
+    weights = stored["weights"] if stored else {}
+    if weights.get("choice") != settings.infer.weights or weights.get("file") != record.digest_of_file(path):
+        return None
+    if not given and folder != folder_of(settings, path, weights["step"]):  # a file that was renamed
+        return None
+    net = record.with_defaults(stored["settings"], record.SETTINGS)["model"]
+    return folder, weights | {"checkpoint": str(path)}, net
+
+
 def named_best(run: Path) -> Path:
     """The best checkpoint that is still there, as the run says it."""
     try:
@@ -79,6 +106,34 @@ def named_best(run: Path) -> Path:
 def files_of(settings: Settings, results: Path) -> list[tuple[Path, Path]]:
     """The prediction and the labels of every test volume."""
     return [(results / f"{name}_prediction.h5", results / f"{name}_labels.h5") for name in result_names(settings.data)]
+
+
+def files_of_stored(stored: str | Path) -> tuple[Path, Path]:
+    """A stored prediction that is named by --from, and the labels that are made of it."""
+    path = Path(stored)
+    return path, path.with_name(f"{name_of_stored(path)}_labels.h5")
+
+
+def name_of_stored(stored: Path) -> str:
+    """The name of a stored prediction in results: that of its file, without what tells that it is a prediction."""
+    return stored.stem.removesuffix("_prediction")
+
+
+def stand_in(settings: Settings, stored: Sequence[str]) -> tuple[Settings, list[tuple[Path, Path]]]:
+    """Settings whose volumes of data.test are those of stored predictions, and the files of each.
+
+    Where data.test is empty there is no truth, and the image is the one that the record of the prediction names.
+    """
+    files, data = [files_of_stored(path) for path in stored], settings.data
+    for prediction, _ in files:
+        open_volume(prediction)  # says what is wrong with it
+    if data.test and len(data.test) != len(files):
+        raise InputError(f"--from must be given once for each of the {len(data.test)} volumes of data.test; got "
+                         f"{len(files)}: name these volumes by data.test, or get a page without scores by data.test=[]")
+    test = data.test or [VolumeFiles((record.read(path) or {}).get("volume", {}).get("image", str(path)))
+                         for path, _ in files]
+    named = tuple(replace(volume, name=name_of_stored(path)) for volume, (path, _) in zip(test, files))
+    return replace(settings, data=replace(data, test=named, folder=data.folder if data.test else "")), files
 
 
 def check_there(settings: Settings, prediction: Path, stored: Mapping[str, Any] | None, wanted: Mapping[str, Any],

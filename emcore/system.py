@@ -53,6 +53,14 @@ def cores() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
+def wait_asleep() -> None:
+    """Threads of torch that wait for each other sleep, unless the user says otherwise; said before torch is loaded.
+
+    They would keep their cores busy, and whoever shares these would wait for them, as they would for him.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def keep_to(chosen: tuple[int, ...]) -> None:
     """Keeps this thread, and those that it starts, to these cores, where the system can."""
     if chosen and hasattr(os, "sched_setaffinity"):

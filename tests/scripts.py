@@ -21,7 +21,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
-LOADED = ["numba", "h5py", "torch", "emcore.prediction.validation", "emcore.report.page", "emcore.engine.resume"]
+# torch imports torch._dynamo, a third of its own time, with the first optimizer of a process
+LOADED = ["numba", "h5py", "torch", "torch._dynamo", "emcore.prediction.validation", "emcore.report.page",
+          "emcore.engine.resume", "emcore.data.loops", "emcore.engine.steps", "emcore.engine.optimizer",
+          "emcore.losses", "emcore.models.rsunet", "emcore.report.preview", "emcore.report.scores",
+          "emcore.systems.checkpoints"]
 STREAMS = ("out", "error")
 
 

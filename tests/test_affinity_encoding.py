@@ -148,7 +148,7 @@ def test_codes_of_another_type_are_refused():
         encode_affinities(np.zeros(3, np.uint8))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_segments_from_the_encoding_are_within_a_hundredth_of_a_bit_of_those_from_float32():
     rng = np.random.default_rng(0)
     shape = (64, 128, 128)

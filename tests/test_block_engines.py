@@ -26,7 +26,7 @@ from tests.block_toy import LEAVES, ROOT, Sums, change_byte, started
 ALONE = Blocks(engine="local", workers=1)
 HERE = [pytest.param(ALONE, id="alone"), pytest.param(Blocks(engine="local", workers=3), id="local"),
         pytest.param(Blocks(engine="share"), id="share"),
-        pytest.param(Blocks(engine="dask", workers=2), id="dask", marks=pytest.mark.slow)]
+        pytest.param(Blocks(engine="dask", workers=2), id="dask", marks=pytest.mark.long)]
 
 
 @pytest.fixture
@@ -160,8 +160,9 @@ def test_a_block_that_kills_its_process_is_named_with_the_last_line(work, capsys
         engines.run(work, Blocks(engine="local", workers=2))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way, code", [(signal.SIGINT, 130), (signal.SIGTERM, -15), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize("way, code", [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long),
+                                       pytest.param(signal.SIGTERM, -15, marks=pytest.mark.long),
+                                       pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow)])
 def test_the_processes_end_with_the_one_that_began_them(work, wanted, way, code):
     work.ask("sums 0", 0, "wait_once")
     work.ask("sums 0", 1, "wait_once")
@@ -317,7 +318,7 @@ def test_a_worker_of_dask_that_is_killed_is_replaced(work, wanted):
     assert work.files() == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_block_that_kills_workers_of_dask_is_named(work):
     pytest.importorskip("distributed")
     work.ask("sums 0", 3, "die")
@@ -325,7 +326,7 @@ def test_a_block_that_kills_workers_of_dask_is_named(work):
         engines.run(work, Blocks(engine="dask", workers=2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_is_there_goes_on_without_one_of_its_workers_but_not_without_its_scheduler(work, wanted,
                                                                                                   tmp_path):
     with cluster(tmp_path) as (address, processes):
@@ -395,7 +396,7 @@ def test_jobs_of_slurm_are_handed_in_and_taken_back(work, wanted, queue):
     until(lambda: not any(os.path.exists(f"/proc/{job}") for job in jobs))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_ends_is_replaced_and_jobs_that_do_nothing_are_not_for_ever(work, wanted, queue, monkeypatch):
     import dask
 

@@ -772,7 +772,7 @@ def test_ranks_of_torchrun_predict_and_decode_together(place):
 # ---- Dask
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_of_dask_on_this_machine_one_of_which_is_killed(place, undisturbed):
     pytest.importorskip("distributed")
     process = Started(*words_of("blocks.size=[12,20,20]", "blocks.workers=2", "blocks.engine=dask"))
@@ -783,7 +783,7 @@ def test_workers_of_dask_on_this_machine_one_of_which_is_killed(place, undisturb
     check(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_of_a_scheduler_that_is_there_and_stands_elsewhere(place, undisturbed, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     with contextlib.chdir(elsewhere):

@@ -339,7 +339,7 @@ def test_a_run_ranks_every_saved_step_by_the_loss_of_its_window_also_after_a_res
     assert damaged_files.same(state(place, "tiny", 10), found)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_validated_steps_are_saved_and_ranked_and_masks_have_a_jaccard_index_on_any_number_of_ranks(place):  # noqa: F811
     options = ["target.0.kind=binary", "model.out_channels=1", "train.steps=4", "train.validate.steps=2",
                "train.validate.crops=4", "train.save.monitor=jaccard/val", "train.save.steps=3", "train.save.best=9",

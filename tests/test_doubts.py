@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bench.proofreading import agreeing
 from emcore import metrics, record, segment
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
@@ -412,3 +413,26 @@ def test_outer_fragments_are_those_at_the_faces():
     wanted[np.setdiff1d(labels, np.setdiff1d(labels[1:-1, 1:-1, 1:-1], np.concatenate([
         labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel(), labels[:, :, [0, -1]].ravel()])))] = True
     assert (outer_fragments(open_volume(labels), 300) == wanted).all()
+
+
+def test_a_yes_is_asked_again_until_chance_and_answers_are_sure():
+    for chance in (0.001, 0.03, 0.1, 0.13, 0.3, 0.5, 0.56, 0.9, 0.95):
+        times, odds = command.times_asked(chance), chance / (1 - chance)
+        assert odds * 9**times >= 99 or times == 4
+        assert times == 1 or odds * 9**(times - 1) < 99
+    assert [command.times_asked(chance) for chance in (0.0, 1.0)] == [4, 1]
+
+
+def test_yeses_that_contradict_those_before_them_are_left_out():
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        pairs, split = random.integers(1, 8, (14, 2)), random.random(14) < 0.5
+        kept = []
+        for pair, apart in zip(pairs.tolist(), split.tolist()):
+            tried = [*kept, (pair, apart)]
+            groups = components([one for one, held in tried if not held], 8)
+            if all(groups[one] != groups[other] for (one, other), held in tried if held):
+                kept = tried
+        joined, parted = agreeing(pairs, split)
+        assert joined.tolist() == [pair for pair, apart in kept if not apart]
+        assert parted.tolist() == [pair for pair, apart in kept if apart]

@@ -27,7 +27,10 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """(page, lines of doubts.csv, image) of a random volume, of other sizes along every axis."""
+    """(page that asks once, lines of doubts.csv, image) of a random volume, of other sizes along every axis.
+
+    Beside the page stands "again.html", which asks about each yes again.
+    """
     place = tmp_path_factory.mktemp("asked")
     affs = np.random.default_rng(2).random((3, 10, 40, 72), np.float32)
     raw = np.random.default_rng(3).integers(0, 256, affs.shape[1:]).astype(np.uint8)
@@ -37,8 +40,11 @@ def asked(tmp_path_factory):
             out[...] = values
     decode(open_volume(place / "a_prediction.h5"), AffinityDecode(threshold=0.3, low=0.2, high=0.95),
            place / "a_labels.h5")
-    assert run_command(command.main, [str(place), str(place / "out"), "--image", f"{place}/a.h5:raw", "--most",
-                                      "12"]) == 0
+    for name, more in (("out", []), ("once", ["--once"])):
+        assert run_command(command.main, [str(place), str(place / name), "--image", f"{place}/a.h5:raw", "--most", "12",
+                                          *more]) == 0
+    (place / "out" / "doubts.html").rename(place / "out" / "again.html")
+    (place / "once" / "doubts.html").rename(place / "out" / "doubts.html")
     with open(place / "out" / "doubts.csv", newline="") as file:
         return place / "out" / "doubts.html", list(csv.DictReader(file)), raw
 
@@ -57,6 +63,17 @@ def press(browser, *keys):
             time.sleep(0.02)
 
 
+def saved(browser, folder):
+    """The rows of edits.csv that the page saves."""
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    browser.press("e")
+    until = time.monotonic() + 20
+    while not (folder / "edits.csv").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with open(folder / "edits.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def fresh(browser, page, **how):
     browser.open(page, **how)
     browser.run("localStorage.clear()")
@@ -66,7 +83,6 @@ def fresh(browser, page, **how):
 def test_answers_are_given_by_keys_kept_and_saved_as_edits(browser, asked, tmp_path):
     page, rows, _ = asked
     fresh(browser, page)
-    assert not any(row["like"] for row in rows[:5])  # a yes settles none of those that are asked here
     assert text(browser, "progress").startswith("0 yes, 0 no, 0 skipped, 12 open")
     wanted = "One object here" if rows[0]["edit"] == "split" else "Two objects here"
     assert text(browser, "question").startswith(f"1. {wanted}")
@@ -76,13 +92,7 @@ def test_answers_are_given_by_keys_kept_and_saved_as_edits(browser, asked, tmp_p
     browser.open(page)
     assert text(browser, "progress").startswith("2 yes, 2 no, 0 skipped, 8 open")
     assert text(browser, "question").startswith("5. ")  # the first that is open
-    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    browser.press("e")
-    until = time.monotonic() + 20
-    while not (tmp_path / "edits.csv").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    with open(tmp_path / "edits.csv", newline="") as file:
-        edits = list(csv.DictReader(file))
+    edits = saved(browser, tmp_path)
     names = ["edit", "z", "y", "x", "to_z", "to_y", "to_x"]
     assert [list(edit) for edit in edits] == [names, names]
     assert edits == [{name: row[name] for name in names} for row in (rows[0], rows[3])]
@@ -90,17 +100,55 @@ def test_answers_are_given_by_keys_kept_and_saved_as_edits(browser, asked, tmp_p
                                                                              "Log.entryAdded")]
 
 
-def test_a_yes_settles_what_is_like_it_and_a_no_does_not(browser, asked):
+def test_a_doubt_names_an_earlier_one_that_is_like_it(browser, asked):
     fresh(browser, asked[0])
-    browser.run("doubts.forEach((doubt) => { doubt.like = [2, 3].includes(doubt.rank) ? 1 : ''; })")
+    browser.run("doubts.forEach((doubt) => { doubt.like = doubt.rank === 2 ? 1 : ''; })")
     press(browser, "a")
-    assert text(browser, "question").startswith("4. ")
-    assert text(browser, "progress").startswith("1 yes, 0 no, 0 skipped, 9 open, 2 settled")
-    press(browser, "b")
-    assert text(browser, "question").startswith("1. ")
-    press(browser, "r")
     assert text(browser, "question").startswith("2. ")
-    assert text(browser, "progress").startswith("0 yes, 1 no, 0 skipped, 11 open")
+    assert "parts it nearly asdoubt 1" in text(browser, "facts")
+    press(browser, "a")
+    assert "parts it nearly as" not in text(browser, "facts")
+
+
+def test_a_yes_counts_when_it_was_given_again_and_a_no_ends_it(browser, asked, tmp_path):
+    page, rows, _ = asked
+    fresh(browser, page.with_name("again.html"))
+    browser.run("doubts.splice(3); doubts.forEach((doubt) => { doubt.asked = 2; })")
+    press(browser, "a", "a", "r")  # Then comes what waits for another yes.
+    assert text(browser, "question").startswith("1. ")
+    assert text(browser, "question").endswith("(asked again, 2 of 2)")
+    assert text(browser, "progress").startswith("0 yes, 1 no, 0 skipped, 2 to ask again, 0 open")
+    assert not browser.run("[...document.querySelectorAll('button.chosen')].length")
+    press(browser, "a")
+    assert text(browser, "question").startswith("2. ")
+    assert text(browser, "progress").startswith("1 yes, 1 no, 0 skipped, 1 to ask again, 0 open")
+    press(browser, "r")
+    assert text(browser, "progress").startswith("1 yes, 2 no, 0 skipped, 0 open")
+    edits = saved(browser, tmp_path)
+    assert [edit["edit"] for edit in edits] == [rows[0]["edit"]]
+    press(browser, "b", "b", "a")  # Whoever goes back and says yes again has said it once.
+    assert text(browser, "progress").startswith("0 yes, 2 no, 0 skipped, 1 to ask again, 0 open")
+    browser.open(page.with_name("again.html"))
+    assert text(browser, "progress").startswith("0 yes, 2 no, 0 skipped, 1 to ask again, 9 open")
+    press(browser, "w")
+    assert text(browser, "question").endswith("again, 2 of " + str(browser.run("doubts[0].asked")) + ")")
+
+
+def test_what_is_no_neuron_is_dropped_by_keys(browser, asked, tmp_path):
+    page, rows, _ = asked
+    fresh(browser, page)
+    browser.run("doubts.splice(6); doubts.forEach((doubt, at) => { doubt.edit = at < 3 ? 'split' : 'join'; })")
+    press(browser, "1", "2", "0", "1", "2", "0")
+    assert text(browser, "progress").startswith("0 yes, 0 no, 0 skipped, 6 dropped, 0 open")
+
+    def drop(row, side):
+        return {"edit": "drop", **{axis: row[side + axis] for axis in "zyx"}, "to_z": "", "to_y": "", "to_x": ""}
+
+    names = ("z", "y", "x", "to_z", "to_y", "to_x")
+    held = [{"edit": "split", **{name: row[name] for name in names}} for row in rows[:2]]
+    assert saved(browser, tmp_path) == [
+        held[0], drop(rows[0], ""), held[1], drop(rows[1], "to_"), drop(rows[2], ""),
+        drop(rows[3], ""), drop(rows[4], "to_"), drop(rows[5], ""), drop(rows[5], "to_")]
 
 
 def test_the_planes_show_the_image_and_the_sides(browser, asked):

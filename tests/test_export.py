@@ -25,8 +25,8 @@ NETS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "rsunet" else pytest.mark.long)
+                                  for name in NETS])
 def test_an_exported_net_gives_what_the_net_gives_for_any_batch(tmp_path, name):
     torch.manual_seed(0)
     window = (32, 32, 32) if name == "mednext" else (4, 16, 16)

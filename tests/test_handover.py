@@ -272,6 +272,46 @@ def test_a_mapping_of_something_else_is_named(place, tmp_path, change, words):
         read_mapping(tmp_path / "a.hdf5", 100)
 
 
+def write_group(folder, objects, **how):
+    """A mapping as webknossos' specification of today lays it out, sharded and compressed, without its other arrays."""
+    zarr = pytest.importorskip("zarr")
+    about = {"voxelytics": {"artifact_schema_version": 4, "artifact_class": "AgglomerateViewArtifact"}}
+    root = zarr.create_group(folder, zarr_format=3, attributes=about)
+    array = root.create_array("segment_to_agglomerate", shape=objects.shape, dtype=objects.dtype, chunks=(16,),
+                              shards=(32,), compressors=zarr.codecs.ZstdCodec(level=5, checksum=True), **how)
+    array[...] = objects
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_mapping_of_zarr_says_what_that_of_hdf5_says(place, tmp_path, seed):
+    found, random = look_at(place / "a_labels.h5"), np.random.default_rng(seed)
+    count = len(found.objects) - 1
+    wanted = read_mapping(place / "out" / "agglomerates.hdf5", count)
+    there = np.flatnonzero(found.objects)
+    one, other = random.choice(np.unique(wanted[there]), 2, replace=False)
+    wanted[wanted == one] = other
+    group = write_group(tmp_path / "agglomerate_view_75", wanted)
+    assert (read_mapping(group, count) == wanted).all()
+    assert main([str(place / "a_labels.h5"), str(tmp_path / "back.csv"), "--back", str(group)]) == 0
+    check_back(found, read_edits(tmp_path / "back.csv"), wanted, random)
+
+
+@pytest.mark.parametrize(("objects", "words"), [
+    (np.ones(7, np.uint64), "belongs to other labels"), (np.ones((101, 1), np.uint64), "one axis"),
+    (np.ones(200, np.uint64), "belongs to other labels"), (np.ones(101, np.float32), "no mapping of webknossos"),
+    (np.append(np.ones(100, np.int64), -3), "supervoxel 100 to the object -3"),
+    (np.zeros(101, np.uint64), "is missing")])
+def test_a_group_of_something_else_is_named(tmp_path, objects, words):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.create_group(tmp_path / "a", zarr_format=3)
+    root.create_array("segment_to_agglomerate", data=objects)
+    with pytest.raises(InputError, match=words):
+        read_mapping(tmp_path / "a", 100)
+    with pytest.raises(InputError, match="no array segment_to_agglomerate"):
+        read_mapping(tmp_path, 100)
+
+
 def replace(file, values):
     del file["segment_to_agglomerate"]
     file["segment_to_agglomerate"] = values

@@ -23,7 +23,7 @@ PACKAGE = ROOT / "emcore"
 GROUND = ("errors", "lazy", "system", "threads", "reading", "files", "locks", "progress", "png", "cache", "memory")
 NO_TORCH = ("kernels", "config", "cards", "volumes", "segment", "settings", "synth", "metrics", "record", "results",
             "decode", "blocks", "report")
-TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "systems")
+TORCH = ("models", "losses", "data", "engine", "prediction", "smoke", "new", "warm", "systems")
 ROOMS = ("ground", *NO_TORCH, *TORCH)
 TOPMOST = ("__main__", "legacy_v1", "scripts")  # commands, which may start anything
 FACES = ("emcore", "emcore.volumes", "emcore.segment", "emcore.metrics", "emcore.decode", "emcore.prediction")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from emcore import config, metrics, synth
-from emcore.blocks.choice import check_kind
 from emcore.decode import decode, recut
 from emcore.decode.affinities import segmentation_of
 from emcore.decode.contact_net import damaged, read_net, train_net, write_net
@@ -314,8 +313,6 @@ def test_settings_that_mean_nothing_beside_a_classifier_are_refused(trained):
 
 def test_other_ways_to_decode_say_that_they_do_not_know_it(trained):
     settings = settings_of(trained).decode
-    with pytest.raises(InputError, match=r"decode\.learned works on the whole volume only"):
-        check_kind(settings)
     with pytest.raises(InputError, match=r"only infer\.py works with it"):
         segmentation_of(None, settings)
     with pytest.raises(InputError, match=r"a tune does not know decode\.learned"):
@@ -373,3 +370,9 @@ def test_a_classifier_of_too_many_steps_or_units_is_refused_before_memory_is_tak
 def test_results_do_nothing_beside_edits(trained, capsys):
     given = ["--cfg", str(trained / "run.toml"), "--results", str(trained), "--edits", "p.h5", "edits.csv"]
     assert "--results names predictions" in refused(lambda _: learn_contacts(given), capsys)
+
+
+def test_a_volume_of_a_single_cluster_is_one_segment(trained, tmp_path):
+    """Where the first merges leave no contact there is nothing to classify."""
+    found = open_volume(predicted(tmp_path / "one.h5", np.ones((9, 18, 20, 22), np.float32)))
+    assert (learned_segmentation(found, settings_of(trained).decode).labels(0.5) == 1).all()

@@ -33,7 +33,7 @@ from emcore.files import remove
 from emcore.models.build import build_model
 from emcore.segment import Edit, write_edits
 from emcore.settings import Settings
-from emcore.smoke import PLACES, STEPS, reduced, write_files
+from emcore.smoke import PLACES, STEPS, narrow, reduced, short, write_files
 from emcore.synth import synthesize
 from emcore.volumes import create_volume, list_datasets, open_volume, split_reference
 
@@ -114,7 +114,7 @@ TABLE = {
         (f"python train.py --cfg configs/demo.toml {OURS} train.optimizer.lr=1e-3", trained("mine")),
         (f"python infer.py --cfg configs/demo.toml {OURS}", predicted("mine")),
         (f"python evaluate.py --cfg configs/demo.toml {OURS}", scored("mine")),
-        ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml", "instead"),
+        ("torchrun --nproc-per-node=4 train.py --cfg configs/demo.toml train.batch=8", "instead"),
         ("sbatch slurm/train.sbatch configs/cremi/cremi_clefts.toml", None),
         (f"python train.py --cfg {CLEFTS} --smoke", None),
         ("python -m emcore config train", prints(r"\[train\]", r"steps = ")),
@@ -342,6 +342,19 @@ TABLE = {
         ("python -m emcore convert A_labels.h5:labels cells.precomputed --format precomputed --workers 4",
          makes("cells.precomputed/info")),
         ("python -m emcore serve .", None)],
+    "docs/tutorials/own_data.md": [
+        ("python -m emcore inspect mine.h5", prints(r"labels")),
+        ("python -m emcore new mine.toml --image mine.h5:raw --labels mine.h5:labels --task neurons",
+         makes("mine.toml")),
+        ("python train.py --cfg mine.toml --smoke", None),
+        ("python train.py --cfg mine.toml", trained("mine")),
+        ("python infer.py --cfg mine.toml", predicted("mine", "held_out")),
+        ("python evaluate.py --cfg mine.toml", scored("mine")),
+        ("python evaluate.py --cfg mine.toml --tune", makes(f"outputs/mine/{R}/best_params.toml")),
+        *[(f"python {script}.py --cfg mine.toml --params outputs/mine/results_step=700/best_params.toml", done)
+          for script, done in (("infer", changes(f"outputs/mine/{R}/held_out_labels.h5")),
+                                ("evaluate", rescored("mine")))],
+    ],
     "docs/tutorials/published_volume.md": [
         ("python -m emcore inspect gs://neuroglancer-public-data/flyem_fib-25/image", None),
         ("python infer.py --cfg configs/tissue/fib25_neurons.toml --checkpoint weights/fib25_neurons.pt name=published "
@@ -508,6 +521,13 @@ def before_contacts(folder):
                 out[...] = array
 
 
+def before_own_data(folder):
+    tissue = synthesize((32, 64, 64), (10.0, 10.0, 10.0), neurites=40)
+    for dataset, array in (("raw", tissue.raw), ("labels", tissue.neuron_ids)):
+        with create_volume(f"mine.h5:{dataset}", array.shape, array.dtype, (10.0, 10.0, 10.0)) as out:
+            out[...] = array
+
+
 def before_connectome(folder):
     labels = np.ones((12, 20, 24), np.uint64)
     labels[:, :, 10:] = 2
@@ -595,7 +615,8 @@ BEFORE = {"README.md": before_readme, "docs/benchmarks.md": before_benchmarks,
           "docs/connectome.md": before_connectome, "docs/embedding.md": before_demo,
           "docs/proofreading.md": before_proofreading,
           "docs/volumes.md": before_volumes, "docs/tuning.md": before_demo, "docs/migration.md": before_migration,
-          "docs/tutorials/contacts.md": before_contacts, "docs/tutorials/cremi_clefts.md": before_clefts,
+          "docs/tutorials/contacts.md": before_contacts,
+          "docs/tutorials/own_data.md": before_own_data, "docs/tutorials/cremi_clefts.md": before_clefts,
           "docs/tutorials/cremi_clefts_v1.md": before_v1,
           "docs/tutorials/dbmim.md": before_dbmim, "docs/tutorials/emr50_polarity.md": before_polarity}
 
@@ -615,6 +636,13 @@ def after_import(folder):
     (folder / "cremi.toml").write_text(config.to_toml(small))
     write_files(settings, small)
     write_lightning(small)
+
+
+def after_new(folder):
+    """The recipe with a few steps of a narrow net."""
+    settings = config.load(Settings, "mine.toml")
+    small = replace(settings, model=narrow(settings.model), train=short(settings.train))
+    (folder / "mine.toml").write_text(config.to_toml(small))
 
 
 def after_pretraining(folder):
@@ -645,6 +673,7 @@ def after_handover(folder):
 AFTER = {"python -m emcore handover outputs/demo/results_step=600/test_im_labels.h5 for_webknossos --edits edits.csv":
          after_handover,
          "python -m emcore import-config tutorials/syn_cremi.yaml -o cremi.toml": after_import,
+         "python -m emcore new mine.toml --image mine.h5:raw --labels mine.h5:labels --task neurons": after_new,
          "python train.py --cfg configs/dbmim/dbmim_pretrain_r33.toml": after_pretraining}
 
 

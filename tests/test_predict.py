@@ -209,7 +209,7 @@ def tiles_in(folder):
     return list(folder.glob("tiles-*/*/*.h5"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_prediction_killed_again_and_again_or_shared_ends_with_the_same_bytes(tmp_path):
     with h5py.File(tmp_path / "raw.h5", "w") as f:
         f["main"] = (volume((24, 40, 40)) * 255).astype(np.uint8)

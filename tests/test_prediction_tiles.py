@@ -396,3 +396,10 @@ def test_the_statistics_of_a_large_section_are_counted_in_strips_to_the_same_bit
                 assert found == chosen
             assert whole == sources.scale_of(image[1:7, 2:40, 3:50].ravel().astype(np.float64), data.normalise,
                                              data.percentiles, "")
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+def test_a_volume_much_smaller_than_a_window_is_one_tile(overlap):
+    for side in (1, 13, 31, 50):
+        task = Task((40, side, 64), Infer(window=(40, 256, 64), overlap=overlap), 1, 9)
+        assert tile_of(task)[1] == side

@@ -58,7 +58,7 @@ def ellipsoids(seed: int) -> np.ndarray:
     return np.clip(0.15 + 0.75 * bright + 0.06 * random.standard_normal(bright.shape), 0, 1).astype(np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_loss_of_masked_pretraining_falls_below_what_the_published_runs_end_with(tmp_path):
     with h5py.File(tmp_path / "volumes.h5", "w") as file:
         for number in range(16):

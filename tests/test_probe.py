@@ -180,7 +180,7 @@ sys.meta_path.insert(0, Forgetful())
         probe.choose_mode(work, replace(train, compile="on"), "cpu", 10**9)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_real_probe_takes_a_step_and_falls_back_where_there_is_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(probe, "cache_folder", lambda name: tmp_path)
     monkeypatch.setenv("CXX", "/no/such/compiler")

@@ -3,10 +3,11 @@
 import io
 import mmap
 import re
+import time
 
 import pytest
 
-from emcore.progress import Progress, duration, quantity, resident_bytes
+from emcore.progress import Progress, Working, duration, quantity, resident_bytes
 
 
 class Terminal(io.StringIO):
@@ -121,3 +122,18 @@ def test_what_was_done_before_does_not_count_for_the_rate_and_failures_are_told(
         progress.fail()
         assert progress.line(clock.now).startswith("blocks: 95% 95 of 100, 0.50/s, 1 failed, 10s left")
     assert stream.getvalue().startswith("blocks: 95% 95 of 100, 0.50/s, 1 failed, in 10s")
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_work_that_counts_nothing_tells_its_step_and_its_time_once_it_is_long(stream):
+    short, long = stream(), stream()
+    with Working("decode", short):
+        pass
+    assert short.getvalue() == ""
+    with Working("synth", long, after=0.01, every=0.01) as work:
+        work.now("growing neurites")
+        until = time.monotonic() + 20
+        while not long.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert re.match(r"\r?synth, growing neurites: 0\.\ds so far, memory [\d.]+[MG]B", long.getvalue())
+    assert long.getvalue().endswith("\r\x1b[K" if stream is Terminal else "\n")

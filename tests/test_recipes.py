@@ -17,10 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").rglob("*.toml"))
 FAST = ("demo", "emr50_polarity", "dbmim_finetune_r33")  # the others that run every day are marked slow
 # these have among them every part of the others, which are marked long
-DAILY = (*FAST, "fib25_unetr_pretrained", "banis_neurons", "vnc_mitochondria", "isbi2012_membranes", "mito_instances",
-         "snemi_neurons", "snemi_neurons_multitask", "emr50_polarity_small", "cremi_clefts", "cremi_clefts_v1",
-         "dbmim_pretrain_r16", "dbmim_pretrain_r34", "synth_neurons", "synth_synapses")
-BEFORE = ("fib25_pretrain", "dbmim_pretrain_r33")  # two of these begin with them
+DAILY = (*FAST, "banis_neurons", "vnc_mitochondria", "isbi2012_membranes", "mito_instances", "snemi_neurons_multitask",
+         "cremi_clefts_v1", "dbmim_pretrain_r16", "dbmim_pretrain_r34", "synth_neurons", "synth_synapses")
+BEFORE = ("dbmim_pretrain_r33",)  # one of these begins with it
 
 
 def mark_of(path):
@@ -82,11 +81,28 @@ def test_a_recipe_runs_from_training_to_scores(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_opens_with_data_cost_and_what_to_expect_and_is_named_like_its_file(path):
-    head = re.match(r"(?:#.*\n)+", path.read_text())[0]
-    for word in ("Data", "Cost", "Expect"):
-        assert re.search(word, head, re.IGNORECASE), f"{path.name} does not say {word}"
+def test_a_recipe_says_in_five_lines_what_it_takes_and_what_to_expect(path):
+    lines = re.match(r"(?:#.*\n)+", path.read_text())[0].splitlines()
+    assert len(lines) <= 5
+    head = " ".join(line[1:].strip() for line in lines)
+    told = re.fullmatch(r".+[.] Data: (.+) Hardware: (.+) Time: (.+) Memory: ([\d.]+ GB.*) Expect: (.+)", head)
+    assert told, f"the head of {path.name} does not say data, hardware, time, memory and what to expect, in this order"
+    page = re.search(r"\b(docs/[\w/]+|README)[.]md", told[5])
+    assert page, f"the head of {path.name} names no page"
+    assert (ROOT / page[0]).is_file()
     assert config.load(Settings, path).name == path.stem
+
+
+def test_a_line_for_several_gpus_gives_each_of_them_the_documented_batch():
+    documented = {"demo": 2, "cremi_clefts": 4, "cremi_clefts_v1": 2, "emr50_polarity": 4, "snemi_neurons": 2,
+                  "dbmim_pretrain_r33": 2}
+    found = {}
+    for page in (ROOT / "README.md", *(ROOT / "docs" / "tutorials").glob("*.md")):
+        for gpus, name, more in re.findall(r"torchrun --nproc-per-node=(\d+) train\.py --cfg \S*/(\w+)\.toml([^#`\n]*)",
+                                           page.read_text()):
+            settings = config.load(Settings, next(path for path in RECIPES if path.stem == name), more.split())
+            found[name] = settings.train.batch / int(gpus)
+    assert found == documented
 
 
 def test_the_main_polarity_recipe_begins_with_the_ones_that_learned_the_direction():

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emcore.errors import InputError
+from emcore.errors import InputError, installation
 from emcore.volumes import list_datasets, open_volume, remote
 from emcore.volumes.address import has_secrets, is_address, name_of, parsed, without_secrets
 from emcore.volumes.inspect import inspect, text_of
@@ -391,7 +391,7 @@ def test_without_the_extra_one_sentence_names_the_command(tmp_path):
     assert "4_8_40  21 x 34 x 45 uint64" in done.stdout
     for told, what in ((done.stdout, f"{tmp_path}/a"), (done.stderr, "gs://bucket/em")):
         assert f'reading {what}' in told
-        assert 'needs the extra remote: pip install ".[remote]"' in told
+        assert f"needs the extra remote, which is not installed here: {installation('remote')}" in told
     assert "Traceback" not in done.stderr
 
 
@@ -484,7 +484,7 @@ def test_a_forked_process_is_told_instead_of_being_ended(tmp_path):
     precomputed(tmp_path / "a", sample("uint8"), "png")
     code = f"""
 import os
-from emcore.errors import InputError
+from emcore.errors import InputError, installation
 from emcore.volumes import open_volume
 volume = open_volume({str(tmp_path / "a")!r})
 assert volume[...].any()

@@ -158,7 +158,7 @@ def test_a_net_is_trained_and_a_volume_is_predicted_from_addresses(tmp_path):
         assert "the volume was" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_goes_away_during_a_prediction_is_one_sentence(tmp_path):
     pytest.importorskip("torch")
     precomputed(tmp_path / "em", smooth((16, 64, 64)))

@@ -12,6 +12,7 @@ import pytest
 from emcore import config, metrics
 from emcore.errors import InputError
 from emcore.report import figures, grids, main, mistakes, page
+from emcore.results import files_of
 from emcore.settings import Settings
 from emcore.volumes import create_volume, open_volume
 
@@ -172,7 +173,7 @@ def test_a_large_volume_makes_a_page_of_bounded_size(make_run, monkeypatch):
     monkeypatch.setattr(page, "PICTURE_BYTES", 60_000)
     big = np.kron(TRUTH, np.ones((4, 4, 4), int)).astype(np.uint32)  # half a million voxels
     _, results, settings, _ = make_run(labels=big, truth=big)
-    view, = page.make_views(settings, results)
+    view, = page.make_views(settings, files_of(settings, results))
     assert sum(len(layer["data"]) for layer in view["layers"]) <= 60_000
     assert np.prod(view["shape"]) > 5000
 
@@ -219,7 +220,7 @@ def test_a_mask_as_truth_is_compared_piece_by_piece(make_run):
     labels[6:8, 2:4, 28:31] = 9  # where there is nothing
     _, results, settings, _ = make_run(labels=labels, truth=truth)
     settings = replace(settings, evaluate=replace(settings.evaluate, scores=("instances",), pieces=26))
-    view, = page.make_views(settings, results)
+    view, = page.make_views(settings, files_of(settings, results))
     assert view["mistakes"]["split"] == view["mistakes"]["merge"] == []
     (missed,), (invented,) = view["mistakes"]["missed"], view["mistakes"]["invented"]
     assert (missed["voxels"], invented["id"], invented["voxels"]) == (32, 9, 12)
@@ -229,7 +230,8 @@ def test_a_mask_as_truth_is_compared_piece_by_piece(make_run):
     for text in ("truth objects that no segment touches", "where the truth has nothing", 'data-kind="missed"'):
         assert text in tables
     # the same volume without that setting is one object, of which nothing is missed
-    view, = page.make_views(replace(settings, evaluate=replace(settings.evaluate, pieces=0)), results)
+    view, = page.make_views(replace(settings, evaluate=replace(settings.evaluate, pieces=0)),
+                            files_of(settings, results))
     assert view["mistakes"]["missed"] == []
 
 

@@ -111,6 +111,43 @@ def test_the_same_command_again_does_nothing_and_settings_that_change_no_bit_do_
     assert state(place) == before
 
 
+def without_torch(*arguments):
+    """What infer.py says in an interpreter that cannot import torch, and how it ends."""
+    code = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), None, '__main__')"
+    command = [sys.executable, "-c", code, ROOT / "infer.py", "--cfg", "run.toml", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return done.stdout + done.stderr, done.returncode
+
+
+def test_what_is_there_is_known_without_torch_and_other_weights_under_its_name_are_not_taken_for_it(place):
+    first = run("infer.py")
+    before = state(place)
+    told, code = without_torch()
+    assert code == 0, told
+    assert told.count("already there") == 2
+    assert told.splitlines()[0] in first  # the same weights, in the same words
+    assert state(place) == before
+    told, code = without_torch("decode.threshold=0.3")
+    assert code == 0, told
+    assert "test_im_labels.h5 is made again: decode.threshold" in told
+    told, code = without_torch("infer.select=[2,1,0]")
+    assert code == 2
+    assert "was made with other settings: infer.select" in told
+    settings = config.load(Settings, "run.toml")
+    path = place.parent / "checkpoints" / "step_000000007.pt"
+    assert results.known_weights(settings, str(path), None)[0].samefile(place)
+    plain = config.load(Settings, "run.toml", ["infer.weights=plain"])
+    assert results.known_weights(plain, "", None) is None
+    path.rename(path.with_name("step_000000009.pt"))  # its own results would stand in another folder
+    assert results.known_weights(settings, "", None) is None
+    write_checkpoint(path.with_name("step_000000009.pt"), seed=1, step=7)
+    assert results.known_weights(settings, "", place) is None
+    write_checkpoint(path, seed=1)
+    path.with_name("step_000000009.pt").unlink()
+    assert re.search(r"the weights were .* are ", run("infer.py", code=2))
+
+
 @pytest.mark.parametrize(("extra", "told"), [
     (("infer.views.flips=[1,2]",), r"infer.views.flips was \[\], is \[1, 2\]"),
     (("infer.select=[2,1,0]",), r"infer.select was \[\], is \[2, 1, 0\]"),
@@ -172,7 +209,7 @@ def test_another_cut_finds_its_results_by_the_name_of_the_checkpoint_and_reads_n
     assert {choice: results.of_checkpoint(settings, choice) for choice in named} == named
     code = ("import runpy, sys; sys.modules['torch'] = None\nfrom emcore.errors import run_command\n"
             f"sys.exit(run_command(runpy.run_path({str(ROOT / 'infer.py')!r})['main'], sys.argv[1:]))")
-    for more, told in (((), "this command needs torch, which is not installed here: pip install torch"),
+    for more, told in (((), "this command needs torch, which is not installed here: "),
                        (("--cut", "0.5"), f"there is no {named['']}/test_im_labels.h5: run infer.py without --cut")):
         done = subprocess.run([sys.executable, "-c", code, "--cfg", "run.toml", *more], capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})

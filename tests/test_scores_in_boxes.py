@@ -16,6 +16,7 @@ from emcore.metrics.case import Case
 from emcore.metrics.evaluation import SCORES, score_volume
 from emcore.report import grids
 from emcore.report.views import make_view
+from emcore.results import files_of
 from emcore.settings.data import Data
 from emcore.settings.decode import AffinityDecode
 from emcore.settings.evaluate import Evaluate
@@ -171,8 +172,8 @@ def test_the_page_reads_what_it_shows_and_the_table_of_its_errors_box_by_box(mak
     monkeypatch.setattr(grids, "BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(pairs, "BLOCK_BYTES", 1 << 16)
     counted = Counted(monkeypatch)
-    tables_of_errors = {}
-    view = make_view(settings, results, 0, 500, tables_of_errors)
+    files, tables_of_errors = files_of(settings, results)[0], {}
+    view = make_view(settings, files, 0, 500, tables_of_errors)
     shown = np.prod(view["step"]) * np.prod(view["shape"])
     assert shown < big.size / 10
     assert counted.read["B.h5", 3] <= 2 * shown + big.size  # image and truth
@@ -180,7 +181,7 @@ def test_the_page_reads_what_it_shows_and_the_table_of_its_errors_box_by_box(mak
     assert counted.read["B_labels.h5", 3] <= shown + big.size
     assert max(counted.largest.values()) <= np.prod(open_volume(f"{settings.data.folder}/B.h5:labels").chunks)
     counted.read.clear()
-    make_view(settings, results, 0, 400, tables_of_errors)  # coarser, because the page was too large
+    make_view(settings, files, 0, 400, tables_of_errors)  # coarser, because the page was too large
     assert counted.read["B_labels.h5", 3] <= shown
 
 

@@ -167,7 +167,7 @@ def test_a_training_that_is_out_of_time_goes_on_when_it_is_submitted_again(submi
     check_same_training(place, undisturbed_training)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_is_asked_to_stop_before_its_training_begins_is_queued_again(submit, data, tmp_path):  # noqa: F811
     place = tmp_path / "place"
     shutil.copytree(data, place)
@@ -224,7 +224,7 @@ def test_an_array_of_which_one_is_cancelled_predicts_everything_once(submit, tra
 # ---- workers of dask
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_of_dask_go_on_when_the_job_of_one_is_cancelled(submit, monkeypatch, tmp_path):
     dask_jobqueue = pytest.importorskip("dask_jobqueue")
     distributed = pytest.importorskip("distributed")
@@ -307,7 +307,7 @@ with slurm_node.running() as configuration:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_stays_of_a_node_whose_owner_is_killed():
     if reason := slurm_node.missing():
         pytest.skip(reason)

@@ -62,7 +62,7 @@ def jobs_at_work(place):  # noqa: F811
             if "Registered to" in path.read_text()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_jobs_of_dask_go_on_when_one_is_cancelled_and_none_stays(submit, place, undisturbed):  # noqa: F811
     pytest.importorskip("dask_jobqueue")
     with open("run.toml", "a") as file:

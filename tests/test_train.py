@@ -175,8 +175,9 @@ def test_accumulated_micro_batches_learn_what_one_batch_learns(place):
     np.testing.assert_allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["file", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("how", [pytest.param("file", marks=pytest.mark.long),
+                                 pytest.param("SIGTERM", marks=pytest.mark.slow),
+                                 pytest.param("SIGUSR1", marks=pytest.mark.long)])
 def test_a_run_asked_to_stop_ends_with_a_checkpoint_and_continues(place, how):
     begun = begin(command("train.steps=100000", "train.save.steps=100000")[1:], place)
     log = place / "outputs" / "tiny" / "log.csv"
@@ -285,7 +286,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_samples(place):
     assert list((place / "outputs" / "tiny").glob("bad_batch_step_*_rank_0.pt"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_when_a_rank_dies_the_others_end_within_a_minute(place):
     process = subprocess.Popen(command("train.steps=100000", ranks=2), cwd=place, env=environment(),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -314,7 +315,7 @@ high = 0.9
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_validation_scores_the_decoded_volumes_the_same_on_one_rank_and_on_two(place):
     (place / "run.toml").write_text(CONFIG + DECODED)
     options = ["train.steps=4", "train.validate.steps=2", "train.validate.crops=0",
@@ -336,7 +337,7 @@ def test_validation_scores_the_decoded_volumes_the_same_on_one_rank_and_on_two(p
     assert not list((place / "outputs" / "one").glob(".validation_*"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batch_statistics_over_two_ranks_learn_what_one_rank_learns(place):
     options = ["train.batch=4", "train.steps=6", "augment.noise.probability=0", "train.sync_batchnorm=true",
                "train.log_steps=1"]

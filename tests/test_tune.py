@@ -272,7 +272,7 @@ def hashable(row):
     return row.key, row.kind, json.dumps(row.decode), json.dumps(row.found), row.seconds
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_find_what_one_finds(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()

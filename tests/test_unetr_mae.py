@@ -122,7 +122,7 @@ def test_unetr_gives_the_published_logits(volume, net, mean, std, values):
 
 @pytest.mark.parametrize("net, mean, std, values", [
     pytest.param(partial(made, LightUNETR), -0.06453113, 0.03207336,
-                 [-0.077575, -0.056441, -0.089847, -0.060998, -0.058684, -0.059169], marks=pytest.mark.slow),
+                 [-0.077575, -0.056441, -0.089847, -0.060998, -0.058684, -0.059169], marks=pytest.mark.long),
     (partial(made, LinearHead), 0.04325818, 0.04751731,
      [0.054895, 0.121408, -0.005431, -0.007782, 0.070178, 0.104511])])
 def test_the_small_relatives_give_the_published_logits(volume, net, mean, std, values):

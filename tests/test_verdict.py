@@ -201,7 +201,7 @@ def test_the_ranks_hear_the_first_one_or_that_it_is_gone(lead, sentence, monkeyp
     assert heard[1] == lead() if sentence is None else sentence in heard[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_ranks_and_a_resume_compute_as_the_first_rank_decided_when_the_run_began(place, monkeypatch):
     (place / "driver.py").write_text(DRIVER)
     words = ["driver.py", "--cfg", "run.toml", "train.layout=auto", "train.steps=6", "train.save.at=[3]",

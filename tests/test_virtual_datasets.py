@@ -147,7 +147,8 @@ for spare in (int(sys.argv[2]), 40):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the open files as Linux does")
-@pytest.mark.parametrize("spare", [0, 1, 5, 17, 25])
+@pytest.mark.parametrize("spare", [0, 5, *(pytest.param(spare, marks=pytest.mark.long)
+                                            for spare in (1, 17, 25))])
 def test_too_many_open_files_never_read_as_zeros(tmp_path, spare):
     path = tower(tmp_path, 300)
     done = subprocess.run([sys.executable, "-c", FEW_FILES, str(path), str(spare)], capture_output=True, text=True,

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from emcore.errors import InputError
+from emcore.errors import InputError, installation
 from emcore.volumes import create_volume, list_datasets, open_volume
 from tests.test_volumes import FULL, random_volume
 
@@ -194,4 +194,5 @@ def test_without_zarr_the_extra_is_named(tmp_path):
     (tmp_path / "a.zarr").mkdir()
     code = "import sys; sys.modules['zarr'] = None; from emcore import open_volume; open_volume(sys.argv[1])"
     ended = subprocess.run([sys.executable, "-c", code, f"{tmp_path}/a.zarr"], capture_output=True, text=True)
-    assert 'InputError: reading and writing zarr needs the extra zarr: pip install ".[zarr]"' in ended.stderr
+    assert f"reading and writing zarr needs the extra zarr, which is not installed here: {installation('zarr')}" in (
+        ended.stderr)

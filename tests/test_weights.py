@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from emcore import cards, config, results
+from emcore import cards, config, record, results
 from emcore.engine import checkpoint, start, weights
 from emcore.errors import InputError
 from emcore.settings import Settings
@@ -76,8 +76,9 @@ def test_a_name_is_taken_wherever_a_checkpoint_is(tmp_path, monkeypatch):
     assert results.of_checkpoint(settings, "vnc_clefts") == results.of_checkpoint(settings, str(file))
     start.check_start(replace(settings, data=replace(settings.data, train=(), validation=()),
                               train=replace(settings.train, start_from="vnc_clefts")), Path("recipe.toml"))
-    path, content = weights.taken(tmp_path, "vnc_clefts")
+    path, content, digest = weights.taken(tmp_path, "vnc_clefts")
     assert path == file
+    assert digest == record.digest_of_file(file)
     assert content["step"] == checkpoint.read("vnc_clefts")["step"] == settings.train.steps
     assert weights.digest(load_model("vnc_clefts")) == weights.digest(load_model(file))
     with pytest.raises(InputError, match="nor the name of weights that come with emcore; there are fib25_neurons"):

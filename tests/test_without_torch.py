@@ -28,7 +28,7 @@ low = [0.1]
 high = [0.9]
 """
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.skipif(sys.platform == "win32", reason="the folders of a virtual environment have other names there"),
 ]
 
@@ -89,7 +89,7 @@ def test_the_core_and_its_commands_need_numpy_h5py_and_numba_alone(run, python, 
     assert Path(place).is_relative_to(python.parent.parent)
     assert rest.strip() == "['torch', 'Cython', 'pytest'] True True 1"
     compiled = [path.name for path in Path(place).glob("kernels/*.so")]
-    assert len(compiled) == len(list((ROOT / "kernels").glob("*.pyx")))
+    assert len(compiled) == len(list((ROOT / "kernels").glob("*.pyx"))) + 1  # and what they share
 
     np.save(tmp_path / "labels.npy", np.arange(8 * 16 * 16, dtype=np.uint64).reshape(8, 16, 16) // 256 + 1)
     assert "usage: python -m emcore" in run("-m", "emcore")

@@ -31,6 +31,10 @@ WHOLE, BLOCK = 18, 16
 # More of them with decode.learned, for all that is known of contacts, and beside all channels that it looks at: 55 were
 # measured with faces, which left a fragment for every 134 voxels
 LEARNED = 70
+# The first merges of decode.learned are one task, which takes so many bytes for every voxel of the volume, and its
+# statistics so many more of disk. Measured were 2.3 and 3.3 kB for every fragment, where fragments of 16 voxels had
+# six contacts and 25 longer pairs each; faces leave a fragment for every 134 voxels of a prediction.
+LEARNED_TOP, LEARNED_DISK = 18, 25
 HISTOGRAMS = 34  # more of these where a quantile is over every contact: 8 in 8 bits to 32 in float32
 # More of these for fragments = "faces", whole and in a block: 17.6 in all at 320³ in 8 bits; 30 in blocks of 128³ in
 # 8 bits and 46 in float32, with what lies around the block.
@@ -112,12 +116,16 @@ class Task(NamedTuple):
         """Bytes that the last merges may take."""
         if isinstance(self.decode, MutexDecode):
             return MUTEX_TOP * self.voxels
-        return TOP * self.voxels if isinstance(self.decode, AffinityDecode) else 0
+        if not isinstance(self.decode, AffinityDecode):
+            return 0
+        return self.voxels * (TOP if self.decode.learned is None else LEARNED_TOP)
 
     @property
     def disk(self) -> int:
         """Bytes that all stages leave on the disk."""
-        return self.voxels * (MUTEX_DISK if isinstance(self.decode, MutexDecode) else DISK)
+        if isinstance(self.decode, MutexDecode):
+            return self.voxels * MUTEX_DISK
+        return self.voxels * (DISK if getattr(self.decode, "learned", None) is None else DISK + LEARNED_DISK)
 
 
 class Choice(NamedTuple):
@@ -207,9 +215,6 @@ def check_kind(decode: Decode, why: str = "") -> None:
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \
                 "decode.ties = canonical"
-    elif isinstance(decode, AffinityDecode) and decode.learned is not None:
-        wrong = "decode.learned", "the statistics of its contacts are not yet pooled over blocks", \
-                "decode.learned = none, which merges by decode.statistic"
     elif isinstance(decode, ComponentsDecode) and decode.seed_threshold and not needs_sections(decode):
         wrong = f"decode.seed_threshold with decode.connectivity = {decode.connectivity}", flood, \
                 "decode.connectivity = 4 or 8, which floods every section by itself, or decode.seed_threshold = 0"

@@ -82,7 +82,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("labels", type=Path, help="a labels file of infer.py with decode.kind = affinities")
     parser.add_argument("out", type=Path, help="the folder to make; with --back the file of edits to write")
     parser.add_argument("--edits", metavar="FILE", help="edits to hold in what is handed over")
-    parser.add_argument("--back", metavar="FILE", help="a mapping of the same supervoxels that somebody changed")
+    parser.add_argument("--back", metavar="FILE",
+                        help="a mapping of the same supervoxels that somebody changed: HDF5, or a folder of Zarr v3")
     options = parser.parse_args(arguments)
     if options.edits and options.back:
         raise InputError("--back compares a mapping with the labels as they are, and one that was handed over with "

@@ -60,10 +60,14 @@ class TreeWork(LabelWork):
         values = (FORMAT, self.content, self.grid.shape, self.grid.block, asked.channels, asked.bias, asked.temperature)
         watershed = (asked.low, asked.high) if asked.fragments == "watershed" else ()
         fragments = digest_of(values, asked.fragments, watershed)
-        graph = digest_of(fragments, self.statistic.every_contact)
+        graph = self.graph_digest(fragments)
         tree = digest_of(graph, self.statistic.name, self.end)
         return {"fragments": f"fragments-{fragments}", "seams": f"seams-{fragments}", "graph": f"graph-{graph}",
                 "pairs": f"pairs-{graph}", "merges": f"merges-{tree}"}
+
+    def graph_digest(self, fragments: str) -> str:
+        """A digest of all that decides the graph, beside what decides the fragments."""
+        return digest_of(fragments, self.statistic.every_contact)
 
     def tree_stages(self) -> list[Stage]:
         """What a cut at any threshold up to the end needs."""

@@ -23,7 +23,7 @@ from emcore.blocks.joined import LabelWork
 from emcore.blocks.leaves import Columns
 from emcore.blocks.mutex_faces import Faces, reach_of
 from emcore.blocks.sweeps import FOREST
-from emcore.blocks.windows import corner, extent, moved, places_of, sorted_names
+from emcore.blocks.windows import corner, extent, meeting, moved, places_of, sorted_names
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.labels import mutex_affinities
 from emcore.errors import InputError
@@ -228,13 +228,6 @@ class MutexWork(LabelWork):
     def labels(self, number: int) -> np.ndarray:
         table, = self.read("segments", 0, f"table_{number}")
         return look_up(self.fragments(number), table)
-
-
-def meeting(box: Box, window: Box) -> tuple[Box, Box]:
-    """What a box and a window share, as a part of the box and as a part of the window."""
-    shared = [slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(box, window)]
-    return tuple(tuple(slice(span.start - own.start, span.stop - own.start) for span, own in zip(shared, part))
-                 for part in (box, window))
 
 
 def never_joining(edges: WindowEdges, clusters: Clusters, inside: Box) -> np.ndarray:

@@ -21,7 +21,7 @@ from typing import Any
 import emcore
 from emcore.blocks.attempts import TRIES, Outcome, attempt, last_line, share_of
 from emcore.blocks.work import Stage, Work
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.settings.blocks import Blocks, bytes_of
 from emcore.threads import allotted_cores
 
@@ -274,8 +274,7 @@ def imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        raise InputError(f'blocks.engine = dask needs {name}, which is not installed here: pip install ".[dask]"; '
-                         "blocks.engine = local does without") from None
+        raise lacking(f"blocks.engine = local needs no {name}; blocks.engine = dask", "dask") from None
 
 
 def attempt_there(work: Work, stage: Stage, number: int, processes: int) -> Outcome:

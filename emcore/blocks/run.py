@@ -28,8 +28,9 @@ from emcore.blocks.mutex_faces import reach_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_task
 from emcore.decode.labels import check_end
+from emcore.decode.learned import net_for, reach_for
 from emcore.errors import InputError
-from emcore.files import create_once, reported, write_text
+from emcore.files import create_once, reported, write_bytes, write_text
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_edits, of_source
 from emcore.record import read as read_record
 from emcore.segment import Edit, read_edits, write_edits
@@ -53,15 +54,20 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
     grid, content = choice.grid, record["prediction"]["digest"]
     about = {"folder": folder.name, "block": list(grid.block), "content": content,
              "prediction": beside(prediction, place.parent), "end": end_for(folder, settings)}
+    if getattr(settings, "learned", None) is not None:
+        net_for(source, settings)  # One that does not fit is refused before anything is written.
+        about["classifier"] = f"classifier-{record['classifier']['digest'][:12]}.json"
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         create_once(folder / PLAN, written_plan(plan))
+    if "classifier" in about:  # Workers may stand in other folders, and later cuts may find the file changed.
+        write_bytes(folder / about["classifier"], Path(settings.learned.file).read_bytes())
     begun = None if blocks.size else block_begun(out, content)  # perhaps by another process just now, which has
     if begun is not None and begun != grid.block:  # another memory, and so other blocks: they are taken
         grid = Grid(grid.shape, begun)
         about["block"] = plan["block"] = list(begun)
-    work = work_for(folder, grid, str(prediction), with_end(settings, about), content)
+    work = work_for(folder, grid, str(prediction), with_end(settings, about), about)
     with running(folder, plan, finished=out.exists()):
         engines.run(work, replace(blocks, workers=choice.workers))
         mend(work, blocks)
@@ -144,16 +150,22 @@ def choice_of(prediction: Path, settings: Decode, blocks: Blocks, out: Path, rec
     """How to decode a stored prediction; a run that was begun goes on in its blocks, and advice would come too late."""
     source = open_volume(prediction)
     channels = source.shape[0] if source.ndim == 4 else 1
-    reach = reach_of(source, settings) if isinstance(settings, MutexDecode) else (0, 0, 0)
+    reach = reach_of(source, settings) if isinstance(settings, MutexDecode) else reach_for(source, settings)
     task = Task(source.shape[-3:], channels, source.dtype.itemsize, settings, reach)
     begun = block_begun(out, record["prediction"]["digest"])
     choice = choose(task, blocks if begun is None or blocks.size else replace(blocks, size=begun))
     return choice if begun or choice.grid is None else choice._replace(advice=density.advice(prediction, settings))
 
 
-def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, content: str) -> LabelWork:
-    """The stages that decode a prediction by these settings."""
+def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about: dict[str, Any]) -> LabelWork:
+    """The stages that decode a prediction by these settings; about: what a plan, or labels, say of them."""
+    content = str(about["content"])
     if isinstance(settings, AffinityDecode):
+        if settings.learned is not None:
+            from emcore.blocks.learned_work import LearnedWork
+
+            return LearnedWork(folder, grid, Source(prediction, settings), content,
+                               classifier=Path(about["classifier"]).name)
         return AffinityWork(folder, grid, Source(prediction, settings), content)
     if isinstance(settings, MutexDecode):
         from emcore.blocks.mutex_work import MutexWork
@@ -181,14 +193,14 @@ def work_of(labels: Path) -> LabelWork | None:
     try:
         about, shape = said[ABOUT], next(item.shape for item in list_datasets(labels) if item.name == LABELS)
         grid = Grid(shape, tuple(int(size) for size in about["block"]))
-        prediction, content = str(labels.parent / about["prediction"]), str(about["content"])
+        prediction = str(labels.parent / about["prediction"])
         folder = labels.parent / Path(about["folder"]).name
         settings = with_end(config.from_table(Decode, said["decode"], "decode"), about)
         if len(grid.block) != 3 or min(grid.block) < 1:
             raise ValueError
+        work = work_for(folder, grid, prediction, settings, about)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{labels} does not say how its blocks were made: it is damaged; run infer.py again") from None
-    work = work_for(folder, grid, prediction, settings, content)
     if isinstance(work, AffinityWork) and isinstance(about.get("edits"), str):
         work = replace(work, edits=tuple(read_edits(folder / Path(about["edits"]).name)))
     return work
@@ -294,7 +306,7 @@ def status_of(prediction: Path, labels: Path) -> list[str]:
     try:
         grid = Grid(tuple(map(int, plan["shape"])), tuple(map(int, plan["block"])))
         settings = with_end(config.from_table(Decode, plan["decode"], "decode"), plan)
-        work = work_for(labels.with_suffix(FOLDER), grid, plan["prediction"], settings, plan["content"])
+        work = work_for(labels.with_suffix(FOLDER), grid, plan["prediction"], settings, plan)
     except (KeyError, TypeError, ValueError):
         return [*lines, f"{labels.with_suffix(FOLDER) / PLAN} cannot be read: the next run writes it anew"]
     return [*lines, *(f"{labels}: {line}" for line in status.status(work))]

@@ -34,6 +34,13 @@ def corner(box: Box) -> tuple[int, int, int]:
     return tuple(span.start for span in box)
 
 
+def meeting(box: Box, window: Box) -> tuple[Box, Box]:
+    """What a box and a window share, as a part of the box and as a part of the window."""
+    shared = [slice(max(one.start, other.start), min(one.stop, other.stop)) for one, other in zip(box, window)]
+    return tuple(tuple(slice(span.start - own.start, span.stop - own.start) for span, own in zip(shared, part))
+                 for part in (box, window))
+
+
 def moved(names: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """names, those in `before` (sorted) replaced by the ones in `after`."""
     if len(before) == 0:

@@ -7,9 +7,9 @@ dataclass of its own, and the setting `kind` (of a net: `name`) picks it. A file
 """
 
 from emcore.config.reading import from_table, load, read_with_bases, translated
-from emcore.config.schema import comments, defaults, of_kind, to_table
-from emcore.config.text import describe, to_toml
+from emcore.config.schema import comments, defaults, differing, of_kind, to_table
+from emcore.config.text import describe, short_toml, to_toml
 from emcore.reading import read_toml
 
-__all__ = ["comments", "defaults", "describe", "from_table", "load", "of_kind", "read_toml", "read_with_bases",
-           "to_table", "to_toml", "translated"]
+__all__ = ["comments", "defaults", "describe", "differing", "from_table", "load", "of_kind", "read_toml",
+           "read_with_bases", "short_toml", "to_table", "to_toml", "translated"]

@@ -93,6 +93,33 @@ def to_table(config: Any) -> dict[str, Any]:
     return table
 
 
+def differing(config: Any, usual: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The part of a config's table that differs from the usual one, by default that of all defaults.
+
+    A table of another kind says its kind, and all that differs from the defaults of its kind.
+    """
+    usual = defaults(type(config)) if usual is None else usual
+    found = {}
+    for name, value in to_table(config).items():
+        setting, before = getattr(config, name), usual.get(name)
+        if value == before:
+            continue
+        if dataclasses.is_dataclass(setting):
+            same = isinstance(before, dict) and of_kind(hints(type(config))[name], before) is type(setting)
+            found[name] = differing(setting, before) if same else named(setting)
+        elif isinstance(setting, tuple) and setting and all(map(dataclasses.is_dataclass, setting)):
+            found[name] = [named(item) for item in setting]
+        else:
+            found[name] = value
+    return found
+
+
+def named(config: Any) -> dict[str, Any]:
+    """The part of a table that differs from the defaults of its kind, and which kind that is."""
+    kind = tag(type(config))
+    return ({kind[0]: kind[1]} if kind else {}) | differing(config)
+
+
 def laid_over(schema: type, table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A table of defaults with what is given in their place: tables are merged, lists and scalars replaced."""
     full = dict(table)

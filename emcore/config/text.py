@@ -2,15 +2,26 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from emcore.config.schema import comments, defaults, hints, items, join, of_kind, tables, to_table
+from emcore.config.schema import comments, defaults, differing, hints, items, join, of_kind, tables, to_table
 
 
 def to_toml(config: Any, explained: bool = False) -> str:
     """A config as TOML, on request with the meaning of every setting; loading it gives an equal config."""
     return _write(to_table(config), "", type(config), explained)
+
+
+def short_toml(config: Any, remarks: Mapping[str, str]) -> str:
+    """What differs from the defaults alone, as TOML; remarks: comments above the tables that they name."""
+    text = "\n" + _write(differing(config), "", type(config), False)
+    text = re.sub(r"\n\[([\w.]+)\]\n(?=\n\[+\1\.)", "", text)  # heads of tables that hold nothing but tables
+    for name, remark in remarks.items():
+        for head in (f"\n[{name}]\n", f"\n[[{name}]]\n"):
+            text = text.replace(head, f"\n# {remark}{head}", 1)
+    return text.removeprefix("\n")
 
 
 def describe(schema: type, names: Sequence[str] | None = None) -> str:

@@ -17,7 +17,7 @@ _LABELS = numba.types.Array(numba.int64, 3, "C", readonly=True)
 _OFFSETS = numba.types.Array(numba.int64, 2, "C", readonly=True)
 
 
-@compiled(numba.void(_LABELS, numba.int64, numba.int64, numba.int64[:, :, ::1]), at_once=True)
+@compiled(lambda _: numba.void(_LABELS, numba.int64, numba.int64, numba.int64[:, :, ::1]), at_once=True)
 def _erode_section(labels, section, radius, out):
     """out[section]: 0 where the window around an object's voxel holds another object too."""
     height, width = labels.shape[1:]
@@ -48,7 +48,7 @@ def _erode_section(labels, section, radius, out):
             made[x] = 0 if row[x] > 0 and widest[x] != least[x] else row[x]
 
 
-@compiled(numba.void(_LABELS, numba.int64, _OFFSETS, numba.int64, numba.boolean, numba.int64,
+@compiled(lambda _: numba.void(_LABELS, numba.int64, _OFFSETS, numba.int64, numba.boolean, numba.int64,
                      numba.float32[:, :, :, ::1], numba.boolean[:, :, :, ::1]), at_once=True)
 def _affinity_section(labels, z, offsets, least, all_count, border, values, valid):
     """values and valid (channels, z, y, x) of one section; border 0 ignores, 1 learns the foreground, 2 cuts.

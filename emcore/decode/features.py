@@ -36,13 +36,13 @@ def features(contacts: Contacts) -> np.ndarray:
     deepest = contacts.least_height / UNIT
     low, high = np.minimum(deepest[u], deepest[v]), np.maximum(deepest[u], deepest[v])
     saddle, middle = contacts.least[:, groups] / UNIT, quantile[:, groups, QUANTILES.index(0.5)]
-    columns = [mean, deviation, contacts.least / UNIT, contacts.most / UNIT, quantile.reshape(len(u), -1),
+    columns = [mean, deviation, contacts.least / UNIT, contacts.most / UNIT, *np.moveaxis(quantile, 1, 0),
                *((total / UNIT + 0.5) / (pair_count + 1) for pair_count, total in pairs), contacts.z_faces / count,
                np.log(count), np.log(smaller), np.log(larger), count / np.cbrt(smaller * smaller),
                *(np.log(pair_count + 1.0) for pair_count, _ in pairs),
                np.minimum(inside[u], inside[v]), np.maximum(inside[u], inside[v]),
                saddle - low, saddle - high, middle - high]
-    return np.concatenate([column.reshape(len(u), -1) for column in columns], axis=1)
+    return np.concatenate([column if column.ndim == 2 else column[:, None] for column in columns], axis=1)
 
 
 def quantiles(histograms: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ A file holds model, ema, optimizer, step, rng, config, version and what else the
 bare module. It rebuilds its net without the config file.
 """
 
+import hashlib
 import io
 import os
 import pickle
@@ -53,16 +54,16 @@ def all_steps(folder: Path) -> list[tuple[int, Path]]:
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; None where there is no checkpoint."""
-    found = _first_sound(folder, verified)
+    found = first_sound(folder, verified)
     return found[0] if found else None
 
 
 def read_newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest checkpoint that is whole, and its content; None where there is no checkpoint."""
-    return _first_sound(folder, read)
+    return first_sound(folder, read)
 
 
-def _first_sound(folder: Path, reading: Callable[[Path], Any]) -> tuple[Path, Any] | None:
+def first_sound(folder: Path, reading: Callable[[Path], Any]) -> tuple[Path, Any] | None:
     """The newest checkpoint that can be read and what came of it; those that are passed over are named."""
     damaged = []
     for _, path in all_steps(folder):
@@ -105,7 +106,17 @@ def read(path: str | Path, device: str | torch.device = "cpu", stand_in: type | 
     stand_in: takes the place of the classes of another program; without it a file that names any is refused.
     """
     path = checkpoint_file(path)
-    data = verified(path, stand_in is not None)
+    return _content(path, verified(path, stand_in is not None), device, stand_in)
+
+
+def read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a checkpoint, and the digest of the bytes that were read (record.digest_of_file)."""
+    data = verified(path)
+    return _content(path, data), hashlib.sha256(data).hexdigest()
+
+
+def _content(path: Path, data: bytes, device: str | torch.device = "cpu",
+             stand_in: type | None = None) -> dict[str, Any]:
     with refused(path, "is not a whole checkpoint"):
         names = _strange_names(data) if stand_in else ()
         # their dicts and ordered dicts hold what is looked for

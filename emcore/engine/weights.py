@@ -16,21 +16,28 @@ from emcore.errors import InputError
 from emcore.settings.model import Model
 
 
-def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint of a choice and its content: a file, a name, "best" of what the run monitored, or "", the last."""
+def taken(run: Path, choice: str) -> tuple[Path, dict[str, Any], str]:
+    """The checkpoint of a choice: a file, a name, "best" of what the run monitored, or "", the last.
+
+    Returns its path, its content and the digest of its bytes.
+    """
     if choice:
         path = best_checkpoint(run) if choice == "best" else checkpoint_file(choice)
-        return path, checkpoint.read(path)
-    found = checkpoint.read_newest(run / "checkpoints")
+        return path, *checkpoint.read_with_digest(path)
+    found = checkpoint.first_sound(run / "checkpoints", checkpoint.read_with_digest)
     if found is None:
         raise InputError(f"{run / 'checkpoints'} has no checkpoint: run train.py first, or name one by --checkpoint")
-    return found
+    return found[0], *found[1]
 
 
-def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Module) -> dict[str, Any]:
-    """What a record says of weights: their digest, which of the file's they are, its step and its path."""
+def described(content: Mapping[str, Any], path: Path, choice: str, model: nn.Module, file: str) -> dict[str, Any]:
+    """What a record says of weights: their digest, which of the file's they are, its step and its path.
+
+    With the digest of the file and the choice the weights are known again without reading them (results.known_weights).
+    """
     _, used = checkpoint.choose_weights(content, choice, path)
-    return {"digest": digest(model), "used": used, "step": checkpoint.step_of(content), "checkpoint": str(path)}
+    return {"digest": digest(model), "used": used, "step": checkpoint.step_of(content), "checkpoint": str(path),
+            "file": file, "choice": choice}
 
 
 def net_table(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """The best one-to-one matching over a sparse list of possible pairs."""
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from emcore.cache import compiled
 
-_ints = types.Array(types.int64, 1, "C")
-_ints_in = types.Array(types.int64, 1, "C", readonly=True)
-_floats_in = types.Array(types.float64, 1, "C", readonly=True)
+
+def _signature(types):
+    ints, floats = (types.Array(kind, 1, "C", readonly=True) for kind in (types.int64, types.float64))
+    return types.Array(types.int64, 1, "C")(ints, ints, ints, floats, types.int64)
 
 
 def best_matching(rows: NDArray[np.int64], columns: NDArray[np.int64],
@@ -33,7 +33,7 @@ def best_matching(rows: NDArray[np.int64], columns: NDArray[np.int64],
     return np.sort(chosen[chosen < len(rows)])
 
 
-@compiled(_ints(_ints_in, _ints_in, _ints_in, _floats_in, types.int64))
+@compiled(_signature)
 def _shortest_paths(first, row, column, cost, column_count):
     """The edge of each row in the cheapest matching of all rows; edges of row i are first[i]..first[i + 1].
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numba import types
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
@@ -13,12 +12,13 @@ from emcore.metrics.pairs import checked_resolution
 from emcore.segment.arrays import as_array, within
 from emcore.threads import run_parallel, thread_count
 
-_bits_in = types.Array(types.boolean, 2, "C", readonly=True)
-_bits_out = types.Array(types.boolean, 2, "C")
-_reach_in = types.Array(types.int64, 1, "C", readonly=True)
+
+def _signature(types):
+    reach = types.Array(types.int64, 1, "C", readonly=True)
+    return types.void(types.Array(types.boolean, 2, "C", readonly=True), reach, types.Array(types.boolean, 2, "C"))
 
 
-@compiled(types.void(_bits_in, _reach_in, _bits_out))
+@compiled(_signature)
 def _dilate(border, reach, mask):
     """Sets the mask where a border pixel is dy rows and at most reach[dy] columns away."""
     height, width = border.shape

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import types
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.cache import compiled
@@ -29,13 +28,6 @@ MORTON_BITS = 20
 RUN_BYTES = 64  # a run takes so much while all are put in order
 VOXEL_BYTES = 24  # a wrong voxel takes so much while distances are summed
 TOO_MUCH = "score a part, or look whether it is clefts that the volumes hold"
-
-_states = types.Array(types.uint8, 2, "C")
-_runs = types.Array(types.int32, 2, "C")
-_runs_in = types.Array(types.int32, 2, "C", readonly=True)
-_floats = types.Array(types.float64, 1, "C")
-_floats_in = types.Array(types.float64, 1, "C", readonly=True)
-_offsets_in = types.Array(types.int64, 1, "C", readonly=True)
 
 
 class Distances(NamedTuple):
@@ -133,7 +125,8 @@ def clefts(truth: ArrayLike, prediction: ArrayLike, resolution: Sequence[float],
     return Clefts((to_truth.mean + to_prediction.mean) / 2, far_predicted, far_true, to_truth, to_prediction, f1, rates)
 
 
-@compiled(types.int64(types.Array(types.uint8, 2, "C", readonly=True), types.int64, types.int64, types.int64, _runs))
+@compiled(lambda types: types.int64(types.Array(types.uint8, 2, "C", readonly=True), types.int64, types.int64,
+                                    types.int64, types.Array(types.int32, 2, "C")))
 def _find_runs(states, z, y_start, x_start, runs):
     """The number of runs of one state other than 0 in this section; fills in (z, y, start, stop, state) if they fit."""
     height, width = states.shape
@@ -295,7 +288,13 @@ def _spread(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values
 
 
-@compiled(types.void(_runs_in, _offsets_in, _runs_in, _runs_in, _floats_in, _floats))
+def _signature_of_search(types):
+    runs, offsets, floats = (types.Array(kind, rank, "C", readonly=True)
+                             for kind, rank in ((types.int32, 2), (types.int64, 1), (types.float64, 1)))
+    return types.void(runs, offsets, runs, runs, floats, types.Array(types.float64, 1, "C"))
+
+
+@compiled(_signature_of_search)
 def _search(queries, offsets, targets, tree, resolution, distances):
     """The distance of each voxel of the queries to the nearest target.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.errors import InputError
-from emcore.metrics.folding import COUNT, HEAD, LENGTH, NEXT, PARENT, SIZE, TRUTH, fold_rows, running_sum
+from emcore.kernels.folding import fold_rows, running_sum
 from emcore.metrics.partitions import (
     ALONG_CURVES,
     Agreement,
@@ -27,6 +27,10 @@ from emcore.metrics.partitions import (
 from emcore.metrics.tables import Contingency, contingency, of_table
 from emcore.segment.arrays import as_array, within
 from emcore.segment.merge_tree import MergeTree
+
+# columns of the tables of kernels/folding.pyx, one row a fragment and one row a (fragment, truth id)
+PARENT, HEAD, LENGTH, SIZE = range(4)
+TRUTH, COUNT, NEXT = range(3)
 
 
 class BestThreshold(NamedTuple):

@@ -86,14 +86,17 @@ def curve(case: Case) -> list[Row]:
         case.notes.append(f"the curve over the thresholds ends at {tree.complete_below:g}, up to which merges were "
                           "found (decode.end)")
     states = np.unique(np.linspace(0, len(tree.height), POINTS).astype(int))
-    chosen = case.labels.attrs.get("decode")
+    table = case.labels.attrs.get("decode")
+    chosen = table.get("threshold") if isinstance(table, dict) else None
+    merges = None if chosen is None else int(np.searchsorted(tree.height, chosen))  # those below it are done
     best = {name: whole.best(name)._asdict() for name in ("voi", convention)}
     numbers = {"threshold": np.append(0.0, tree.height)[states], "voi_split": whole.voi.split[states],
                "voi_merge": whole.voi.merge[states], "rand_error": whole.rand(convention).error[states]}
     case.found["curve"] = {
         **{name: [finite(value) for value in values] for name, values in numbers.items()},
         "convention": convention,
-        "chosen": chosen["threshold"] if isinstance(chosen, dict) and "threshold" in chosen else None,
+        "chosen": chosen,
+        "used": {} if merges is None else {name: finite(whole.criterion(name)[merges]) for name in best},
         "best": {name: {key: finite(value) for key, value in entry.items()} for name, entry in best.items()},
     }
     return []

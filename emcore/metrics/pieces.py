@@ -1,29 +1,11 @@
 """The pieces of a mask that is seen in runs of sections, one after the other, numbered as those of the whole mask."""
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
-from emcore.cache import compiled
+from emcore.kernels.overlaps import unite
 from emcore.metrics.tables import contingency
 from emcore.segment import connected_components
-
-_numbers = types.Array(types.int64, 1, "C")
-_numbers_in = types.Array(types.int64, 1, "C", readonly=True)
-
-
-@compiled(types.void(_numbers_in, _numbers_in, _numbers))
-def _unite(first, second, parent):
-    """Joins the pieces of each pair in the forest `parent`, whose roots are the smallest numbers of their trees."""
-    for pair in range(len(first)):
-        one, other = first[pair], second[pair]
-        while parent[one] != one:
-            parent[one] = parent[parent[one]]
-            one = parent[one]
-        while parent[other] != other:
-            parent[other] = parent[parent[other]]
-            other = parent[other]
-        parent[max(one, other)] = min(one, other)
 
 
 class Pieces:
@@ -56,8 +38,6 @@ class Pieces:
         """The number in the whole mask, in raster order of first voxels, of each number that was given to a run."""
         parent = np.arange(self.count + 1)
         if self.one_piece:
-            _unite(*np.concatenate(self.one_piece, axis=1).astype(np.int64), parent)
-        while (parent != parent[parent]).any():
-            parent = parent[parent]
+            unite(np.ascontiguousarray(np.concatenate(self.one_piece, axis=1).astype(np.int64).T), parent)
         is_first = parent == np.arange(self.count + 1)
         return (np.cumsum(is_first) - 1)[parent].astype(np.uint64)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from emcore.errors import InputError
+from emcore.kernels.folding import running_sum
 from emcore.metrics.curves import BestThreshold, ThresholdCurve, checked_tree
-from emcore.metrics.folding import running_sum
 from emcore.metrics.skeletons import CONVENTIONS, checked_edges, checked_ids
 from emcore.segment.arrays import within
 from emcore.segment.merge_tree import MergeTree

@@ -13,6 +13,7 @@ from emcore.errors import InputError
 from emcore.metrics.label_files import described, open_labels, sides
 from emcore.metrics.partitions import CONVENTIONS, check_convention, ignored_truth, scores_by
 from emcore.metrics.placement import Borders, overlap, whole_table
+from emcore.progress import Working
 
 # options that not everything has -> what does; "" are labels
 OPTIONS = {"conventions": ("",), "border_nm": ("",), "ignore_truth": ("",), "ignore_labels": ("",),
@@ -123,7 +124,8 @@ def main(arguments: Sequence[str]) -> None:
             flag = f"--{name.replace('_', '-').replace('conventions', 'convention')}"
             raise InputError(f"{flag} cannot be used " + (f"with --{kind}" if "" in OPTIONS[name] or kind else
                              f"without --{' or --'.join(OPTIONS[name])}"))
-    result, text = _scored(kind, given)
+    with Working(f"score {given['prediction']}"):
+        result, text = _scored(kind, given)
     print(json.dumps(result, indent=1) if as_json else text(result))
 
 

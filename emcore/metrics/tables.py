@@ -9,87 +9,20 @@ from functools import cached_property, wraps
 from itertools import product
 from typing import ParamSpec, TypeVar
 
-import numba
 import numpy as np
-from numba import types
 from numpy.typing import ArrayLike, NDArray
 
-from emcore.cache import compiled
 from emcore.errors import InputError
+from emcore.kernels.contingency import Pairs
 from emcore.metrics.pairs import boxes
 from emcore.segment.arrays import as_array
 from emcore.threads import run_parallel, slabs, thread_count
 
-CHUNK = 1 << 16  # voxels converted to uint64 at a time: both buffers stay in the second-level cache
+CHUNK = 1 << 16  # voxels counted at a time: where they are converted, both buffers stay in the second-level cache
 TILE = (4, 64, 256)  # the same number of voxels of an array that is not contiguous: whole cache lines along each axis
-PIECE = 1 << 14  # voxels whose runs are found before they are counted
 LARGEST_ID = (1 << 64) - 1
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
-
-_ids = types.Array(types.uint64, 1, "C", readonly=True)
-_entries = types.Array(types.uint64, 2, "C")
-
-
-@numba.njit(nogil=True)
-def _slot(entries, truth, label):
-    """Where the pair is or belongs. Open addressing over rows (truth, label, count); count 0 marks a free row.
-
-    Four labels that follow each other start in one group of rows: neighbours in space mostly are neighbours in number,
-    so a large table misses the processor's cache less often.
-    """
-    mixed = (truth * np.uint64(0x9E3779B97F4A7C15)) ^ ((label >> np.uint64(2)) + np.uint64(0xD1B54A32D192ED03))
-    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(29)
-    last = np.uint64(entries.shape[0] - 1)
-    slot = ((mixed << np.uint64(2)) | (label & np.uint64(3))) & last
-    while entries[slot, 2] != np.uint64(0) and (entries[slot, 0] != truth or entries[slot, 1] != label):
-        slot = (slot + np.uint64(1)) & last
-    return slot
-
-
-@numba.njit(nogil=True)
-def _insert(entries, used, truth, label, count):
-    """The table with a pair that was not in it, and its number of pairs; at most half of the rows are in use."""
-    if 2 * (used + 1) > entries.shape[0]:
-        larger = np.zeros((2 * entries.shape[0], 3), np.uint64)
-        for old in range(entries.shape[0]):
-            if entries[old, 2] != np.uint64(0):
-                larger[_slot(larger, entries[old, 0], entries[old, 1])] = entries[old]
-        entries = larger
-    slot = _slot(entries, truth, label)
-    entries[slot, 0] = truth
-    entries[slot, 1] = label
-    entries[slot, 2] = count
-    return entries, used + 1
-
-
-@compiled(types.Tuple((_entries, types.int64))(_entries, types.int64, _ids, _ids))
-def _count_runs(entries, used, truth, labels):
-    """The table with these voxels added. Neighbours along x mostly repeat a pair, so runs are counted, not voxels.
-
-    First the starts of all runs are found without a branch, then they are looked up: a processor that guesses the
-    length of each run is wrong once a run, and throws away the look-ups that it has begun.
-    """
-    starts = np.empty(PIECE + 1, np.int64)
-    for begin in range(0, truth.shape[0], PIECE):
-        truth_piece, label_piece = truth[begin:begin + PIECE], labels[begin:begin + PIECE]
-        starts[0] = 0
-        runs = 1
-        for voxel in range(1, truth_piece.shape[0]):
-            starts[runs] = voxel
-            differs = (truth_piece[voxel] ^ truth_piece[voxel - 1]) | (label_piece[voxel] ^ label_piece[voxel - 1])
-            runs += np.int64(differs != np.uint64(0))
-        starts[runs] = truth_piece.shape[0]
-        for run in range(runs):
-            truth_id, label_id = truth_piece[starts[run]], label_piece[starts[run]]
-            count = np.uint64(starts[run + 1] - starts[run])
-            slot = _slot(entries, truth_id, label_id)
-            if entries[slot, 2] != np.uint64(0):
-                entries[slot, 2] += count
-            else:
-                entries, used = _insert(entries, used, truth_id, label_id, count)
-    return entries, used
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,15 +197,15 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
     _check(volumes[0], volumes[1], mask)
     ignore_truth, ignore_labels = _checked_ids(ignore_truth), _checked_ids(ignore_labels)
 
-    tables = [(None, 0, 0)] * threads  # one for each thread, kept from block to block
+    tables: list[tuple[Pairs | None, int]] = [(None, 0)] * threads  # one for each thread, kept from block to block
     for block in boxes(*volumes):
         parts, left_out = _in_memory_order([volume[block] for volume in volumes], None if mask is None else mask[block])
         jobs = slabs(len(parts[0]), threads) if parts[0].size > CHUNK else [(0, len(parts[0]))]
         tables[:len(jobs)] = run_parallel(
             _count, [(table, [part[a:b] for part in parts], None if left_out is None else left_out[a:b])
                      for table, (a, b) in zip(tables, jobs)], threads)
-    masked = sum(table[2] for table in tables)
-    entries = merged([table[0] for table in tables if table[0] is not None])
+    masked = sum(left_out for _, left_out in tables)
+    entries = merged([pairs.rows() for pairs, _ in tables if pairs is not None])
     for name, volume, column in (("truth", volumes[0], 0), ("labels", volumes[1], 1)):
         if volume.dtype.kind == "i" and len(entries) and entries[:, column].max() >> np.uint64(63):
             found = int(entries[:, column].max()) - (1 << 64)
@@ -281,25 +214,24 @@ def contingency(truth: ArrayLike, labels: ArrayLike, ignore_truth: Sequence[int]
     return table_of(entries, int(np.prod(volumes[0].shape, dtype=object)), masked, ignore_truth, ignore_labels)
 
 
-def _count(table: tuple, parts: list[NDArray], left_out: NDArray | None) -> tuple:
-    """The thread's table (entries, pairs, masked voxels) with these voxels added."""
-    entries, used, masked = table
-    if entries is None:
-        entries = np.zeros((1024, 3), np.uint64)
+def _count(table: tuple[Pairs | None, int], parts: list[NDArray], left_out: NDArray | None) -> tuple[Pairs, int]:
+    """The thread's table (pairs, masked voxels) with these voxels added."""
+    pairs, masked = table
+    pairs = pairs or Pairs()
     arrays = parts if left_out is None else [*parts, left_out]
     if all(array.flags.c_contiguous for array in arrays):
         arrays = [array.reshape(-1) for array in arrays]
     buffers = [np.empty(CHUNK, np.uint64) for _ in parts]
     for chunk in _chunks(arrays[0].shape):
-        ids = [_as_uint64(array[chunk], buffer) for array, buffer in zip(arrays, buffers)]
+        ids = [_as_ids(array[chunk], buffer) for array, buffer in zip(arrays, buffers)]
         if left_out is not None:
             out = arrays[2][chunk].reshape(-1)
             count = int(np.count_nonzero(out))
             masked += count
             if count:
                 ids = [values[~out] for values in ids]
-        entries, used = _count_runs(entries, used, *ids)
-    return entries, used, masked
+        pairs.add(*ids)
+    return pairs, masked
 
 
 def _in_memory_order(parts: list[NDArray], left_out: NDArray | None) -> tuple[list[NDArray], NDArray | None]:
@@ -317,10 +249,11 @@ def _chunks(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
                      for size, step in zip(shape, steps)))
 
 
-def _as_uint64(part: NDArray, buffer: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The voxels in C order as uint64: a view where that is possible, else the buffer."""
-    if part.dtype.kind in "ui" and part.dtype.itemsize == 8 and part.dtype.isnative and part.flags.c_contiguous:
-        return part.view(np.uint64).reshape(-1)
+def _as_ids(part: NDArray, buffer: NDArray[np.uint64]) -> NDArray:
+    """The voxels in C order as uint32 or uint64: a view where that is possible, else the buffer."""
+    if part.dtype.isnative and part.flags.c_contiguous and (part.dtype == np.uint32 or (part.dtype.kind in "ui"
+                                                            and part.dtype.itemsize == 8)):
+        return part.view(f"u{part.dtype.itemsize}").reshape(-1)
     buffer = buffer[:part.size]
     np.copyto(buffer.reshape(part.shape), part, casting="unsafe")
     return buffer

@@ -122,7 +122,7 @@ def sides_of(length: int, window: int, overlap: float) -> list[int]:
     """Sides that a tile may have along an axis: whole steps of the windows, or all of it."""
     step = step_of(window, overlap)
     counts = {round(1.3**power) for power in range(30)}
-    return sorted({min(length, step * count) for count in counts if step * count < 2 * length})
+    return sorted({min(length, step * count) for count in counts if count == 1 or step * count < 2 * length})
 
 
 def windows_along(places: Sequence[int], window: int, length: int, pad: int, side: int) -> list[int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 def main(arguments: Sequence[str]) -> int:
     """python -m emcore report: writes the page of a run again, from what stands in its folder."""
     from emcore import results
+    from emcore.progress import Working
     from emcore.report.page import write_report
     from emcore.report.scores import read_scores
     from emcore.settings.data import result_names
@@ -26,5 +27,7 @@ def main(arguments: Sequence[str]) -> int:
             _, made_by = results.check_scored(settings, number, labels if has_labels else None, prediction)
             name = result_names(settings.data)[number]
             results.check_shown(made_by, found.get(name), name)
-    print(write_report(folder, place, settings, found))
+    with Working("draw the page"):
+        page = write_report(folder, place, settings, found)
+    print(page)
     return 0

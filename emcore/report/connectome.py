@@ -14,6 +14,7 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.files import reported, write_text
 from emcore.png import colour_labels, overlay
+from emcore.progress import Working
 from emcore.report.html import filled, picture, policy, read, table
 from emcore.report.wiring_files import write_files
 from emcore.segment.edges import Connections, connections
@@ -68,7 +69,8 @@ def write_connectome(out: Path, labels: Volume, synapses: Volume, kind: str,
                      image: tuple[Volume, tuple[slice, ...]] | None, resolution: Sequence[float] | None,
                      direction: str | None = None, share: float = SHARE) -> None:
     """Writes all files of a connectome into a folder, and says what was found."""
-    found = partners(labels, synapses, kind, direction=direction, resolution=resolution, share=share)
+    with Working("find the partners of synapses"):
+        found = partners(labels, synapses, kind, direction=direction, resolution=resolution, share=share)
     edges = connections(found)
     with reported(out):
         out.mkdir(parents=True, exist_ok=True)

@@ -1,17 +1,19 @@
 "use strict";
 // Asks about one doubt after the other. A box of voxels is one picture, its sections below each other.
-const {doubts, resolution, total, key} = JSON.parse(document.getElementById("data").textContent);
+const {doubts, resolution, total, key, twice} = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
 const AXES = ["z", "y", "x"], SIDE = 320, MOVED = {",": -1, ".": 1};
 const COLOURS = [null, [255, 146, 43], [51, 154, 240]];
-const WORDS = {a: "accepted", r: "rejected", s: "skipped"};
-const state = {at: 0, axis: 0, point: [0, 0, 0], opacity: 0.35, answers: {}, shown: null};
+// What is answered: yes, no, skip; that orange, blue or neither of the two is a neuron.
+const BUTTONS = {a: "accept", r: "reject", s: "skip", 1: "drop-one", 2: "drop-two", 0: "drop-both"};
+const state = {at: 0, axis: 0, point: [0, 0, 0], opacity: 0.35, answers: {}, again: false, shown: null};
 const PLACE = `emcore doubts ${key}`, boxes = new Map();
 
 function stored() {
   try {
     const found = JSON.parse(localStorage.getItem(PLACE) || "{}");
-    for (const [rank, answer] of Object.entries(found)) if (answer in WORDS) state.answers[rank] = answer;
+    for (const [rank, given] of Object.entries(found))
+      if (/^(r|s|a+|0+|1+|2+)$/.test(given)) state.answers[rank] = given;
   } catch { unkept(); }
 }
 
@@ -44,8 +46,9 @@ function box(number) { // unpacked once, and the next one while this one is look
   return boxes.get(number);
 }
 
-async function open(number) {
+async function open(number, again = false) {
   state.at = Math.max(0, Math.min(doubts.length - 1, number));
+  state.again = again;
   state.point = [...doubts[state.at].middle];
   const wanted = state.at, shown = await box(wanted);
   if (wanted !== state.at) return; // a faster key went on
@@ -59,26 +62,30 @@ function ask() {
   const doubt = doubts[state.at], one = named("one", "orange"), two = named("two", "blue");
   const parts = doubt.edit === "split" ? ["One object here. Are ", one, " and ", two, " two neurons?"]
     : ["Two objects here. Are ", one, " and ", two, " one neuron?"];
-  find("question").replaceChildren(`${doubt.rank}. `, ...parts);
+  const given = state.answers[doubt.rank] ?? "", times = Math.max(doubt.asked, given ? needed(doubt, given) : 1);
+  const asked = state.again ? ` (asked again, ${given.length + 1} of ${times})` : "";
+  find("question").replaceChildren(`${doubt.rank}. `, ...parts, asked);
   const at = [doubt.at_z_nm, doubt.at_y_nm, doubt.at_x_nm].map((nm) => (nm / 1000).toFixed(2)).join(", ");
   const rows = [["why", doubt.reason], ["chance of an error", `${Math.round(100 * doubt.chance)} %`],
     ["orange", `${size(doubt.um3)} µm³`], ["blue", `${size(doubt.to_um3)} µm³`],
     ["contact", `${doubt.faces} faces`], [doubt.statistic, doubt.value.toFixed(3)],
     ["place (z, y, x)", `${at} µm`]];
   if ("cable_um" in doubt) rows.push(["cable", `${size(doubt.cable_um)} + ${size(doubt.to_cable_um)} µm`]);
+  if (doubt.like !== "") rows.push(["parts it nearly as", `doubt ${doubt.like}`]);
   if ("synapses" in doubt) rows.push(["synapses", `${doubt.synapses} + ${doubt.to_synapses}`]);
   find("facts").replaceChildren(...rows.map((cells) => {
     const row = document.createElement("tr");
     row.append(...cells.map((text) => Object.assign(document.createElement("td"), {textContent: text})));
     return row;
   }));
-  for (const [answer, id] of [["a", "accept"], ["r", "reject"], ["s", "skip"]])
-    find(id).classList.toggle("chosen", state.answers[doubt.rank] === answer);
-  const counts = Object.keys(WORDS).map((answer) =>
-    Object.values(state.answers).filter((given) => given === answer).length);
-  const left = doubts.filter(isOpen).length, done = doubts.filter(settled).length;
-  find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ${left} open` +
-    `${done ? `, ${done} settled` : ""}; the ${doubts.length} most urgent of ${total} doubts`;
+  for (const [answer, id] of Object.entries(BUTTONS))
+    find(id).classList.toggle("chosen", !state.again && given[0] === answer);
+  const counts = ["accepted", "rejected", "skipped", "dropped"].map((kind) =>
+    doubts.filter((one) => outcome(one) === kind).length);
+  const [left, wait] = [isOpen, waits].map((is) => doubts.filter(is).length);
+  find("progress").textContent = `${counts[0]} yes, ${counts[1]} no, ${counts[2]} skipped, ` +
+    `${counts[3] ? `${counts[3]} dropped, ` : ""}${wait ? `${wait} to ask again, ` : ""}${left} open` +
+    `; the ${doubts.length} most urgent of ${total} doubts`;
   [...find("bar").children].forEach((part, index) => { part.style.width = `${100 * counts[index] / doubts.length}%`; });
 }
 
@@ -88,35 +95,64 @@ function named(kind, text) {
 
 function size(value) { return value >= 0.1 ? value.toFixed(2) : value.toPrecision(2); }
 
-// A yes to a doubt settles those that part the object in nearly the same way.
-function settled(doubt) { return state.answers[doubt.like] === "a" && !(doubt.rank in state.answers); }
+// How often the same answer must be given: a wrong yes costs more than many right ones bring.
+function needed(doubt, given) { return /[rs]/.test(given) ? 1 : given[0] === "a" ? doubt.asked : twice ? 2 : 1; }
 
-function isOpen(doubt) { return !(doubt.rank in state.answers) && !settled(doubt); }
+function outcome(doubt) {
+  const given = state.answers[doubt.rank];
+  if (!given || given.length < needed(doubt, given)) return null;
+  return {a: "accepted", r: "rejected", s: "skipped"}[given[0]] ?? "dropped";
+}
+
+function waits(doubt) { return doubt.rank in state.answers && outcome(doubt) === null; }
+
+function isOpen(doubt) { return !(doubt.rank in state.answers); }
 
 function answer(given) {
-  state.answers[doubts[state.at].rank] = given;
+  const rank = doubts[state.at].rank, before = state.answers[rank] ?? "";
+  state.answers[rank] = state.again && before[0] === given ? before + given : given;
   keep();
-  const following = doubts.findIndex((doubt, index) => index > state.at && !settled(doubt));
-  if (following >= 0) open(following);
-  else ask();
+  if (!state.again && state.at + 1 < doubts.length) open(state.at + 1);
+  else again();
+}
+
+// Asks what waits for another yes, one after the other.
+function again() {
+  const later = doubts.findIndex((doubt, index) => index > state.at && waits(doubt));
+  const following = later >= 0 ? later : doubts.findIndex(waits);
+  if (following >= 0) open(following, true);
+  else {
+    state.again = false;
+    ask();
+  }
 }
 
 function next() {
   const later = doubts.findIndex((doubt, index) => index > state.at && isOpen(doubt));
-  open(later >= 0 ? later : Math.max(0, doubts.findIndex(isOpen)));
+  const following = later >= 0 ? later : doubts.findIndex(isOpen);
+  if (following >= 0) open(following);
+  else again();
 }
 
 function back() {
-  let at = state.at - 1;
-  while (at > 0 && settled(doubts[at])) at--;
-  open(at);
+  open(state.at - 1);
+}
+
+// The rows of a table of edits. A dropped side of a split is held apart first, so that the other one stays.
+function rowsOf(doubt) {
+  const kind = outcome(doubt), given = state.answers[doubt.rank]?.[0], split = doubt.edit === "split";
+  const one = [doubt.z, doubt.y, doubt.x], two = [doubt.to_z, doubt.to_y, doubt.to_x], none = ["", "", ""];
+  if (kind === "accepted") return [[doubt.edit, ...one, ...two]];
+  if (kind !== "dropped") return [];
+  const rows = split && given !== "0" ? [["split", ...one, ...two]] : [];
+  if (given !== "2") rows.push(["drop", ...one, ...none]);
+  if (given === "2" || (given === "0" && !split)) rows.push(["drop", ...two, ...none]);
+  return rows;
 }
 
 function edits() {
   const names = ["edit", "z", "y", "x", "to_z", "to_y", "to_x"];
-  const accepted = doubts.filter((doubt) => state.answers[doubt.rank] === "a");
-  return [names, ...accepted.map((doubt) => names.map((name) => doubt[name]))].map((row) => row.join()).join("\r\n") +
-    "\r\n";
+  return [names, ...doubts.flatMap(rowsOf)].map((row) => row.join()).join("\r\n") + "\r\n";
 }
 
 function save() {
@@ -216,8 +252,8 @@ function home() {
   draw();
 }
 
-const ACTIONS = {a: () => answer("a"), r: () => answer("r"), s: () => answer("s"), b: back, n: next,
-  e: save, h: home, "[": () => colour(-0.15), "]": () => colour(0.15)};
+const ACTIONS = {b: back, n: next, w: again, e: save, h: home, "[": () => colour(-0.15), "]": () => colour(0.15)};
+for (const given of Object.keys(BUTTONS)) ACTIONS[given] = () => answer(given);
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length) return;
@@ -230,7 +266,7 @@ document.addEventListener("keydown", (event) => {
   else return;
   event.preventDefault();
 });
-for (const [id, action] of [["accept", "a"], ["reject", "r"], ["skip", "s"], ["back", "b"], ["save", "e"]])
+for (const [action, id] of [...Object.entries(BUTTONS), ["b", "back"], ["e", "save"]])
   find(id).addEventListener("click", (event) => {
     event.currentTarget.blur();
     ACTIONS[action]();
@@ -240,7 +276,8 @@ async function start() {
   stored();
   panels();
   if (doubts.length) {
-    await open(Math.max(0, doubts.findIndex(isOpen)));
+    const first = doubts.findIndex(isOpen), waiting = doubts.findIndex(waits);
+    await open(Math.max(0, first >= 0 ? first : waiting), first < 0 && waiting >= 0);
   } else {
     find("ask").hidden = true;
     find("progress").textContent = "There is nothing to ask about.";

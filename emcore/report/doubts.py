@@ -27,15 +27,19 @@ from emcore.report.html import digest, filled, policy
 from emcore.report.html import read as text_of
 from emcore.report.places import Place, outer_fragments, places_of
 from emcore.report.stakes import cable_of, synapses_of
+from emcore.report.suspects import suspects_of
 from emcore.results import STEP, newest
 from emcore.segment import Segmentation
-from emcore.segment.doubts import Doubts, find_doubts
+from emcore.segment.doubts import REASONS, Doubts, find_doubts
+from emcore.segment.skeleton_files import read_skeletons
 from emcore.segment.storage import no_tree
 from emcore.settings import Settings
 from emcore.volumes import Volume, is_there, open_volume, placement
 
 FIELD = 64  # voxels of a picture, along the axis of the smallest voxels
 NECK = 0.1  # A merge is called a neck where its faces are fewer than this times the smaller side's voxels ** (2 / 3).
+# A wrong yes costs more than many right ones bring, so a yes is asked again, of somebody else or on another day.
+WRONG, SURE, MOST_ASKED = 0.1, 99, 4
 COLUMNS = ("rank", "edit", "z", "y", "x", "to_z", "to_y", "to_x", "at_z_nm", "at_y_nm", "at_x_nm", "reason", "object",
            "to_object", "statistic", "value", "faces", "um3", "to_um3", "chance", "stake_bits", "urgency", "like")
 
@@ -48,9 +52,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the files")
     parser.add_argument("--image", metavar="I", help="the micrographs; by default those that were predicted")
     parser.add_argument("--most", type=int, default=200, metavar="N", help="list so many doubts (default %(default)s)")
-    parser.add_argument("--skeletons", type=Path, metavar="S", help="skeletons of the labels, for the cable at stake")
+    parser.add_argument("--skeletons", type=Path, metavar="S",
+                        help="skeletons of the labels: for crossings, ends that face each other, and cable at stake")
     parser.add_argument("--connectome", type=Path, metavar="C",
                         help="a folder of python -m emcore connectome, for the synapses at stake")
+    parser.add_argument("--once", action="store_true",
+                        help="the page asks once; without it a yes counts when it was given as often as it takes to be "
+                             "sure")
     options = parser.parse_args(arguments)
     if options.most < 1:
         raise InputError(f"--most takes a number of 1 or more; got {options.most}")
@@ -59,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     listed = list_doubts(labels, options.most, options.skeletons, options.connectome)
     files = {"doubts.csv": csv_text([listed.columns, *listed.rows]),
              "doubts.json": json.dumps(viewer_state(listed), indent=1),
-             "doubts.html": doubts_page(listed, image, labels.name)}
+             "doubts.html": doubts_page(listed, image, labels.name, not options.once)}
     with reported(options.out):
         options.out.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -91,7 +99,9 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
     if fragments.resolution is None:
         raise InputError(f"{labels} does not say its resolution, and doubts are measured in micrometres")
     voxel = float(np.prod(fragments.resolution)) / 1e9
-    found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")))
+    traced = {} if skeletons is None else read_skeletons(skeletons)
+    found, parted = find_doubts(segmentation, threshold, voxel, bool(stored.attrs["decode"].get("learned")),
+                                suspects_of(stored, fragments, traced))
     count = parted.graph.fragments
     field = [max(2, round(FIELD * min(fragments.resolution) / size)) for size in fragments.resolution]
     kept, settled, places = [], 0, []
@@ -109,7 +119,7 @@ def list_doubts(labels: Path, most: int, skeletons: Path | None = None, connecto
     found, names = found.rows(np.array(kept[:most], np.int64)), labels_under(stored, places)
     weights = {}
     if skeletons is not None:
-        weights["cable_um"] = cable_of(skeletons, fragments, count) / 1000
+        weights["cable_um"] = cable_of(traced, fragments, count) / 1000
     if connectome is not None:
         weights["synapses"] = synapses_of(connectome, fragments, count)
     more = [parted.weigh(found.merge, found.contact, values) for values in weights.values()]
@@ -171,6 +181,7 @@ def table_rows(found: Doubts, places: Sequence[Place], inside: np.ndarray, names
         else:
             reason = "orphan" if inside[number, small] else "touching"
         at = (np.array(place.middle) * fragments.resolution + fragments.offset).tolist()
+        reason = REASONS[found.shape[number]] or reason
         rounded = [float(f"{value:.6g}") for value in (1 - found.height[number], *volumes[number], found.chance[number],
                                                        found.stake[number], urgency[number])]
         rows.append([number + 1, "split" if merged else "join", *place.one, *place.two, *at, reason,
@@ -193,20 +204,31 @@ def viewer_state(listed: Listed) -> dict[str, Any]:
                         "annotationColor": "#ff8c00", "annotations": lines}]}
 
 
-def doubts_page(listed: Listed, image: tuple[Volume, tuple[slice, ...]], name: str) -> str:
-    """One HTML file that needs no network and asks about one doubt after the other."""
+def times_asked(chance: float) -> int:
+    """How often a yes must be given before it counts: until chance and answers say yes with odds of SURE to 1.
+
+    One answer in WRONG is taken to be wrong. A no counts at once.
+    """
+    odds = np.log(chance / (1 - chance)) if 0 < chance < 1 else np.inf * (chance - 0.5)
+    return int(np.clip(np.ceil((np.log(SURE) - odds) / np.log(1 / WRONG - 1)), 1, MOST_ASKED))
+
+
+def doubts_page(listed: Listed, image: tuple[Volume, tuple[slice, ...]], name: str, again: bool = True) -> str:
+    """One HTML file that needs no network and asks about one doubt after the other, and about each yes again."""
     volume, start = image
     items = []
     for row, place in zip(listed.rows, listed.places):
         box = tuple(slice(span.start + at.start, span.stop + at.start) for span, at in zip(place.box, start))
-        items.append({**dict(zip(listed.columns, row)), "shape": place.sides.shape,
+        named = dict(zip(listed.columns, row))
+        items.append({**named, "asked": times_asked(named["chance"]) if again else 1, "shape": place.sides.shape,
                       "middle": [at - span.start for at, span in zip(place.middle, place.box)],
                       "start": [span.start for span in place.box],
                       "raw": flat(grey(volume[box])), "sides": flat(place.sides)})
     style, script = text_of("page.css") + text_of("doubts.css"), text_of("doubts.js")
     data = json.dumps({"resolution": listed.fragments.resolution, "total": listed.total, "doubts": items,
-                       "key": digest(csv_text([listed.columns, *listed.rows]))}, allow_nan=False)
+                       "twice": again, "key": digest(csv_text([listed.columns, *listed.rows]))}, allow_nan=False)
     return filled("doubts.html", {"policy": policy(style, script), "style": style, "script": script, "title": "Doubts",
+                                  "asked": " when it was given as often as the page asks for it" if again else "",
                                   "subtitle": escape(name), "data": data.replace("<", "\\u003c")})
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from emcore.reading import read_text, shown
 from emcore.report.figures import plot
 from emcore.report.html import filled, policy, read, table
 from emcore.report.views import make_view
-from emcore.results import STEP
+from emcore.results import STEP, files_of, name_of_stored
 from emcore.settings import Settings
 
 POINTS = 3_000_000  # grid points of all volumes together
@@ -23,20 +24,25 @@ PICTURE_BYTES = 13_000_000  # the limit of all packed grids; fewer points are ta
 MOST_LOG_BYTES = 1 << 28
 
 
-def write_report(folder: Path, results: Path | None, settings: Settings, found: dict[str, Any]) -> Path:
-    """folder/report.html; found: volume -> its scores, notes and curve. Without results it shows the training only."""
+def write_report(folder: Path, results: Path | None, settings: Settings, found: dict[str, Any],
+                 stored: Sequence[tuple[Path, Path]] = ()) -> Path:
+    """folder/report.html; found: volume -> its scores, notes and curve. Without results it shows the training only.
+
+    stored: predictions, each with its labels, that stand for the volumes of data.test instead of those in results; the
+    page then stands beside the first of them and has its name.
+    """
     log = read_log(folder / "log.csv")
     if results is None and not log:
         raise InputError(f"{folder} has nothing to show yet, neither log.csv with a row nor results_step=*: "
                          "run train.py or infer.py first")
-    views = make_views(settings, results) if results is not None else []
+    views = make_views(settings, stored or files_of(settings, results)) if results is not None else []
     notes = [(view["name"], note) for view in views for note in view.pop("notes")]
     notes += [(name, note) for name, scores in found.items()
               for note in (*scores.get("made", ()), *scores.get("notes", ()))]
     script, style = read("merges.js") + read("page.js"), read("page.css")
     parts = {
         "title": escape(settings.name),
-        "subtitle": escape(results.name.replace(STEP, "results of step ") if results else "training only"),
+        "subtitle": escape(subtitle(results, stored)),
         "policy": policy(style, script),
         "style": style,
         "script": script,
@@ -52,15 +58,21 @@ def write_report(folder: Path, results: Path | None, settings: Settings, found: 
         "config": escape(config.to_toml(settings)),
         "environment": environment_table(folder / "environment.json"),
     }
-    out = folder / "report.html"
+    out = stored[0][0].with_name(f"{name_of_stored(stored[0][0])}_report.html") if stored else folder / "report.html"
     write_text(out, filled("page.html", parts))
     return out
 
 
-def make_views(settings: Settings, results: Path) -> list[dict[str, Any]]:
+def subtitle(results: Path | None, stored: Sequence[tuple[Path, Path]]) -> str:
+    if stored:
+        return ", ".join(prediction.name for prediction, _ in stored)
+    return results.name.replace(STEP, "results of step ") if results else "training only"
+
+
+def make_views(settings: Settings, files: Sequence[tuple[Path, Path]]) -> list[dict[str, Any]]:
     limit, tables = POINTS // max(1, len(settings.data.test)), {}
     while True:
-        views = [make_view(settings, results, number, limit, tables) for number in range(len(settings.data.test))]
+        views = [make_view(settings, paths, number, limit, tables) for number, paths in enumerate(files)]
         size = sum(len(layer["data"]) for view in views for layer in view["layers"])
         if size <= PICTURE_BYTES or limit <= 1000:
             return views
@@ -96,7 +108,7 @@ def number(text: Any) -> float:
 def score_table(found: dict[str, Any]) -> str:
     rows = [(name, row) for name, scores in found.items() for row in scores["scores"]]
     if not rows:
-        return "<p>Nothing is scored yet: run evaluate.py.</p>"
+        return (f"<p>{'No volume has a truth, so nothing is scored.' if found else 'evaluate.py has not run yet.'}</p>")
     return table(("volume", "score", "value", "better", "convention"),
                  [(escape(name), escape(str(row["score"])),
                    "undefined" if row["value"] is None else f"{row['value']:.4g}",

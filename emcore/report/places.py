@@ -9,6 +9,7 @@ from emcore.errors import InputError
 from emcore.segment import distance_transform
 from emcore.segment.doubts import Doubts, Parted
 from emcore.segment.graph import KEY_STEPS
+from emcore.segment.shapes import GAP_NM
 from emcore.volumes import Volume
 
 Box = tuple[slice, slice, slice]
@@ -30,10 +31,18 @@ def places_of(doubts: Doubts, parted: Parted, fragments: Volume, field: Sequence
     for merge, contact, middle, box, inside in contacts_of(doubts, parted, fragments, field):
         near = parted.near(merge, contact, inside)
         start = np.array([span.start for span in box])
-        depth = distance_transform(near, fragments.resolution)
-        away = np.abs(np.indices(near.shape) - (np.array(middle) - start).reshape(3, 1, 1, 1)).max(0)
-        one, two = (tuple((start + well_inside(near == side, depth, away)).tolist()) for side in (1, 2))
+        voxels = named_voxels(near, middle, box, fragments.resolution)
+        one, two = (tuple((start + np.array(voxel)).tolist()) for voxel in voxels)
         yield Place(middle, one, two, box, parted.sides_in(merge, contact, inside))
+
+
+def named_voxels(near: np.ndarray, middle: Sequence[int], box: Box,
+                 resolution: Sequence[float]) -> list[tuple[int, ...]]:
+    """A voxel of either side in a box that lies well inside it and close to the middle of the contact."""
+    depth = distance_transform(near, resolution)
+    middle = np.array(middle) - [span.start for span in box]
+    away = np.abs(np.indices(near.shape) - middle.reshape(3, 1, 1, 1)).max(0)
+    return [tuple(well_inside(near == side, depth, away).tolist()) for side in (1, 2)]
 
 
 def contacts_of(doubts: Doubts, parted: Parted, fragments: Volume,
@@ -42,14 +51,19 @@ def contacts_of(doubts: Doubts, parted: Parted, fragments: Volume,
     for merge, contact in zip(doubts.merge.tolist(), doubts.contact.tolist()):
         u, v, number = (int(column[contact]) for column in (parted.graph.u, parted.graph.v, parted.graph.key))
         middle = None
+        wide = field
         if number // KEY_STEPS < fragments.size:
             last = [int(at) for at in np.unravel_index(number // KEY_STEPS, fragments.shape)]
+            if parted.graph.count[contact] == 0:  # Ends that face each other do not touch: this is halfway between.
+                middle, wide = tuple(last), [max(least, round(1.5 * GAP_NM / size))
+                                             for least, size in zip(field, fragments.resolution)]
+        if middle is None and number // KEY_STEPS < fragments.size:
             box = box_around(last, field, fragments.shape)
             middle = middle_of(fragments[box], u, v, box)
         if middle is None:
             raise InputError(f"{fragments.name}: the contact of fragments {u} and {v} is not where the graph says; the "
                              "file is damaged, decode the prediction again")
-        box = box_around(middle, field, fragments.shape)
+        box = box_around(middle, wide, fragments.shape)
         inside = fragments[box]
         if inside.max() > parted.graph.fragments:
             raise InputError(f"{fragments.name} has the fragment {inside.max()}, but its graph has "

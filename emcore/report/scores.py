@@ -75,6 +75,19 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**1023
 
 
+def threshold_lines(curve: dict[str, Any]) -> list[str]:
+    """The threshold that was used beside the best ones, of which the curve knows."""
+    lines, used = [], curve.get("used") or {}
+    if curve.get("chosen") is not None:
+        values = [f"{name} {value:.6g}" for name, value in used.items() if value is not None]
+        lines.append(f"  {'threshold used':<24}{curve['chosen']:>14.6g}  {', '.join(values)} by merges alone")
+    for name, best in (curve.get("best") or {}).items():
+        if isinstance(best, dict) and best.get("threshold") is not None:
+            lines.append(f"  {f'threshold best for {name}':<24}{best['threshold']:>14.6g}  {name} {best['value']:.6g} "
+                         "by merges alone")
+    return lines
+
+
 def printed(settings: Evaluate, found: dict[str, Any]) -> str:
     """The scores as text, with what their conventions mean."""
     lines = []
@@ -83,6 +96,7 @@ def printed(settings: Evaluate, found: dict[str, Any]) -> str:
         for row in scores["scores"]:
             value = "undefined" if row["value"] is None else f"{row['value']:.6g}"
             lines.append(f"  {row['score']:<24}{value:>14}  {row['convention']}")
+        lines += threshold_lines(scores.get("curve") or {})
         lines += [f"  note: {note}" for note in scores.get("notes", ())] + [""]
     if any(SCORES[name].looks_at == "neurons" for name in settings.scores):
         lines += ["VOI in bits. Rand with P, B and A the sums of squares over pairs, predicted and true objects,",

@@ -1,5 +1,6 @@
 """What stands on a fragment besides its voxels: cable of skeletons, and synapses of a wiring diagram."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +9,13 @@ from emcore.errors import InputError
 from emcore.metrics.nodes import node_table
 from emcore.metrics.points import labels_at
 from emcore.report.wiring_files import read_synapses
-from emcore.segment.skeleton_files import read_skeletons
+from emcore.segment import Skeleton
 from emcore.volumes import Volume
 
 
-def cable_of(skeletons: Path, fragments: Volume, count: int) -> np.ndarray:
+def cable_of(skeletons: Mapping[int, Skeleton], fragments: Volume, count: int) -> np.ndarray:
     """The nm of cable in every fragment from 0 on: each end of an edge of a skeleton has half of its length."""
-    nodes = node_table(read_skeletons(skeletons))
+    nodes = node_table(skeletons)
     under = labels_at(fragments, nodes.places, resolution_of(fragments), fragments.offset)
     found = np.zeros(count + 1)
     for end in range(2):

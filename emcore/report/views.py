@@ -26,18 +26,19 @@ CHANNELS = 3  # so many channels of a prediction are shown
 CREMI_SPECIAL = (2**64 - 2, 2**64 - 1)  # invalid and background
 
 
-def make_view(settings: Settings, results: Path, number: int, limit: int,
+def make_view(settings: Settings, files: tuple[Path, Path], number: int, limit: int,
               tables: dict[int, Contingency]) -> dict[str, Any]:
     """What the page needs of data.test[number], with at most `limit` grid points a layer.
 
-    It reads what it shows; only its table of truth and labels is of all voxels, and is kept in `tables`.
+    files: its prediction and its labels, which need not be there. It reads what it shows; only its table of truth and
+    labels is of all voxels, and is kept in `tables`.
     """
     test = settings.data.test[number]
     name = result_name(settings.data, number)
-    labels = results / f"{name}_labels.h5"
+    prediction, labels = files
     notes: list[str] = []
     opened = open_all({"raw": located(settings.data.folder, test.image),
-                       "prediction": results / f"{name}_prediction.h5",
+                       "prediction": prediction,
                        "truth": test.label and located(settings.data.folder, test.label),
                        "labels": f"{labels}:labels" if labels.exists() else None}, notes)
     view = {"name": name, "notes": notes, "layers": [], "mistakes": {"split": [], "merge": []}, "scored": False,

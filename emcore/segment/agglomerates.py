@@ -7,6 +7,9 @@
     agglomerate_to_edges              contacts within objects, by the places of supervoxels in the list of their object
     agglomerate_to_edges_offsets      where the contacts of each object begin
     agglomerate_to_affinities         the affinity of each contact, larger where two are rather one
+
+Newer ones are a group of Zarr v3 with arrays of the same names (version 4 of webknossos' AgglomerateAttachment), which
+is read, too.
 """
 
 from os import PathLike
@@ -60,6 +63,8 @@ def _starts(rows: np.ndarray, objects: np.ndarray) -> np.ndarray:
 
 def read_mapping(path: str | PathLike, count: int) -> np.ndarray:
     """The object of every supervoxel from 0 to `count`, uint64, from a mapping that may have been changed since."""
+    if Path(path).is_dir():
+        return _objects_of(path, _read_group(Path(path), count), count)
     if not Path(path).is_file():
         raise InputError(f"there is no mapping {path}")
     with opened(Path(path)) as file:
@@ -67,12 +72,32 @@ def read_mapping(path: str | PathLike, count: int) -> np.ndarray:
         found = None if way is None else way[-1]
         if not isinstance(found, h5py.Dataset) or found.is_virtual or found.dtype.kind not in "ui":
             raise InputError(f"{path} is no mapping of webknossos: it has no whole numbers {OBJECTS}")
-        if found.shape != (count + 1,):
-            raise InputError(f"{path} maps supervoxels by an array of shape {found.shape}, and these labels have "
-                             f"{count}: it belongs to other labels")
+        _check_shape(path, found.shape, count)
         check_storage(f"{path}:{OBJECTS}", found)
-        values = found[...]
-        if values.min() < 0:
-            raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects "
-                             "have numbers from 0 on")
-        return values.astype(np.uint64)
+        return _objects_of(path, found[...], count)
+
+
+def _read_group(path: Path, count: int) -> np.ndarray:
+    """The objects of supervoxels in a folder of Zarr v3, whole numbers as they stand there."""
+    from emcore.volumes.zarr_format import kind_of, read_row
+
+    if kind_of(path) != "group" or kind_of(path / OBJECTS) != "array":
+        raise InputError(f"{path} is no mapping of webknossos: it has no array {OBJECTS}")
+    return read_row(path / OBJECTS, count + 1)
+
+
+def _check_shape(path: str | PathLike, shape: tuple[int, ...], count: int) -> None:
+    if shape != (count + 1,):
+        raise InputError(f"{path} maps supervoxels by an array of shape {shape}, and these labels have {count}: it "
+                         "belongs to other labels")
+
+
+def _objects_of(path: str | PathLike, values: np.ndarray, count: int) -> np.ndarray:
+    """What a mapping says, if it is of so many supervoxels and names objects from 0 on."""
+    _check_shape(path, values.shape, count)
+    if values.dtype.kind not in "ui":
+        raise InputError(f"{path} is no mapping of webknossos: it has no whole numbers {OBJECTS}")
+    if values.min() < 0:
+        raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects "
+                         "have numbers from 0 on")
+    return values.astype(np.uint64)

@@ -7,7 +7,7 @@ affinity within one face along the axis. Pairs of longer steps are also counted 
 do not touch, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,21 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.kernels import contacts as kernel
 from emcore.segment.affinities import Affinities
-from emcore.segment.graph import LARGEST_LABEL, SUM_SCALE, RegionGraph, check_fragments, decoded, region_graph
+from emcore.segment.graph import (
+    LARGEST_LABEL,
+    SUM_SCALE,
+    Place,
+    RegionGraph,
+    check_fragments,
+    decoded,
+    region_graph,
+)
 from emcore.threads import run_parallel, slabs, thread_count
 
 UNIT, SQUARE_UNIT = SUM_SCALE, 2.0**32
 BINS = 16
 MOST_GROUPS = 8  # steps besides the nearest; the kernel has room for so many
+NODES = ("sizes", "least_height", "voxel_sums")  # columns of Contacts with a row for every fragment, from 0 on
 _NO_VALUE = np.iinfo(np.int32).max
 
 
@@ -83,27 +92,35 @@ def step_groups(offsets: Sequence[Sequence[int]]) -> tuple[list[list[int]], tupl
     return [[found[axis][group[axis]] for axis in range(3)] for group in groups], tuple(groups)
 
 
-def measure_contacts(fragments: np.ndarray, affs: Affinities, *, threads: int | None = None) -> Contacts:
+def measure_contacts(fragments: np.ndarray, affs: Affinities, *, place: Place | None = None,
+                     threads: int | None = None) -> Contacts:
     """The statistics of all contacts between fragments (z, y, x), which are numbered densely from 1; 0 takes no part.
 
-    affs: nearest neighbours and at least one longer step along each axis, with their offsets.
+    affs: nearest neighbours and at least one longer step along each axis, with their offsets. place: that of a block in
+    its volume, whose halo holds the fragments up to `reach` voxels before it; affs then also lead so far behind it,
+    where the volume does, and the tables of all blocks pool to those of the volume.
     """
     fragments, largest = check_fragments(fragments, threads)
-    if affs.shape != fragments.shape:
+    origin, shape, halo = Place() if place is None else place
+    shape = fragments.shape if shape is None else shape
+    if affs.shape != fragments.shape and (place is None or np.less(affs.shape, fragments.shape).any()):
         raise InputError(f"affs must be (channels, z, y, x) over the fragments' shape {fragments.shape}; "
                          f"got {affs.values.shape}")
     groups, steps = step_groups(affs.offsets)
     affs.check_values([channel for group in groups for channel in group], threads)
     threads = thread_count(threads)
-    near, *long = (region_graph(fragments, affs, channels=group, threads=threads,
+    own = Affinities(affs.values[(slice(None), *map(slice, fragments.shape))], affs.offsets, table=affs.table)
+    near, *long = (region_graph(fragments, own, channels=group, threads=threads, place=place,
                                 extras=("boxes",) if number == 0 else ())
                    for number, group in enumerate(groups))
     channels = np.array([[(group[axis], step[axis], step[axis] * (affs.offsets[group[axis]][axis] > 0))
                           for group, step in zip(groups, steps)] for axis in range(3)], np.int64)
+    volume = np.stack([np.negative(origin), np.subtract(shape, origin)], axis=1).astype(np.int64)
+    inside = np.array(halo, np.int64)
     values, decode = decoded(affs)
-    height = np.empty(fragments.shape, np.int32)
-    parts = slabs(fragments.shape[0], threads)
-    run_parallel(lambda start, stop: kernel.heights(values, decode, channels, start, stop, height), parts, threads)
+    height = np.empty(affs.shape, np.int32)
+    run_parallel(lambda start, stop: kernel.heights(values, decode, channels, start, stop, height),
+                 slabs(affs.shape[0], threads), threads)
     edges, quantities = len(near.u), len(groups) + 2
     sums, squares = np.zeros((2, edges, quantities), np.int64)
     least, most = np.full((edges, quantities), _NO_VALUE, np.int32), np.full((edges, quantities), -1, np.int32)
@@ -111,25 +128,32 @@ def measure_contacts(fragments: np.ndarray, affs: Affinities, *, threads: int | 
     starts = np.searchsorted(near.u, np.arange(largest + 2))
 
     def add(first: int, last: int, start: int, stop: int) -> None:
-        kernel.add_contacts(fragments, values, decode, height, channels, starts, near.v, first, last, start, stop,
-                            sums, squares, least, most, histograms, z_faces)
+        kernel.add_contacts(fragments, values, decode, height, channels, volume, inside, starts, near.v, first, last,
+                            start, stop, sums, squares, least, most, histograms, z_faces)
 
     if edges:
-        run_parallel(add, _shares(near, starts, fragments.shape[0], threads), threads)
+        sections = fragments.shape[0]
+        run_parallel(add, [(0, largest + 1, int(inside[0]), sections)] if inside.any() else
+                     _shares(near, starts, sections, threads), threads)
 
     def add_voxels(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        own, lowest = np.zeros((largest + 1, len(groups) + 1), np.int64), np.full(largest + 1, _NO_VALUE, np.int32)
-        kernel.add_fragments(fragments, values, decode, height, channels, start, stop, own, lowest)
-        return own, lowest
+        voxels, lowest = np.zeros((largest + 1, len(groups) + 1), np.int64), np.full(largest + 1, _NO_VALUE, np.int32)
+        kernel.add_fragments(fragments, values, decode, height, channels, volume, inside, start, stop, voxels, lowest)
+        return voxels, lowest
 
-    found = run_parallel(add_voxels, parts or [(0, 0)], threads)
-    own, lowest = found[0]
-    for more, low in found[1:]:  # one after the other, as every one is a table of all fragments
-        own += more
+    parts = [(start + halo[0], stop + halo[0]) for start, stop in slabs(fragments.shape[0] - halo[0], threads)]
+    (voxels, lowest), *found = run_parallel(add_voxels, parts or [(0, 0)], threads)
+    for more, low in found:  # one after the other, as every one is a table of all fragments
+        voxels += more
         np.minimum(lowest, low, out=lowest)
     return Contacts(steps, near.u, near.v, near.count, z_faces, near.key, sums, squares, least, most, histograms,
                     tuple(Pairs(graph.u, graph.v, graph.count, graph.sum) for graph in long), near.sizes,
-                    lowest, own)
+                    lowest, voxels)
+
+
+def reach_of(steps: Sequence[Sequence[int]]) -> tuple[int, int, int]:
+    """How many voxels before a block, and behind it, decide with its own about its contacts, along z, y and x."""
+    return tuple(max(2, *(group[axis] for group in steps)) for axis in range(3))
 
 
 def _shares(graph: RegionGraph, starts: np.ndarray, sections: int, threads: int) -> list[tuple[int, int, int, int]]:
@@ -166,17 +190,23 @@ def pool_contacts(contacts: Contacts, table: np.ndarray) -> Contacts:
         pooled = [np.add.reduceat(values[pair_order], pair_starts) if len(pair_starts) else values[:0]
                   for values in (one.count, one.sum)]
         pairs.append(Pairs(pair_u, pair_v, *pooled))
-    sizes, lowest = np.zeros(clusters + 1, np.int64), np.full(clusters + 1, _NO_VALUE, np.int32)
-    voxel_sums = np.zeros((clusters + 1, contacts.voxel_sums.shape[1]), np.int64)
-    np.add.at(sizes, table, contacts.sizes)
-    np.minimum.at(lowest, table, contacts.least_height)
-    np.add.at(voxel_sums, table, contacts.voxel_sums)
     extremes = [ufunc.reduceat(values[order], starts, axis=0) if len(starts) else values[:0]
                 for ufunc, values in ((np.minimum, contacts.least), (np.maximum, contacts.most),
                                       (np.maximum, contacts.key))]
     return Contacts(contacts.steps, u, v, added(contacts.count), added(contacts.z_faces), extremes[2],
                     added(contacts.sums), added(contacts.squares), extremes[0], extremes[1],
-                    histograms.astype(np.uint32), tuple(pairs), sizes, lowest, voxel_sums)
+                    histograms.astype(np.uint32), tuple(pairs),
+                    **add_nodes({name: getattr(contacts, name) for name in NODES}, table, clusters))
+
+
+def add_nodes(nodes: Mapping[str, np.ndarray], table: np.ndarray, clusters: int) -> dict[str, np.ndarray]:
+    """The columns of fragments as those of the clusters table[fragment], from 0 to `clusters`."""
+    sizes, lowest = np.zeros(clusters + 1, np.int64), np.full(clusters + 1, _NO_VALUE, np.int32)
+    voxel_sums = np.zeros((clusters + 1, nodes["voxel_sums"].shape[1]), np.int64)
+    np.add.at(sizes, table, nodes["sizes"])
+    np.minimum.at(lowest, table, nodes["least_height"])
+    np.add.at(voxel_sums, table, nodes["voxel_sums"])
+    return dict(zip(NODES, (sizes, lowest, voxel_sums)))
 
 
 def _grouped(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,26 +1,35 @@
 """Doubts: the errors that a segmentation may have, by what it knows of itself. No truth is needed.
 
 Two kinds of error have candidates. A merge below the threshold may join what is two: its object, parted at that merge,
-has two sides. Two objects that touch may be one. Of both kinds it is asked how likely the segmentation is wrong there,
-and what is at stake: the bits of VOI between the two sides as one object and as two. The candidates come by the product
-of that chance and stake ** CAUTION.
+has two sides. Two objects that touch may be one; those that do not touch are asked about where a shape says so. Of both
+kinds it is asked how likely the segmentation is wrong there, and what is at stake: the bits of VOI between the two
+sides as one object and as two. The candidates come by the product of that chance and stake ** CAUTION. A false merge
+that has not been asked about is spread by every join of its object. Therefore merges count more where the chances add
+up to MANY times as many false splits as false merges, or more: by that number ** 2.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from emcore.segment.agglomeration import Agglomeration
-from emcore.segment.graph import RegionGraph
+from emcore.segment.graph import KEY_STEPS, RegionGraph
 from emcore.segment.segmentation import Segmentation
 from emcore.segment.sides import Sides, sides_of
 
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
 CAUTION = 0.5
+MANY = 2.0
 ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
+REASONS = ("", "two somata", "crossing", "ends that face")  # the shapes that a doubt may have, by their number
+SOMATA, CROSSING, FACING = 1, 2, 3
+# Guesses, as too few were seen to fit them: hardly a neuron has two somata, and both shapes of skeletons make the odds
+# of an error so many times as large. Objects that do not touch have no statistic, so their chance is stated.
+TWO_SOMATA, CROSSING_ODDS, FACING_ODDS, FACING_APART = 0.9, 3.0, 3.0, 0.05
 FITTED = ((1.44, -0.12, 0.0, -0.45), (1.87, -0.35, 0.52, -2.87))
 
 
@@ -36,6 +45,8 @@ class Doubts:
         voxels: int64 (n, 2), the sizes of the two sides.
         chance: float64, the chance that the segmentation is wrong here.
         stake: float64, the bits of VOI between the two sides as one object and as two.
+        shape: uint8, the shape that told of it, too; 0 for none.
+        weight: how much more urgent merges are than pairs of the same chance and stake.
 
     Examples:
         >>> import numpy as np
@@ -53,6 +64,8 @@ class Doubts:
     voxels: np.ndarray
     chance: np.ndarray
     stake: np.ndarray
+    shape: np.ndarray
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.merge)
@@ -60,7 +73,7 @@ class Doubts:
     @property
     def urgency(self) -> np.ndarray:
         """What the candidates are ordered by."""
-        return self.chance * self.stake**CAUTION
+        return self.chance * self.stake**CAUTION * np.where(self.merge >= 0, self.weight, 1.0)
 
     def rows(self, chosen: np.ndarray) -> "Doubts":
         """The doubts at these places of the list.
@@ -68,7 +81,17 @@ class Doubts:
         Args:
             chosen: indices or a mask of rows.
         """
-        return Doubts(*(getattr(self, name)[chosen] for name in self.__dataclass_fields__))
+        columns = [getattr(self, name)[chosen] for name in self.__dataclass_fields__ if name != "weight"]
+        return Doubts(*columns, self.weight)
+
+
+class Suspects(NamedTuple):
+    """Shapes that tell of errors, by the fragments that lie there."""
+
+    somata: np.ndarray  # (n, 2): those in the middles of two somata of one object
+    crossings: np.ndarray  # (n, 4): those at the ends of one straight path, then those of the other
+    facing: np.ndarray  # (n, 2): those at ends that face each other
+    between: np.ndarray  # (n,): the number of the voxel halfway between these ends
 
 
 @dataclass(frozen=True)
@@ -139,8 +162,8 @@ class Parted:
         return found
 
 
-def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
-                certain: bool = False) -> tuple[Doubts, Parted]:
+def find_doubts(segmentation: Segmentation, threshold: float, voxel: float, certain: bool = False,
+                suspects: Suspects | None = None) -> tuple[Doubts, Parted]:
     """Lists where a segmentation may be wrong at a threshold, the most urgent first; no truth is needed.
 
     Args:
@@ -148,6 +171,8 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
         threshold: 0 to 1, at which the objects are cut.
         voxel: the size of a voxel in cubic micrometres.
         certain: True takes heights for probabilities of a border, as those of [decode.learned]. The default is False.
+        suspects: shapes that tell of errors (default none). They raise chances, and ends that face each other also make
+            doubts of objects that do not touch.
 
     Returns:
         The doubts, and the segmentation cut at the threshold with the two sides of each of them.
@@ -181,9 +206,68 @@ def find_doubts(segmentation: Segmentation, threshold: float, voxel: float,
     else:
         best = best_of_smaller(parted, merge, contact, height, voxels)
         two = 1 - chance_of_one(height, threshold, voxels * voxel, best, merge >= 0)
-    found = Doubts(merge, contact, height, faces, voxels, np.where(merge >= 0, two, 1 - two),
-                   stake(voxels, int(parted.graph.sizes[1:].sum())))
-    return found.rows(np.lexsort((contact, -found.urgency))), parted
+    chance, shape = np.where(merge >= 0, two, 1 - two), np.zeros(len(merge), np.uint8)
+    total = int(parted.graph.sizes[1:].sum())
+    found = Doubts(merge, contact, height, faces, voxels, chance, stake(voxels, total), shape)
+    if suspects is not None:
+        found, parted = with_suspects(found, parted, suspects)
+    found = replace(found, weight=weight_of_merges(found))
+    return found.rows(np.lexsort((found.contact, -found.urgency))), parted
+
+
+def weight_of_merges(doubts: Doubts) -> float:
+    """How many false splits are expected for every false merge, ** 2; 1 where they are fewer than MANY."""
+    merged = doubts.merge >= 0
+    ratio = float(doubts.chance[~merged].sum()) / max(float(doubts.chance[merged].sum()), 1e-9)
+    return ratio**2 if ratio >= MANY else 1.0
+
+
+def with_suspects(doubts: Doubts, parted: Parted, suspects: Suspects) -> tuple[Doubts, Parted]:
+    """Doubts whose chances know of shapes, and what they are about, in which ends that face each other have a contact.
+
+    The first doubts must be those of the merges, in the order of these.
+    """
+    shape, (one, other) = doubts.shape.copy(), suspects.facing.T
+    crossed = crossing_merges(parted.sides, suspects.crossings)
+    for kind, merges in ((CROSSING, crossed), (SOMATA, parted.sides.joined(*suspects.somata.T))):
+        shape[merges[(merges >= 0) & (merges < parted.sides.made)]] = kind
+    ours = pair_names(parted.table[one], parted.table[other])
+    _, first = np.unique(ours, return_index=True)
+    first = first[(parted.table[one] != parted.table[other])[first] & (one[first] > 0) & (other[first] > 0)]
+    contact = doubts.contact[doubts.merge < 0]
+    touch = pair_names(parted.table[parted.graph.u[contact]], parted.table[parted.graph.v[contact]])
+    shape[parted.sides.made + np.flatnonzero(np.isin(touch, ours[first]))] = FACING
+    apart = first[~np.isin(ours[first], touch)]
+    chance = doubts.chance.copy()
+    for kind, times in ((CROSSING, CROSSING_ODDS), (FACING, FACING_ODDS)):
+        own = chance[shape == kind]
+        chance[shape == kind] = own * times / (1 - own + own * times)
+    chance[shape == SOMATA] = np.maximum(chance[shape == SOMATA], TWO_SOMATA)
+    doubts, count = replace(doubts, chance=chance, shape=shape), len(apart)
+    if count == 0:
+        return doubts, parted
+    graph = parted.graph
+    ends = np.sort(np.stack([one[apart], other[apart]], axis=1), axis=1).astype(graph.u.dtype)
+    more = {"u": ends[:, 0], "v": ends[:, 1], "count": np.zeros(count), "sum": np.zeros(count),
+            "key": suspects.between[apart].astype(np.uint64) * np.uint64(KEY_STEPS)}
+    columns = {name: np.append(getattr(graph, name), values.astype(getattr(graph, name).dtype))
+               for name, values in more.items()}
+    parted = replace(parted, graph=RegionGraph(graph.fragments, **columns, max=graph.max, min=graph.min,
+                                               sizes=graph.sizes))
+    none, contact = np.full(count, -1), np.arange(len(graph.u), len(graph.u) + count)
+    voxels = parted.weigh(none, contact, graph.sizes)
+    added = (none, contact, np.ones(count), np.zeros(count, np.int64), voxels, np.full(count, FACING_APART),
+             stake(voxels, int(graph.sizes[1:].sum())), np.full(count, FACING, np.uint8))
+    names = [name for name in Doubts.__dataclass_fields__ if name != "weight"]
+    return Doubts(*(np.concatenate([getattr(doubts, name), rows]) for name, rows in zip(names, added))), parted
+
+
+def crossing_merges(sides: Sides, crossings: np.ndarray) -> np.ndarray:
+    """The merges that joined the two paths of crossings (n, 4), of those that one merge joined, each whole by then."""
+    one, two, three, four = crossings.T
+    across = np.stack([sides.joined(here, there) for here in (one, two) for there in (three, four)])
+    whole = np.maximum(sides.joined(one, two), sides.joined(three, four))
+    return across[0][(across == across[0]).all(axis=0) & (whole < across[0])]
 
 
 def best_of_smaller(parted: Parted, merge: np.ndarray, contact: np.ndarray, height: np.ndarray,

@@ -15,10 +15,15 @@ from emcore.segment.graph import RegionGraph
 from emcore.segment.merge_tree import MergeTree
 
 
-def joined_by(parent: np.ndarray, when: np.ndarray, merges: int, graph: RegionGraph) -> np.ndarray:
-    """For every edge of the graph the number of the merge that joined its ends; that of all merges where none did."""
-    found = np.full(len(graph.u), merges, np.int64)
-    open_ones, at, other = np.arange(len(graph.u)), graph.u.astype(np.int64), graph.v.astype(np.int64)
+def joined_by(parent: np.ndarray, when: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """For every pair of fragments the number of the merge that joined them; that of all merges where none did.
+
+    A fragment and itself count as joined before all merges, by -1.
+    """
+    merges, same = int(when[0]), u == v  # Nothing joins fragment 0.
+    found = np.where(same, -1, merges)
+    open_ones = np.flatnonzero(~same)
+    at, other = u[open_ones].astype(np.int64), v[open_ones].astype(np.int64)
     # whoever leaves its cluster first goes up; along the way up the merges come later and later
     while len(open_ones):
         first = np.where(when[at] <= when[other], at, other)
@@ -77,6 +82,10 @@ class Sides:
             first[members] = before
         return first, first + count - 1
 
+    def joined(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        """The merge that joined every pair of fragments, as `joined_by` tells it."""
+        return joined_by(self.parent, self.when, one, other)
+
     def before(self, merge: int, fragments: np.ndarray) -> np.ndarray:
         """The smallest fragment of the cluster that each of the fragments was in just before a merge."""
         at = fragments
@@ -100,7 +109,7 @@ def sides_of(tree: MergeTree, graph: RegionGraph, threshold: float) -> Sides:
         raise misfit
     made = int(np.searchsorted(tree.height, tree.height.dtype.type(threshold), side="left"))
     parent, when = _climbing(tree)
-    by = joined_by(parent, when, len(tree.a), graph)
+    by = joined_by(parent, when, graph.u, graph.v)
     inner = np.flatnonzero(by < made)
     inner = inner[np.lexsort((-graph.sum[inner], by[inner]))]
     starts = np.searchsorted(by[inner], np.arange(made))

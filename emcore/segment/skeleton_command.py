@@ -9,6 +9,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.memory import check_memory
+from emcore.progress import Working
 from emcore.segment.skeleton_files import FORMATS, write_skeletons
 from emcore.segment.skeletons import skeletonize
 from emcore.volumes import open_volume
@@ -38,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"{options.out} exists already; choose another name for the folder of skeletons, or remove it")
     check_memory(VOXEL_BYTES * labels.size, f"tracing the skeletons of {labels.shape} voxels at once",
                  "cut the labels into smaller volumes")
-    found = skeletonize(labels[...], resolution, scale=options.scale, const_nm=options.const_nm,
-                        dust_voxels=options.dust_voxels)
+    with Working(f"trace the skeletons of {labels.name}"):
+        found = skeletonize(labels[...], resolution, scale=options.scale, const_nm=options.const_nm,
+                            dust_voxels=options.dust_voxels)
     # Nodes lie at the middles of voxels, so that no rounding moves them into the next one.
     middle = np.array(labels.offset) + np.array(resolution) / 2
     found = {label: replace(skeleton, vertices=skeleton.vertices + middle) for label, skeleton in found.items()}

@@ -22,17 +22,17 @@ from emcore.settings.tune import Tune
 
 @dataclass(frozen=True)
 class Settings:
-    name: str  # the name of the run, which writes everything to outputs/<name>
-    outputs: str = "outputs"  # the folder of the run folders
-    seed: int = 0  # random weights, samples and augmentations follow from it
+    name: str  # name of the run, whose folder is outputs/<name>
+    outputs: str = "outputs"  # folder in which all runs stand
+    seed: int = 0  # seed of the weights, the choice of patches and the augmentation
     device: str = "auto"  # auto, cpu, cuda or mps (the GPU of an Apple processor)
     data: Data = Data()  # volumes and patches
     augment: Augment = Augment()  # what is done to training patches
     labels: Labels = Labels()  # what is done to labels before targets are made
     target: tuple[Target, ...] = (BinaryTarget(),)  # what the net learns; channels are stacked
-    loss: Loss = Loss()  # the distance between prediction and target
+    loss: Loss = Loss()  # how prediction and target are compared
     model: Model = RSUNetModel()  # the net
-    train: Train = Train()  # the loop
+    train: Train = Train()  # steps, optimizer, checkpoints and validation
     infer: Infer = Infer()  # prediction of data.test
     decode: Decode = NoDecode()  # how predictions become labels
     blocks: Blocks = Blocks()  # how large volumes are decoded piece by piece; changes no bit of the labels

@@ -1,4 +1,4 @@
-"""[augment]: what is done to training patches; probability 0 leaves a step out. Lengths in voxels, y and x alike."""
+"""[augment]: what is done to training patches. A step whose probability is 0 is left out. All lengths are in voxels."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,13 +22,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Flip(Step):
-    probability: tuple[float, float, float] = (0.5, 0.5, 0.5)  # chance to mirror along z, y and x, each on its own
+    # chance of mirroring along z, y and x; each axis draws for itself
+    probability: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True)
 class Turn(Step):
-    probability: float = 0.0  # chance of 1, 2 or 3 quarter turns in y and x; patches must be square
-    any_axis: bool = False  # draw one of the 24 turns of a cube instead; patches must be cubes
+    probability: float = 0.0  # chance of turning by 90, 180 or 270 degrees in y and x; patches must be square
+    any_axis: bool = False  # use any of the 24 rotations of a cube instead; patches must be cubes
 
 
 @dataclass(frozen=True)
@@ -40,84 +41,84 @@ class Rotate(Step):
 @dataclass(frozen=True)
 class Scale(Step):
     probability: float = 0.0  # chance of enlarging or shrinking
-    factor: Range = (0.8, 1.2)  # range of the factor; above 1 things look larger; y and x each draw one
-    together: bool = False  # draw one factor for y and x
+    factor: Range = (0.8, 1.2)  # range of the factor, drawn for y and for x; above 1 objects look larger
+    together: bool = False  # use one factor for both y and x
     depth: Range = (1.0, 1.0)  # range of the factor along z
 
 
 @dataclass(frozen=True)
 class Shear(Step):
-    probability: float = 0.0  # chance of slanting y and x
+    probability: float = 0.0  # chance of slanting along y and x
     amount: float = 0.1  # the largest slant, in voxels per voxel
 
 
 @dataclass(frozen=True)
 class Elastic(Step):
     probability: float = 0.0  # chance of a smooth random deformation
-    sigma: Range = (5.0, 8.0)  # range of the width of the Gaussian that smooths the random field
+    sigma: Range = (5.0, 8.0)  # range of the sigma of the Gaussian that smooths the random field
     # size of the field before smoothing: the shift is about magnitude * 0.09 / sigma^1.5, and magnitude * 0.28 / sigma
     # where flat
     magnitude: Range = (50.0, 150.0)
-    flat: bool = False  # one field in y and x for all sections
-    depth: float = 1.0  # factor of the shift along z: below 1 where sections are thick, 0 bends within them alone
+    flat: bool = False  # use one field in y and x for all sections
+    depth: float = 1.0  # factor of the shift along z: below 1 for thick sections; 0 bends only within sections
 
 
 @dataclass(frozen=True)
 class Misalignment(Step):
-    probability: float = 0.0  # chance of sections that are shifted or turned against each other
+    probability: float = 0.0  # chance that sections are shifted or turned against each other
     displacement: int = 16  # the largest shift along y and along x
-    rotate_ratio: float = 0.0  # share of the cases that turn instead of shift
-    slip_ratio: float = 0.5  # share of the cases that move one section instead of all that follow
-    labels: bool = True  # labels move with the image; false moves the image alone
+    rotate_ratio: float = 0.0  # share of the cases that turn sections instead of shifting them
+    slip_ratio: float = 0.5  # share of the cases that move a single section, not all that follow
+    labels: bool = True  # move the labels with the image; false moves the image alone
 
 
 @dataclass(frozen=True)
 class Noise(Step):
     probability: float = 0.0  # chance of Gaussian noise
-    deviation: float | Range = 0.05  # a number: every sample draws its deviation from 0 to it; or a range to draw from
-    clip: bool = False  # clip the result to 0..1
+    deviation: float | Range = 0.05  # standard deviation: a range to draw from; a number n means 0 to n
+    clip: bool = False  # limit the result to 0..1
 
 
 @dataclass(frozen=True)
 class Shift(Step):
-    probability: float = 0.0  # chance of an added constant
-    offset: float = 0.1  # the largest constant, of either sign
+    probability: float = 0.0  # chance that a constant is added
+    offset: float = 0.1  # largest constant; its sign is random
 
 
 @dataclass(frozen=True)
 class Gamma(Step):
-    probability: float = 0.0  # chance of a power of the intensities between their least and largest
+    probability: float = 0.0  # chance of a gamma correction between the least and largest intensity
     range: Range = (0.7, 1.4)  # range of the exponent
 
 
 @dataclass(frozen=True)
 class Contrast(Step):
-    probability: float = 0.0  # chance of gain, bias and exponent
-    section_ratio: float = 0.0  # share of the cases where every section draws its own
+    probability: float = 0.0  # chance of another contrast: a factor, an added number, an exponent
+    section_ratio: float = 0.0  # share of the cases in which every section draws its own values
     gain: Range = (0.85, 1.15)  # range of the factor
     bias: Range = (-0.05, 0.05)  # range of the number that is added
     gamma: Range = (1.0, 1.0)  # range of the exponent, drawn evenly on a logarithmic scale
-    clip: bool = True  # clip the result to 0..1
+    clip: bool = True  # limit the result to 0..1
 
 
 @dataclass(frozen=True)
 class MissingSection(Step):
-    probability: float = 0.0  # chance of sections without image; the first and the last are spared
+    probability: float = 0.0  # chance of losing sections of the image; the first and last are spared
     sections: int | tuple[int, int] = 2  # number of sections, or a range
-    full: float = 0.5  # share of whole sections; the others lose a rectangle
-    part: Range = (0.25, 0.75)  # range of the rectangle's height and width as a share of the section's
-    fill: Range = (0.0, 1.0)  # range of the one intensity that fills it
+    full: float = 0.5  # chance that a section is lost as a whole; otherwise a rectangle of it is
+    part: Range = (0.25, 0.75)  # range of the rectangle's height and width, as shares of the section's
+    fill: Range = (0.0, 1.0)  # range of the intensity that fills what is lost
 
 
 @dataclass(frozen=True)
 class DeletedSection(Step):
-    probability: float = 0.0  # chance of sections taken out of image and labels; the first and the last are spared
-    sections: int = 2  # number of sections; the patch is read deeper by as many
+    probability: float = 0.0  # chance of removing sections from image and labels; first and last are spared
+    sections: int = 2  # number of sections; so many more are read for each patch
 
 
 @dataclass(frozen=True)
 class LostSection(Step):
-    probability: float = 0.0  # chance of a section that shows a neighbour's image
+    probability: float = 0.0  # chance that a section shows the image of a neighbour
     sections: int | tuple[int, int] = 1  # number of sections, or a range
     by: Literal["random", "previous", "next", "mean"] = "random"  # the neighbour whose image is shown
 
@@ -125,13 +126,13 @@ class LostSection(Step):
 @dataclass(frozen=True)
 class MissingPart(Step):
     probability: float = 0.0  # chance of a black rectangle in one section
-    size: Range = (0.1, 0.25)  # range of the rectangle's sides as a share of the section's
+    size: Range = (0.1, 0.25)  # range of the rectangle's sides, as shares of the section's
 
 
 @dataclass(frozen=True)
 class Fold(Step):
-    probability: float = 0.0  # chance of a band across a section; after one, two sections are spared
-    patches: float = 1.0  # share of the patches that have such sections at all
+    probability: float = 0.0  # chance of a band across a section; the two sections after it are spared
+    patches: float = 1.0  # share of the patches that may have such sections
     width: int = 40  # half the width of the band
 
     @property
@@ -141,26 +142,26 @@ class Fold(Step):
 
 @dataclass(frozen=True)
 class Blur(Step):
-    probability: float = 0.0  # chance of sections out of focus
+    probability: float = 0.0  # chance that sections are out of focus
     sections: int | tuple[int, int] = 2  # number of sections, or a range
-    sigma: Range = (1.0, 3.0)  # range of the width of the Gaussian
-    kernel: int = 11  # number of pixels that the Gaussian covers
-    motion: bool = False  # blur along a line instead, like a moving stage
-    full: float = 0.5  # share of whole sections; in the others a rectangle is blurred
-    part: Range = (0.25, 0.75)  # range of the rectangle's height and width as a share of the section's
+    sigma: Range = (1.0, 3.0)  # range of the sigma of the Gaussian
+    kernel: int = 11  # width of the window of the Gaussian
+    motion: bool = False  # blur along a line instead, as a moving stage does
+    full: float = 0.5  # chance that a section is blurred as a whole; otherwise a rectangle of it is
+    part: Range = (0.25, 0.75)  # range of the rectangle's height and width, as shares of the section's
 
 
 @dataclass(frozen=True)
 class CutNoise(Step):
-    probability: float = 0.0  # chance of uniform noise in a box, clipped to 0..1
-    size: Range = (0.1, 0.4)  # range of the box's sides as a share of the patch's
-    scale: Range = (0.05, 0.15)  # range of the largest noise
+    probability: float = 0.0  # chance of uniform noise in a box; the result is limited to 0..1
+    size: Range = (0.1, 0.4)  # range of the box's sides, as shares of the patch's
+    scale: Range = (0.05, 0.15)  # range of the largest value of the noise
 
 
 @dataclass(frozen=True)
 class CutBlur(Step):
-    probability: float = 0.0  # chance of a box at lower resolution
-    size: Range = (0.1, 0.4)  # range of the box's sides as a share of the patch's
+    probability: float = 0.0  # chance that a box has a lower resolution
+    size: Range = (0.1, 0.4)  # range of the box's sides, as shares of the patch's
     factor: Range = (2.0, 8.0)  # range of the factor by which the box is shrunk and enlarged again
 
 
@@ -175,40 +176,40 @@ class Stripes(Step):
 
 @dataclass(frozen=True)
 class Mixup(Step):
-    probability: float = 0.0  # chance of a weighted mean with another image of the batch; labels stay
-    share: Range = (0.8, 1.0)  # range of the weight of the own image
+    probability: float = 0.0  # chance of mixing in another image of the batch; the labels stay
+    share: Range = (0.8, 1.0)  # range of the weight of the patch's own image
 
 
 @dataclass(frozen=True)
 class CopyPaste(Step):
-    probability: float = 0.0  # chance of an object that is copied, turned, into background
-    largest: float = 0.7  # objects up to this share of the patch
-    labels: bool = True  # the copy gets an id of its own
+    probability: float = 0.0  # chance that a turned copy of an object is put into the background
+    largest: float = 0.7  # largest object that is copied, as a share of the patch
+    labels: bool = True  # give the copy a label of its own; false leaves the labels as they are
 
 
 @dataclass(frozen=True)
 class Augment:
-    flip: Flip = Flip((0.0, 0.0, 0.0))  # mirror
-    turn: Turn = Turn()  # quarter turns
-    rotate: Rotate = Rotate()  # any angle
-    scale: Scale = Scale()  # larger or smaller
-    shear: Shear = Shear()  # slanted
-    elastic: Elastic = Elastic()  # bent
-    misalignment: Misalignment = Misalignment()  # sections against each other
-    deleted_section: DeletedSection = DeletedSection()  # sections lost for image and labels
-    noise: Noise = Noise()  # every voxel
-    shift: Shift = Shift()  # brighter or darker
-    gamma: Gamma = Gamma()  # mid tones
-    contrast: Contrast = Contrast()  # gain, bias, exponent, by section if wanted
-    missing_section: MissingSection = MissingSection()  # constant sections
-    lost_section: LostSection = LostSection()  # repeated sections
-    missing_part: MissingPart = MissingPart()  # black rectangles
-    fold: Fold = Fold()  # bands
-    blur: Blur = Blur()  # out of focus or moving
-    cut_noise: CutNoise = CutNoise()  # noisy boxes
-    cut_blur: CutBlur = CutBlur()  # coarse boxes
-    stripes: Stripes = Stripes()  # lines
-    mixup: Mixup = Mixup()  # two images
-    copy_paste: CopyPaste = CopyPaste()  # an object more
+    flip: Flip = Flip((0.0, 0.0, 0.0))  # mirrors the patch
+    turn: Turn = Turn()  # turns it by multiples of 90 degrees
+    rotate: Rotate = Rotate()  # turns it by any angle
+    scale: Scale = Scale()  # makes objects larger or smaller
+    shear: Shear = Shear()  # slants the patch
+    elastic: Elastic = Elastic()  # bends the patch at random
+    misalignment: Misalignment = Misalignment()  # moves sections against each other
+    deleted_section: DeletedSection = DeletedSection()  # removes sections from image and labels
+    noise: Noise = Noise()  # adds noise to every voxel
+    shift: Shift = Shift()  # makes the patch brighter or darker
+    gamma: Gamma = Gamma()  # changes the mid tones
+    contrast: Contrast = Contrast()  # changes the contrast, by section if wanted
+    missing_section: MissingSection = MissingSection()  # replaces sections by one intensity
+    lost_section: LostSection = LostSection()  # replaces sections by their neighbours
+    missing_part: MissingPart = MissingPart()  # blackens a rectangle of a section
+    fold: Fold = Fold()  # fills a band across a section with its mean
+    blur: Blur = Blur()  # blurs sections
+    cut_noise: CutNoise = CutNoise()  # adds noise in a box
+    cut_blur: CutBlur = CutBlur()  # lowers the resolution of a box
+    stripes: Stripes = Stripes()  # draws lines across sections
+    mixup: Mixup = Mixup()  # mixes two images
+    copy_paste: CopyPaste = CopyPaste()  # copies an object
     # one of these steps is drawn for each sample and then done with its own probability; empty: each step on its own
     exclusive: tuple[str, ...] = ()

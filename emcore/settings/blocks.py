@@ -24,14 +24,14 @@ def bytes_of(text: int | str) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    size: Triple | None = None  # voxels of a block along z, y, x; none chooses by the memory of a worker
+    size: Triple | None = None  # voxels of a block along z, y, x; by default chosen by the memory of a worker
     # who carries it out: processes of this machine, Dask, or processes that share files alone (torchrun, array jobs);
     # auto: Dask where an address or a table of a cluster is given, else what this process was started by
     engine: Literal["auto", "local", "dask", "share"] = "auto"
-    workers: int = 0  # processes of this machine; 0: as many as this process has cores
-    memory: int | str = 0  # memory of a worker, in bytes or written like 2GB; 0: its share of what is free
-    address: str = ""  # address of a Dask scheduler that runs: tcp://host:8786
-    slurm: Cluster | None = None  # jobs of SLURM: how many `jobs`, and all that dask_jobqueue.SLURMCluster takes
+    workers: int = 0  # processes on this machine; 0: one per core
+    memory: int | str = 0  # memory of a worker, in bytes or like 2GB; 0: an equal share of what is free
+    address: str = ""  # address of a running Dask scheduler, such as tcp://host:8786
+    slurm: Cluster | None = None  # SLURM: the number of `jobs`, and options of dask_jobqueue.SLURMCluster
     pbs: Cluster | None = None  # the same for PBS
     lsf: Cluster | None = None  # the same for LSF
     sge: Cluster | None = None  # the same for SGE

@@ -16,10 +16,10 @@ class VolumeFiles:
     # path, path:dataset or address (docs/volumes.md); without labels also a pattern with * or **, one volume each file
     image: str
     label: str | None = None  # labels of the same place; none for pretraining and prediction
-    mask: str | None = None  # voxels that may be used (not 0); none means all
-    skeleton: str | None = None  # ids on the skeletons of the labels, for the target skeleton_distance
-    name: str | None = None  # name in logs and outputs; none takes the file's name
-    weight: float = 1.0  # factor of the chance that this volume is chosen
+    mask: str | None = None  # voxels that are not 0 may be used; without a mask all may be
+    skeleton: str | None = None  # volume of the labels' skeletons, each with its label, for skeleton_distance
+    name: str | None = None  # name in logs and results; by default that of the file
+    weight: float = 1.0  # factor of the chance that this volume is chosen for a patch
     box: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, voxels of the image that may be used
 
     def __post_init__(self) -> None:
@@ -36,24 +36,24 @@ class VolumeFiles:
 
 @dataclass(frozen=True)
 class Data:
-    folder: str = ""  # folder that is put before every relative path
+    folder: str = ""  # folder that relative paths start from
     train: tuple[VolumeFiles, ...] = ()  # volumes to learn from
     validation: tuple[VolumeFiles, ...] = ()  # volumes to validate on
     test: tuple[VolumeFiles, ...] = ()  # volumes to predict and score
     patch: Triple = (18, 256, 256)  # z, y, x, voxels of one sample
-    pad: Triple = (0, 0, 0)  # voxels by which a volume is extended on every side; they mirror it
+    pad: Triple = (0, 0, 0)  # voxels along z, y, x by which a volume is extended at each side, by mirroring it
     resolution: tuple[float, float, float] | None = None  # nm, z y x, where the files do not say it
     split_axis: int = 0  # axis along which the two parts below are cut: 0 z, 1 y, 2 x
-    train_part: tuple[float, float] = (0.0, 1.0)  # share of every training volume that is used
-    validation_part: tuple[float, float] = (0.0, 1.0)  # share of every validation volume that is used
+    train_part: tuple[float, float] = (0.0, 1.0)  # part of every training volume that is used, along split_axis
+    validation_part: tuple[float, float] = (0.0, 1.0)  # part of every validation volume that is used, along split_axis
     # chance of a volume: its weight, weight * voxels, or weight * patch positions
     choose: Literal["uniform", "size", "positions"] = "uniform"
     # keep one copy per node in shared memory, on local disk, or read the files directly
     storage: Literal["memory", "mapped", "lazy"] = "memory"
-    remote_cache: float = 1.0  # GiB of unpacked chunks of volumes at addresses that each process keeps in memory
-    remote_disk: float = 0.0  # GiB of them that all processes of a node keep on its disk during the run, for "lazy"
-    background: tuple[int, ...] = ()  # label ids that mean 0, besides 0
-    ignore: tuple[int, ...] = ()  # label ids that mean unknown
+    remote_cache: float = 1.0  # GiB of decompressed chunks of remote volumes that each process keeps in memory
+    remote_disk: float = 0.0  # GiB of such chunks that a node keeps on its disk during the run, for "lazy"
+    background: tuple[int, ...] = ()  # labels that mean background, besides 0
+    ignore: tuple[int, ...] = ()  # labels that mean unknown: losses and scores skip these voxels
     # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
     normalise: Literal["range", "score", "divide", "none"] = "range"
     # percentiles, mean and deviation are those of the patch, or of the volume
@@ -61,11 +61,11 @@ class Data:
     # for normalise = range: these percentiles become 0 and 1, and what lies beyond is cut off
     percentiles: tuple[float, float] = (0.0, 100.0)
     divide: float = 255.0  # for normalise = divide: the number to divide by
-    reject_below: int = 0  # a patch with fewer labelled voxels is rejected
-    reject_probability: float = 0.95  # chance that such a patch is rejected; else it is kept all the same
-    reject_tries: int = 50  # number of draws after which the last patch is kept all the same
-    workers: int = 2  # threads, or processes where storage is lazy, that read patches, a rank; 0 reads between steps
-    prefetch: int = 4  # batches that each worker keeps ready
+    reject_below: int = 0  # a patch with fewer labelled voxels than this is rejected and drawn again
+    reject_probability: float = 0.95  # chance that such a patch is rejected; otherwise it is kept
+    reject_tries: int = 50  # number of draws after which the last patch is kept in any case
+    workers: int = 2  # threads of each rank that read patches (processes if storage is "lazy"); 0: read between steps
+    prefetch: int = 4  # batches that each worker prepares ahead
 
     def __post_init__(self) -> None:
         at_least(1, self, "patch", "reject_tries", "prefetch")

@@ -18,17 +18,17 @@ def check_three(channels: tuple[int, ...]) -> None:
 
 @dataclass(frozen=True)
 class NoDecode:
-    kind: Literal["none"] = "none"  # no labels are made
+    kind: Literal["none"] = "none"  # make no labels
 
 
 @dataclass(frozen=True)
 class Link:
-    iou: float = 0.5  # overlap over union from which two segments are one, where one of them ends; 0: never
-    best_buddy: bool = True  # also where both end and each overlaps the other most
-    one_sided: float = 0.8  # also from this overlap over the smaller area; 0: never
-    one_sided_size: int = 100  # voxels that the smaller area needs for one_sided
-    affinity: float = 0.0  # mean z affinity over the overlap that every join needs
-    min_size: int = 0  # a segment of fewer voxels in a section joins nothing
+    iou: float = 0.5  # IoU from which a segment that ends joins the one in the next section; 0: never
+    best_buddy: bool = True  # join two segments that both end if each overlaps the other most
+    one_sided: float = 0.8  # join also if this share of the smaller area overlaps; 0: never
+    one_sided_size: int = 100  # voxels that the smaller area must have for one_sided
+    affinity: float = 0.0  # mean z affinity over the overlap that is required to join
+    min_size: int = 0  # a segment with fewer voxels in a section is not joined
 
     def __post_init__(self) -> None:
         within(0, 1, self, "iou", "one_sided", "affinity")
@@ -40,7 +40,7 @@ class Learned:
     file: str = ""  # the classifier of contacts, which python -m emcore learn-contacts writes
     # fragments merge first, while 1 - the mean of the nearest and the shortest longer affinities is below it
     first_threshold: float = 0.2
-    first_size: float = 0.01  # cubic micrometres; two clusters that are both larger wait for the classifier
+    first_size: float = 0.01  # cubic micrometres: two clusters that are both larger are left to the classifier
 
     def __post_init__(self) -> None:
         within(0, 1, self, "first_threshold")
@@ -51,27 +51,27 @@ class Learned:
 
 @dataclass(frozen=True)
 class AffinityDecode:
-    kind: Literal["affinities"] = "affinities"  # watershed of the affinities along z, y, x, then agglomeration
+    kind: Literal["affinities"] = "affinities"  # watershed of the affinities along z, y and x, then agglomeration
     # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
     channels: tuple[int, ...] = ()
-    threshold: float = 0.5  # merge while 1 - statistic is below it
+    threshold: float = 0.5  # merge segments while 1 - statistic is below this
     # the largest threshold that the merges serve; 0: whole volumes keep every merge, blocks those below the threshold
     end: float = 0.0
-    # three numbers that are added to the logits of the affinities along z, y, x
+    # numbers added to the logits of the affinities along z, y and x
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    temperature: float = 1.0  # number that then divides the logits
+    temperature: float = 1.0  # the logits are then divided by this
     # or faces, faces-2 (smoothed twice), or floods of sections: maxima_distance-0.5, minima, hminima-0.1, grid-10
     fragments: str = "watershed"
     statistic: str = "mean"  # statistic of the affinities between two regions: mean, max, min, aff85_his256, ...
     # equal merges and plateaus: by a rule that holds for blocks and threads alike, or one by one as waterz takes them
     ties: Literal["canonical", "waterz"] = "canonical"
-    low: float = 1e-4  # affinities at or below join nothing (watershed)
-    high: float = 0.9999  # affinities at or above always join (watershed)
-    boundary: float = 0.0  # voxels whose mean y and x affinity is below it are cleared
-    dust_size: int = 0  # a smaller segment, in voxels, joins its best neighbour
-    dust_affinity: float = 0.0  # affinity that the neighbour needs
-    remove_size: int = 0  # what is left of fewer voxels is removed
-    link: Link | None = None  # join segments across sections in the end
+    low: float = 1e-4  # affinities at or below this never join voxels in the watershed
+    high: float = 0.9999  # affinities at or above this always join voxels in the watershed
+    boundary: float = 0.0  # voxels whose mean y/x affinity is below this become background
+    dust_size: int = 0  # a segment of fewer voxels joins the neighbour with the best affinity
+    dust_affinity: float = 0.0  # affinity that is required for that
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
+    link: Link | None = None  # join segments across sections at the end
     # merge in two stages, the second by a classifier; threshold and end are then of the mean probability of a border
     learned: Learned | None = None
 
@@ -100,15 +100,15 @@ class AffinityDecode:
 
 @dataclass(frozen=True)
 class ConnectedDecode:
-    kind: Literal["connected"] = "connected"  # voxels that affinities connect
+    kind: Literal["connected"] = "connected"  # connected components of the affinities
     # those along z, y, x, taken as nearest neighbours; empty: found by the offsets of the prediction
     channels: tuple[int, ...] = ()
-    threshold: float = 0.5  # affinities above it connect
-    thresholds: tuple[float, ...] = ()  # three thresholds along z, y, x in place of threshold
-    # three numbers that are added to the logits of the affinities along z, y, x
+    threshold: float = 0.5  # affinities above this connect two voxels
+    thresholds: tuple[float, ...] = ()  # thresholds along z, y and x, instead of threshold
+    # numbers added to the logits of the affinities along z, y and x
     bias: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    temperature: float = 1.0  # number that then divides the logits
-    remove_size: int = 0  # what is left of fewer voxels is removed
+    temperature: float = 1.0  # the logits are then divided by this
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         check_three(self.channels)
@@ -122,10 +122,10 @@ class ConnectedDecode:
 
 @dataclass(frozen=True)
 class MutexDecode:
-    kind: Literal["mutex"] = "mutex"  # mutex watershed of affinities of any range
-    channels: tuple[int, ...] = ()  # channels that are used; empty: every one with an offset
-    strides: Triple = (1, 1, 1)  # only every so many voxels hold apart
-    remove_size: int = 0  # what is left of fewer voxels is removed
+    kind: Literal["mutex"] = "mutex"  # mutex watershed of affinities of any length
+    channels: tuple[int, ...] = ()  # channels to use; empty: all that have an offset
+    strides: Triple = (1, 1, 1)  # use long affinities only at every so many voxels along z, y, x
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")
@@ -134,13 +134,13 @@ class MutexDecode:
 
 @dataclass(frozen=True)
 class ComponentsDecode:
-    kind: Literal["components"] = "components"  # pieces of foreground
-    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
-    threshold: float = 0.5  # what is above it is foreground
-    thresholds: tuple[float, ...] = ()  # one threshold for each channel in place of threshold
-    connectivity: Literal[4, 8, 6, 18, 26] = 26  # 4 and 8 take every section on its own
-    seed_threshold: float = 0.0  # pieces above it are grown over the foreground; 0: the pieces of the foreground
-    remove_size: int = 0  # what is left of fewer voxels is removed
+    kind: Literal["components"] = "components"  # connected components of the foreground
+    channels: tuple[int, ...] = ()  # channels to use; empty: all
+    threshold: float = 0.5  # values above this are foreground
+    thresholds: tuple[float, ...] = ()  # one threshold per channel, instead of threshold
+    connectivity: Literal[4, 8, 6, 18, 26] = 26  # neighbours of a voxel; 4 and 8 treat each section on its own
+    seed_threshold: float = 0.0  # components above this grow over the foreground; 0: components of the foreground
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")
@@ -154,11 +154,11 @@ class ComponentsDecode:
 @dataclass(frozen=True)
 class PolarityDecode:
     kind: Literal["polarity"] = "polarity"  # pre- and postsynaptic sides of synapses
-    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
-    threshold: float = 0.5  # what is above it counts
-    small: int = 128  # a pre or post part of fewer voxels is removed
-    exclusive: bool = False  # classes instead of independent channels
-    remove_size: int = 0  # what is left of fewer voxels is removed
+    channels: tuple[int, ...] = ()  # channels to use; empty: all
+    threshold: float = 0.5  # values above this count
+    small: int = 128  # pre- and postsynaptic parts of fewer voxels are removed
+    exclusive: bool = False  # the channels are classes, not independent masks
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "small", "remove_size")
@@ -168,11 +168,11 @@ class PolarityDecode:
 @dataclass(frozen=True)
 class PartnersDecode:
     kind: Literal["partners"] = "partners"  # synapses whose postsynaptic voxels point back to their presynaptic side
-    channels: tuple[int, ...] = ()  # the three of polarity and a vector along z, y, x; empty: all six
-    threshold: float = 0.5  # what is above it counts
-    small: int = 128  # voxels under which a pre or post part is removed
-    exclusive: bool = False  # classes instead of independent channels
-    reach_nm: float = 200.0  # farther than this from every presynaptic middle a vector belongs to no synapse
+    channels: tuple[int, ...] = ()  # the three of polarity and the vector's z, y, x; empty: all six
+    threshold: float = 0.5  # values above this count
+    small: int = 128  # pre- and postsynaptic parts of fewer voxels are removed
+    exclusive: bool = False  # the channels are classes, not independent masks
+    reach_nm: float = 200.0  # a vector that ends farther from every presynaptic middle is ignored
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "small")
@@ -182,10 +182,10 @@ class PartnersDecode:
 
 @dataclass(frozen=True)
 class Contour:
-    binary: tuple[float, float] = (0.9, 0.85)  # seeds and foreground lie above it
-    contour: tuple[float, float] = (0.8, 1.1)  # seeds and foreground lie below it
-    distance: tuple[float, float] = (0.5, -0.5)  # seeds and foreground lie above it
-    min_seed: int = 5  # a seed of fewer voxels does not count
+    binary: tuple[float, float] = (0.9, 0.85)  # limits for seeds and foreground, which lie above
+    contour: tuple[float, float] = (0.8, 1.1)  # limits for seeds and foreground, which lie below
+    distance: tuple[float, float] = (0.5, -0.5)  # limits for seeds and foreground, which lie above
+    min_seed: int = 5  # seeds of fewer voxels are ignored
 
     def __post_init__(self) -> None:
         at_least(0, self, "min_seed")
@@ -194,9 +194,9 @@ class Contour:
 @dataclass(frozen=True)
 class ContourDecode:
     kind: Literal["contour"] = "contour"  # instances from foreground, contour and distance
-    channels: tuple[int, ...] = ()  # channels that are used; empty: every one
-    contour: Contour = Contour()  # thresholds of the three
-    remove_size: int = 0  # what is left of fewer voxels is removed
+    channels: tuple[int, ...] = ()  # channels to use; empty: all
+    contour: Contour = Contour()  # thresholds of the three channels
+    remove_size: int = 0  # segments of fewer voxels are removed at the end
 
     def __post_init__(self) -> None:
         at_least(0, self, "channels", "remove_size")

@@ -14,8 +14,8 @@ class Sweep:
     thresholds: tuple[float, ...] = (0.35, 0.4, 0.45, 0.5, 0.55)  # every merge tree is scored at these thresholds
     # each triple is added to the logits along z, y, x and makes a variant
     biases: tuple[tuple[float, float, float], ...] = ((0.0, 0.0, 0.0),)
-    temperatures: tuple[float, ...] = (1.0,)  # each is combined with each bias
-    statistics: tuple[str, ...] = ()  # merge statistics; empty takes decode.statistic
+    temperatures: tuple[float, ...] = (1.0,)  # each is combined with every bias
+    statistics: tuple[str, ...] = ()  # merge statistics; empty: decode.statistic
     replicate: bool = False  # affinity_dice and _iou: an edge out of the volume is true where its voxel is of an object
 
     def __post_init__(self) -> None:
@@ -29,9 +29,9 @@ class Sweep:
 @dataclass(frozen=True)
 class Blockwise:
     chunk: Triple = (32, 512, 512)  # voxels of a block that is normalised and predicted on its own
-    halo: Triple = (8, 64, 64)  # voxels around a block that are predicted, too, and cut off
+    halo: Triple = (8, 64, 64)  # voxels around a block that are also predicted and then cut off
     seam: Triple = (2, 16, 16)  # voxels on either side of a plane between blocks that count as its seam
-    without_halo: bool = False  # score blocks without a halo as well
+    without_halo: bool = False  # also score blocks without a halo
 
     def __post_init__(self) -> None:
         at_least(1, self, "chunk")
@@ -44,25 +44,25 @@ class Evaluate:
     # (decode.kind = "none"), too, and the others at labels
     scores: tuple[str, ...] = ("voi", "rand")
     convention: str = "cremi"  # name of the Rand convention, one of that page
-    crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1, what is scored of the larger volume
-    border_nm: float = 0.0  # voxels so near to a border of the truth, within their section, do not count; 0 counts all
-    border_xy: int = 0  # the same in voxels, within a box around the border, which is dbMiM's mask; not with border_nm
-    border_z: int = 0  # the same across sections
-    threshold: float = 0.5  # threshold of predictions without labels for jaccard, dice and clefts
-    channel: int = 0  # channel of the prediction for the scores that look at it
+    crop: tuple[int, int, int, int, int, int] | None = None  # z0 z1 y0 y1 x0 x1: the part of the volume that is scored
+    border_nm: float = 0.0  # voxels within this distance of a border in their section do not count; 0: all count
+    border_xy: int = 0  # the same as a box of voxels, as dbMiM does it; not together with border_nm
+    border_z: int = 0  # the same along z, with border_xy
+    threshold: float = 0.5  # threshold for jaccard, dice and clefts of predictions that have no labels
+    channel: int = 0  # channel of the prediction that is scored
     cleft_nm: float = 200.0  # a cleft voxel that is farther than this from the other side is false
-    instance_iou: float = 0.5  # an object is found from this overlap on
+    instance_iou: float = 0.5  # IoU from which an object counts as found
     # how the pieces of a truth that is a mask connect (decode.connectivity); instances and the report take each piece
     # for an object; 0 means that the truth has ids
     pieces: Literal[0, 4, 8, 6, 18, 26] = 0
-    synapse_iou: float = 0.2  # a synapse is found above this overlap
-    synapse_size: int = 0  # smaller synapses, in voxels, do not count; EM-R50: 300
-    synapse_margin: int = 0  # sections at either end that do not count; EM-R50: 14
-    partner_nm: float = 400.0  # a site of synaptic partners that is farther than this from a true site is wrong
-    neurons: str | None = None  # labels whose wiring partners scores too, beside that of the truth's neurons
+    synapse_iou: float = 0.2  # IoU above which a synapse counts as found
+    synapse_size: int = 0  # synapses of fewer voxels do not count (300 for EM-R50)
+    synapse_margin: int = 0  # sections at each end that do not count (14 for EM-R50)
+    partner_nm: float = 400.0  # a predicted site that is farther from the true one is wrong
+    neurons: str | None = None  # labels of neurons for partners, besides those of the truth
     # file or folder of skeletons in nm for run_length (docs/connectome.md); without it those of the truth are traced
     skeletons: str | None = None
-    sweep: Sweep | None = None  # calibrations and thresholds in dbMiM's files, by [decode] up to the merge tree
+    sweep: Sweep | None = None  # dbMiM's calibrations and thresholds, written to its files
     blockwise: Blockwise = Blockwise()  # the settings of python -m emcore blockwise
 
     def __post_init__(self) -> None:

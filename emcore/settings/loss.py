@@ -10,11 +10,11 @@ from emcore.config.checks import at_least
 class Compared:
     """What every term has."""
 
-    kind: str = ""  # the loss
-    weight: float = 1.0  # factor in the sum
+    kind: str = ""  # which kind of loss it is
+    weight: float = 1.0  # factor of this term in the sum
     prediction: str = ":"  # channels of the prediction, as a Python slice: "0:3", "-1:", "2"
-    target: str = ":"  # channels of the target, likewise
-    head: str = ""  # the head that is compared, where a net has several
+    target: str = ":"  # channels of the target, as a Python slice
+    head: str = ""  # name of the head that is compared, if the net has several
 
     of_probabilities: ClassVar[bool] = False  # whether it takes probabilities, which are not limited; else logits
     of_classes: ClassVar[bool] = False  # whether its target is one channel of class numbers
@@ -27,8 +27,8 @@ class Weighed(Compared):
     # weight map from the class sizes of the target; see class_balance in emcore/losses.py
     balance: Literal["none", "halves", "positive", "negative"] = "none"
     membrane_weight: float = 0.0  # extra weight on edges of the image: 1 + this times the normalised edge map
-    membrane_axis_weights: tuple[float, float, float] = (0.25, 1.0, 1.0)  # share of z, y, x in the edge map
-    membrane_clip: float = 4.0  # upper bound of the edge map, in multiples of its mean
+    membrane_axis_weights: tuple[float, float, float] = (0.25, 1.0, 1.0)  # weights of z, y and x in the edge map
+    membrane_clip: float = 4.0  # upper limit of the edge map, in multiples of its mean
 
     def __post_init__(self) -> None:
         at_least(0, self, "membrane_weight", "membrane_axis_weights")
@@ -39,7 +39,7 @@ class BceTerm(Weighed):
     kind: Literal["bce"] = "bce"  # binary cross-entropy
     # weight of positive voxels: one for all or one per channel; "auto" is negatives per positive of the batch
     positive_weight: Literal["auto"] | float | tuple[float, ...] | None = None
-    channel_weights: tuple[float, ...] = ()  # one a channel; empty means all 1
+    channel_weights: tuple[float, ...] = ()  # one weight per channel; empty: all are 1
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class PerChannelBceTerm(Weighed):
 
 @dataclass(frozen=True)
 class DiceTerm(Compared):
-    kind: Literal["dice"] = "dice"  # overlap of sigmoids and masks
-    smooth: float = 1e-5  # number that is added above and below the fraction
+    kind: Literal["dice"] = "dice"  # Dice overlap of the sigmoid and the mask
+    smooth: float = 1e-5  # number added to numerator and denominator
 
 
 @dataclass(frozen=True)
 class Squashed(Weighed):
     """What a term has that compares values."""
 
-    tanh: bool = False  # squash the prediction first
+    tanh: bool = False  # apply tanh to the prediction first
 
 
 @dataclass(frozen=True)
@@ -75,28 +75,28 @@ class MaeTerm(Squashed):
 
 @dataclass(frozen=True)
 class SmoothL1Term(Squashed):
-    kind: Literal["smooth_l1"] = "smooth_l1"  # absolute error, squared near 0
+    kind: Literal["smooth_l1"] = "smooth_l1"  # absolute error, which is squared near 0
 
 
 @dataclass(frozen=True)
 class SigmoidMseTerm(Weighed):
-    kind: Literal["sigmoid_mse"] = "sigmoid_mse"  # squared error of probabilities
+    kind: Literal["sigmoid_mse"] = "sigmoid_mse"  # squared error of the sigmoid
     # weight map from the class sizes of the target; see class_balance in emcore/losses.py
     balance: Literal["none", "halves", "superhuman", "positive", "negative"] = "none"
-    channel_weights: tuple[float, ...] = ()  # one a channel; empty means all 1
-    over: Literal["weights", "voxels"] = "weights"  # it is divided by the sum of weights, or by the voxels
+    channel_weights: tuple[float, ...] = ()  # one weight per channel; empty: all are 1
+    over: Literal["weights", "voxels"] = "weights"  # divide by the sum of the weights, or by the number of voxels
 
 
 @dataclass(frozen=True)
 class FocalTerm(Weighed):
-    kind: Literal["focal"] = "focal"  # cross-entropy damped where the net is already sure
+    kind: Literal["focal"] = "focal"  # cross-entropy that counts less where the net is sure
     gamma: float = 2.0  # exponent of the damping
 
 
 @dataclass(frozen=True)
 class WeightedCeTerm(Weighed):
     kind: Literal["weighted_ce"] = "weighted_ce"  # cross-entropy of classes
-    class_weights: tuple[float, ...] = ()  # one a class; empty means all 1
+    class_weights: tuple[float, ...] = ()  # one weight per class; empty: all are 1
 
     of_classes: ClassVar[bool] = True
 
@@ -114,10 +114,11 @@ Term = (BceTerm | PerChannelBceTerm | DiceTerm | MseTerm | MaeTerm | SmoothL1Ter
 
 @dataclass(frozen=True)
 class Loss:
-    terms: tuple[Term, ...] = (BceTerm(),)  # summed with their weights
-    uncertainty: bool = False  # learn the balance of the terms: sum of exp(-s) L / 2 + s / 2
-    clamp: float = 20.0  # predictions are limited to +- this before every term of logits; 0 does not
-    levels: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)  # weights of deep supervision, finest level first
+    terms: tuple[Term, ...] = (BceTerm(),)  # terms, which are added up with their weights
+    uncertainty: bool = False  # learn a number s for each term L, which counts as exp(-s) L / 2 + s / 2
+    clamp: float = 20.0  # logits are limited to this size before every term; 0: no limit
+    # weights of the levels of deep supervision, the finest first
+    levels: tuple[float, ...] = (1.0, 0.5, 0.25, 0.125, 0.0625)
 
     def __post_init__(self) -> None:
         at_least(0, self, "clamp")

@@ -13,9 +13,9 @@ Triple = tuple[int, int, int]
 @dataclass(frozen=True)
 class EncoderSizes:
     patch: Triple = (4, 16, 16)  # voxels of one token, z, y, x
-    width: int = 192  # numbers of one token
+    width: int = 192  # width of a token
     depth: int = 6  # transformer blocks
-    heads: int = 6  # attention heads; divide the width
+    heads: int = 6  # attention heads; the width must be a multiple of them
 
     def __post_init__(self) -> None:
         at_least(1, self, "patch", "width", "depth", "heads")
@@ -44,22 +44,22 @@ class LightUNETRSizes(LinearHeadSizes):
 
 @dataclass(frozen=True)
 class UNETRSizes(LightUNETRSizes):
-    head: Literal["em", "plain"] = "em"  # separate z and in-plane branches, or one convolution
+    head: Literal["em", "plain"] = "em"  # "em": a branch for z and one for y and x; "plain": one convolution
     head_depth: int = 2  # shared blocks of the em head
-    head_bias: tuple[float, ...] = (-0.2, 0.0, 0.0)  # first logit bias of each channel of the em head
-    taps: tuple[int, ...] = ()  # blocks that feed the decoder; empty means depth/4, depth/2, 3 depth/4
+    head_bias: tuple[float, ...] = (-0.2, 0.0, 0.0)  # bias of each channel's logit at the start, in the em head
+    taps: tuple[int, ...] = ()  # blocks whose output the decoder takes; empty: depth/4, depth/2, 3 depth/4
 
 
 @dataclass(frozen=True)
 class RSUNetSizes:
-    width: tuple[int, ...] = (18, 36, 48, 64, 80)  # channels of each level, finest first
-    fold: Triple = (1, 1, 1)  # z, y, x voxels that enter and leave as channels of one: sees farther at the same cost
-    down: tuple[Triple, ...] = ()  # z, y, x factor between levels; empty means (1, 2, 2) everywhere
-    kernel: int | tuple[Triple, ...] = 3  # one size for all axes and levels, or one triple a level
+    width: tuple[int, ...] = (18, 36, 48, 64, 80)  # channels of each level, the finest first
+    fold: Triple = (1, 1, 1)  # voxels (z, y, x) folded into channels: the net sees farther at the same cost
+    down: tuple[Triple, ...] = ()  # factor (z, y, x) between levels; empty: (1, 2, 2) everywhere
+    kernel: int | tuple[Triple, ...] = 3  # one size for all axes and levels, or a triple for each level
     depth_2d: int = 0  # number of finest levels that use kernel_2d
     kernel_2d: Triple = (1, 3, 3)  # kernel of those levels
     norm: Literal["batch", "group", "instance", "none"] = "batch"  # normalisation before each activation
-    groups: int = 8  # groups for norm = "group"; lowered until they divide the channels
+    groups: int = 8  # groups for norm = "group", lowered until the channels are a multiple
     act: Literal["relu", "leakyrelu", "prelu", "elu"] = "elu"  # activation before each convolution
     # enlarging along z: weighed as along y and x, or added up without weights, as PyTorch Connectomics' net does
     up: Literal["trilinear", "bilinear_yx"] = "trilinear"
@@ -88,10 +88,10 @@ class UNetV1Sizes:
 
 @dataclass(frozen=True)
 class MedNeXtSizes:
-    size: Literal["S", "B", "M", "L"] = "S"  # blocks and widening of each stage
+    size: Literal["S", "B", "M", "L"] = "S"  # preset of the blocks and expansion of each stage
     width: int = 32  # channels of the finest level
     kernel: int = 3  # size of the depth-wise convolutions
-    heads: tuple[tuple[str, int], ...] = ()  # name and channels of several heads; empty means one of out_channels
+    heads: tuple[tuple[str, int], ...] = ()  # name and channels of each head; empty: one head with out_channels
     head_blocks: int = 1  # blocks of each head
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ class MedNeXtSizes:
 class Net:
     """What every net has, and what others may ask of it."""
 
-    name: str = ""  # the net
+    name: str = ""  # which of the nets it is
     in_channels: int = 1  # channels of the image
 
     net: ClassVar[str] = ""  # its class in emcore/models, file.Class; nothing where it predicts nothing
@@ -144,9 +144,9 @@ class Predicting(Net):
 @dataclass(frozen=True)
 class RSUNetModel(Predicting):
     name: Literal["rsunet"] = "rsunet"  # residual symmetric U-Net for anisotropic volumes
-    deep_supervision: bool = False  # extra heads on coarser levels
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
-    rsunet: RSUNetSizes = RSUNetSizes()  # its sizes
+    deep_supervision: bool = False  # train extra heads on coarser levels
+    checkpointing: bool = False  # recompute activations in the backward pass, for less memory and a third more time
+    rsunet: RSUNetSizes = RSUNetSizes()  # sizes of this net
 
     net: ClassVar[str] = "rsunet.RSUNet"
 
@@ -165,7 +165,7 @@ class RSUNetModel(Predicting):
 @dataclass(frozen=True)
 class UNetV1Model(Predicting):
     name: Literal["unet_v1"] = "unet_v1"  # the synapse net of 2019, which gives probabilities
-    unet_v1: UNetV1Sizes = UNetV1Sizes()  # its sizes
+    unet_v1: UNetV1Sizes = UNetV1Sizes()  # sizes of this net
 
     net: ClassVar[str] = "unet_v1.UNetV1"
     gives_probabilities: ClassVar[bool] = True
@@ -179,7 +179,7 @@ class UNetV1Model(Predicting):
 class Transformer(Net):
     """What the nets have that begin with the transformer encoder."""
 
-    transformer: EncoderSizes = EncoderSizes()  # its sizes
+    transformer: EncoderSizes = EncoderSizes()  # sizes of this net
 
     @property
     def multiple(self) -> Triple:
@@ -193,7 +193,7 @@ class Transformer(Net):
 @dataclass(frozen=True)
 class UNETRModel(Predicting, Transformer):
     name: Literal["unetr"] = "unetr"  # transformer encoder, convolutional decoder for anisotropic tokens
-    transformer: UNETRSizes = UNETRSizes()  # its sizes
+    transformer: UNETRSizes = UNETRSizes()  # sizes of this net
 
     net: ClassVar[str] = "unetr.UNETR"
 
@@ -205,7 +205,7 @@ class UNETRModel(Predicting, Transformer):
 @dataclass(frozen=True)
 class LightUNETRModel(Predicting, Transformer):
     name: Literal["unetr_light"] = "unetr_light"  # transformer encoder, small convolutional decoder
-    transformer: LightUNETRSizes = LightUNETRSizes()  # its sizes
+    transformer: LightUNETRSizes = LightUNETRSizes()  # sizes of this net
 
     net: ClassVar[str] = "unetr.LightUNETR"
 
@@ -213,7 +213,7 @@ class LightUNETRModel(Predicting, Transformer):
 @dataclass(frozen=True)
 class LinearHeadModel(Predicting, Transformer):
     name: Literal["linear_head"] = "linear_head"  # transformer encoder, one transposed convolution
-    transformer: LinearHeadSizes = LinearHeadSizes()  # its sizes
+    transformer: LinearHeadSizes = LinearHeadSizes()  # sizes of this net
 
     net: ClassVar[str] = "unetr.LinearHead"
 
@@ -221,9 +221,9 @@ class LinearHeadModel(Predicting, Transformer):
 @dataclass(frozen=True)
 class MedNeXtModel(Predicting):
     name: Literal["mednext"] = "mednext"  # ConvNeXt-like U-Net
-    deep_supervision: bool = False  # extra heads on coarser levels
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
-    mednext: MedNeXtSizes = MedNeXtSizes()  # its sizes
+    deep_supervision: bool = False  # train extra heads on coarser levels
+    checkpointing: bool = False  # recompute activations in the backward pass, for less memory and a third more time
+    mednext: MedNeXtSizes = MedNeXtSizes()  # sizes of this net
 
     net: ClassVar[str] = "mednext.MedNeXt"
 
@@ -248,7 +248,7 @@ class MedNeXtModel(Predicting):
 
 @dataclass(frozen=True)
 class MaskedAutoencoderModel(Transformer):
-    name: Literal["masked_autoencoder"] = "masked_autoencoder"  # what [pretrain] trains: it restores hidden patches
+    name: Literal["masked_autoencoder"] = "masked_autoencoder"  # net of [pretrain], which restores hidden patches
 
 
 Model = (RSUNetModel | UNetV1Model | UNETRModel | LightUNETRModel | LinearHeadModel | MedNeXtModel

@@ -12,8 +12,8 @@ Triple = tuple[int, int, int]
 class Eroded:
     """What every target has."""
 
-    kind: str = ""  # what is learned
-    erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, for this target only
+    kind: str = ""  # which kind of target it is
+    erosion: int = 0  # voxels removed within sections from both sides of a contact, for this target only
 
     is_mask: ClassVar[bool] = False  # whether each channel is a mask: clefts, mitochondria or membranes
 
@@ -28,14 +28,14 @@ class Eroded:
 
 @dataclass(frozen=True)
 class BinaryTarget(Eroded):
-    kind: Literal["binary"] = "binary"  # foreground
+    kind: Literal["binary"] = "binary"  # 1 in objects, 0 in the background
 
     is_mask: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class AffinityTarget(Eroded):
-    kind: Literal["affinity"] = "affinity"  # which pairs of voxels belong together
+    kind: Literal["affinity"] = "affinity"  # whether two voxels belong to one object
     # one signed z, y, x offset a channel, in voxels; voxel v tells whether v and v + offset belong together
     offsets: tuple[Triple, ...] = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
     # edges that leave the patch: not counted, learned as the voxel's own foreground, learned as cuts
@@ -50,7 +50,7 @@ class AffinityTarget(Eroded):
 @dataclass(frozen=True)
 class PolarityTarget(Eroded):
     kind: Literal["polarity"] = "polarity"  # sides of synapses: odd ids are presynaptic, even ids postsynaptic
-    exclusive: bool = False  # one channel of classes 0, 1 pre, 2 post instead of pre, post, either
+    exclusive: bool = False  # one channel of classes (0 none, 1 pre, 2 post) instead of three channels
 
     @property
     def is_mask(self) -> bool:
@@ -74,11 +74,11 @@ class PartnersTarget(Eroded):
 
 @dataclass(frozen=True)
 class BoundaryTarget(Eroded):
-    kind: Literal["boundary"] = "boundary"  # voxels beside a change of label
-    thickness: int = 1  # thickness in voxels
+    kind: Literal["boundary"] = "boundary"  # voxels at a border between labels
+    thickness: int = 1  # thickness of the border in voxels
     # all: at any change of label; foreground: one side is an object; contacts: both are
     where: Literal["all", "foreground", "contacts"] = "foreground"
-    in_plane: bool = False  # look at each section by itself
+    in_plane: bool = False  # treat each section on its own
 
     is_mask: ClassVar[bool] = True
 
@@ -89,8 +89,8 @@ class BoundaryTarget(Eroded):
 
 @dataclass(frozen=True)
 class SignedDistanceTarget(Eroded):
-    kind: Literal["signed_distance"] = "signed_distance"  # distance to the border, negative outside of objects
-    scale: float = 8.0  # tanh(distance / scale), distance in units of the x voxel size
+    kind: Literal["signed_distance"] = "signed_distance"  # distance to the border, negative outside objects
+    scale: float = 8.0  # the target is tanh(distance / scale), with the distance in voxels along x
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,15 +99,16 @@ class SignedDistanceTarget(Eroded):
 
 @dataclass(frozen=True)
 class ForegroundDistanceTarget(Eroded):
-    kind: Literal["foreground_distance"] = "foreground_distance"  # distance to the border, flat outside
+    # distance d to the border: tanh(d / 8) inside objects, -tanh(d / 50) outside
+    kind: Literal["foreground_distance"] = "foreground_distance"
 
 
 @dataclass(frozen=True)
 class InstanceDistanceTarget(Eroded):
-    kind: Literal["instance_distance"] = "instance_distance"  # distance to the border of each object, -1 outside
-    in_plane: bool = False  # look at each section by itself
-    relabel: bool = False  # 26-connected pieces of an id are objects of their own, and their holes are filled
-    levels: int = 0  # classes 0..levels instead of values; 0 keeps values
+    kind: Literal["instance_distance"] = "instance_distance"  # distance to the object's border; -1 outside objects
+    in_plane: bool = False  # treat each section on its own
+    relabel: bool = False  # make each 26-connected piece of a label an object, and fill its holes
+    levels: int = 0  # classes 0 to levels replace the values; 0 keeps the values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,9 +117,9 @@ class InstanceDistanceTarget(Eroded):
 
 @dataclass(frozen=True)
 class SkeletonDistanceTarget(Eroded):
-    kind: Literal["skeleton_distance"] = "skeleton_distance"  # nearness to the skeleton of each object
+    kind: Literal["skeleton_distance"] = "skeleton_distance"  # closeness to the skeleton of the object
     alpha: float = 0.8  # exponent of the energy
-    levels: int = 0  # classes 0..levels instead of values; 0 keeps values
+    levels: int = 0  # classes 0 to levels replace the values; 0 keeps the values
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +129,7 @@ class SkeletonDistanceTarget(Eroded):
 @dataclass(frozen=True)
 class LsdTarget(Eroded):
     kind: Literal["lsd"] = "lsd"  # local shape descriptors
-    sigma: float = 80.0  # nm of the Gaussian window
+    sigma: float = 80.0  # sigma of the Gaussian window in nm
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,9 +156,9 @@ def affinity_offsets(targets: tuple[Target, ...]) -> list[Triple] | None:
 
 @dataclass(frozen=True)
 class Labels:
-    erosion: int = 0  # in-plane voxels taken from both sides where two objects touch, before every target
-    split: bool = False  # give disconnected pieces of one id in a patch ids of their own (6-connected)
-    smooth: bool = False  # smooth every section's outlines as the 2019 tutorial does; erases what is 3 pixels thin
+    erosion: int = 0  # voxels removed within sections from both sides of a contact, for every target
+    split: bool = False  # give each 6-connected piece of a label in a patch a label of its own
+    smooth: bool = False  # smooth outlines as the 2019 tutorial does, which removes what is 3 pixels thin
 
     def __post_init__(self) -> None:
         at_least(0, self, "erosion")

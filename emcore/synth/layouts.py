@@ -10,6 +10,7 @@ import numpy as np
 
 from emcore.errors import InputError
 from emcore.files import replaced, reported
+from emcore.progress import Working
 from emcore.synth.tissue import Defects, Tissue, synthesize
 from emcore.volumes import create_volume
 from emcore.volumes.hdf5_stream import streamed
@@ -153,9 +154,11 @@ def main(arguments: Sequence[str]) -> int:
     defects = Defects(options.missing_sections, options.misaligned_sections, options.largest_shift)
     for sample in range(samples):
         started = time.perf_counter()
-        tissue = synthesize(shape, resolution, options.seed + sample, neurites=options.neurites,
-                            synapses=options.synapses, partners=options.partners, defects=defects)
-        paths = write_layout(options.out, layout, tissue, sample, padding)
+        with Working(f"volume {sample + 1} of {samples}") as work:
+            tissue = synthesize(shape, resolution, options.seed + sample, neurites=options.neurites, told=work.now,
+                                synapses=options.synapses, partners=options.partners, defects=defects)
+            work.now("writing files")
+            paths = write_layout(options.out, layout, tissue, sample, padding)
         count = len({synapse.number for synapse in tissue.synapses})
         print(f"{', '.join(map(str, paths))}: {tissue.neuron_ids.max()} neurons, {count} synapses, "
               f"shape {shape} at {resolution} nm, {time.perf_counter() - started:.1f} s")

@@ -1,6 +1,6 @@
 """From a seed to a volume and its truth: growth, surfaces, synapses, organelles, microscope, in this order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,12 +44,14 @@ class Tissue:
 
 def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, float] = (30.0, 6.0, 6.0), seed: int = 0, *,
                neurites: int | None = None, somata: int | None = None, synapses: int | None = None,
-               partners: int = 1, defects: Defects = Defects(), threads: int | None = None) -> Tissue:
+               partners: int = 1, defects: Defects = Defects(), threads: int | None = None,
+               told: Callable[[str], None] = lambda step: None) -> Tissue:
     """Tissue of `shape` voxels; the same arguments give the same bytes, whatever the number of threads.
 
     Without misaligned sections every neuron id is one object connected through faces of voxels. `neurites` are grown
     (default 16 a cubic micron), `somata` placed (default 1 for 30 cubic microns) and at most `synapses` made (default
-    1.6 a cubic micron), each with one to `partners` postsynaptic neurons.
+    1.6 a cubic micron), each with one to `partners` postsynaptic neurons. `told` is called with the name of every step
+    that begins.
     """
     shape, resolution = _checked(shape, resolution, defects, neurites=neurites, somata=somata, synapses=synapses,
                                  seed=seed)
@@ -65,9 +67,12 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     threads = thread_count(threads)
     rng = np.random.default_rng(seed)
 
+    told("growing neurites")
     growth = grow(extent, neurites, somata, rng, threads)
+    told("giving voxels to neurites")
     ids, membranes = vote(growth, whole, resolution, threads)
     separate(ids, membranes, resolution, threads)
+    told("placing synapses and organelles")
     nodes = nodes_nm(growth, threads)
     found, clefts, polarity, stain = make_synapses(ids, nodes, resolution, synapses, rng, partners)
     organelles = make_organelles(growth, nodes, ids, resolution, found, rng)
@@ -77,6 +82,7 @@ def synthesize(shape: tuple[int, int, int], resolution: tuple[float, float, floa
     tint = tint.astype(np.float32)
     missing, shifts = _defects(defects, whole[0], rng)
 
+    told("taking micrographs")
     raw, mitochondria = np.empty(shape, np.uint8), np.zeros(whole, np.uint32)
     offsets = slice_offsets(resolution[0])
 

@@ -31,7 +31,7 @@ from typing import Any
 
 from emcore.errors import InputError
 from emcore.files import publish, write_text, writing
-from emcore.progress import Progress
+from emcore.progress import Progress, Working
 from emcore.reading import is_inside, open_regular, read_text, shown
 from emcore.volumes.volume import first_line
 
@@ -293,7 +293,7 @@ def read_on(source: Download, part: Path, start: int, progress: Progress) -> boo
 
 
 def digest(path: Path) -> str:
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, Working(f"checking {path}"):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -327,14 +327,19 @@ def unpack(path: Path) -> list[Path]:
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             files = members(path, archive)
-            for item in files:
-                target = path.parent / item.filename
-                made.append(target)
-                if is_unpacked(target, item):
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(item) as inside, writing(target) as out:
-                    shutil.copyfileobj(inside, out, CHUNK)
+            total = sum(item.file_size for item in files)
+            with Progress(total, f"unpack {path.name}", "bytes") as progress:
+                for item in files:
+                    target = path.parent / item.filename
+                    made.append(target)
+                    if is_unpacked(target, item):
+                        progress.add(item.file_size, found=True)
+                        continue
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(item) as inside, writing(target) as out:
+                        while block := inside.read(CHUNK):
+                            out.write(block)
+                            progress.add(len(block))
     except InputError:
         raise
     except OSError as error:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.reading import open_regular
 from emcore.volumes.volume import Listing, Volume
 
@@ -150,7 +150,7 @@ def need_tensorstore(what: str) -> Any:
     try:
         import tensorstore
     except ImportError:
-        raise InputError(f'{what} needs the extra remote: pip install ".[remote]"') from None
+        raise lacking(what, "remote") from None
     return tensorstore
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, this_python
 from emcore.files import replaced, reported
 from emcore.volumes import metadata
 from emcore.volumes.hdf5_names import as_bytes, as_text, dataset_names, find
@@ -132,7 +132,8 @@ def check_storage(title: str, dataset: h5py.Dataset) -> None:
         if not h5py.h5z.filter_avail(code):
             raise InputError(
                 f"{title} is compressed by the HDF5 filter {code} ({label.decode('utf-8', 'replace')}), which is "
-                "missing here: pip install hdf5plugin and import it first, or rewrite the file by h5repack -f GZIP=1"
+                f"missing here: {this_python()} -m pip install hdf5plugin and import it first, or rewrite the file by "
+                "h5repack -f GZIP=1"
             )
     if len(deflating(dataset)) > 1:
         raise InputError(f"{title} is compressed by gzip more than once; rewrite it by h5repack -f GZIP=1")

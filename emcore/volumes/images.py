@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.reading import open_regular
 from emcore.volumes.image_headers import Header, jpeg_header, png_header
 from emcore.volumes.sections import sections_of
@@ -15,7 +15,7 @@ from emcore.volumes.volume import Volume, check_volume, first_line
 try:
     import imagecodecs
 except ImportError:
-    raise InputError('reading PNG and JPEG needs the extra tiff: pip install ".[tiff]"') from None
+    raise lacking("reading PNG and JPEG", "tiff") from None
 
 KINDS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 COMPRESSION_LIMIT = 40_000  # pixels in a byte: an image that claims more is a lie

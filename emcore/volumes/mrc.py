@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.reading import open_regular
 from emcore.volumes.volume import BROKEN, Volume, check_volume, first_line, native
 
 try:
     import mrcfile
 except ImportError:
-    raise InputError('reading MRC needs the extra mrc: pip install ".[mrc]"') from None
+    raise lacking("reading MRC", "mrc") from None
 
 HEADER_BYTES = 1024
 MODES = {0: "int8", 1: "int16", 2: "float32", 6: "uint16", 12: "float16"}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.files import replaced, reported
 from emcore.reading import open_regular
 from emcore.volumes import metadata
@@ -30,7 +30,7 @@ from emcore.volumes.writing import FlatFile, flat_file
 try:
     import tifffile
 except ImportError:
-    raise InputError('reading and writing TIFF needs the extra tiff: pip install ".[tiff]"') from None
+    raise lacking("reading and writing TIFF", "tiff") from None
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it warns of is refused here, with the file's name
 BROKEN = (
@@ -259,10 +259,8 @@ def raw_start(path: Path, page: Any, size: int) -> int | None:
         tifffile.TIFF.DECOMPRESSORS[page.compression]
         tifffile.TIFF.UNPREDICTORS[page.predictor]
     except KeyError:
-        raise InputError(
-            f'{path} is compressed by {name}, which needs the extra tiff: pip install ".[tiff]", '
-            f"or rewrite it by: tiffcp -c none {path.name} plain.tif"
-        ) from None
+        raise lacking(f"{path} can be rewritten by: tiffcp -c none {path.name} plain.tif; as it is, its compression by "
+                      f"{name}", "tiff") from None
     return None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.files import TEMPORARY, replaced, reported
 from emcore.reading import open_regular, read_text
 from emcore.volumes import metadata
@@ -38,7 +38,7 @@ try:
     import zarr
     from zarr.storage import LocalStore
 except ImportError:
-    raise InputError('reading and writing zarr needs the extra zarr: pip install ".[zarr]"') from None
+    raise lacking("reading and writing zarr", "zarr") from None
 
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError, OverflowError,
           RecursionError, MemoryError, ArithmeticError)
@@ -211,6 +211,22 @@ def connect_zarr(path: Path, name: str, leading: int) -> Any:
     store.whole = metadata.is_whole(array.attrs)
     store.most = 2 * math.prod(array.chunks) * array.dtype.itemsize + 1024
     return Leading(array, leading)
+
+
+def read_row(path: Path, most: int) -> np.ndarray:
+    """An array of one axis, whole; of one that is longer than `most` no more than one value beyond that.
+
+    A chunk that is missing is lost, as none is left out that holds anything but 0.
+    """
+    with reading(path):
+        store = RegularStore(path, read_only=True)
+        array = zarr.open_array(store, mode="r")
+        pieces = math.prod(array.shards or array.chunks)
+        if array.ndim != 1 or pieces * array.dtype.itemsize > CHUNK_LIMIT:
+            raise InputError(f"{path} must be an array of one axis in chunks of at most 2 GB; it has the shape "
+                             f"{array.shape} and chunks of {pieces} {array.dtype}")
+        store.whole, store.most = True, 2 * pieces * array.dtype.itemsize + (1 << 20)  # a shard has an index, too
+        return np.asarray(array[:most + 1])
 
 
 def plain_attributes(node: zarr.Group | zarr.Array) -> dict[str, Any]:

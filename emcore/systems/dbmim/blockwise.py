@@ -176,7 +176,7 @@ def main(arguments: Sequence[str]) -> int:
     scored = [number for number, volume in enumerate(settings.data.test) if volume.label is not None]
     if not scored:
         raise InputError("nothing could be scored: no volume of data.test has a label")
-    path, content = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
+    path, content, _ = weights.taken(results.run_folder(settings), options.checkpoint or settings.infer.checkpoint)
     content = published.translated(content)
     device = ranks.choose_device(settings.device)
     keep_pages(device.type)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from emcore.config.reading import LONGEST_PATH
-from emcore.errors import InputError
+from emcore.errors import InputError, lacking
 from emcore.reading import read_config, shown
 
 LONGEST_NUMBER = 100  # digits
@@ -54,8 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ImportError:
-        raise InputError("reading YAML configs needs PyYAML, which is not installed: "
-                         "pip install \".[yaml]\"") from None
+        raise lacking("reading YAML configs", "yaml") from None
     text = read_config(path)
 
     class Loader(yaml.SafeLoader):
