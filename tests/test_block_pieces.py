@@ -211,7 +211,6 @@ def test_one_voxel_of_a_polarity_prediction_says_what_all_of_it_means(tmp_path):
 
 REFUSED = [
     (ContourDecode(), "^decode.kind = contour works .* or set decode.kind = components without seeds$"),
-    (PartnersDecode(), "^decode.kind = partners works .* or set decode.kind = polarity and decode.channels = "),
     (ComponentsDecode(seed_threshold=0.7), "^decode.seed_threshold with decode.connectivity = 26 works .* or set "
                                            "decode.connectivity = 4 or 8, which floods every section by itself, or "),
     (ComponentsDecode(seed_threshold=0.7, connectivity=6), "decode.connectivity = 6 works"),
@@ -225,7 +224,8 @@ def test_what_is_not_local_is_refused_with_what_would_work(settings, sentence):
         check_kind(settings)
 
 
-@pytest.mark.parametrize("settings", [ConnectedDecode(), PolarityDecode(), AffinityDecode(), ComponentsDecode(),
+@pytest.mark.parametrize("settings", [ConnectedDecode(), PolarityDecode(), PartnersDecode(), AffinityDecode(),
+                                      ComponentsDecode(),
                                       ComponentsDecode(seed_threshold=0.7, connectivity=8)])
 def test_what_is_local_is_not_refused(settings):
     check_kind(settings)

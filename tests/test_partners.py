@@ -83,6 +83,12 @@ def test_a_worked_case_of_one_to_many():
     assert segment.partners(labels, sides, resolution=(2, 3, 5), share=0.4).post.tolist() == [2]
 
 
+def test_a_neuron_is_a_partner_from_the_share_of_the_votes_that_the_page_names():
+    labels = np.array([[[1] * 3 + [2] * 71 + [3] * 15 + [4] * 14]], np.uint8)
+    sides = np.where(labels == 1, 1, 2)
+    assert segment.partners(labels, sides, resolution=(1, 1, 1)).post.tolist() == [2, 3]  # 71, 15 and 14 of 100 votes
+
+
 def test_a_side_without_another_neuron_stays_open():
     labels = np.array([[[1, 1, 1, 0]]], np.uint8)
     for sides, pre in (([0, 1, 2, 2], 1), ([1, 1, 0, 0], 1), ([0, 0, 0, 1], 0), ([0, 0, 0, 2], 0)):

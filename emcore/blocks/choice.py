@@ -20,7 +20,6 @@ from emcore.settings.decode import (
     Decode,
     MutexDecode,
     NoDecode,
-    PartnersDecode,
 )
 from emcore.threads import allotted_cores
 
@@ -213,9 +212,6 @@ def check_kind(decode: Decode, why: str = "") -> None:
     flood = "its flood takes the whole volume in one order"
     if isinstance(decode, ContourDecode):
         wrong = "decode.kind = contour", flood, "decode.kind = components without seeds"
-    elif isinstance(decode, PartnersDecode):
-        wrong = "decode.kind = partners", "a vector may point to a synapse of another block", \
-                "decode.kind = polarity and decode.channels = [0, 1, 2]"
     elif isinstance(decode, AffinityDecode) and decode.ties == "waterz":
         wrong = "decode.ties = waterz", "waterz orders ties as it meets them in the whole volume", \
                 "decode.ties = canonical"

@@ -36,7 +36,7 @@ from emcore.record import read as read_record
 from emcore.segment import Edit, read_edits, write_edits
 from emcore.segment.edit_files import check_edits, digest_of_edits
 from emcore.settings.blocks import Blocks
-from emcore.settings.decode import AffinityDecode, Decode, MutexDecode
+from emcore.settings.decode import AffinityDecode, Decode, MutexDecode, PartnersDecode
 from emcore.volumes import list_datasets, open_volume, split_reference
 from emcore.volumes.blocks import attributes_joined
 from emcore.volumes.stamp import stamp
@@ -171,6 +171,10 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about:
         from emcore.blocks.mutex_work import MutexWork
 
         return MutexWork(folder, grid, prediction, settings, content)
+    if isinstance(settings, PartnersDecode):
+        from emcore.blocks.partner_work import PartnerWork
+
+        return PartnerWork(folder, grid, prediction, settings, content)
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)

@@ -278,12 +278,22 @@ def sides(prediction: Volume, settings: PolarityDecode, box: Box | None = None) 
 
 def partners(prediction: Volume, settings: PartnersDecode) -> np.ndarray:
     """Synapses with two sides, 2n - 1 and 2n, from masks and vectors that point from the presynaptic side."""
+    sizes, values = sizes_of(prediction), with_vectors(prediction, settings)
+    return segment.partner_instances(values, sizes, settings.threshold, settings.small, exclusive=settings.exclusive,
+                                     reach_nm=settings.reach_nm)
+
+
+def sizes_of(prediction: Volume) -> tuple[float, float, float]:
+    """The size of a voxel in nm, in which vectors are."""
     if prediction.resolution is None:
         raise InputError(f"decode.kind = partners measures in nm, but {prediction.name} has no resolution: set "
                          "data.resolution and predict again, or write it by python -m emcore convert --resolution")
-    values = real(chosen(prediction, settings.channels), prediction)
-    return segment.partner_instances(values, prediction.resolution, settings.threshold, settings.small,
-                                     exclusive=settings.exclusive, reach_nm=settings.reach_nm)
+    return prediction.resolution
+
+
+def with_vectors(prediction: Volume, settings: PartnersDecode, box: Box | None = None) -> np.ndarray:
+    """The channels that partners decode, of a volume or a box of it."""
+    return real(chosen(prediction, settings.channels, box), prediction)
 
 
 def contour(prediction: Volume, settings: ContourDecode) -> np.ndarray:

@@ -3,6 +3,7 @@
 All stages are kept in tune.jsonl, so that a killed tune goes on where it stopped, and a later one adds to it.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -26,18 +27,21 @@ from emcore.decode.tune_space import (
     read_thresholds,
     tree_of,
 )
-from emcore.decode.tune_stages import NET, PER_FRAGMENT, Scored, Task, curve_stage, decoded_stage, identity
+from emcore.decode.tune_stages import NET, PER_FRAGMENT, Runs, Scored, Task, curve_stage, decoded_stage, identity
 from emcore.decode.tune_store import STOPPED, Row, opened
 from emcore.errors import InputError
 from emcore.files import csv_text, write_text
+from emcore.metrics.nodes import RUN_OBJECTIVES, node_table
 from emcore.metrics.partitions import OBJECTIVES
 from emcore.progress import Progress, duration
+from emcore.segment.skeleton_files import read_skeletons
 from emcore.settings import Settings
 from emcore.settings.data import result_name
 from emcore.settings.decode import AffinityDecode, NoDecode
 from emcore.volumes import open_volume
 from emcore.volumes.address import located
 
+FILE, FILE_OF_RUNS = "tune.jsonl", "tune_run_length.jsonl"  # all finished stages; they score different things
 OLD_FILE = "tune.db"  # in which older versions kept the stages
 
 
@@ -48,7 +52,7 @@ class Parameters:
 
 def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes: float | None = None,
          draws: int | None = None, limit: float | None = None) -> list[Row]:
-    """Every row of results/tune.jsonl after searching the space, best first; tune.csv and best_params.toml beside it.
+    """Every finished stage of results after searching the space, best first; tune.csv and best_params.toml beside them.
 
     stored: predictions in the order of the volumes, instead of those in results. minutes: after them no stage is
     begun, but the best point is still confirmed. draws: so many random points instead of every combination. limit:
@@ -61,10 +65,10 @@ def tune(settings: Settings, results: Path, stored: Sequence[str] = (), minutes:
     points = (every_point(base, choices) if draws is None
               else drawn_points(base, choices, thresholds, settings.seed, draws))
     task = Task(find_sources(settings, results, stored), settings.evaluate.convention, settings.evaluate.border_nm,
-                settings.data.resolution)
+                settings.data.resolution, runs_of(settings))
     if (results / OLD_FILE).exists():
         print(f"{results / OLD_FILE} is of an older version and is not read: its stages are done again; delete it")
-    with opened(results / "tune.jsonl", digests(task)) as stages:
+    with opened(results / (FILE if task.runs is None else FILE_OF_RUNS), digests(task)) as stages:
         def work(jobs: list[Stage], deadline: float | None = None) -> None:
             if not jobs:
                 return
@@ -108,12 +112,26 @@ def check(settings: Settings, draws: int | None, limit: float | None) -> None:
     if isinstance(settings.decode, AffinityDecode) and settings.decode.learned is not None:
         raise InputError("a tune does not know decode.learned, whose threshold is a probability and needs no search: "
                          "leave the table out, such as by decode.learned=none")
-    if settings.tune.objective not in OBJECTIVES:
-        raise InputError(f"tune.objective must be one of {', '.join(OBJECTIVES)}; got {settings.tune.objective!r}")
+    known = *OBJECTIVES, *RUN_OBJECTIVES
+    if settings.tune.objective not in known:
+        raise InputError(f"tune.objective must be one of {', '.join(known)}; got {settings.tune.objective!r}")
     if draws is not None and draws < 1:
         raise InputError(f"--tune-random must be at least 1; got {draws}")
     if limit is not None and not 0 < limit < float("inf"):
         raise InputError(f"--tune-trial-seconds must be a number of seconds above 0; got {limit:g}")
+
+
+def runs_of(settings: Settings) -> Runs | None:
+    """What run lengths are scored by; they are scored where the objective asks for them, as tracing takes a while."""
+    if settings.tune.objective not in RUN_OBJECTIVES:
+        return None
+    file, labelled = settings.evaluate.skeletons, [volume for volume in getattr(settings.data, settings.tune.volumes)
+                                                   if volume.label is not None]
+    if file is not None and len(labelled) > 1:
+        raise InputError(f"evaluate.skeletons names the skeletons of one volume, but {len(labelled)} volumes of "
+                         f"data.{settings.tune.volumes} have a label: leave it out, and the truth of each is traced, "
+                         "or tune by one volume")
+    return Runs(file, settings.data)
 
 
 def find_sources(settings: Settings, results: Path, stored: Sequence[str]) -> tuple[Scored, ...]:
@@ -145,6 +163,10 @@ def digests(task: Task) -> dict[str, str]:
     """What the file of a tune is bound to, each by a digest that changes with it."""
     found = {"version of emcore": emcore.__version__,
              "rule of scoring": f"{task.convention}, {task.border_nm:g} nm, {task.resolution}"}
+    if task.runs is not None:
+        data, nodes = task.runs.data, node_table(read_skeletons(task.runs.file) if task.runs.file else {})
+        digest = hashlib.blake2b(b"".join(np.ascontiguousarray(column).tobytes() for column in nodes), digest_size=16)
+        found["rule of run lengths"] = f"{data.background}, {data.ignore}, {digest.hexdigest()}"
     for source in task.sources:
         found[f"prediction of {source.name}"] = identity(open_volume(source.prediction))
         found[f"truth of {source.name}"] = identity(open_volume(source.truth, kind="labels"))
@@ -255,6 +277,7 @@ def write_parameters(path: Path, row: Row, settings: Settings) -> None:
     """A [decode] table that --params of infer.py and evaluate.py lays over a config."""
     point = config.from_table(AffinityDecode, row.decode)
     scores = row.found[settings.tune.objective]["scores"]
-    lines = [f"# found by evaluate.py --tune for {settings.name}: " + ", ".join(
-        f"{name} {scores[name]:.4f}" for name in OBJECTIVES), "# use: infer.py --cfg CONFIG --params THIS_FILE"]
+    said = ", ".join(f"{name} {scores[name]:.4f}" for name in (*OBJECTIVES, *RUN_OBJECTIVES) if name in scores)
+    lines = [f"# found by evaluate.py --tune for {settings.name}: {said}",
+             "# use: infer.py --cfg CONFIG --params THIS_FILE"]
     write_text(path, "\n".join(lines) + "\n" + config.to_toml(Parameters(point)))

@@ -14,11 +14,13 @@ from emcore.decode.affinities import calibrate, labels_of, read_affinities, segm
 from emcore.decode.tune_space import Thresholds
 from emcore.errors import InputError
 from emcore.metrics.curves import ThresholdCurve
+from emcore.metrics.nodes import RUN_OBJECTIVES, Nodes, nodes_in
 from emcore.metrics.partitions import ALONG_CURVES, OBJECTIVES, Agreement, agreement, ignored_truth
 from emcore.metrics.placement import Shared, overlap
 from emcore.metrics.tables import Contingency
-from emcore.segment import Affinities
+from emcore.segment import Affinities, MergeTree
 from emcore.segment.statistics import parse_statistic
+from emcore.settings.data import Data
 from emcore.settings.decode import AffinityDecode
 from emcore.volumes import Volume, open_volume
 
@@ -27,6 +29,7 @@ PER_FRAGMENT = "voxels_per_fragment"  # in tune.jsonl and tune.csv
 LEFT_OUT = "left_out"  # in tune.jsonl: what a volume takes no part in choosing
 NET = ", net "  # between the name of a volume and the number of the net, where there are several
 NEAR_BORDERS = "_with_borders"  # names of scores to which voxels near borders count, beside those without them
+MOST_KEPT = 64  # volumes whose skeletons are kept
 
 # objective -> threshold, its scores, those of every volume, and how many voxels a fragment has
 Found = dict[str, dict[str, Any]]
@@ -41,6 +44,13 @@ class Scored(NamedTuple):
     net: int = 1
 
 
+class Runs(NamedTuple):
+    """Where the skeletons of a tune by run length come from: a file, or the truth without some of its ids."""
+
+    file: str | None
+    data: Data
+
+
 @dataclass(frozen=True)
 class Task:
     """What all stages of a tune share."""
@@ -49,6 +59,11 @@ class Task:
     convention: str  # the convention of adapted_rand
     border_nm: float
     resolution: tuple[float, float, float] | None  # where the files do not say it
+    runs: Runs | None = None  # None where run lengths are not scored
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        return OBJECTIVES if self.runs is None else (*OBJECTIVES, *RUN_OBJECTIVES)
 
 
 class Truth(NamedTuple):
@@ -67,6 +82,7 @@ def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], th
     curves: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
     # curves that count voxels near borders
     plain: dict[str, list[ThresholdCurve]] = {statistic: [] for statistic in statistics}
+    lost: dict[str, list[dict[str, Any]]] = {statistic: [] for statistic in statistics}
     demanding = max(statistics, key=lambda statistic: parse_statistic(statistic).every_contact)
     counts = []
     for source in task.sources:
@@ -76,12 +92,14 @@ def curve_stage(task: Task, point: AffinityDecode, statistics: Sequence[str], th
         del segmentation
         table = compared(task, source, fragments)
         every = compared(task, source, fragments, near_borders=True) if task.border_nm else None
+        under = fragments_under(task, source, fragments)
         for statistic in statistics:
             tree = segment.agglomerate(graph, statistic, ties=point.ties)
             curves[statistic].append(metrics.fold(table, tree))
             plain[statistic] += [metrics.fold(every, tree)] if every is not None else []
-    return [best_thresholds(task, curves[statistic], thresholds, per_fragment(counts), plain[statistic])
-            for statistic in statistics]
+            lost[statistic].append(lost_along(task, source, under, tree))
+    return [best_thresholds(task, curves[statistic], thresholds, per_fragment(counts), plain[statistic],
+                            lost[statistic]) for statistic in statistics]
 
 
 def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
@@ -90,14 +108,15 @@ def decoded_stage(task: Task, point: AffinityDecode) -> list[Found]:
     for source in task.sources:
         segmentation = segmentation_of(affinities(source, point), point)
         counts.append(count(segmentation.fragments))
-        table = compared(task, source, labels_of(segmentation, point))
-        scores = named_scores(agreement(table, task.convention))
+        labels = labels_of(segmentation, point)
+        scores = named_scores(agreement(compared(task, source, labels), task.convention))
+        scores |= lost_by_labels(task, source, labels)
         volumes[source.name] = {name: float(value) for name, value in scores.items()}
     along = [{name: np.array([value]) for name, value in volumes[source.name].items()} for source in task.sources]
     tried = Tried(np.array([point.threshold]), True, [np.zeros(1, np.int64)] * len(along), along)
     entry = {"threshold": point.threshold, "scores": mean_scores(volumes), "volumes": volumes,
              PER_FRAGMENT: per_fragment(counts)}
-    return [{objective: entry | {LEFT_OUT: left_out(task, tried, objective)} for objective in OBJECTIVES}]
+    return [{objective: entry | {LEFT_OUT: left_out(task, tried, objective)} for objective in task.objectives}]
 
 
 class Tried(NamedTuple):
@@ -124,11 +143,11 @@ class Tried(NamedTuple):
 
 
 def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresholds, voxels: float,
-                    plain: Sequence[ThresholdCurve] = ()) -> Found:
+                    plain: Sequence[ThresholdCurve] = (), lost: Sequence[dict[str, Any]] = ()) -> Found:
     """By objective: of all thresholds the one where its mean over the volumes is lowest, the first of equals.
 
     voxels: how many a fragment has, which no threshold changes. plain: curves of the same trees to which voxels near
-    borders count.
+    borders count. lost: the run length that is lost along them, where that is scored.
     """
     tried = np.array(thresholds.listed)
     if not thresholds.listed:  # the state changes just above a score, so that scores and both ends show every state
@@ -137,10 +156,12 @@ def best_thresholds(task: Task, curves: list[ThresholdCurve], thresholds: Thresh
         tried = np.unique(np.concatenate([ends, inner[(inner > ends[0]) & (inner < ends[1])]]))
     states = [np.searchsorted(curve.height, tried, side="left") for curve in curves]
     along = [named_scores(curve.agreement(task.convention)) for curve in curves]
+    for scores, more in zip(along, lost):
+        scores |= more
     every = Tried(tried, bool(thresholds.listed), states, along)
     near = [named_scores(curve.agreement(task.convention)) for curve in plain]
     found = {}
-    for objective in OBJECTIVES:
+    for objective in task.objectives:
         best, threshold, _ = every.lowest(objective, range(len(curves)))
         volumes = {source.name: every.scores(number, best) for number, source in enumerate(task.sources)}
         found[objective] = {"threshold": threshold, "scores": mean_scores(volumes), "volumes": volumes,
@@ -199,6 +220,46 @@ def compared(task: Task, source: Scored, labels: np.ndarray, near_borders: bool 
     if table.voxels == 0:
         raise InputError(f"no voxel of the truth {source.truth} counts: all are unlabelled, ignored or near a border")
     return table
+
+
+# ---- run length
+
+
+@lru_cache(maxsize=MOST_KEPT)
+def nodes_of(task: Task, source: Scored) -> tuple[Nodes, np.ndarray]:
+    """The nodes of a volume's skeletons, and their places in voxels of the prediction."""
+    truth, prediction = open_volume(source.truth, kind="labels"), open_volume(source.prediction)
+    prediction = replace(prediction, shape=prediction.shape[-3:])
+    return nodes_in(prediction, truth, overlap(prediction, truth), task.runs.file, task.runs.data)
+
+
+def fragments_under(task: Task, source: Scored, fragments: np.ndarray) -> np.ndarray | None:
+    """The fragment under every node."""
+    return None if task.runs is None else metrics.labels_at(fragments, nodes_of(task, source)[1], (1, 1, 1))
+
+
+def lost_along(task: Task, source: Scored, under: np.ndarray | None, tree: MergeTree) -> dict[str, np.ndarray]:
+    """By objective 1 - NERL after every merge of a tree."""
+    if task.runs is None:
+        return {}
+    nodes, _ = nodes_of(task, source)
+    return {name: 1 - metrics.run_length_curve(nodes.skeletons, under, nodes.edges, nodes.lengths, tree, contact_nodes,
+                                               convention).normalized
+            for name, (contact_nodes, convention, _) in RUN_OBJECTIVES.items()}
+
+
+def lost_by_labels(task: Task, source: Scored, labels: np.ndarray) -> dict[str, float]:
+    """By objective 1 - NERL of labels."""
+    if task.runs is None:
+        return {}
+    nodes, voxels = nodes_of(task, source)
+    under = metrics.labels_at(labels, voxels, (1, 1, 1))
+    return {name: 1 - metrics.run_length(nodes.skeletons, under, nodes.edges, nodes.lengths, contact_nodes,
+                                         convention).normalized
+            for name, (contact_nodes, convention, _) in RUN_OBJECTIVES.items()}
+
+
+# ---- what is read
 
 
 def affinities(source: Scored, point: AffinityDecode) -> Affinities:

@@ -11,11 +11,14 @@ from emcore.errors import InputError
 from emcore.memory import TooLittleMemory, check_memory
 from emcore.metrics.case import Case, Row, finite, row
 from emcore.metrics.foreground import true_foreground, unknown
+from emcore.metrics.placement import Shared
 from emcore.metrics.points import labels_at
 from emcore.metrics.run_curves import run_length_curve
 from emcore.metrics.skeletons import run_length
 from emcore.segment.skeleton_files import read_skeletons
 from emcore.segment.skeletons import VOXEL_BYTES, Skeleton, skeletonize
+from emcore.settings.data import Data
+from emcore.volumes import Volume
 
 MOST_LISTED = 10_000  # skeletons in scores.json, the longest
 POINTS = 400  # A stored curve has at most so many.
@@ -23,6 +26,8 @@ POINTS = 400  # A stored curve has at most so many.
 RULES = ((50.0, "em_erl", "em_erl, segments with 50 nodes of two skeletons merge"),
          *((ignored + 1.0, "banis", f"nisb, contacts of more than {ignored:g} nodes merge")
            for ignored in (0, 5, 20, 100, math.inf)))
+# what a tune makes small: 1 - NERL by these two rules
+RUN_OBJECTIVES = {"lost_run_length": RULES[0], "lost_run_length_nisb": RULES[1]}
 
 
 class Nodes(NamedTuple):
@@ -51,7 +56,9 @@ def run_length_rows(case: Case) -> list[Row]:
 
     Beside the rows stand the numbers of every skeleton, and where fragments and merges are stored NERL at every merge.
     """
-    nodes, voxels = traced(case)
+    nodes, voxels = nodes_in(case.labels, case.truth, case.place, case.settings.skeletons, case.data)
+    if case.settings.skeletons is not None and case.settings.crop is not None:
+        case.notes.append("run_length looks at all nodes of evaluate.skeletons: evaluate.crop does not change it")
     if not len(nodes.edges):
         case.notes.append("run_length has no skeleton with an edge to go by")
     segments = labels_at(case.labels, voxels, (1, 1, 1), rounding="down")
@@ -68,29 +75,28 @@ def run_length_rows(case: Case) -> list[Row]:
     return rows
 
 
-def traced(case: Case) -> tuple[Nodes, NDArray[np.float64]]:
-    """The skeletons, and their nodes in voxels of the labels, at the middles of voxels where the truth is traced."""
-    resolution = case.truth.resolution or case.labels.resolution or case.data.resolution
+def nodes_in(labels: Volume, truth: Volume, place: Shared, file: str | None,
+             data: Data) -> tuple[Nodes, NDArray[np.float64]]:
+    """The skeletons of a file, or of the truth, and their nodes in voxels of the labels, at the middles of voxels where
+    the truth is traced."""
+    resolution = truth.resolution or labels.resolution or data.resolution
     if resolution is None:
-        raise InputError(f"run_length is in nm, but neither {case.truth.name} nor {case.labels.name} says its "
-                         "resolution; set data.resolution")
-    place = case.place
-    if case.settings.skeletons is not None:
-        if case.settings.crop is not None:
-            case.notes.append("run_length looks at all nodes of evaluate.skeletons: evaluate.crop does not change it")
-        nodes = node_table(read_skeletons(case.settings.skeletons))
-        voxels = (nodes.places - case.labels.offset) / np.array(resolution)
-        outside = ((np.floor(voxels) < 0) | (np.floor(voxels) >= case.labels.shape)).any(1)
+        raise InputError(f"run_length is in nm, but neither {truth.name} nor {labels.name} says its resolution; set "
+                         "data.resolution")
+    if file is not None:
+        nodes = node_table(read_skeletons(file))
+        voxels = (nodes.places - labels.offset) / np.array(resolution)
+        outside = ((np.floor(voxels) < 0) | (np.floor(voxels) >= labels.shape)).any(1)
         if outside.any():
-            raise InputError(f"{outside.sum()} of {len(voxels)} nodes of {case.settings.skeletons} lie outside the "
-                             f"labels {case.labels.name}, as {nodes.places[outside][0].tolist()} nm; skeletons must be "
-                             "in nm where the labels lie: check the resolution and offset of the labels")
+            raise InputError(f"{outside.sum()} of {len(voxels)} nodes of {file} lie outside the labels {labels.name}, "
+                             f"as {nodes.places[outside][0].tolist()} nm; skeletons must be in nm where the labels "
+                             "lie: check the resolution and offset of the labels")
         return nodes, voxels
     check_memory(VOXEL_BYTES * math.prod(place.shape), f"tracing the skeletons of a truth of {place.shape} voxels",
                  "score a part with evaluate.crop, or name a file in evaluate.skeletons")
-    truth = case.truth[place.theirs]
-    inside = true_foreground(truth, case.data.background) & ~unknown(truth, case.data.ignore)
-    nodes = node_table(skeletonize(np.where(inside, truth, 0).astype(np.uint64), resolution))
+    ids = truth[place.theirs]
+    inside = true_foreground(ids, data.background) & ~unknown(ids, data.ignore)
+    nodes = node_table(skeletonize(np.where(inside, ids, 0).astype(np.uint64), resolution))
     return nodes, np.rint(nodes.places / resolution) + place.start + 0.5
 
 

@@ -124,31 +124,47 @@ def partner_instances(prediction: np.ndarray, resolution: Sequence[float], thres
         array([0, 0, 1, 1, 2, 2, 0, 0], dtype=uint32)
     """
     prediction, threads = as_array("prediction", prediction), thread_count(threads)
-    if prediction.ndim != 4 or prediction.shape[0] != 6 or prediction.dtype.kind != "f":
-        raise InputError("prediction must be (6, z, y, x), floating point: the channels of polarity and a vector along "
-                         f"z, y, x; got {prediction.shape} {prediction.dtype}")
     sizes = as_numbers("resolution", resolution)
     if sizes.shape != (3,) or not ((sizes > 0) & (sizes < 1e12)).all():
         raise InputError(f"resolution must be three sizes above 0 in nm, z y x; got {resolution}")
     for name, value, least in (("small", small, 0), ("reach_nm", reach_nm, 1e-6)):
         if not within(value, least, 1e12):
             raise InputError(f"{name} must be from {least:g} to 1e12; got {value}")
-    pre, post, _ = side_masks(prediction[:3], threshold, exclusive, threads=threads)
-    at = np.argwhere(post)
-    vectors = prediction[(slice(3, 6), *at.T)].T.astype(np.float64)
-    if not np.isfinite(vectors).all():
-        raise InputError("prediction holds vectors that are not finite; replace them, for example by numpy.nan_to_num")
-    synapses, count = connected_components(pre & ~post, count=True, threads=threads)
+    pre, post = partner_masks(prediction, threshold, exclusive, threads=threads)
+    synapses, count = connected_components(pre, count=True, threads=threads)
     if small > 1:
         synapses = remove_small(synapses, small, threads=threads)
     kept, middles = _middles(synapses, count)
     number = np.zeros(count + 1, label_dtype(2 * len(kept)))
     number[kept] = 2 * np.arange(1, len(kept) + 1) - 1
-    labels = np.zeros(post.shape, number.dtype)
-    labels[tuple(at.T)] = 2 * (_nearest_place(at * sizes - vectors * VECTOR_NM, middles * sizes, reach_nm) + 1)
+    labels = reached(prediction, post, middles, sizes, reach_nm).astype(number.dtype)
     if small > 1:
         labels[remove_small(connected_components(labels, threads=threads), small, threads=threads) == 0] = 0
     return np.where(synapses > 0, number[synapses], labels)
+
+
+def partner_masks(prediction: np.ndarray, threshold: float, exclusive: bool, largest: float | None = None,
+                  threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Where pre and post hold in a prediction with vectors, never both; `largest` as `side_masks` takes it."""
+    if prediction.ndim != 4 or prediction.shape[0] != 6 or prediction.dtype.kind != "f":
+        raise InputError("prediction must be (6, z, y, x), floating point: the channels of polarity and a vector along "
+                         f"z, y, x; got {prediction.shape} {prediction.dtype}")
+    pre, post, _ = side_masks(prediction[:3], threshold, exclusive, largest, threads)
+    return pre & ~post, post
+
+
+def reached(prediction: np.ndarray, post: np.ndarray, middles: np.ndarray, sizes: np.ndarray, reach_nm: float,
+            start: Sequence[int] = (0, 0, 0)) -> np.ndarray:
+    """2n on every voxel of post whose vector comes from synapse n, whose middle is number n - 1 of the volume's, in
+    voxels; else 0. start: where in the volume the prediction begins, which changes no bit of what it says."""
+    at = np.argwhere(post)
+    vectors = prediction[(slice(3, 6), *at.T)].T.astype(np.float64)
+    if not np.isfinite(vectors).all():
+        raise InputError("prediction holds vectors that are not finite; replace them, for example by numpy.nan_to_num")
+    places = (at + np.array(start)) * sizes - vectors * VECTOR_NM
+    labels = np.zeros(post.shape, label_dtype(2 * len(middles)))
+    labels[tuple(at.T)] = 2 * (_nearest_place(places, middles * sizes, reach_nm) + 1)
+    return labels
 
 
 def _middles(pieces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -166,12 +182,17 @@ def _nearest_place(places: np.ndarray, known: np.ndarray, reach: float) -> np.nd
     best, found = np.full(len(places), reach * reach), np.full(len(places), -1)
     if not len(known) or not len(places):
         return found
+    # Cells are wider than the reach, so that rounding hides none within it and the result is the same for any grid.
+    cell = max(reach, 1e-6) * (1 + 1e-6)
     # A place that is far from all known ones would stretch the grid until its numbers of cells overflow.
-    near = ((places >= known.min(0) - reach) & (places <= known.max(0) + reach)).all(1)
+    near = ((places >= known.min(0) - cell) & (places <= known.max(0) + cell)).all(1)
     if not near.all():
         found[near] = _nearest_place(places[near], known, reach)
         return found
-    cell = max(reach, 1e-6)
+    close = np.flatnonzero(((known >= places.min(0) - cell) & (known <= places.max(0) + cell)).all(1))
+    if len(close) < len(known):  # a block of a volume meets few of its synapses
+        among = _nearest_place(places, known[close], reach)
+        return np.append(close, -1)[among]
     low = np.minimum(places.min(0), known.min(0)) - 2 * cell
     own, cells = (np.floor((points - low) / cell).astype(np.int64) for points in (places, known))
     extent = np.maximum(own.max(0), cells.max(0)) + 2

@@ -14,7 +14,7 @@ from emcore.volumes.convert import blocks, boxes
 
 KINDS = ("polarity", "clefts")
 BLOCK_VOXELS = 1 << 22  # A block has no more unless a chunk has: a voxel of a synapse takes up to 300 bytes.
-SHARE = 0.25
+SHARE = 0.15  # docs/connectome.md has the figures by which it was chosen
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def partners(labels: Any, synapses: Any, kind: str = "polarity", *, direction: A
             of pre - post is presynaptic. Floating point is rounded to 2**-16 for it. The default None leaves it
             unknown.
         resolution: the size of a voxel in nm, z, y, x; by default what the volumes say.
-        share: the least share of the votes of a postsynaptic neuron, above 0 and up to 1 (default 0.25).
+        share: the least share of the votes of a postsynaptic neuron, above 0 and up to 1 (default 0.15).
         block: the voxels z, y, x that are read at once; chosen by itself by default. The result does not depend on it.
 
     Returns:

@@ -120,6 +120,7 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
     at = nodes[:, :3] / scale
     candidates = np.flatnonzero((nodes[:, 3] > 65) & (at >= 0).all(1) & (at < ids.shape).all(1))
     found: list[Synapse] = []
+    places = np.empty((wanted, 3))  # those of the synapses that are there
     number = 1
     for node in rng.permutation(candidates)[: 200 * wanted]:
         if number > wanted:
@@ -131,7 +132,8 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
             continue
         pre, post = int(ids[tuple(border[:3])]), int(ids[tuple(border[3:])])
         place = (border[:3] + border[3:] + 1) / 2 * scale
-        if any(np.linalg.norm(place - scale / 2 - synapse.place) < SPACING_NM for synapse in found):
+        near = places[:number - 1][(np.abs(place - scale / 2 - places[:number - 1]) < SPACING_NM).all(1)]
+        if any(np.linalg.norm(place - scale / 2 - other) < SPACING_NM for other in near):
             continue
         corner = np.maximum(0, ((place - radius_nm - REACH_NM) / scale).astype(int))
         end = np.minimum(ids.shape, ((place + radius_nm + REACH_NM) / scale).astype(int) + 2)
@@ -163,5 +165,6 @@ def make_synapses(ids: np.ndarray, nodes: np.ndarray, resolution: tuple, wanted:
             if inside.any():
                 found.append(Synapse(number, pre, post, tuple((place - scale / 2).tolist()), pre_site,
                                      _site(inside, corner, scale)))
+        places[number - 1] = place - scale / 2
         number += 1
     return found, clefts, polarity, stain
