@@ -28,7 +28,7 @@ cdef class Tree(Piece):
     Costs are first steps from a voxel, then path costs to the root, and at last minus what is left of the reach of the
     paths, where whatever is not above 0 is covered.
     """
-    cdef vector[int32_t] voxels  # of the skeleton
+    cdef vector[int32_t] voxels  # The skeleton has these.
     cdef vector[int32_t] nexts  # voxels, -1 at the root
 
     cdef double apart(self, int32_t one, int32_t other) noexcept nogil:

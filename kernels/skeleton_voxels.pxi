@@ -9,10 +9,10 @@ cdef enum:
 
 cdef struct Run:  # voxels side by side along x
     int32_t z, y, first, stop
-    int32_t slot  # of the first
+    int32_t slot  # The first voxel has this one.
 
 
-cdef struct Stretch:  # of a run, whose voxels have their neighbours equally far away
+cdef struct Stretch:  # A part of a run whose voxels have their neighbours equally far away.
     int32_t offset[ROWS]  # from a voxel's slot to the first of the three neighbours in each row
 
 
@@ -27,7 +27,7 @@ cdef class Voxels:
     cdef vector[Stretch] stretches
     cdef int32_t z, y, ny  # where the box with its margin begins, and how many rows it has in a plane
     cdef int32_t slots
-    cdef int32_t* stretch  # of the voxel in a slot
+    cdef int32_t* stretch  # It tells for every slot in which stretch its voxel lies.
     cdef float* cost
     cdef float* dear  # what a nm costs
     cdef float* radius  # nm to the surface

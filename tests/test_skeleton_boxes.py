@@ -1,5 +1,7 @@
 """Skeletons box by box: the same to the bit as those of the whole volume."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,31 @@ def test_what_does_not_fit_into_memory_is_said_before_it_is_read(monkeypatch):
     labels = tube(3, (0, 0, 1))[0]
     with pytest.raises(InputError, match=r"tracing label 1 in a box of .* needs about"):
         list(segment.skeletonize_boxes(labels, (1, 1, 1), segment.label_statistics(labels)))
+
+
+@pytest.mark.parametrize("most", [1, 10_000])
+def test_a_table_of_other_labels_is_refused(most):
+    labels = np.zeros((4, 6, 20), np.uint8)
+    labels[1:3, 1:3, 1:9], labels[1:3, 1:3, 11:19] = 5, 7
+    table = segment.label_statistics(labels)
+    assert len(list(segment.skeletonize_boxes(labels, (1, 1, 1), table, most_voxels=most))) == 2
+    fewer, other, beyond = labels.copy(), labels.copy(), replace(table, ids=table.ids + np.uint64(256))
+    fewer[1, 1, 4], other[labels == 7] = 0, 9
+    nowhere, shifted = replace(beyond, voxels=0 * table.voxels), np.roll(labels, 1, axis=2)
+    for given, rows, sentence in ((fewer, table, "near its box label 5 has 31 voxels, and in the table 32"),
+                                  (other, table, "near its box label 7 has 0 voxels, and in the table 32"),
+                                  (shifted, table, r"label [57] lies in the box \[\[1, 1, .*, and by the table in"),
+                                  (labels, beyond, "label 261 has 0 voxels"),
+                                  (labels, nowhere, "label 261 has 0 voxels")):
+        with pytest.raises(InputError, match=f"the table is not that of the labels: .*{sentence}"):
+            list(segment.skeletonize_boxes(given, (1, 1, 1), rows, most_voxels=most))
+
+
+def test_more_voxels_than_any_box_has_are_as_many_as_it_has(tmp_path):
+    labels = tube(3, (0, 0, 1), length=10)[0].astype(np.uint8)
+    with create_volume(tmp_path / "a.h5", labels.shape, labels.dtype, (8, 8, 8)) as out:
+        out[...] = labels
+    given = [str(tmp_path / "a.h5"), str(tmp_path / "out"), "--workers", "1"]
+    assert run_command(command.main, [*given, "--most-voxels", "0"]) == 2
+    assert run_command(command.main, [*given, "--most-voxels", str(10**60)]) == 0
+    assert segment.read_skeletons(tmp_path / "out").keys() == {1}

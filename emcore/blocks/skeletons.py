@@ -23,6 +23,7 @@ from emcore.blocks.boxes import check_arguments, content_of, grid_of, path_of
 from emcore.blocks.label_statistics import StatisticsWork
 from emcore.blocks.work import Stage, digest_of
 from emcore.errors import InputError
+from emcore.segment.arrays import as_count
 from emcore.segment.skeleton_boxes import MOST_VOXELS, groups, trace_group
 from emcore.segment.skeleton_files import FORMATS, check_folder, write_each
 from emcore.segment.skeletons import RULES, Skeleton, way_of
@@ -112,8 +113,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--block", nargs=3, type=int, default=(256, 256, 256), metavar=("Z", "Y", "X"),
                         help="voxels of a block in which objects are looked for (default 256 256 256)")
     parser.add_argument("--most-voxels", type=int, default=MOST_VOXELS, metavar="N",
-                        help="voxels of a box that is read for several objects (default 2**26, about 2 GB a worker); a "
-                        "larger object is read alone, and it changes no skeleton")
+                        help="voxels of a box that is read for several objects (default 2**26: about 2 GB a worker, "
+                        "and 100 bytes for every voxel of the object it traces); a larger object is read alone, and "
+                        "it changes no skeleton")
     parser.add_argument("--workers", type=int, default=0, help="processes (default: as many as there are cores)")
     options = parser.parse_args(arguments)
     work, offset = work_for(options)
@@ -150,4 +152,4 @@ def work_for(options: argparse.Namespace) -> tuple[SkeletonWork, tuple[float, ..
     told = f"{out.parent}:{read_info(out.parent)[1][0].key}" if inside else labels
     return SkeletonWork(out.with_name(out.name + ".blocks"), labels, box, grid_of(box, options.block),
                         content_of(told, volume, box), resolution, options.scale, options.const_nm,
-                        options.dust_voxels, options.most_voxels), volume.offset
+                        options.dust_voxels, as_count("--most-voxels", options.most_voxels)), volume.offset

@@ -9,12 +9,13 @@ import numpy as np
 from emcore.errors import InputError
 from emcore.memory import check_memory
 from emcore.segment.arrays import as_count
+from emcore.segment.graph import measure
 from emcore.segment.label_table import LabelStatistics, check_statistics
-from emcore.segment.relabeling import relabel
+from emcore.segment.relabeling import relabel, unsigned
 from emcore.segment.skeletons import Skeleton, Way, traced, way_of
 from emcore.threads import thread_count
 
-MOST_VOXELS = 2**26  # of a box that is read for several objects
+MOST_VOXELS = 2**26  # A box that is read for several objects has no more voxels.
 BOX_BYTES = 24  # A voxel of a box takes so much beside its labels: its number, its piece, its distance, runs.
 OBJECT_BYTES = 100  # A voxel of an object takes so much while it is traced, a rough one more than a smooth one.
 
@@ -46,7 +47,7 @@ def skeletonize_boxes(labels: Any, resolution: Sequence[float], table: LabelStat
 
     Cost:
         A voxel of a box takes the bytes of its label and 24 more, and a voxel of an object that is traced 100. Boxes
-        that overlap are read again.
+        that overlap are read again. The time grows with the depth of an object as that of `skeletonize` does.
 
     Examples:
         >>> import numpy as np
@@ -105,16 +106,48 @@ def trace_group(labels: Any, way: Way, ids: np.ndarray, voxels: np.ndarray, boxe
                  f"tracing {f'label {ids[0]}' if len(ids) == 1 else f'{len(ids)} labels'} in a box of {size} voxels",
                  "use fewer workers, read fewer voxels at once, or cut the labels" if len(ids) > 1 else
                  "use fewer workers, or cut the labels")
-    part = np.asarray(labels[box])
+    part, first = unsigned(labels[box], threads=threads), np.array([span.start for span in box])
     if len(ids) == 1:
-        part = (part == ids.astype(part.dtype)[0]).view(np.uint8)
-        if not part.any():
-            raise InputError(f"the table is not that of the labels: label {ids[0]} is not in its box")
-        names = np.array([0, ids[0]], np.uint64)
+        fits = int(ids[0]) <= np.iinfo(part.dtype).max  # A larger one would become the id of another label.
+        part = (part == part.dtype.type(ids[0])).view(np.uint8) if fits else np.zeros(part.shape, np.uint8)
+        names, wanted = np.array([0, ids[0]], np.uint64), np.array([False, True])
+        sizes, spans = np.array([0, np.count_nonzero(part)]), np.array([np.zeros((2, 3), int), span_of(part)])
     else:
         dense, names = relabel(part, threads=threads)
-        wanted = np.isin(names.astype(np.uint64), ids)
+        names = names.astype(np.uint64)
+        wanted = np.isin(names, ids)
+        sizes, spans = measure(dense, len(names) - 1, threads, with_boxes=True)
+        spans = spans.reshape(-1, 2, 3) + [[[0], [1]]]
         part = np.where(wanted, np.arange(len(names)), 0).astype(np.uint32)[dense]
         del dense
-    for number, skeleton in traced(part, way, [span.start for span in box], threads):
+    check_table(ids, voxels, boxes, names[wanted], sizes[wanted], spans[wanted] + first)
+    for number, skeleton in traced(part, way, first, threads):
         yield int(names[number]), skeleton
+
+
+def span_of(mask: np.ndarray) -> np.ndarray:
+    """The first voxel of a mask along each axis, and the one behind its last; zeros where it is empty."""
+    plane = mask.any(axis=0)
+    places = [np.flatnonzero(line) for line in (mask.any(axis=(1, 2)), plane.any(axis=1), plane.any(axis=0))]
+    return np.array([[place[0] for place in places], [place[-1] + 1 for place in places]] if plane.any() else
+                    np.zeros((2, 3), int))
+
+
+def check_table(ids: np.ndarray, voxels: np.ndarray, boxes: np.ndarray, names: np.ndarray, sizes: np.ndarray,
+                spans: np.ndarray) -> None:
+    """Refuses rows of a table whose objects are other ones in the labels; names, sizes, spans: what was read of them.
+
+    An object that lies elsewhere would be cut, or would lack the voxels around it, and its skeleton be a wrong one.
+    """
+    order = np.argsort(names)
+    place = np.searchsorted(names, ids, sorter=order)
+    for row, at in enumerate(place.tolist()):
+        at = order[at] if at < len(names) and names[order[at]] == ids[row] else None
+        found = 0 if at is None else int(sizes[at])
+        if found == 0 or found != voxels[row]:
+            raise InputError(f"the table is not that of the labels: near its box label {ids[row]} has {found} voxels, "
+                             f"and in the table {voxels[row]}; make the table by label_statistics of these labels")
+        if not np.array_equal(spans[at], boxes[row]):
+            raise InputError(f"the table is not that of the labels: label {ids[row]} lies in the box "
+                             f"{spans[at].tolist()}, and by the table in {boxes[row].tolist()}; make the table by "
+                             "label_statistics of these labels")
