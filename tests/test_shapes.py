@@ -8,7 +8,7 @@ import pytest
 from emcore import segment
 from emcore.blocks.tables import read_segmentation
 from emcore.decode.labels import decode
-from emcore.errors import run_command
+from emcore.errors import InputError, run_command
 from emcore.report import doubts as command
 from emcore.report.suspects import suspects_of
 from emcore.segment import Segmentation, Skeleton
@@ -238,3 +238,29 @@ def test_segmentations_without_doubts_stay_without_shapes():
     none = np.zeros((0, 2), np.int64)
     found, _ = find_doubts(whole, 0.5, 1e-6, suspects=Suspects(none, np.zeros((0, 4), np.int64), none, none[:, 0]))
     assert len(found) == 0
+
+
+def test_edges_that_stand_twice_and_rings_are_walked_over_once():
+    """Skeletons of other programs have such edges; a walk that turned back would take 2**100 steps."""
+    line = np.zeros((101, 3), np.float32)
+    line[:, 2] = np.arange(101) * 0.5
+    edges = np.stack([np.arange(1, 101), np.arange(100)], axis=1)
+    nodes = star((0, 0, 1), (0.2, 1, 0), (0, 0, -1), (0, -1, 0))
+    twice = Skeleton(nodes.vertices, np.concatenate([nodes.edges, nodes.edges[:, ::-1], nodes.edges[:3, [0, 0]]]),
+                     nodes.radius)
+    for wanted, found in zip(crossings({1: nodes}), crossings({1: twice}), strict=True):
+        np.testing.assert_array_equal(found.one, wanted.one)
+        np.testing.assert_array_equal(found.other, wanted.other)
+    doubled = Skeleton(line, np.concatenate([edges, edges]), np.ones(101, np.float32))
+    assert crossings({1: doubled}) == []
+    # a ladder, whose rungs are rings: the ways through it double with every rung
+    sides = np.concatenate([line[:30], line[:30] + np.float32([0, 0.5, 0])])
+    along = np.stack([np.arange(1, 30), np.arange(29)], axis=1)
+    ladder = np.concatenate([along, along + 30, np.stack([np.arange(30), np.arange(30, 60)], axis=1)])
+    assert crossings({1: Skeleton(sides, ladder, np.ones(60, np.float32))}) == []
+
+
+def test_somata_beyond_memory_are_refused_before_they_are_read(monkeypatch):
+    monkeypatch.setattr("emcore.memory.memory_there", lambda: 10_000)
+    with pytest.raises(InputError, match=r"looking for somata at .* voxels needs about .*: give a part of the labels"):
+        two_somata(open_volume(dumbbell(300.0)), (80.0, 80.0, 80.0))

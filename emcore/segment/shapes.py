@@ -6,10 +6,12 @@ the labels are stored, so labels in blocks have the shapes of those of the whole
 
 from collections.abc import Mapping
 from itertools import combinations
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
 
+from emcore.memory import check_memory
 from emcore.segment.components import connected_components
 from emcore.segment.distance import distance_transform
 from emcore.segment.skeletons import Skeleton
@@ -17,6 +19,7 @@ from emcore.volumes import Volume
 
 SOMA_NM = 1500.0  # A core is a soma if a ball of this radius fits into it.
 STEPS = 6  # So many voxels that are looked at make this radius; no finer ones are needed.
+LOOKED_BYTES = 24  # A voxel that is looked at takes so much beside its label, twice.
 MOST_SOMATA = 8  # Of one object so many cores are looked at, the deepest.
 NEAR_NM = 250.0  # Branches that leave a path within this length belong to one crossing.
 ARM_NM = 600.0  # Arms of a crossing are as long, and their direction is that of this length.
@@ -36,18 +39,23 @@ class Somata(NamedTuple):
 
 
 def two_somata(labels: Volume, resolution: tuple[float, float, float]) -> list[Somata]:
-    """Pairs of cores within one object, of each of which SOMA_NM is the radius or less, that no way half as wide joins.
+    """Pairs of cores of one object into which a ball of radius SOMA_NM fits, and which no way half as wide joins.
 
-    Every few voxels one is looked at, section by section, so labels beyond memory take no more than that.
+    One voxel of every few is looked at, and one section is read at a time, so the labels need not fit into memory; the
+    voxels that are looked at must.
     """
     if min(size * length for size, length in zip(resolution, labels.shape)) < SOMA_NM:
         return []
     step = [max(1, int(SOMA_NM / STEPS / size)) for size in resolution]
+    looked = prod(-(-length // by) for length, by in zip(labels.shape, step))
+    width = np.dtype(labels.dtype).itemsize
+    check_memory((2 * width + LOOKED_BYTES) * looked + width * labels.shape[1] * labels.shape[2],
+                 f"looking for somata at {looked} voxels", "give a part of the labels")
     coarse = np.stack([labels[z:z + 1][0, ::step[1], ::step[2]] for z in range(0, labels.shape[0], step[0])])
     depth = distance_transform(coarse, [size * by for size, by in zip(resolution, step)])
     cores = connected_components(np.where((depth >= SOMA_NM / 2) & np.isfinite(depth), coarse, 0), 26)
-    order = np.argsort(-depth.ravel(), kind="stable")
-    order = order[(depth.ravel()[order] >= SOMA_NM) & (cores.ravel()[order] > 0)]
+    deep = np.flatnonzero((depth >= SOMA_NM) & (cores > 0))
+    order = deep[np.argsort(-depth.ravel()[deep], kind="stable")]
     _, first = np.unique(cores.ravel()[order], return_index=True)  # the deepest voxel of every core
     middles: dict[int, list[np.ndarray]] = {}
     for at in order[np.sort(first)]:
@@ -107,20 +115,24 @@ def _paths(middle: np.ndarray, tips: np.ndarray) -> tuple[tuple[int, int], tuple
 
 
 def _neighbours(skeleton: Skeleton) -> list[list[int]]:
-    """The nodes next to every node, rising."""
+    """The nodes next to every node, rising, each of them once and none next to itself."""
     around: list[list[int]] = [[] for _ in range(len(skeleton.vertices))]
-    for one, other in np.sort(skeleton.edges, axis=1).tolist():
-        around[one].append(other)
-        around[other].append(one)
+    for one, other in np.unique(np.sort(skeleton.edges, axis=1), axis=0).tolist():
+        if one != other:
+            around[one].append(other)
+            around[other].append(one)
     return [sorted(others) for others in around]
 
 
 def _arms(node: int, around: list[list[int]], places: np.ndarray) -> list[int]:
-    """The ends of the arms of ARM_NM that leave a node within NEAR_NM, rising; none where one of them forks later."""
+    """The ends of the arms of ARM_NM that leave a node within NEAR_NM, rising; none where one of them forks later.
+
+    Files of others hold rings, too, so no node is walked over twice.
+    """
     tips: dict[int, int] = {}
-    waiting = [(node, -1, 0.0, -1)]
+    waiting, seen = [(node, 0.0, -1)], {node}
     while waiting:
-        at, before, length, arm = waiting.pop()
+        at, length, arm = waiting.pop()
         if arm < 0 and length >= NEAR_NM:
             arm = at
         if length >= ARM_NM:
@@ -128,8 +140,9 @@ def _arms(node: int, around: list[list[int]], places: np.ndarray) -> list[int]:
                 return []
             tips[arm] = at
             continue
-        waiting += [(other, at, length + _length(places[other] - places[at]), arm)
-                    for other in around[at] if other != before]
+        onward = [other for other in around[at] if other not in seen]
+        seen.update(onward)
+        waiting += [(other, length + _length(places[other] - places[at]), arm) for other in onward]
     return sorted(tips.values())
 
 
