@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from emcore import config, metrics, segment
 from emcore.decode.labels import decode
 from emcore.errors import InputError
+from emcore.metrics.case import Case
 from emcore.metrics.evaluation import BETTER, SCORES, check_evaluate, pooled, score_volume
 from emcore.metrics.partitions import CONVENTIONS, OBJECTIVES
 from emcore.metrics.placement import Borders, Shared, whole_table
@@ -344,3 +346,17 @@ def test_the_tables_of_evaluate_are_read_from_a_file(tmp_path):
     settings = config.load(Evaluate, tmp_path / "run.toml")
     assert settings.sweep.biases == ((-0.5, -1.0, -1.0), (0.0, 0.0, 0.0))
     assert settings.sweep.thresholds == (0.35, 0.4, 0.45, 0.5, 0.55)
+
+
+@pytest.mark.parametrize("chosen", [0.7, None, "high", [0.3], True, float("nan"), 10**400, {"a": 1}], ids=str)
+def test_the_threshold_of_a_curve_is_rounded_like_that_of_a_cut_and_what_is_none_is_left_out(chosen):
+    """As float32, 0.7 is below 0.7, and a cut does not merge what lies on its threshold."""
+    tree = segment.MergeTree(3, np.array([1, 1], np.uint32), np.array([2, 3], np.uint32),
+                             np.array([0.7, 0.9], np.float32))
+    parts = SimpleNamespace(tree=lambda: tree, fragments=lambda: open_volume(np.array([[[1, 2, 3]]], np.uint32)))
+    case = Case(Evaluate(), open_volume(np.ones((1, 1, 3), np.uint64)), None, None, Data(), None, lambda _: parts)
+    case.labels = SimpleNamespace(attrs={"decode": {"threshold": chosen}})
+    assert SCORES["curve"].rows(case) == []
+    found = case.found["curve"]
+    assert found["chosen"] == (0.7 if chosen == 0.7 else None)
+    assert found["used"].get("voi") == (pytest.approx(math.log2(3)) if chosen == 0.7 else None)

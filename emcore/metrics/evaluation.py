@@ -26,6 +26,7 @@ from emcore.metrics.placement import overlap, placed, whole_table
 from emcore.metrics.score_points import NEURONS, PARTNERS, PLAIN_NEURONS, read_partners
 from emcore.metrics.wiring import renamed
 from emcore.segment.affinities import above
+from emcore.segment.arrays import within
 from emcore.segment.storage import stored_parts
 from emcore.segment.votes import plain_ids
 from emcore.settings.data import Data
@@ -33,6 +34,7 @@ from emcore.settings.evaluate import Evaluate
 from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
 
 POINTS = 400  # A stored curve has no more.
+MOST_HEIGHT = 1e30  # No threshold is farther from 0, and heights of every type can tell it from infinity.
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # those of ISBI 2012
 
 
@@ -88,7 +90,9 @@ def curve(case: Case) -> list[Row]:
     states = np.unique(np.linspace(0, len(tree.height), POINTS).astype(int))
     table = case.labels.attrs.get("decode")
     chosen = table.get("threshold") if isinstance(table, dict) else None
-    merges = None if chosen is None else int(np.searchsorted(tree.height, chosen))  # those below it are done
+    if isinstance(chosen, bool) or not within(chosen, -MOST_HEIGHT, MOST_HEIGHT):
+        chosen = None  # A file of others may hold anything there.
+    merges = None if chosen is None else whole.merges_below(chosen)
     best = {name: whole.best(name)._asdict() for name in ("voi", convention)}
     numbers = {"threshold": np.append(0.0, tree.height)[states], "voi_split": whole.voi.split[states],
                "voi_merge": whole.voi.merge[states], "rand_error": whole.rand(convention).error[states]}
