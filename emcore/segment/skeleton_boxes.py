@@ -117,7 +117,7 @@ def trace_group(labels: Any, way: Way, ids: np.ndarray, voxels: np.ndarray, boxe
         names = names.astype(np.uint64)
         wanted = np.isin(names, ids)
         sizes, spans = measure(dense, len(names) - 1, threads, with_boxes=True)
-        spans = spans.reshape(-1, 2, 3) + [[[0], [1]]]
+        spans = spans.reshape(-1, 2, 3) + np.array([[0], [1]])
         part = np.where(wanted, np.arange(len(names)), 0).astype(np.uint32)[dense]
         del dense
     check_table(ids, voxels, boxes, names[wanted], sizes[wanted], spans[wanted] + first)
