@@ -9,7 +9,7 @@ from emcore.blocks import work
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.partner_work import PartnerWork
-from emcore.blocks.run import decode_in_blocks, work_of
+from emcore.blocks.run import damaged_blocks, decode_in_blocks, work_of
 from emcore.blocks.windows import extent
 from emcore.decode.labels import decode, partners
 from emcore.errors import InputError
@@ -114,6 +114,29 @@ def test_the_labels_file_of_blocks_reads_as_the_one_of_the_whole_volume(tmp_path
     again = work_of(tmp_path / "joined.h5")
     assert isinstance(again, PartnerWork)
     assert all(again.is_done(stage, number) for stage in again.stages() for number in range(stage.count))
+
+
+def test_stages_of_another_resolution_are_not_taken(tmp_path):
+    """A prediction without a record has the digest of its voxels, whatever is said of their size."""
+    values = np.zeros((6, 2, 4, 40), np.float32)
+    values[0, :, :, 1:3] = values[1, :, :, 8:10] = 1
+    values[2] = values[:2].sum(0)
+    settings, record = PartnersDecode(small=0, reach_nm=60.0), {"prediction": {"digest": "of the voxels"}}
+
+    def in_blocks_of(resolution):
+        """The vectors are 0, so that a voxel belongs to a synapse within reach of itself."""
+        prediction = stored(tmp_path, values, resolution)
+        choice = Choice(Grid(prediction.shape[-3:], (2, 4, 16)), 1, "")
+        out = decode_in_blocks(tmp_path / "prediction.h5", settings, tmp_path / "labels.h5", choice, Blocks(), record)
+        assert np.array_equal(open_volume(out, "labels")[...], partners(prediction, settings))
+        again = work_of(out)
+        assert all(again.is_done(stage, number) for stage in again.stages() for number in range(stage.count))
+        return np.unique(open_volume(out, "labels")[...]).tolist()
+
+    assert in_blocks_of((30.0, 8.0, 6.0)) == [0, 1, 2]
+    assert in_blocks_of((30.0, 8.0, 60.0)) == [0, 1]
+    (tmp_path / "prediction.h5").unlink()  # Labels are whole without it.
+    assert damaged_blocks(tmp_path / "labels.h5") == []
 
 
 def test_what_cannot_be_decoded_is_said_as_for_the_whole_volume(tmp_path):

@@ -40,6 +40,7 @@ class PartnerWork(PieceWork):
     """The decoding of a prediction of sides and vectors."""
 
     settings: PartnersDecode
+    resolution: tuple[float, ...] | None = None  # That of the prediction, which may change where the voxels do not.
 
     # ---- stages
 
@@ -47,6 +48,8 @@ class PartnerWork(PieceWork):
     def folders(self) -> dict[str, str]:
         asked = self.settings
         values = (FORMAT, self.content, self.grid.shape, self.grid.block)
+        if self.resolution is not None:  # Labels of earlier versions do not tell it.
+            values = (*values, self.resolution)
         sides = digest_of(values, asked.channels, asked.threshold, asked.exclusive)
         every = digest_of(values, config.to_table(asked))
         return {**{name: f"{name}-{sides}" for name in ("ranges", "range", "pieces", "joints")},

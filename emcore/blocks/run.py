@@ -28,7 +28,7 @@ from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.mutex_faces import reach_of
 from emcore.blocks.windows import Source
 from emcore.blocks.work import digest_of, run_task
-from emcore.decode.labels import check_end
+from emcore.decode.labels import check_end, sizes_of
 from emcore.decode.learned import groups_of, net_for, reach_for
 from emcore.errors import InputError
 from emcore.files import create_once, reported, write_bytes, write_text
@@ -60,6 +60,8 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
         net_for(source, settings)  # One that does not fit is refused before anything is written.
         about |= {"classifier": f"classifier-{record['classifier']['digest'][:12]}.json",
                   "channels": digest_of(groups_of(source))}
+    if isinstance(settings, PartnersDecode):
+        about["resolution"] = list(sizes_of(source))
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +179,8 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about:
     if isinstance(settings, PartnersDecode):
         from emcore.blocks.partner_work import PartnerWork
 
-        return PartnerWork(folder, grid, prediction, settings, content)
+        sizes = about.get("resolution")
+        return PartnerWork(folder, grid, prediction, settings, content, sizes and tuple(map(float, sizes)))
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)
