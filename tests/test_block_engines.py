@@ -357,7 +357,7 @@ def test_an_address_where_nobody_is_gets_a_sentence(work, monkeypatch):
 
 def test_without_dask_a_sentence_names_the_extra(work, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(InputError, match=r'needs distributed, .*: pip install ".\[dask\]"'):
+    with pytest.raises(InputError, match=r"needs the extra dask, .*-m pip install 'dask"):
         engines.run(work, Blocks(engine="dask"))
 
 
