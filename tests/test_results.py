@@ -18,7 +18,7 @@ import torch
 
 from emcore import config, record, results
 from emcore.engine import checkpoint
-from emcore.errors import InputError, run_command
+from emcore.errors import InputError, run_command, this_python
 from emcore.models.build import build_model
 from emcore.report import main as report
 from emcore.settings import Settings
@@ -209,7 +209,7 @@ def test_another_cut_finds_its_results_by_the_name_of_the_checkpoint_and_reads_n
     assert {choice: results.of_checkpoint(settings, choice) for choice in named} == named
     code = ("import runpy, sys; sys.modules['torch'] = None\nfrom emcore.errors import run_command\n"
             f"sys.exit(run_command(runpy.run_path({str(ROOT / 'infer.py')!r})['main'], sys.argv[1:]))")
-    for more, told in (((), "this command needs torch, which is not installed here: "),
+    for more, told in (((), f"this command needs torch, which is not installed here: {this_python()} -m pip install torch"),
                        (("--cut", "0.5"), f"there is no {named['']}/test_im_labels.h5: run infer.py without --cut")):
         done = subprocess.run([sys.executable, "-c", code, "--cfg", "run.toml", *more], capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})

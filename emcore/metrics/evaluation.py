@@ -30,7 +30,7 @@ from emcore.segment.storage import stored_parts
 from emcore.segment.votes import plain_ids
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
+from emcore.volumes import Volume, is_there, list_datasets, open_path, open_volume, split_reference
 
 POINTS = 400  # A stored curve has no more.
 MEMBRANE_THRESHOLDS = tuple(step / 10 for step in range(11))  # those of ISBI 2012
@@ -209,7 +209,7 @@ def membrane_rows(case: Case) -> list[Row]:
     evenly until they meet, so that membranes have no width, as the contest thins them (to lines of one pixel, here of
     none).
     """
-    if case.prediction_file.exists() or case.labels_file is None:
+    if is_there(case.prediction_file) or case.labels_file is None:
         ours = open_volume(case.prediction_file)
     else:
         ours = case.labels
