@@ -202,7 +202,7 @@ def remarks(settings: Settings, task: str, facts: Facts) -> dict[str, str]:
         rows["target"] = "The mask of the labels."
         rows["decode"] = "Pieces of the mask; half of a small object of the labels is the least that is kept."
     rows["model.rsunet"] = ("Blocks of pixels enter the net as one (fold), so that a patch shows an object and what "
-                            "surrounds it." if settings.model.name == "rsunet" and math.prod(settings.model.rsunet.fold) > 1
+                            "surrounds it." if math.prod(settings.model.rsunet.fold) > 1
                             else "A small net: its levels halve the voxels along "
                             + ("z, y and x." if not facts.is_flat else "y and x, as sections are thick or few."))
     rows["train"] = "As many steps as the minutes allow; more are better: add train.steps=N and name=ANOTHER."

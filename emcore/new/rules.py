@@ -150,8 +150,9 @@ def fold_of(task: str, facts: Facts) -> int:
     most = 2 if kind is BLOCK else 4
     pixel = (facts.resolution[1] + facts.resolution[2]) / 2 if facts.resolution else 0.0
     wanted = max(VIEW / pixel if pixel else 0.0, ACROSS * facts.wide)
-    fold, room = 1, min(facts.shape if kind is BLOCK else facts.shape[1:])
-    while fold < most and 2 * fold * FOLDED <= room and (kind.patch[1] if fold == 1 else min(kind.patch[1], 128) * fold) < wanted:
+    most = min(most, min(facts.shape if kind is BLOCK else facts.shape[1:]) // FOLDED)
+    fold = 1
+    while 2 * fold <= most and (kind.patch[1] if fold == 1 else min(kind.patch[1], 128) * fold) < wanted:
         fold *= 2
     return fold
 
@@ -225,8 +226,8 @@ def train_of(kind: Kind, steps: int) -> dict[str, Any]:
 
 def neurons(facts: Facts, patch: Triple) -> dict[str, Any]:
     kind = kind_of(facts)
-    reach = [step for step in (1, 3, 9) if step == 1 or step <= facts.wide and step < min(patch[1:])]
-    depth = [step for step in kind.steps if step == 1 or step <= facts.wide and step < patch[0]]
+    reach = [step for step in (1, 3, 9) if step == 1 or (step <= facts.wide and step < min(patch[1:]))]
+    depth = [step for step in kind.steps if step == 1 or (step <= facts.wide and step < patch[0])]
     offsets = [[-step, 0, 0] for step in depth]
     offsets += [offset for step in reach for offset in ([0, -step, 0], [0, 0, -step])]
     offsets.sort(key=lambda offset: -sum(offset))  # the nearest come first, along z, y, x
