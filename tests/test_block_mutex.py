@@ -89,7 +89,8 @@ def check(folder, seed: int, most: int) -> None:
     random = np.random.default_rng(seed)
     prediction, settings = random_prediction(folder, random), random_settings(random)
     shape = prediction.shape[1:]
-    made = work_for(folder / "blocks", Grid(shape, random_block(random, shape, most)), prediction.name, settings, "")
+    made = work_for(folder / "blocks", Grid(shape, random_block(random, shape, most)), prediction.name, settings,
+                    {"content": ""})
     made = pickle.loads(pickle.dumps(made))
     assert np.array_equal(in_blocks(made), mutex(prediction, settings)), (seed, shape, made.grid.block)
 

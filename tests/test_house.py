@@ -271,7 +271,7 @@ def test_pins_cover_what_the_package_needs():
     assert names(built["build-system"]["requires"]) == {"setuptools", "cython"}
     assert names(extras["test"]) == {"pytest"}
     assert set(extras) == {"test", "tiff", "mrc", "zarr", "remote", "dask", "tensorboard", "yaml", "all", "peers",
-                           "bench", "docs", "dev"}
+                           "bench", "docs", "notebooks", "dev"}
     for needs in (project["dependencies"], built["build-system"]["requires"], extras["test"], extras["peers"]):
         assert names(needs) <= pinned
 
