@@ -79,12 +79,11 @@ def known_weights(settings: Settings, choice: str,
     predictions = [prediction for prediction, _ in files_of(settings, folder)]
     if not predictions or not path.is_file() or not all(prediction.exists() for prediction in predictions):
         return None
-    stored = record.read(predictions[0])
-    weights = stored["weights"] if stored else {}
     try:
-        digest = record.digest_of_file(path)
-    except OSError:  # who reads the weights says what is wrong with the file
+        stored, digest = record.read(predictions[0]), record.digest_of_file(path)
+    except (InputError, OSError):  # who reads the weights, or mends the prediction, says what is wrong
         return None
+    weights = stored["weights"] if stored else {}
     if weights.get("choice") != settings.infer.weights or weights.get("file") != digest:
         return None
     if not given and folder != folder_of(settings, path, weights["step"]):  # a file that was renamed

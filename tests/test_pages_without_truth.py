@@ -96,7 +96,7 @@ def test_a_prediction_of_a_box_has_its_page_without_a_truth(place):  # noqa: F81
     run("infer.py", "data.test.0.box=[0,8,4,24,0,20]")
     Path("mine").mkdir()
     stored = open_volume(place / "test_im_prediction.h5")
-    with create_volume("mine/part_prediction.h5", stored.shape, stored.dtype, (30, 8, 8),
+    with create_volume("mine/part_prediction.h5", stored.shape, stored.dtype, (30, 8, 8), stored.offset,
                        attributes=stored.attrs) as out:
         out[...] = stored[...]
     run("infer.py", "--from", "mine/part_prediction.h5", "data.test=[]")
@@ -104,4 +104,9 @@ def test_a_prediction_of_a_box_has_its_page_without_a_truth(place):  # noqa: F81
     assert told.strip().endswith("mine/part_report.html")
     layers = layers_of(Path("mine/part_report.html"))
     assert set(layers) == {"raw", "prediction", "labels"}
-    np.testing.assert_array_equal(layers["raw"], values("a.h5", "raw")[:, 4:24, :20])
+    np.testing.assert_array_equal(layers["raw"], values("a.h5", "raw"))  # the whole image, with the box in its place
+    labels = values("mine/part_labels.h5", "labels")
+    assert labels.shape == (8, 20, 20)
+    np.testing.assert_array_equal(layers["labels"][:, 4:, :20] > 0, labels > 0)
+    assert not layers["labels"][:, :4].any()
+    assert not layers["labels"][:, :, 20:].any()
