@@ -20,7 +20,7 @@ from emcore import config, results
 from emcore.errors import InputError, run_command
 from emcore.settings import Settings
 from emcore.settings.data import result_names
-from emcore.volumes import open_volume
+from emcore.volumes import is_there, open_volume
 from emcore.volumes.address import located
 
 
@@ -87,9 +87,8 @@ def score(settings: Settings, folder: Path, files: Sequence[tuple[Path, Path]], 
         print(write_sweep(folder, settings, [(name, prediction, truth) for name, prediction, _, truth, *_ in chosen]))
     own = results.run_folder(settings)
     page = own if folder.resolve().parent == own.resolve() else folder
-    stored = files if stored else ()
     with Working("draw the page"):
-        page = write_report(page, folder, settings, with_others(folder, found), stored)
+        page = write_report(page, folder, settings, with_others(folder, found), files if stored else ())
     print(page)
     return 0
 
@@ -99,7 +98,7 @@ def checked(settings: Settings, files: Sequence[tuple[Path, Path]], again: bool)
     data = settings.data
     for number, (prediction, labels) in enumerate(files):
         volume, name = data.test[number], result_names(data)[number]
-        if not prediction.exists() and not labels.exists():
+        if not is_there(prediction) and not labels.exists():
             raise InputError(f"there is neither {prediction} nor {labels}: run infer.py first")
         truth, mask = (path and located(data.folder, path) for path in (volume.label, volume.mask))
         for path in filter(None, (truth, mask)):

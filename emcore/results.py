@@ -79,9 +79,12 @@ def known_weights(settings: Settings, choice: str,
     predictions = [prediction for prediction, _ in files_of(settings, folder)]
     if not predictions or not path.is_file() or not all(prediction.exists() for prediction in predictions):
         return None
-    stored = record.read(predictions[0])
+    try:
+        stored, digest = record.read(predictions[0]), record.digest_of_file(path)
+    except (InputError, OSError):  # who reads the weights, or mends the prediction, says what is wrong
+        return None
     weights = stored["weights"] if stored else {}
-    if weights.get("choice") != settings.infer.weights or weights.get("file") != record.digest_of_file(path):
+    if weights.get("choice") != settings.infer.weights or weights.get("file") != digest:
         return None
     if not given and folder != folder_of(settings, path, weights["step"]):  # a file that was renamed
         return None
@@ -122,7 +125,7 @@ def name_of_stored(stored: Path) -> str:
 def stand_in(settings: Settings, stored: Sequence[str]) -> tuple[Settings, list[tuple[Path, Path]]]:
     """Settings whose volumes of data.test are those of stored predictions, and the files of each.
 
-    Where data.test is empty there is no truth, and the image is the one that the record of the prediction names.
+    Where data.test is empty there is no truth, and image and box are those that the record of the prediction names.
     """
     files, data = [files_of_stored(path) for path in stored], settings.data
     for prediction, _ in files:
@@ -130,10 +133,16 @@ def stand_in(settings: Settings, stored: Sequence[str]) -> tuple[Settings, list[
     if data.test and len(data.test) != len(files):
         raise InputError(f"--from must be given once for each of the {len(data.test)} volumes of data.test; got "
                          f"{len(files)}: name these volumes by data.test, or get a page without scores by data.test=[]")
-    test = data.test or [VolumeFiles((record.read(path) or {}).get("volume", {}).get("image", str(path)))
-                         for path, _ in files]
+    test = data.test or [recorded_volume(path) for path, _ in files]
     named = tuple(replace(volume, name=name_of_stored(path)) for volume, (path, _) in zip(test, files))
     return replace(settings, data=replace(data, test=named, folder=data.folder if data.test else "")), files
+
+
+def recorded_volume(prediction: Path) -> VolumeFiles:
+    """The image and the box that a prediction was made of; one without a record is shown without an image."""
+    volume = (record.read(prediction) or {}).get("volume", {})
+    kept = {name: volume[name] for name in ("image", "box") if volume.get(name) is not None}
+    return config.from_table(VolumeFiles, {"image": str(prediction), **kept}, f"the record of {prediction}")
 
 
 def check_there(settings: Settings, prediction: Path, stored: Mapping[str, Any] | None, wanted: Mapping[str, Any],
@@ -183,12 +192,13 @@ def check_scored(settings: Settings, number: int, labels: Path | None, predictio
     """
     test = settings.data.test[number]
     lines, made_by = [], record.read(labels, LABELS) if labels is not None else None
-    source = record.read(prediction) if prediction.exists() else None
-    if made_by is not None and prediction.exists():
+    predicted = is_there(prediction)
+    source = record.read(prediction) if predicted else None
+    if made_by is not None and predicted:
         check_source(made_by, labels, prediction)
     if source is None and made_by is not None and "settings" in made_by["prediction"]:
         source = made_by["prediction"]
-    for path, found in ((prediction if prediction.exists() else None, source), (labels, made_by)):
+    for path, found in ((prediction if predicted else None, source), (labels, made_by)):
         if path is not None and found is None:
             lines.append(f"{path} has no record of what made it: an older version or another program wrote it")
     if source is not None:

@@ -8,11 +8,13 @@ import pytest
 
 from emcore import config
 from emcore.config import from_table
+from emcore.engine import checkpoint
 from emcore.engine.arithmetic.mode import Mode
 from emcore.errors import InputError, run_command
 from emcore.new import command, costs
+from emcore.new import facts as facts_module
 from emcore.new.facts import look, measured
-from emcore.new.rules import BLOCK, SHEET, STACK, kind_of, recipe
+from emcore.new.rules import BLOCK, SHEET, STACK, THIN, kind_of, recipe
 from emcore.segment import affinity_components
 from emcore.settings import Settings
 from emcore.smoke import short, smoke
@@ -165,6 +167,42 @@ def test_steps_of_affinities_are_no_longer_than_neurons_are_wide(tmp_path):
         assert {-sum(offset) for offset in offsets} == steps
 
 
+@pytest.mark.parametrize("task", ["neurons", "mask"])
+@pytest.mark.parametrize("resolution", [(10, 10, 10), (30, 8, 8), (50, 4, 4)])
+@pytest.mark.parametrize("shape", [(1, 40, 40), (5, 24, 24), (7, 64, 64), (8, 64, 64), (12, 20, 40), (9, 16, 16)])
+def test_no_patch_is_larger_than_the_labels_and_no_step_than_the_patch(tmp_path, task, resolution, shape):
+    pair = written(tmp_path, bars(shape, 11, 0 if task == "neurons" else 5), resolution)
+    facts = replace(look(*pair), is_mask=task == "mask")
+    table, notes = recipe("mine", *pair, task, facts)
+    settings = from_table(Settings, table)
+    settings.check()
+    patch = settings.data.patch
+    assert all(size <= there for size, there in zip(patch, shape)), patch
+    if task == "neurons":
+        assert all(-step < size or step == -1 for offset in settings.target[0].offsets
+                   for step, size in zip(offset, patch))
+    few = shape[0] < 8
+    assert (kind_of(facts) is THIN) == few == any("needs 8" in note for note in notes)
+    assert facts.is_flat or not few
+
+
+def test_ids_of_two_to_the_63_and_more_are_no_objects_wherever_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setattr(facts_module, "MOST", 16 * 32 * 32)  # the sample is the middle of the labels
+    labels = bars((16, 64, 128), 6).astype(np.uint64)
+    labels[0, 0, 0], labels[15, 63, 127], labels[8, 32, 64] = 2**64 - 1, 2**63, 2**64 - 2
+    labels[3, 3, 3] = 2**63 - 1
+    facts = look(*written(tmp_path, labels))
+    assert facts.sampled
+    assert facts.unknown == (2**63, 2**64 - 2, 2**64 - 1)
+    assert facts.objects < 30
+    table, _ = recipe("mine", "a", "b", "neurons", facts)
+    assert from_table(Settings, table).data.ignore == facts.unknown
+    labels[0, 0, :20] = np.arange(20, dtype=np.uint64) + np.uint64(2**63)
+    pair = written(tmp_path, labels, name="many.h5")
+    with pytest.raises(InputError, match=r"more than 16 ids of 2\^63 and above"):
+        look(*pair)
+
+
 def test_rare_labels_count_more(tmp_path):
     labels = np.zeros((16, 64, 64), np.uint64)
     labels[4:8, 8:24, 8:24] = 1
@@ -243,6 +281,7 @@ def test_labels_that_do_not_fit_the_task_are_one_sentence(tmp_path, cheap, capsy
 def test_flags_that_cannot_be_right_are_refused(tmp_path, cheap, capsys):
     pair = written(tmp_path, bars((16, 32, 32), 6))
     for more, sentence in ((("--resolution", "30", "8", "8"), "is not what"), (("--minutes", "0"), "--minutes"),
+                           (("--minutes", "inf"), "above 0; got inf"), (("--minutes", "nan"), "above 0; got nan"),
                            (("--from", "isbi2012_membranes"), "predicts binary"), (("--from", "nobody"), "nobody")):
         assert new(tmp_path, pair, "neurons", *more) == 2
         assert sentence in capsys.readouterr().err
@@ -256,8 +295,14 @@ def test_what_is_not_given_is_asked_for_on_a_terminal_alone(tmp_path, cheap, cap
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     assert run_command(command.main, [out]) == 2
     assert "--image is missing" in capsys.readouterr().err
+    def ended(question):
+        raise EOFError
+
     answers = iter([*pair, "neurons"])
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", ended)
+    assert run_command(command.main, [out]) == 2
+    assert "nothing was answered for --image" in capsys.readouterr().err
     monkeypatch.setattr("builtins.input", lambda question: next(answers))
     assert run_command(command.main, [out]) == 0
     assert config.load(Settings, out).data.train[0].image == pair[0]
@@ -277,6 +322,18 @@ def test_weights_bring_their_net_and_another_resolution_is_said(tmp_path, cheap,
     assert "learned at 10 x 10 x 10 nm" in capsys.readouterr().out
 
 
+def test_weights_of_another_net_or_of_larger_patches_than_the_labels_are_refused(tmp_path, cheap, capsys):
+    pair = written(tmp_path, bars((48, 64, 64), 11))
+    other = {"name": "other", "target": [{"kind": "affinity"}], "model": {"name": "unet_v1", "out_channels": 3}}
+    checkpoint.save(tmp_path / "other.pt", {"step": 1, "model": {}, "ema": None,
+                                            "config": config.to_table(from_table(Settings, other))})
+    assert new(tmp_path, pair, "neurons", "--from", str(tmp_path / "other.pt")) == 2
+    assert "belongs to a net of model.name = unet_v1" in capsys.readouterr().err
+    pair = written(tmp_path, bars((6, 64, 64), 11), name="thin.h5")
+    assert new(tmp_path, pair, "neurons", "--from", "fib25_neurons") == 2
+    assert "takes patches of at least 8 x" in capsys.readouterr().err
+
+
 def test_costs_are_measured_by_the_steps_of_the_run(tmp_path):
     pair = written(tmp_path, bars((16, 32, 32), 6))
     settings = from_table(Settings, recipe("mine", *pair, "neurons", look(*pair))[0])
@@ -285,7 +342,7 @@ def test_costs_are_measured_by_the_steps_of_the_run(tmp_path):
     assert 1e4 < found.operations < 1e6  # 166,000 for this net by hand: 2 * 27 * channels in * channels out, and so on
     assert costs.steps_in(30, 2.0) == 900
     assert costs.steps_in(30, 1e6) == 100
-    assert costs.steps_in(1e9, 1.0) == 20_000
+    assert costs.steps_in(1e9, 1.0) == costs.steps_in(1e308, 1e-3) == 20_000
 
 
 @pytest.mark.long

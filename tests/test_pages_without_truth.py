@@ -68,3 +68,45 @@ def test_a_prediction_that_was_only_decoded_has_its_page_beside_it(place):  # no
     assert "there is nothing to score or to show: set data.test" in run("evaluate.py", "data.test=[]", code=2)
     refused = run("evaluate.py", "--from", "mine/affinities.h5", "--from", "mine/affinities.h5", code=2)
     assert "--from must be given once for each of the 1 volumes of data.test; got 2" in refused
+
+
+def test_labels_of_a_prediction_that_is_named_with_its_dataset_must_be_made_of_it(place):  # noqa: F811
+    run("infer.py")
+    stored = open_volume(place / "test_im_prediction.h5")
+    for name in ("mine", "other"):
+        with create_volume(f"{name}.h5:main", stored.shape, stored.dtype, (30, 8, 8), attributes=stored.attrs) as out:
+            out[...] = stored[...]
+    run("infer.py", "--from", "mine.h5:main")
+    told = run("evaluate.py", "--from", "mine.h5:main")
+    assert "mine: predicted by averaged weights" in told
+    assert "there is neither" not in told
+    made_by = stored.attrs["record"]
+    made_by["weights"]["digest"] = "0" * 64
+    with create_volume("mine.h5:main", stored.shape, stored.dtype, (30, 8, 8),
+                       attributes=stored.attrs | {"record": made_by}) as out:
+        out[...] = stored[...]
+    refused = run("evaluate.py", "--from", "mine.h5:main", code=2)
+    assert "mine_labels.h5 was decoded from another prediction than mine.h5:main" in refused
+    run("infer.py", "--from", "other.h5:main")
+    Path("other_labels.h5").unlink()
+    assert "other: predicted by" in run("evaluate.py", "--from", "other.h5:main", "data.test=[]")
+
+
+def test_a_prediction_of_a_box_has_its_page_without_a_truth(place):  # noqa: F811
+    run("infer.py", "data.test.0.box=[0,8,4,24,0,20]")
+    Path("mine").mkdir()
+    stored = open_volume(place / "test_im_prediction.h5")
+    with create_volume("mine/part_prediction.h5", stored.shape, stored.dtype, (30, 8, 8), stored.offset,
+                       attributes=stored.attrs) as out:
+        out[...] = stored[...]
+    run("infer.py", "--from", "mine/part_prediction.h5", "data.test=[]")
+    told = run("evaluate.py", "--from", "mine/part_prediction.h5", "data.test=[]")
+    assert told.strip().endswith("mine/part_report.html")
+    layers = layers_of(Path("mine/part_report.html"))
+    assert set(layers) == {"raw", "prediction", "labels"}
+    np.testing.assert_array_equal(layers["raw"], values("a.h5", "raw"))  # the whole image, with the box in its place
+    labels = values("mine/part_labels.h5", "labels")
+    assert labels.shape == (8, 20, 20)
+    np.testing.assert_array_equal(layers["labels"][:, 4:, :20] > 0, labels > 0)
+    assert not layers["labels"][:, :4].any()
+    assert not layers["labels"][:, :, 20:].any()

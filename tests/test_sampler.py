@@ -229,6 +229,45 @@ def test_what_a_net_found_is_marked_where_none_of_it_is_true(files, storage):
         Sampler(sources, alone, 5)
 
 
+def invented_in(data, which="train"):
+    return Sampler(open_sources(data, which), data, 5).invented[0].tolist()
+
+
+@pytest.mark.parametrize("base", [2**53, 2**63, 2**64 - 4])
+def test_what_a_net_found_is_told_apart_by_every_bit_of_its_ids(files, base):
+    """Two ids that one float holds: the first touches a label, the second does not."""
+    labels, found = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint64)
+    labels[2, 5, 5], found[2, 5, 5:9], found[8, 5, 5:9] = 7, base, base + 1
+    found[10, 5, 5:9] = 1  # so far from the others that no table of all ids between them is made
+    with h5py.File(files / "a.h5", "a") as f:
+        f["clefts"], f["found"] = labels, found
+    data = settings(files, train=(VolumeFiles("a.h5:raw", "a.h5:clefts", found="a.h5:found"),), patch=SHAPE)
+    assert invented_in(data) == [1, base + 1]
+    label = drawn(data, [[0]])[0]["label"][0].numpy()
+    assert np.array_equal(label == FALSE, (found == base + 1) | (found == 1))
+
+
+@pytest.mark.parametrize("storage", ["memory", "lazy"])
+@pytest.mark.parametrize("cut", ["box", "train_part", "validation_part"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_a_cut_divides_is_not_taken_for_invented(files, storage, cut, axis):
+    """1 touches a label beyond a cut, 2 lies at the other side, which is that of the image, and 3 in the middle."""
+    length = SHAPE[axis]
+    labels, found = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint32)
+    for array, places in ((labels, {9: range(length - 2, length - 1)}),
+                          (found, {1: range(length - 5, length - 1), 2: range(2), 3: range(3, 5)})):
+        for value, steps in places.items():
+            np.moveaxis(array, axis, 0)[steps.start:steps.stop, 5, 5] = value
+    with h5py.File(files / "a.h5", "a") as f:
+        f["clefts"], f["found"] = labels, found
+    box = [edge for size in SHAPE for edge in (0, size)]
+    box[2 * axis + 1] = length - 4
+    volume = VolumeFiles("a.h5:raw", "a.h5:clefts", found="a.h5:found", box=tuple(box) if cut == "box" else None)
+    part = {} if cut == "box" else {cut: (0.0, (length - 4) / length), "split_axis": axis}
+    data = settings(files, train=(volume,), validation=(volume,), storage=storage, patch=(2, 6, 6), **part)
+    assert invented_in(data, "validation" if cut == "validation_part" else "train") == [2, 3]
+
+
 def test_ids_that_mean_background_or_unknown_are_configured(files):
     with h5py.File(files / "a.h5", "a") as f:
         labels = np.full(SHAPE, 2**64 - 1, np.uint64)

@@ -65,13 +65,13 @@ class Sampler(Dataset):
             known = (self.labels(source, box) == 0) & _inside(source, "label", box)
             every.update(np.unique(found).tolist())
             true.update(np.unique(found[~known]).tolist())
-        if self.data.train_part != (0.0, 1.0):  # A label beyond a cut may touch what reaches the cut.
-            low, high = source.box[self.data.split_axis]
-            for first in (low, high - 1):
-                box = list(source.box)
-                box[self.data.split_axis] = (first, first + 1)
-                true.update(np.unique(read(source, "found", box)).tolist())
-        return np.array(sorted(every - true - {0}), np.int64)
+        for axis, ((low, high), length) in enumerate(zip(source.box, source.whole)):
+            for first, is_cut in ((low, low > 0), (high - 1, high < length)):
+                if is_cut:  # a label beyond may touch what reaches the cut
+                    box = [*source.box]
+                    box[axis] = (first, first + 1)
+                    true.update(np.unique(read(source, "found", box)).tolist())
+        return np.array(sorted(every - true - {0}), source.arrays["found"].dtype)  # another type would round large ids
 
     def _weight(self, source: Source, spans: Sequence[tuple[int, int]]) -> float:
         if self.data.choose == "size":

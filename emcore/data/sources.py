@@ -45,6 +45,7 @@ class Source:
     arrays: dict[str, Any]  # role -> sliceable; an array of a smaller extent than the box is extended on reading
     starts: dict[str, tuple[int, int, int]]  # role -> the voxel of the image at which the array begins
     box: Box  # voxels of the image that may be used
+    whole: tuple[int, int, int]  # voxels of the image along z, y, x
     resolution: tuple[float, float, float]
     offset: tuple[float, float, float]  # nm, of the box
     weight: float
@@ -158,8 +159,8 @@ def open_source(data: Data, volume: VolumeFiles, which: str, skeletons: Path | N
              tuple(max(low, start) for (low, _), start in zip(box, starts[role])) for role in opened}
     name = volume.name or name_of(str(image.name))
     offset = tuple(o + low * r for o, (low, _), r in zip(image.offset, box, resolution))
-    return Source(name, arrays, moved, box, tuple(resolution), offset, volume.weight, statistics_of(data, image, box),
-                  bool(image.resolution or data.resolution))
+    return Source(name, arrays, moved, box, whole, tuple(resolution), offset, volume.weight,
+                  statistics_of(data, image, box), bool(image.resolution or data.resolution))
 
 
 def _opened(data: Data, reference: Any, kind: str | None) -> Any:

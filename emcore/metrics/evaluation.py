@@ -31,7 +31,7 @@ from emcore.segment.storage import stored_parts
 from emcore.segment.votes import plain_ids
 from emcore.settings.data import Data
 from emcore.settings.evaluate import Evaluate
-from emcore.volumes import Volume, list_datasets, open_path, open_volume, split_reference
+from emcore.volumes import Volume, is_there, list_datasets, open_path, open_volume, split_reference
 
 POINTS = 400  # A stored curve has no more.
 MOST_HEIGHT = 1e30  # No threshold is farther from 0, and heights of every type can tell it from infinity.
@@ -213,7 +213,7 @@ def membrane_rows(case: Case) -> list[Row]:
     evenly until they meet, so that membranes have no width, as the contest thins them (to lines of one pixel, here of
     none).
     """
-    if case.prediction_file.exists() or case.labels_file is None:
+    if is_there(case.prediction_file) or case.labels_file is None:
         ours = open_volume(case.prediction_file)
     else:
         ours = case.labels

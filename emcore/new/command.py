@@ -1,11 +1,11 @@
 """python -m emcore new OUT.toml: a recipe for one's own volume and labels, chosen from what is in them."""
 
 import argparse
+import math
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 from emcore import config
@@ -15,7 +15,9 @@ from emcore.files import write_text
 from emcore.memory import memory_there
 from emcore.new.facts import Facts, look
 from emcore.new.rules import TASKS, kind_of, patch_within, recipe, train_of
+from emcore.progress import duration
 from emcore.settings import Settings
+from emcore.settings.model import RSUNetModel
 from emcore.settings.target import AffinityTarget, BinaryTarget
 from emcore.volumes.inspect import numbers, printable
 from emcore.volumes.metadata import triple
@@ -32,8 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"the file to write must end in .toml; got {out}")
     if out.exists() and not options.force:
         raise InputError(f"{out} exists already; choose another name, or add --force to replace it")
-    if not options.minutes > 0:
-        raise InputError(f"--minutes must be more than 0; got {options.minutes:g}")
+    if not 0 < options.minutes < math.inf:
+        raise InputError(f"--minutes must be a number above 0; got {options.minutes:g}")
     image, labels, task = (asked(options, name) for name in QUESTIONS)
     if task not in TASKS:
         raise InputError(f"--task is one of {', '.join(TASKS)}; got {task}")
@@ -85,7 +87,11 @@ def asked(options: argparse.Namespace, name: str) -> str:
         return given
     if not sys.stdin.isatty():
         raise InputError(f"--{name} is missing: name {QUESTIONS[name]}")
-    answer = input(f"{QUESTIONS[name]}: ").strip()
+    try:
+        answer = input(f"{QUESTIONS[name]}: ").strip()
+    except EOFError:
+        answer = ""
+        print()
     if not answer:
         raise InputError(f"nothing was answered for --{name}: name {QUESTIONS[name]}")
     return answer
@@ -105,6 +111,9 @@ def started(settings: Settings, given: str, task: str, facts: Facts) -> tuple[Se
     if [type(target) for target in theirs.target] != [wanted]:
         raise InputError(f"{given} predicts {' and '.join(target.kind for target in theirs.target)}, and --task {task} "
                          f"needs {wanted.kind}: leave --from out, or name other weights")
+    if not isinstance(theirs.model, RSUNetModel):
+        raise InputError(f"{given} belongs to a net of model.name = {theirs.model.name}, and a recipe written here has "
+                         "an rsunet: leave --from out, or name other weights")
     if theirs.model.in_channels != facts.channels:
         raise InputError(f"{given} takes images of {theirs.model.in_channels} channels, and this one has "
                          f"{facts.channels}: leave --from out")
@@ -116,6 +125,9 @@ def started(settings: Settings, given: str, task: str, facts: Facts) -> tuple[Se
         notes.append(f"{given} learned at {numbers(card.resolution)} nm (z, y, x), and this volume has "
                      f"{numbers(facts.resolution)} nm: what it knows may not help.")
     patch = patch_within(facts, theirs.data.patch, theirs.model.multiple)
+    if any(size > there for size, there in zip(patch, facts.shape)):
+        raise InputError(f"{given} takes patches of at least {numbers(patch)} voxels (z, y, x), and the labels cover "
+                         f"{numbers(facts.shape)}: leave --from out, or label more")
     data = replace(settings.data, patch=patch, normalise=theirs.data.normalise, percentiles=theirs.data.percentiles,
                    normalise_by=theirs.data.normalise_by, divide=theirs.data.divide)
     train = replace(settings.train, start_from=given, optimizer=replace(settings.train.optimizer, lr=1e-3))
@@ -144,10 +156,10 @@ def costed(settings: Settings, facts: Facts, minutes: float) -> tuple[Settings, 
     held_out = tuple(box[2 * axis + 1] - box[2 * axis] for axis in range(3))
     parts = [("the held-out part", held_out), ("the whole image", volume)]
     here = [f"{name} {duration(found.voxel * costs.computed(settings, shape))}" for name, shape in parts]
-    work = 3 * found.operations * steps * train.batch * prod(settings.data.patch)
+    work = 3 * found.operations * steps * train.batch * math.prod(settings.data.patch)
     there = found.operations * costs.computed(settings, volume)
     memory = [costs.bytes_of(settings, voxels, learning) / 2**30 for voxels, learning in (
-        (prod(settings.data.patch) * train.batch, True), (prod(window), False))]
+        (math.prod(settings.data.patch) * train.batch, True), (math.prod(window), False))]
     return settings, [
         f"Here ({found.device}) a step takes {found.step:.2f} s, so {steps} steps take {duration(steps * found.step)}. "
         f"The net predicts {' and '.join(here)}; decoding comes on top.",
@@ -155,12 +167,6 @@ def costed(settings: Settings, facts: Facts, minutes: float) -> tuple[Settings, 
         f"{memory_there() / 2**30:.0f} GiB are free.",
         f"On one GPU, by an estimate, training takes {duration(max(steps * costs.LEAST, work / costs.GPU))} and "
         f"prediction of the whole image {duration(there / costs.GPU)}."]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def about(facts: Facts) -> list[str]:
@@ -196,9 +202,9 @@ def remarks(settings: Settings, task: str, facts: Facts) -> dict[str, str]:
         rows["target"] = "The mask of the labels."
         rows["decode"] = "Pieces of the mask; half of a small object of the labels is the least that is kept."
     rows["model.rsunet"] = ("Blocks of pixels enter the net as one (fold), so that a patch shows an object and what "
-                            "surrounds it." if settings.model.name == "rsunet" and prod(settings.model.rsunet.fold) > 1
+                            "surrounds it." if math.prod(settings.model.rsunet.fold) > 1
                             else "A small net: its levels halve the voxels along "
-                            + ("z, y and x." if not facts.is_flat else "y and x, as sections are thick."))
+                            + ("z, y and x." if not facts.is_flat else "y and x, as sections are thick or few."))
     rows["train"] = "As many steps as the minutes allow; more are better: add train.steps=N and name=ANOTHER."
     rows["infer"] = "The largest window that memory allows without doubt."
     return rows

@@ -130,7 +130,7 @@ def operations(settings: Settings) -> float:
 
 def steps_in(minutes: float, seconds: float) -> int:
     """Steps of so many minutes, in fifties."""
-    return max(100, min(20_000, int(minutes * 60 / seconds) // 50 * 50))
+    return max(100, int(min(20_000.0, minutes * 60 / seconds)) // 50 * 50)
 
 
 def computed(settings: Settings, shape: Triple) -> float:

@@ -13,11 +13,14 @@ from emcore.settings.data import Data, VolumeFiles
 from emcore.volumes import check_labels, open_volume
 from emcore.volumes.inspect import numbers
 
+NO_OBJECT = np.uint64(2**63)  # the least id that is none
 MOST = 2**24  # voxels of the sample of labels
 DEEP = 8  # pixels from which a voxel without label is no border between objects
 CRUMB = 100  # voxels below which an object has no width, unless all are so small
 SMALLEST = 16  # pixels along y and x that labels must cover
 APART = 1e4  # so far apart that sections do not count
+FEW = 8  # sections below which they are too few for the patch of a block
+MOST_UNKNOWN = 16  # ids that mean no object
 SHEET = 2.5  # so many times deeper than wide, a voxel is of a section and no longer of a block
 Triple = tuple[float, float, float]
 
@@ -31,7 +34,7 @@ class Facts:
     resolution: Triple | None  # nm
     told_by: str  # who says the resolution
     depth: float  # how many times a voxel is deeper than wide
-    unknown: tuple[int, ...]  # ids that mean no object, such as 2**64 - 1
+    unknown: tuple[int, ...]  # ids from 2**63 on, which mean no object, such as 2**64 - 1
     objects: int  # in the sample
     is_mask: bool  # whether the labels are 0 and one more number
     labelled: float  # share of voxels that belong to an object
@@ -51,7 +54,7 @@ class Facts:
     @property
     def is_flat(self) -> bool:
         """Whether the volume is a stack of sections and no block."""
-        return self.depth >= SHEET
+        return self.depth >= SHEET or self.shape[0] < FEW
 
 
 def look(image: str, labels: str, resolution: Triple | None = None) -> Facts:
@@ -71,10 +74,9 @@ def look(image: str, labels: str, resolution: Triple | None = None) -> Facts:
         raise InputError(f"the labels cover {numbers(shape)} voxels of the image (z, y, x), and a patch needs at least "
                          f"{SMALLEST} along y and x: label more of it")
     block = sample(source, region)
-    unknown = (int(np.iinfo(block.dtype).max),) if block.dtype.kind == "u" and block.dtype.itemsize == 8 and (
-        block == np.iinfo(block.dtype).max).any() else ()
-    for value in unknown:
-        block[block == value] = 0
+    unknown = unknown_of(source, region)
+    if unknown:
+        block[block >= NO_OBJECT] = 0
     depth = found[0] / ((found[1] + found[2]) / 2) if found else depth_of(source, region)
     return Facts(raw.shape, sum(prod(one.shape) * one.dtype.itemsize for one in (raw, truth)),
                  raw.shape[0] if raw.ndim == 4 else 1, region, found, told if found else "nobody", depth, unknown,
@@ -85,6 +87,22 @@ def _region(source: Source) -> tuple[tuple[int, int], ...]:
     shape = source.arrays["label"].shape[-3:]
     return tuple((max(low, start), min(high, start + length))
                  for (low, high), start, length in zip(source.box, source.starts["label"], shape))
+
+
+def unknown_of(source: Source, region: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """All ids of the labels that no sample takes for objects; labels of a type that can hold them are read once."""
+    labels, found = source.arrays["label"], set()
+    if labels.dtype.kind != "u" or labels.dtype.itemsize < 8:
+        return ()
+    spans = [slice(low - start, high - start) for (low, high), start in zip(region, source.starts["label"])]
+    step = max(1, MOST // prod(span.stop - span.start for span in spans[1:]))
+    for first in range(spans[0].start, spans[0].stop, step):
+        part = labels[first:min(first + step, spans[0].stop), spans[1], spans[2]]
+        found.update(np.unique(part[part >= NO_OBJECT]).tolist())
+        if len(found) > MOST_UNKNOWN:
+            raise InputError(f"{labels.name} holds more than {MOST_UNKNOWN} ids of 2^63 and above, which a training "
+                             "does not take for objects: give the objects smaller ids")
+    return tuple(sorted(found))
 
 
 def sample(source: Source, region: Sequence[tuple[int, int]]) -> np.ndarray:

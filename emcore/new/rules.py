@@ -1,12 +1,12 @@
 """The rules by which `new` chooses; docs/tutorials/own_data.md states each of them in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
 from emcore.errors import InputError
-from emcore.new.facts import Facts
+from emcore.new.facts import FEW, Facts
 
 TASKS = ("neurons", "membranes", "mask", "synapses")
 HELD_OUT = 0.2  # share of the labels that validates, and is predicted and scored
@@ -18,6 +18,7 @@ GAP = 5  # pixels that the thinnest objects are wide, at least, where a line is 
 SMOOTH = 9  # pixels that the usual object is wide, at least, where fragments are smoothed over three
 UNLABELLED = 0.02  # share of voxels far from every object from which tissue counts as unlabelled
 SHEETS = 8.0  # so many times deeper than wide, a voxel is of a section that is seen by itself
+FOLDED = 8  # blocks along y and x that a patch has at least, as the levels of a net that folds halve them thrice
 STEPS = 1000  # a guess, until a step is timed
 Triple = tuple[int, int, int]
 
@@ -42,9 +43,12 @@ STACK = Kind("stack of thick sections", (16, 128, 128), (16, 32, 48, 64), (), 1,
              ((16, 512, 512), (16, 256, 256), (16, 128, 128)))
 SHEET = Kind("stack of very thick sections", (6, 192, 192), (16, 32, 48, 64, 80), (), 5, 1, (1,),
              ((6, 768, 768), (6, 384, 384), (6, 192, 192)))
+THIN = replace(SHEET, name="stack of few sections")
 
 
 def kind_of(facts: Facts) -> Kind:
+    if facts.shape[0] < FEW:
+        return THIN
     return SHEET if facts.depth >= SHEETS else STACK if facts.is_flat else BLOCK
 
 
@@ -71,14 +75,12 @@ def recipe(name: str, image: str, labels: str, task: str, facts: Facts) -> tuple
     table = {"name": name, "data": data, "augment": augment_of(facts), "model": net | {"in_channels": facts.channels},
              "train": train_of(kind_of(facts), STEPS),
              "infer": {"overlap": [0.25, 0.125, 0.125] if facts.is_flat else [0.25, 0.25, 0.25]}}
-    table |= (neurons if is_neurons else mask)(task, facts)
+    table |= neurons(facts, patch) if is_neurons else mask(task, facts)
     table["model"]["out_channels"] = len(table["target"][0].get("offsets", [()]))
     return table, notes
 
 
 def check_task(task: str, labels: str, facts: Facts) -> None:
-    if task not in TASKS:
-        raise InputError(f"--task is one of {', '.join(TASKS)}; got {task}")
     if task == "neurons" and facts.is_mask:
         raise InputError(f"{labels} is a mask of one value, and --task neurons needs an id for every neuron: take "
                          "--task membranes for the inside of cells, or --task mask for anything else")
@@ -96,6 +98,9 @@ def doubts(task: str, facts: Facts) -> list[str]:
     elif facts.resolution[0] < 0.67 * max(facts.resolution[1:]):
         notes.append("Voxels are longer along y or x than along z. Sections should be stacked along z: turn the volume "
                      "if its thick axis is another one.")
+    if kind_of(facts) is THIN:
+        notes.append(f"The labels cover {facts.shape[0]} sections, and a block of tissue needs {FEW}, so they are "
+                     "learned as a stack of sections.")
     if facts.sampled:
         notes.append("The labels are large: what is said of them holds for the box at their centre.")
     if task == "neurons" and facts.empty > UNLABELLED:
@@ -122,7 +127,7 @@ def net_of(task: str, facts: Facts) -> dict[str, Any]:
     kind = kind_of(facts)
     sizes: dict[str, Any] = {"width": list(kind.width), "norm": "instance"}
     sizes |= {"down": [list(step) for step in kind.down]} if kind.down else {"depth_2d": kind.depth_2d}
-    if task == "neurons" and kind is SHEET:
+    if task == "neurons" and kind in (SHEET, THIN):
         sizes["depth_2d"] = 3  # the coarser levels look across sections, which has to tell what continues
     fold = fold_of(task, facts)
     if fold > 1:
@@ -134,7 +139,7 @@ def net_of(task: str, facts: Facts) -> dict[str, Any]:
 def base_patch(task: str, facts: Facts) -> Triple:
     """The patch of a net that does not fold; one that folds has as many blocks."""
     kind = kind_of(facts)
-    return (kind.patch[0], 128, 128) if kind is SHEET and fold_of(task, facts) > 1 else kind.patch
+    return (kind.patch[0], 128, 128) if kind in (SHEET, THIN) and fold_of(task, facts) > 1 else kind.patch
 
 
 def fold_of(task: str, facts: Facts) -> int:
@@ -145,8 +150,9 @@ def fold_of(task: str, facts: Facts) -> int:
     most = 2 if kind is BLOCK else 4
     pixel = (facts.resolution[1] + facts.resolution[2]) / 2 if facts.resolution else 0.0
     wanted = max(VIEW / pixel if pixel else 0.0, ACROSS * facts.wide)
+    most = min(most, min(facts.shape if kind is BLOCK else facts.shape[1:]) // FOLDED)
     fold = 1
-    while fold < most and (kind.patch[1] if fold == 1 else min(kind.patch[1], 128) * fold) < wanted:
+    while 2 * fold <= most and (kind.patch[1] if fold == 1 else min(kind.patch[1], 128) * fold) < wanted:
         fold *= 2
     return fold
 
@@ -218,10 +224,10 @@ def train_of(kind: Kind, steps: int) -> dict[str, Any]:
             "save": {"steps": tenth, "minutes": 5.0}, "validate": {"steps": 2 * tenth, "crops": 8}}
 
 
-def neurons(task: str, facts: Facts) -> dict[str, Any]:
+def neurons(facts: Facts, patch: Triple) -> dict[str, Any]:
     kind = kind_of(facts)
-    reach = [step for step in (1, 3, 9) if step == 1 or step <= facts.wide]
-    depth = [step for step in kind.steps if step == 1 or step <= facts.wide]
+    reach = [step for step in (1, 3, 9) if step == 1 or (step <= facts.wide and step < min(patch[1:]))]
+    depth = [step for step in kind.steps if step == 1 or (step <= facts.wide and step < patch[0])]
     offsets = [[-step, 0, 0] for step in depth]
     offsets += [offset for step in reach for offset in ([0, -step, 0], [0, 0, -step])]
     offsets.sort(key=lambda offset: -sum(offset))  # the nearest come first, along z, y, x

@@ -56,7 +56,8 @@ class Data:
     remote_disk: float = 0.0  # GiB of such chunks that a node keeps on its disk during the run, for "lazy"
     background: tuple[int, ...] = ()  # labels that mean background, besides 0
     ignore: tuple[int, ...] = ()  # labels that mean unknown: losses and scores skip these voxels
-    false_weight: float = 5.0  # weight in the loss of what an earlier net invented (`found` of a volume)
+    # weight in the loss of what an earlier net invented (`found` of a volume); dice weighs all voxels alike
+    false_weight: float = 5.0
     # intensities to 0..1, to mean 0 and deviation 1, divided by `divide`, or as they are
     normalise: Literal["range", "score", "divide", "none"] = "range"
     # percentiles, mean and deviation are those of the patch, or of the volume
