@@ -9,7 +9,7 @@ from emcore import config, files
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.learned_work import LearnedWork
-from emcore.blocks.run import cut_in_blocks, decode_in_blocks
+from emcore.blocks.run import cut_in_blocks, decode_in_blocks, keep_classifier
 from emcore.blocks.tables import BlockParts, read_segmentation
 from emcore.blocks.windows import Source
 from emcore.decode.affinities import labels_of
@@ -34,7 +34,7 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(files, "flush_to_disk", lambda path: None)
 
 
-def predicted(path, rng, shape):
+def predicted(path, rng, shape, resolution=RESOLUTION):
     """(path, steps): affinities of the nearest and of one or two longer steps, in any order, type and convention."""
     longer = [tuple(int(step) for step in rng.integers(2, 6, 3)) for _ in range(rng.integers(1, 3))]
     sign = int(rng.choice([-1, 1]))
@@ -50,7 +50,7 @@ def predicted(path, rng, shape):
     if kind == "table":
         attributes[TABLE_ATTRIBUTE] = LOGIT_TABLE.tolist()
     values = np.rint(values * 255).astype(np.uint8) if kind in ("uint8", "table") else values.astype(kind)
-    with create_volume(f"{path}:main", values.shape, values.dtype, RESOLUTION, (0, 0, 0), attributes) as out:
+    with create_volume(f"{path}:main", values.shape, values.dtype, resolution, (0, 0, 0), attributes) as out:
         out[...] = values
     return path
 
@@ -139,6 +139,33 @@ def test_infer_in_blocks_keeps_the_classifier_and_cuts_again(tmp_path):
     joined = cut_in_blocks(out, None, tmp_path / "a_labels_edits.h5", blocks, [Edit("join", *places)])
     assert np.array_equal(open_volume(joined, "labels")[...],
                           apply_edits(whole, whole.labels(0.5), 0.5, [Edit("join", *places)]))
+
+
+def test_other_sizes_of_a_voxel_are_decoded_anew(tmp_path):
+    """The voxels of a prediction without a record are its digest; offsets and resolution are attributes beside them."""
+    shape, labels = (9, 10, 11), {}
+    settings = AffinityDecode(fragments="faces", threshold=0.5, learned=Learned(f"{tmp_path}/net.json", 0.6, 2e-5))
+    for size in (12.0, 12.2):
+        rng = np.random.default_rng(10)
+        path = predicted(tmp_path / "a_prediction.h5", rng, shape, (size, size, size))
+        if not labels:
+            any_classifier(tmp_path / "net.json", path, settings, rng)
+        record = {"emcore": "1", "prediction": of_source(path), "decode": config.to_table(settings),
+                  **of_classifier(settings)}
+        out = decode_in_blocks(path, settings, tmp_path / "a_labels.h5", Choice(Grid(shape, (9, 5, 11)), 1, ""),
+                               Blocks(size=(9, 5, 11), engine="local", workers=1), record)
+        labels[size] = [entry.name for entry in out.with_suffix(".blocks").iterdir()]
+    contacts, clusters = ([{name for name in found if name.startswith(stage)} for found in labels.values()]
+                          for stage in ("contacts-", "clusters-"))
+    assert contacts[0] != contacts[1]
+    assert clusters[0] != clusters[1]
+
+
+def test_a_classifier_that_changes_meanwhile_is_told(tmp_path):
+    (tmp_path / "net.json").write_text("new")
+    with pytest.raises(InputError, match="changed while"):
+        keep_classifier(tmp_path / "copy.json", str(tmp_path / "net.json"), "old")
+    assert not (tmp_path / "copy.json").exists()
 
 
 def test_a_classifier_for_other_predictions_is_refused_before_anything_is_written(tmp_path):

@@ -26,7 +26,8 @@ from emcore.blocks.pooled import stack
 from emcore.blocks.windows import corner, extent, meeting, places_of, sorted_names
 from emcore.blocks.work import Stage, digest_of
 from emcore.decode.contact_net import read_net
-from emcore.decode.learned import first_clusters, groups_of, joined_of, read_groups, statistics_of, voxels_of
+from emcore.decode.learned import Groups, first_clusters, groups_of, joined_of, read_groups, statistics_of, voxels_of
+from emcore.errors import InputError
 from emcore.segment.contacts import BINS, NODES, Contacts, Pairs, add_nodes, measure_contacts, pool_contacts, reach_of
 from emcore.segment.graph import Place, measure
 from emcore.segment.pooling import pool_edges
@@ -44,13 +45,14 @@ class LearnedWork(AffinityWork):
     """The decoding of a prediction by decode.kind = "affinities" with [decode.learned]."""
 
     classifier: str = ""  # the name of its file in the folder of the blocks; it tells what is in the file
+    channels: str = ""  # a digest of the offsets and the resolution, which may change where the voxels do not
 
     # ---- stages
 
     @cached_property
     def folders(self) -> dict[str, str]:
         asked, plain = self.settings.learned, super().folders
-        contacts = digest_of(plain["fragments"], FORMAT)
+        contacts = digest_of(plain["fragments"], FORMAT, self.channels)
         clusters = digest_of(contacts, asked.first_threshold, asked.first_size)
         chances = digest_of(clusters, self.classifier)
         return plain | {"contacts": f"contacts-{contacts}", "clusters": f"clusters-{clusters}",
@@ -58,8 +60,8 @@ class LearnedWork(AffinityWork):
 
     def graph_digest(self, fragments: str) -> str:
         asked = self.settings.learned
-        return digest_of(super().graph_digest(fragments), FORMAT, asked.first_threshold, asked.first_size,
-                         self.classifier)
+        return digest_of(super().graph_digest(fragments), FORMAT, self.channels, asked.first_threshold,
+                         asked.first_size, self.classifier)
 
     def tree_stages(self) -> list[Stage]:
         fragments, seams, *others = super().tree_stages()
@@ -67,11 +69,16 @@ class LearnedWork(AffinityWork):
         counts = {"contacts": blocks, "clusters": 1, "chances": blocks}
         return [fragments, seams, *(Stage(name, count, self.folders[name]) for name, count in counts.items()), *others]
 
-    # ---- contacts of fragments
-
     @cached_property
+    def groups(self) -> Groups:
+        return groups_of(open_volume(self.source.path))
+
+    @property
     def steps(self) -> tuple[tuple[int, int, int], ...]:
-        return groups_of(open_volume(self.source.path))[1][1]
+        """Steps along z, y and x of every group of channels."""
+        return self.groups[1][1]
+
+    # ---- contacts of fragments
 
     def make_contacts(self, number: int) -> Columns:
         core, reach = self.grid.box(number), reach_of(self.steps)
@@ -118,11 +125,10 @@ class LearnedWork(AffinityWork):
         blocks = range(self.grid.blocks())
         own = [self.read("contacts", number, "names")[0] for number in blocks]
         names = np.concatenate([np.zeros(1, np.uint64), sorted_names(own)])
-        resolution = groups_of(open_volume(self.source.path))[2]
         asked = self.settings.learned
         contacts = self.pooled(blocks, lambda number: places_of(own[number], names))
         nodes = self.nodes(blocks, own, names)
-        table = first_clusters(replace(contacts, **nodes), asked.first_threshold, voxels_of(asked, resolution))
+        table = first_clusters(replace(contacts, **nodes), asked.first_threshold, voxels_of(asked, self.groups[2]))
         clusters, first = np.unique(table, return_index=True)
         clusters = names[first]  # rising, as clusters are numbered by their first fragments
         columns = {"clusters": clusters, **add_nodes(nodes, table, len(clusters) - 1)}
@@ -159,7 +165,7 @@ class LearnedWork(AffinityWork):
         and only what the first merges look at is read.
         """
         longer = range(1 if is_wanted is None else len(self.steps) - 1)
-        parts: list[list[Columns]] = []  # of every block the contacts, then the pairs of each longer step
+        parts: list[list[Columns]] = []  # A block gives its contacts, and then the pairs of each longer step.
         for number in blocks:
             called = numbers(number)
             tables = [self.edges(number, is_wanted is None)]
@@ -244,6 +250,9 @@ class LearnedWork(AffinityWork):
             place = np.minimum(np.searchsorted(there, wanted), len(there) - 1)
             hit = there[place] == wanted if len(there) else np.zeros(len(wanted), bool)
             found[hit] = joined[known][place[hit]]
+        if (found == 0).any():  # Every edge has a probability below 1.
+            raise InputError(f"the files of {self.folder} do not fit each other, as after a change of the prediction: "
+                             "remove that folder and run infer.py again")
         return found
 
 

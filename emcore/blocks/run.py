@@ -7,6 +7,7 @@
 A run that was killed goes on by the same command, from the files that are there and valid.
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -26,11 +27,12 @@ from emcore.blocks.grid import Grid
 from emcore.blocks.joined import FOLDER, LabelWork
 from emcore.blocks.mutex_faces import reach_of
 from emcore.blocks.windows import Source
-from emcore.blocks.work import run_task
+from emcore.blocks.work import digest_of, run_task
 from emcore.decode.labels import check_end
-from emcore.decode.learned import net_for, reach_for
+from emcore.decode.learned import groups_of, net_for, reach_for
 from emcore.errors import InputError
 from emcore.files import create_once, reported, write_bytes, write_text
+from emcore.reading import open_regular
 from emcore.record import ATTRIBUTE, LABELS, changed, has_labels, listed, of_edits, of_source
 from emcore.record import read as read_record
 from emcore.segment import Edit, read_edits, write_edits
@@ -56,13 +58,14 @@ def decode_in_blocks(prediction: Path, settings: Decode, out: Path, choice: Choi
              "prediction": beside(prediction, place.parent), "end": end_for(folder, settings)}
     if getattr(settings, "learned", None) is not None:
         net_for(source, settings)  # One that does not fit is refused before anything is written.
-        about["classifier"] = f"classifier-{record['classifier']['digest'][:12]}.json"
+        about |= {"classifier": f"classifier-{record['classifier']['digest'][:12]}.json",
+                  "channels": digest_of(groups_of(source))}
     plan = {**about, "shape": list(grid.shape), "decode": config.to_table(settings)}
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         create_once(folder / PLAN, written_plan(plan))
-    if "classifier" in about:  # Workers may stand in other folders, and later cuts may find the file changed.
-        write_bytes(folder / about["classifier"], Path(settings.learned.file).read_bytes())
+    if "classifier" in about:
+        keep_classifier(folder / about["classifier"], settings.learned.file, record["classifier"]["digest"])
     begun = None if blocks.size else block_begun(out, content)  # perhaps by another process just now, which has
     if begun is not None and begun != grid.block:  # another memory, and so other blocks: they are taken
         grid = Grid(grid.shape, begun)
@@ -165,7 +168,7 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about:
             from emcore.blocks.learned_work import LearnedWork
 
             return LearnedWork(folder, grid, Source(prediction, settings), content,
-                               classifier=Path(about["classifier"]).name)
+                               classifier=Path(about["classifier"]).name, channels=str(about["channels"]))
         return AffinityWork(folder, grid, Source(prediction, settings), content)
     if isinstance(settings, MutexDecode):
         from emcore.blocks.mutex_work import MutexWork
@@ -178,6 +181,19 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about:
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)
+
+
+def keep_classifier(copy: Path, file: str, digest: str) -> None:
+    """Copies a classifier beside the blocks, as workers may stand in other folders and later cuts may find it changed.
+
+    digest: that of the record, by which the stages are named.
+    """
+    with open_regular(file) as source:
+        data = source.read()
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise InputError(f"{file} changed while infer.py was at work: run the same command again")
+    if not copy.exists():
+        write_bytes(copy, data)
 
 
 def is_in_blocks(labels: Path) -> bool:

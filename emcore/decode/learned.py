@@ -24,6 +24,8 @@ from emcore.settings.decode import AffinityDecode, Decode, Learned
 from emcore.volumes import Volume
 
 Step = tuple[int, int, int]
+# the offsets of the channels, what `step_groups` makes of them, and nm of a voxel
+Groups = tuple[list[Step], tuple[list[list[int]], tuple[Step, ...]], tuple[float, ...]]
 
 
 def learned_segmentation(prediction: Volume, settings: AffinityDecode) -> Segmentation:
@@ -70,9 +72,8 @@ def read_groups(prediction: Volume,
     return affs, steps, resolution
 
 
-def groups_of(prediction: Volume) -> tuple[list[Step], tuple[list[list[int]], tuple[Step, ...]], tuple[float, ...]]:
-    """(offsets of the channels, what `step_groups` makes of them, nm of a voxel) of a prediction, which must say both.
-    """
+def groups_of(prediction: Volume) -> Groups:
+    """The channels of a prediction, which must say their offsets and its resolution."""
     offsets = stored_offsets(prediction)
     if offsets is None:
         raise InputError(f"{prediction.name} has no attribute offsets, by which decode.learned finds the nearest and "
