@@ -241,12 +241,12 @@ def smoothed(values: np.ndarray, times: int, unit: bool = True) -> np.ndarray:
     return values / values.std() if unit else values
 
 
-def synthetic(shape: tuple[int, ...]) -> Case:
+def synthetic(shape: tuple[int, ...], seed: int) -> Case:
     resolution = (20.0, 8.0, 8.0)
-    tissue = synthesize(shape, resolution, seed=7)
-    segmentation = Segmentation(unsure(tissue.neuron_ids, np.random.default_rng(7)), fragments="faces-1")
+    tissue = synthesize(shape, resolution, seed=seed)
+    segmentation = Segmentation(unsure(tissue.neuron_ids, np.random.default_rng(seed)), fragments="faces-1")
     curve = metrics.threshold_curve(segmentation.fragments, segmentation.tree, tissue.neuron_ids)
-    return case_of(f"synthetic {shape}", segmentation, curve.best("voi").threshold, tissue.neuron_ids,
+    return case_of(f"synthetic {shape}, seed {seed}", segmentation, curve.best("voi").threshold, tissue.neuron_ids,
                    open_volume(segmentation.fragments), resolution)
 
 
@@ -254,6 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", nargs=2, action="append", default=[], metavar=("LABELS", "TRUTH"))
     parser.add_argument("--synth", metavar="Z,Y,X", help="voxels of synthetic tissue")
+    parser.add_argument("--seed", type=int, default=7, help="seed of synthetic tissue (default %(default)s)")
     options = parser.parse_args()
     print("share of the removable VOI that is gone; VOI, ARAND, NERL after so many answers")
     for labels, reference in options.pair:
@@ -264,7 +265,7 @@ def main() -> None:
                      open_volume(fragments[...]), fragments.resolution,
                      bool(open_volume(labels, "labels").attrs["decode"].get("learned"))))
     if options.synth:
-        show(synthetic(tuple(int(length) for length in options.synth.split(","))))
+        show(synthetic(tuple(int(length) for length in options.synth.split(",")), options.seed))
 
 
 if __name__ == "__main__":

@@ -299,9 +299,10 @@ def test_a_mapping_of_zarr_says_what_that_of_hdf5_says(place, tmp_path, seed):
 
 @pytest.mark.parametrize(("objects", "words"), [
     (np.ones(7, np.uint64), "belongs to other labels"), (np.ones((101, 1), np.uint64), "one axis"),
-    (np.ones(200, np.uint64), "belongs to other labels"), (np.ones(101, np.float32), "no mapping of webknossos"),
+    (np.ones(200, np.uint64), "belongs to other labels"), (np.ones(101, np.float32), "array of whole numbers"),
     (np.append(np.ones(100, np.int64), -3), "supervoxel 100 to the object -3"),
-    (np.zeros(101, np.uint64), "is missing")])
+    (np.zeros(101, np.uint64), "is missing"),
+    (np.zeros(101, np.float32), "array of whole numbers")])  # said before any value is read, as all are missing
 def test_a_group_of_something_else_is_named(tmp_path, objects, words):
     zarr = pytest.importorskip("zarr")
     root = zarr.create_group(tmp_path / "a", zarr_format=3)
@@ -310,6 +311,16 @@ def test_a_group_of_something_else_is_named(tmp_path, objects, words):
         read_mapping(tmp_path / "a", 100)
     with pytest.raises(InputError, match="no array segment_to_agglomerate"):
         read_mapping(tmp_path, 100)
+
+
+@pytest.mark.parametrize("broken", ["{", "[" * 100_000])
+@pytest.mark.parametrize("at", ["", "segment_to_agglomerate"])
+def test_a_group_with_broken_metadata_is_named(tmp_path, at, broken):
+    pytest.importorskip("zarr")
+    group = write_group(tmp_path / "a", np.ones(101, np.uint64))
+    (group / at / "zarr.json").write_text(broken)
+    with pytest.raises(InputError, match="cannot be read as zarr"):
+        read_mapping(group, 100)
 
 
 def replace(file, values):

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str]) -> int:
                         help="with --clefts: a prediction of the channels pre and post, which says which side is which")
     parser.add_argument("--image", metavar="I", help="the micrographs, for the pictures of the page")
     parser.add_argument("--share", type=float, default=SHARE, metavar="X",
-                        help="of the votes of its side that a further postsynaptic neuron needs (default %(default)s)")
+                        help="least share of the votes behind a synapse, those for the presynaptic neuron left out, "
+                        "that a further partner needs (default %(default)s)")
     parser.add_argument("--resolution", type=float, nargs=3, metavar=("Z", "Y", "X"),
                         help="size of a voxel in nm, where the files do not say it")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the files")

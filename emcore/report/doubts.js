@@ -49,6 +49,7 @@ function box(number) { // unpacked once, and the next one while this one is look
 async function open(number, again = false) {
   state.at = Math.max(0, Math.min(doubts.length - 1, number));
   state.again = again;
+  state.shown = null; // nothing is answered before it is seen
   state.point = [...doubts[state.at].middle];
   const wanted = state.at, shown = await box(wanted);
   if (wanted !== state.at) return; // a faster key went on
@@ -71,7 +72,7 @@ function ask() {
     ["contact", `${doubt.faces} faces`], [doubt.statistic, doubt.value.toFixed(3)],
     ["place (z, y, x)", `${at} µm`]];
   if ("cable_um" in doubt) rows.push(["cable", `${size(doubt.cable_um)} + ${size(doubt.to_cable_um)} µm`]);
-  if (doubt.like !== "") rows.push(["parts it nearly as", `doubt ${doubt.like}`]);
+  if (doubt.like !== "") rows.push(["nearly the same question as", `doubt ${doubt.like}`]);
   if ("synapses" in doubt) rows.push(["synapses", `${doubt.synapses} + ${doubt.to_synapses}`]);
   find("facts").replaceChildren(...rows.map((cells) => {
     const row = document.createElement("tr");
@@ -108,9 +109,11 @@ function waits(doubt) { return doubt.rank in state.answers && outcome(doubt) ===
 
 function isOpen(doubt) { return !(doubt.rank in state.answers); }
 
+// The same answer, given by somebody who went back, neither counts again nor takes away how often it was given.
 function answer(given) {
-  const rank = doubts[state.at].rank, before = state.answers[rank] ?? "";
-  state.answers[rank] = state.again && before[0] === given ? before + given : given;
+  if (!state.shown) return;
+  const rank = doubts[state.at].rank, before = state.answers[rank] ?? "", same = before[0] === given;
+  state.answers[rank] = same ? (state.again ? before + given : before) : given;
   keep();
   if (!state.again && state.at + 1 < doubts.length) open(state.at + 1);
   else again();
@@ -258,6 +261,7 @@ for (const given of Object.keys(BUTTONS)) ACTIONS[given] = () => answer(given);
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || !doubts.length) return;
   const name = event.key.toLowerCase();
+  if (event.repeat && name in BUTTONS) return; // a key that is held down answers one question
   if (AXES.includes(name)) {
     state.axis = AXES.indexOf(name);
     draw();

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
         made.make(PAGE, digest, lambda: write_scene(
             options.out / PAGE, segments / "mesh", shown, table, source.labels.resolution,
             np.array(box_in_nm(source.labels)), source.labels.name))
-        # Skeletons come last, as they may need more memory than all before.
+        # Skeletons come last, as nothing else is made from them.
         made.make(SKELETONS, made.digests[SEGMENTS], lambda: write_skeletons(segments, options.workers))
         made.drop_others()
     print(f"{options.out / PAGE}: {len(shown.ids)} of {len(neurons.ids)} labels in 3-d; open it in a browser\n"

@@ -79,9 +79,11 @@ def read_mapping(path: str | PathLike, count: int) -> np.ndarray:
 
 def _read_group(path: Path, count: int) -> np.ndarray:
     """The objects of supervoxels in a folder of Zarr v3, whole numbers as they stand there."""
-    from emcore.volumes.zarr_format import kind_of, read_row
+    from emcore.volumes.zarr_format import kind_of, read_row, reading
 
-    if kind_of(path) != "group" or kind_of(path / OBJECTS) != "array":
+    with reading(path):
+        is_mapping = kind_of(path) == "group" and kind_of(path / OBJECTS) == "array"
+    if not is_mapping:
         raise InputError(f"{path} is no mapping of webknossos: it has no array {OBJECTS}")
     return read_row(path / OBJECTS, count + 1)
 
@@ -95,8 +97,6 @@ def _check_shape(path: str | PathLike, shape: tuple[int, ...], count: int) -> No
 def _objects_of(path: str | PathLike, values: np.ndarray, count: int) -> np.ndarray:
     """What a mapping says, if it is of so many supervoxels and names objects from 0 on."""
     _check_shape(path, values.shape, count)
-    if values.dtype.kind not in "ui":
-        raise InputError(f"{path} is no mapping of webknossos: it has no whole numbers {OBJECTS}")
     if values.min() < 0:
         raise InputError(f"{path} maps the supervoxel {values.argmin()} to the object {values.min()}, and objects "
                          "have numbers from 0 on")

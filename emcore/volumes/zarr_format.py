@@ -214,13 +214,15 @@ def connect_zarr(path: Path, name: str, leading: int) -> Any:
 
 
 def read_row(path: Path, most: int) -> np.ndarray:
-    """An array of one axis, whole; of one that is longer than `most` no more than one value beyond that.
+    """Reads whole numbers along one axis, but no more than one value beyond `most`, so that a longer one is noticed.
 
-    A chunk that is missing is lost, as none is left out that holds anything but 0.
+    A missing chunk is an error: it may be lost, although a writer may leave out chunks that are all 0.
     """
     with reading(path):
         store = RegularStore(path, read_only=True)
         array = zarr.open_array(store, mode="r")
+        if array.dtype.kind not in "ui":
+            raise InputError(f"{path} must be an array of whole numbers; it holds {array.dtype}")
         pieces = math.prod(array.shards or array.chunks)
         if array.ndim != 1 or pieces * array.dtype.itemsize > CHUNK_LIMIT:
             raise InputError(f"{path} must be an array of one axis in chunks of at most 2 GB; it has the shape "
