@@ -54,7 +54,9 @@ def main() -> int:
         run(options.out, ROOT / "infer.py", "--cfg", recipe.name, *apart)
         run(options.out, ROOT / "evaluate.py", "--cfg", recipe.name, *apart)
         for place, folder in (("held out", results), (other, options.out / "outputs" / f"{name}_other")):
-            print(name, place, json.loads((folder / "scores.json").read_text()), flush=True)
+            for volume in json.loads((folder / "scores.json").read_text()).values():
+                found = (f"{row['score']} {row['value']}" for row in volume["scores"])
+                print(f"{name}, {place}: {', '.join(found)}", flush=True)
     return 0
 
 
