@@ -20,7 +20,7 @@ UNIT = (30.0, 8.0, 8.0)
 @pytest.fixture(autouse=True)
 def no_skeletons(monkeypatch):
     """They take most of the time, and nothing here asks for them."""
-    monkeypatch.setattr(viewer, "write_skeletons", lambda folder: (folder / "skeletons").mkdir(exist_ok=True))
+    monkeypatch.setattr(viewer, "write_skeletons", lambda folder, workers: (folder / "skeletons").mkdir(exist_ok=True))
 
 
 def store(path, resolution=UNIT, offset=(0.0, 0.0, 0.0), only=None):
