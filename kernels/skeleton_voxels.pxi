@@ -2,7 +2,7 @@
 
 cdef enum:
     ROWS = 9  # that hold a voxel and its neighbours, each with three of them
-    LANES = 4  # of a row that are looked at together; the fourth is no neighbour
+    LANES = 4  # So many voxels of a row are looked at together; the fourth is no neighbour.
     NOWHERE = -2147483648  # a row in which the piece has no voxel near
     HEAD = 4  # slots before the first voxel, none of them a voxel
 

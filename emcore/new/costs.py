@@ -29,7 +29,7 @@ class Costs:
     step: float  # seconds of one training step here
     voxel: float  # seconds of the net for one voxel of a window here
     device: str
-    operations: float  # of a forward pass, for each voxel of a window
+    operations: float  # a forward pass takes so many for each voxel of a window
 
 
 def bytes_of(settings: Settings, voxels: int, learning: bool) -> int:

@@ -28,8 +28,8 @@ Triple = tuple[float, float, float]
 @dataclass(frozen=True)
 class Facts:
     image: tuple[int, ...]  # the shape of the image
-    bytes: int  # of image and labels as they are stored
-    channels: int  # of the image
+    bytes: int  # image and labels take so many as they are stored
+    channels: int  # the image has so many
     region: tuple[tuple[int, int], ...]  # voxels of the image that the labels cover
     resolution: Triple | None  # nm
     told_by: str  # who says the resolution

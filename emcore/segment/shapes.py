@@ -20,7 +20,7 @@ from emcore.volumes import Volume
 SOMA_NM = 1500.0  # A core is a soma if a ball of this radius fits into it.
 STEPS = 6  # So many voxels that are looked at make this radius; no finer ones are needed.
 LOOKED_BYTES = 24  # A voxel that is looked at takes so much beside its label, twice.
-MOST_SOMATA = 8  # Of one object so many cores are looked at, the deepest.
+MOST_SOMATA = 8  # So many cores of one object are looked at, the deepest ones.
 NEAR_NM = 250.0  # Branches that leave a path within this length belong to one crossing.
 ARM_NM = 600.0  # Arms of a crossing are as long, and their direction is that of this length.
 STRAIGHT = 35.0  # degrees by which two arms that are one path may differ from a straight line

@@ -14,7 +14,7 @@ from emcore.segment.relabeling import relabel
 from emcore.threads import run_parallel, thread_count
 
 RULES = 3  # counts the ways in which skeletons were ever traced: a file of another way is not that of these labels
-VOXEL_BYTES = 112  # of a volume that is traced at once; 44 were measured where one object nearly fills it
+VOXEL_BYTES = 112  # A volume that is traced at once takes so many; 44 were measured where one object nearly fills it.
 _MOST_ANISOTROPIC = 1000  # the kernel sorts distances into buckets as wide as the shortest voxel side
 
 
