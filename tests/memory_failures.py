@@ -42,7 +42,7 @@ def calls() -> dict:
         names = np.arange(graph.fragments + 1, dtype=np.uint64)
         outside = sweeps.spanning([forest], names[1:20])
         edges = {"u": graph.u, "v": graph.v, "key": graph.key}
-        return sweeps.absorptions(names, edges, 1.0 - graph.max, (names > 0) & (names < 20), outside)
+        return sweeps.absorptions(names, edges, 1.0 - graph.max, (names > 0) & (names < 20), outside, 1.0)
 
     def fragments_of_a_block():
         window = affs[:, :4, :4, :4]
