@@ -14,7 +14,7 @@ cdef enum:
     ON_SKELETON = 128  # beside the step by which the path from the root comes
 
 cdef double BLUNT = 1.6  # a path is centred where its tip lies within so many radii
-cdef float UNCOVERED = 1e-37  # As no two sums differ by so little, this cost falls exactly where a sum is not above 0.
+cdef float UNCOVERED = 1e-37  # No two sums differ by so little, so this cost falls exactly where a sum is not above 0.
 
 include "lanes.pxi"
 include "prefetch.pxi"

@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 from emcore.kernels.mutex import WindowForest
 
-from emcore.blocks import choice, mutex_work, work
+from emcore.blocks import choice, mutex_work
 from emcore.blocks.choice import WORKER, Task, check_kind
 from emcore.blocks.grid import Grid
 from emcore.blocks.mutex_work import MutexWork
 from emcore.blocks.run import work_for
-from emcore.blocks.windows import extent
 from emcore.decode.labels import mutex
 from emcore.errors import InputError
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import MutexDecode
 from emcore.volumes import Volume, create_volume, open_volume
-from emcore.volumes.blocks import read_block
 from tests.oracles.mutex import certain_clusters
+from tests.test_blocks import labels_by
 
 NEAREST = np.eye(3, dtype=int).tolist()
 
@@ -75,16 +74,6 @@ def random_settings(random: np.random.Generator) -> MutexDecode:
     return MutexDecode(strides=tuple(map(int, strides)), remove_size=int(random.choice([0, 0, 3])))
 
 
-def in_blocks(made: MutexWork) -> np.ndarray:
-    """The labels of all blocks, put together."""
-    work.run_inline(made)
-    out, stage = np.zeros(made.grid.shape, made.label_type), made.stages()[-1]
-    for number in range(stage.count):
-        box = made.grid.box(number)
-        out[box] = read_block(made.path(stage, number), extent(box), made.label_type)
-    return out
-
-
 def check(folder, seed: int, most: int) -> None:
     random = np.random.default_rng(seed)
     prediction, settings = random_prediction(folder, random), random_settings(random)
@@ -92,7 +81,7 @@ def check(folder, seed: int, most: int) -> None:
     made = work_for(folder / "blocks", Grid(shape, random_block(random, shape, most)), prediction.name, settings,
                     {"content": ""})
     made = pickle.loads(pickle.dumps(made))
-    assert np.array_equal(in_blocks(made), mutex(prediction, settings)), (seed, shape, made.grid.block)
+    assert np.array_equal(labels_by(made), mutex(prediction, settings)), (seed, shape, made.grid.block)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -112,7 +101,7 @@ def test_sweeps_change_what_is_certain_and_no_label(tmp_path, monkeypatch, sweep
     prediction = random_prediction(tmp_path, random)
     made = MutexWork(tmp_path / "blocks", Grid(prediction.shape[1:], (4, 5, 5)), prediction.name, MutexDecode(), "")
     monkeypatch.setattr(mutex_work, "SWEEPS", sweeps)
-    assert np.array_equal(in_blocks(made), mutex(prediction, MutexDecode()))
+    assert np.array_equal(labels_by(made), mutex(prediction, MutexDecode()))
 
 
 def test_nothing_is_refused_and_wrong_values_are_named(tmp_path):
@@ -124,7 +113,7 @@ def test_nothing_is_refused_and_wrong_values_are_named(tmp_path):
         out[...] = values
     made = MutexWork(tmp_path / "blocks", Grid((4, 6, 6), (2, 3, 3)), str(tmp_path / "wrong.h5"), MutexDecode(), "")
     with pytest.raises(InputError, match="affs must be between 0 and 1; found NaN"):
-        in_blocks(made)
+        labels_by(made)
 
 
 def test_memory_is_told_by_the_window_of_a_block(monkeypatch):

@@ -5,20 +5,18 @@ import pickle
 import numpy as np
 import pytest
 
-from emcore.blocks import work
 from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.partner_work import PartnerWork
 from emcore.blocks.run import damaged_blocks, decode_in_blocks, work_of
-from emcore.blocks.windows import extent
 from emcore.decode.labels import decode, partners
 from emcore.errors import InputError
 from emcore.segment.synapses import VECTOR_NM, _nearest_place
 from emcore.settings.blocks import Blocks
 from emcore.settings.decode import PartnersDecode
 from emcore.volumes import create_volume, open_volume
-from emcore.volumes.blocks import read_block
 from tests.test_block_pieces import random_block
+from tests.test_blocks import labels_by
 
 RESOLUTION = (30.0, 8.0, 6.0)
 
@@ -49,7 +47,7 @@ def random_prediction(folder, random, exclusive=False):
     if random.random() < 0.2:
         values[3, random.random(shape) < 0.05] = 3e4  # no place of any volume
     if random.random() < 0.3:
-        values[:3] *= 200  # of 0 to 255
+        values[:3] *= 200  # The sides may be stored as 0 to 255.
     return stored(folder, values.astype(random.choice(["float16", "float32"])))
 
 
@@ -57,12 +55,7 @@ def in_blocks(folder, prediction, settings, block):
     """The labels of all blocks, put together."""
     grid = Grid(prediction.shape[-3:], block)
     made = pickle.loads(pickle.dumps(PartnerWork(folder / "blocks", grid, prediction.name, settings, "")))
-    work.run_inline(made)
-    out, stage = np.zeros(grid.shape, made.label_type), made.stages()[-1]
-    for number in range(stage.count):
-        box = grid.box(number)
-        out[box] = read_block(made.path(stage, number), extent(box), made.label_type)
-    return out
+    return labels_by(made)
 
 
 def compare(folder, seed):

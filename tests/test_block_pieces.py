@@ -11,7 +11,6 @@ from emcore.blocks.choice import Choice, Task, check_kind, needs_sections
 from emcore.blocks.grid import Grid
 from emcore.blocks.kinds import PieceWork
 from emcore.blocks.run import decode_in_blocks, work_of
-from emcore.blocks.windows import extent
 from emcore.decode.labels import components, connected, decode, polarity
 from emcore.errors import InputError
 from emcore.segment.affinities import LOGIT_TABLE, TABLE_ATTRIBUTE
@@ -26,7 +25,7 @@ from emcore.settings.decode import (
     PolarityDecode,
 )
 from emcore.volumes import Volume, create_volume, open_volume
-from emcore.volumes.blocks import read_block
+from tests.test_blocks import labels_by
 
 IN_MEMORY = {ConnectedDecode: connected, ComponentsDecode: components, PolarityDecode: polarity}
 
@@ -112,12 +111,7 @@ def in_blocks(folder, prediction: Volume, settings: Decode, block: tuple[int, in
     """The labels of all blocks, put together."""
     grid = Grid(prediction.shape[-3:], block)
     made = pickle.loads(pickle.dumps(PieceWork(folder / "blocks", grid, prediction.name, settings, "")))
-    work.run_inline(made)
-    out, stage = np.zeros(grid.shape, made.label_type), made.stages()[-1]
-    for number in range(stage.count):
-        box = grid.box(number)
-        out[box] = read_block(made.path(stage, number), extent(box), made.label_type)
-    return out
+    return labels_by(made)
 
 
 def compare(folder, kind: str, seed: int) -> int:

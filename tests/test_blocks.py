@@ -11,6 +11,7 @@ from emcore import files
 from emcore.blocks import store
 from emcore.blocks.decoding import AffinityWork
 from emcore.blocks.grid import Grid
+from emcore.blocks.joined import LabelWork
 from emcore.blocks.windows import Source
 from emcore.blocks.work import run_inline
 from emcore.decode.affinities import labels_of, read_affinities, segmentation_of
@@ -72,7 +73,8 @@ def random_settings(rng: np.random.Generator, statistic: str, floods: bool) -> A
                           bias=(0.5, 0.0, 0.0) if rng.random() < 0.2 else (0.0, 0.0, 0.0), **after)
 
 
-def labels_by(work: AffinityWork) -> np.ndarray:
+def labels_by(work: LabelWork) -> np.ndarray:
+    """The labels of all blocks, put together."""
     run_inline(work)
     out, stage = np.zeros(work.grid.shape, work.label_type), work.stages()[-1]
     for number in range(stage.count):

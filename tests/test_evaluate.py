@@ -351,7 +351,7 @@ def test_the_tables_of_evaluate_are_read_from_a_file(tmp_path):
 @pytest.mark.parametrize("chosen", [0.7, None, "high", [0.3], True, float("nan"), 10**400, {"a": 1}],
                          ids=lambda chosen: str(chosen)[:5])
 def test_the_threshold_of_a_curve_is_rounded_like_that_of_a_cut_and_what_is_none_is_left_out(chosen):
-    """As float32, 0.7 is below 0.7, and a cut does not merge what lies on its threshold."""
+    """The float32 next to 0.7 is below 0.7, and a cut does not merge what lies on its threshold."""
     tree = segment.MergeTree(3, np.array([1, 1], np.uint32), np.array([2, 3], np.uint32),
                              np.array([0.7, 0.9], np.float32))
     parts = SimpleNamespace(tree=lambda: tree, fragments=lambda: open_volume(np.array([[[1, 2, 3]]], np.uint32)))

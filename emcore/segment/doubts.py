@@ -21,14 +21,14 @@ from emcore.segment.sides import Sides, sides_of
 LEAST = 1e-4  # A height is taken for no less and its complement neither, so that their logit is finite.
 # The larger the sides, the more often something else is wrong in them, too, and an answer brings less than its stake.
 CAUTION = 0.5
-# The real volumes that were measured have smaller ratios, and their order by chance and stake was good as it was; those
-# of synthetic tissue were 4.6 and 5.6, and joins spread false merges there. It was chosen when both were known.
+# The real volumes that were measured have smaller ratios, and their order by chance and stake was good as it was.
+# Synthetic tissue had ratios of 4.6 and 5.6, and joins spread false merges there. It was chosen when both were known.
 MANY = 2.0
 ALIKE = 0.1  # Two ways to part an object are alike if so much of the smallest side, or less, changes sides.
 REASONS = ("", "two somata", "crossing", "ends that face")  # the shapes that a doubt may have, by their number
 SOMATA, CROSSING, FACING = 1, 2, 3
-# Guesses, as too few were seen to fit them: hardly a neuron has two somata, and both shapes of skeletons make the odds
-# of an error so many times as large. Objects that do not touch have no statistic, so their chance is stated.
+# These are guesses, because too few were seen to fit them: hardly a neuron has two somata, and both shapes of skeletons
+# make an error so many times as likely by odds. Objects that do not touch have no statistic, so their chance is stated.
 TWO_SOMATA, CROSSING_ODDS, FACING_ODDS, FACING_APART = 0.9, 3.0, 3.0, 0.05
 # The chance that two sides are one neuron is a logistic function of these times what chance_of_one says, fitted on
 # sections 128-159 of fib25_train.h5 in docs/benchmarks.md. The first row is for merges, the second for two objects.
