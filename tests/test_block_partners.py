@@ -9,7 +9,7 @@ from emcore.blocks.choice import Choice
 from emcore.blocks.grid import Grid
 from emcore.blocks.partner_work import PartnerWork
 from emcore.blocks.run import damaged_blocks, decode_in_blocks, work_of
-from emcore.decode.labels import decode, partners
+from emcore.decode.labels import decode, partners, sizes_of
 from emcore.errors import InputError
 from emcore.segment.synapses import VECTOR_NM, _nearest_place
 from emcore.settings.blocks import Blocks
@@ -54,7 +54,8 @@ def random_prediction(folder, random, exclusive=False):
 def in_blocks(folder, prediction, settings, block):
     """The labels of all blocks, put together."""
     grid = Grid(prediction.shape[-3:], block)
-    made = pickle.loads(pickle.dumps(PartnerWork(folder / "blocks", grid, prediction.name, settings, "")))
+    made = pickle.loads(pickle.dumps(PartnerWork(folder / "blocks", grid, prediction.name, settings, "",
+                                                 sizes_of(prediction))))
     return labels_by(made)
 
 

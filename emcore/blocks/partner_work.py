@@ -24,7 +24,7 @@ from emcore.blocks.kinds import PieceWork, prefixed
 from emcore.blocks.pieces import Columns, around, joint_columns, numbered, piece_columns
 from emcore.blocks.windows import corner, extent
 from emcore.blocks.work import Stage, digest_of
-from emcore.decode.labels import sizes_of, with_vectors
+from emcore.decode.labels import with_vectors
 from emcore.record import LABELS
 from emcore.segment.components import connected_components
 from emcore.segment.synapses import largest_value, partner_masks, reached
@@ -40,16 +40,14 @@ class PartnerWork(PieceWork):
     """The decoding of a prediction of sides and vectors."""
 
     settings: PartnersDecode
-    resolution: tuple[float, ...] | None = None  # That of the prediction, which may change where the voxels do not.
+    resolution: tuple[float, ...]  # That of the prediction, which may change where the voxels do not.
 
     # ---- stages
 
     @cached_property
     def folders(self) -> dict[str, str]:
         asked = self.settings
-        values = (FORMAT, self.content, self.grid.shape, self.grid.block)
-        if self.resolution is not None:  # Labels of earlier versions do not tell it.
-            values = (*values, self.resolution)
+        values = (FORMAT, self.content, self.grid.shape, self.grid.block, self.resolution)
         sides = digest_of(values, asked.channels, asked.threshold, asked.exclusive)
         every = digest_of(values, config.to_table(asked))
         return {**{name: f"{name}-{sides}" for name in ("ranges", "range", "pieces", "joints")},
@@ -75,7 +73,6 @@ class PartnerWork(PieceWork):
 
     def make_pieces(self, number: int) -> Columns:
         prediction, core = open_volume(self.prediction), self.grid.box(number)
-        sizes = np.array(sizes_of(prediction), np.float64)
         window, inside = around(core, self.grid.shape, (1, 1, 1))
         pre, _ = self.masks(prediction, window)[1]
         own, columns = piece_columns(connected_components(pre), inside, core, self.grid.shape)
@@ -83,7 +80,7 @@ class PartnerWork(PieceWork):
         piece, sums = own[tuple(at.T)], np.zeros((len(columns["sizes"]) + 1, 3), np.int64)
         np.add.at(sums, piece, at + np.array(corner(core)))
         sums = {f"sum_{axis}": sums[1:, axis] for axis in AXES}
-        return {**runs.runs_of(own), "resolution": sizes, **prefixed("pre", columns | sums)}
+        return {**runs.runs_of(own), **prefixed("pre", columns | sums)}
 
     def masks(self, prediction: Volume, window: Box) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """What is predicted in a window, and where pre and post hold there."""
@@ -105,8 +102,7 @@ class PartnerWork(PieceWork):
         labels = np.zeros(len(found.sizes), self.label_type)
         labels[kept] = 2 * np.arange(1, len(kept) + 1) - 1
         middles = sums[kept] / found.sizes[kept, None]
-        resolution, = self.read("pieces", 0, "resolution")
-        return {"resolution": resolution, **{f"middle_{axis}": middles[:, axis] for axis in AXES},
+        return {**{f"middle_{axis}": middles[:, axis] for axis in AXES},
                 **{f"table_{number}": labels[found.table(number)] for number in blocks}}
 
     # ---- the postsynaptic side
@@ -115,8 +111,8 @@ class PartnerWork(PieceWork):
         core = self.grid.box(number)
         window, inside = around(core, self.grid.shape, (1, 1, 1))
         values, (_, post) = self.masks(open_volume(self.prediction), window)
-        resolution, *middles = self.read("middles", 0, "resolution", *(f"middle_{axis}" for axis in AXES))
-        labels = reached(values, post, np.stack(middles, 1), resolution, self.settings.reach_nm, corner(window))
+        middles = self.read("middles", 0, *(f"middle_{axis}" for axis in AXES))
+        labels = reached(values, post, np.stack(middles, 1), self.resolution, self.settings.reach_nm, corner(window))
         own, columns = piece_columns(connected_components(labels), inside, core, self.grid.shape)
         synapse = np.zeros(len(columns["sizes"]) + 1, labels.dtype)
         synapse[own] = labels[inside]

@@ -179,8 +179,7 @@ def work_for(folder: Path, grid: Grid, prediction: str, settings: Decode, about:
     if isinstance(settings, PartnersDecode):
         from emcore.blocks.partner_work import PartnerWork
 
-        sizes = about.get("resolution")
-        return PartnerWork(folder, grid, prediction, settings, content, sizes and tuple(map(float, sizes)))
+        return PartnerWork(folder, grid, prediction, settings, content, tuple(map(float, about["resolution"])))
     from emcore.blocks.kinds import PieceWork
 
     return PieceWork(folder, grid, prediction, settings, content)
